@@ -1,0 +1,70 @@
+"""Latent attention, absorbed and fused in the model you have.
+
+    import mla_opt
+
+    result = mla_opt.optimize("model.onnx")
+    onnx_ir.save(result.model, "model.mla.onnx")
+
+`optimize` rewrites, `inspect` and `find` only look, `verify` compares two models by running them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mla_opt.api import OptimizeResult, find, inspect, optimize
+    from mla_opt.errors import (
+        InputError,
+        MlaOptError,
+        NothingMatchedError,
+        PassError,
+        Refusal,
+        VerificationError,
+    )
+    from mla_opt.geometry import MlaGeometry
+    from mla_opt.report import InspectionReport, OptimizationReport
+    from mla_opt.verify import ParityReport, verify
+
+__all__ = [
+    "InputError",
+    "InspectionReport",
+    "MlaGeometry",
+    "MlaOptError",
+    "NothingMatchedError",
+    "OptimizationReport",
+    "OptimizeResult",
+    "ParityReport",
+    "PassError",
+    "Refusal",
+    "VerificationError",
+    "find",
+    "inspect",
+    "optimize",
+    "verify",
+]
+
+_HOMES = {
+    "OptimizeResult": "mla_opt.api",
+    "find": "mla_opt.api",
+    "inspect": "mla_opt.api",
+    "optimize": "mla_opt.api",
+    "InspectionReport": "mla_opt.report",
+    "OptimizationReport": "mla_opt.report",
+    "MlaGeometry": "mla_opt.geometry",
+    "ParityReport": "mla_opt.verify",
+    "verify": "mla_opt.verify.verifier",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, when it is asked for: the package itself imports in no time."""
+    if name not in __all__:
+        raise AttributeError(f"module 'mla_opt' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES.get(name, "mla_opt.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

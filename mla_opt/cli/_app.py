@@ -1,0 +1,55 @@
+"""The application: its commands, its help, its version."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mla_opt.cli import demo, inspect, optimize, verify
+from mla_opt.cli._exit import EXIT_CODE_HELP
+
+app = typer.Typer(
+    name="mla-opt",
+    help="Find Multi-head Latent Attention in an ONNX model, absorb it, fuse it, and prove the "
+    "result.",
+    epilog=EXIT_CODE_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain help: boxes leave the options of optimize a column of twenty letters.
+    rich_markup_mode=None,
+    # Errors are one line each (_exit.py); a traceback is there for whoever asks.
+    pretty_exceptions_enable=False,
+)
+for _name, _command, _short in (
+    ("optimize", optimize.optimize, "Rewrite the latent attention of a model."),
+    ("inspect", inspect.inspect, "Show every attention of a model and its cost."),
+    ("verify", verify.verify, "Run two models and compare them."),
+    ("demo", demo.demo, "All of it on a small model that comes along."),
+):
+    app.command(_name, short_help=_short, epilog=EXIT_CODE_HELP)(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from mla_opt.report.report import tool_version
+
+        typer.echo(f"mla-opt {tool_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the command line; leaves by ``SystemExit``."""
+    app()

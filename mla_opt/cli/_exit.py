@@ -1,0 +1,77 @@
+"""How a command ends: the exit codes, and every error as one line on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from enum import IntEnum
+
+import typer
+
+from mla_opt.errors import InputError, NothingMatchedError, VerificationError
+
+DEBUG_VARIABLE = "MLA_OPT_DEBUG"
+
+
+class ExitCode(IntEnum):
+    """What the process tells its caller."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    BAD_INPUT = 2
+    NOTHING_MATCHED = 3
+    VERIFICATION_FAILED = 4
+    INTERRUPTED = 130
+
+
+EXIT_CODE_HELP = (
+    "Exit codes: 0 done; 1 unexpected error; 2 bad usage or bad input; 3 nothing matched; "
+    "4 verification failed (and nothing written); 130 interrupted."
+)
+
+_EXPECTED: tuple[tuple[type[Exception], ExitCode], ...] = (
+    (InputError, ExitCode.BAD_INPUT),
+    (NothingMatchedError, ExitCode.NOTHING_MATCHED),
+    (VerificationError, ExitCode.VERIFICATION_FAILED),
+)
+
+
+@contextlib.contextmanager
+def exit_on_error(*, verbose: bool) -> Iterator[None]:
+    """Turn what goes wrong inside into one line on standard error and an exit code.
+
+    Errors raised on purpose are told as they are. Any other comes with how to get its traceback,
+    or with the traceback itself if ``verbose`` or the debug variable asks for it.
+    """
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+        raise
+    except KeyboardInterrupt:
+        raise fail("interrupted", ExitCode.INTERRUPTED) from None
+    except Exception as error:
+        for kind, code in _EXPECTED:
+            if isinstance(error, kind):
+                raise fail(str(error), code) from None
+        raise _unexpected(error, verbose) from None
+
+
+def fail(message: str, code: ExitCode) -> typer.Exit:
+    """Print ``message`` as one line on standard error; raise what is returned to leave."""
+    prefix = typer.style("error:", fg=typer.colors.RED, bold=True)
+    line = " ".join(message.split())
+    # echo drops the colour where standard error is no terminal.
+    typer.echo(f"{prefix} {line}", err=True)
+    return typer.Exit(int(code))
+
+
+def _unexpected(error: Exception, verbose: bool) -> typer.Exit:
+    told = f"{type(error).__name__}: {error}"
+    if verbose or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exception(error, file=sys.stderr)
+        return fail(told, ExitCode.UNEXPECTED)
+    hint = f"(--verbose or {DEBUG_VARIABLE}=1 shows the traceback)"
+    return fail(f"{told} {hint}", ExitCode.UNEXPECTED)

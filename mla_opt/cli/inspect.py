@@ -1,0 +1,76 @@
+"""``mla-opt inspect``: what a model's attention is, and what each form of it would cost."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mla_opt.cli._console import Screen
+from mla_opt.cli._exit import exit_on_error
+from mla_opt.cli._options import Model, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from mla_opt.cost_model import Workload
+    from mla_opt.report import InspectionReport
+
+
+def inspect(
+    model: Model,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="B: sequences at a time.")] = 1,
+    query: Annotated[int, typer.Option("--query", min=1, help="S: new tokens of a call.")] = 1,
+    context: Annotated[
+        int, typer.Option("--context", min=1, help="T: tokens in sight, new ones included.")
+    ] = 8192,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show every attention of MODEL: matched or not and why, and what each form would cost."""
+    if context < query:
+        raise typer.BadParameter(
+            f"{context} counts the new tokens too: it is at least --query {query}",
+            param_hint="--context",
+        )
+    with exit_on_error(verbose=verbose):
+        from mla_opt.cost_model import Workload
+
+        screen = Screen(quiet=quiet, verbose=verbose)
+        report = look(model, Workload(batch, query, context), screen, hashed=json)
+        if json:
+            sys.stdout.write(report.to_json())
+        else:
+            show(report, screen)
+
+
+def look(model: Path, workload: Workload, screen: Screen, *, hashed: bool) -> InspectionReport:
+    """Read and inspect ``model``; ``hashed`` adds what identifies the file.
+
+    Raises:
+        InputError: the file cannot be used.
+    """
+    from mla_opt import api
+    from mla_opt.model_io import describe, model_files, read_model, unknown_operators
+    from mla_opt.report import with_costs
+
+    with screen.activity(f"reading {model}") as activity:
+        graph = read_model(model)
+        activity.step("looking for attention")
+        report = with_costs(api.inspect(graph), workload)
+        if unknown := unknown_operators(graph):
+            note = f"operators that nothing here defines: {', '.join(unknown)}"
+            report = replace(report, notes=(*report.notes, note))
+        if hashed:
+            activity.step("hashing")
+            report = replace(report, model=describe(model_files(model, graph), graph))
+    return report
+
+
+def show(report: InspectionReport, screen: Screen) -> None:
+    """Print the report as tables."""
+    from mla_opt.report.terminal import inspection_tables
+
+    screen.show(inspection_tables(report, details=screen.verbose))

@@ -1,0 +1,253 @@
+"""``mla-opt optimize``: rewrite the latent attention of a model and write the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mla_opt.cli._console import Activity, Screen
+from mla_opt.cli._exit import exit_on_error
+from mla_opt.cli._options import (
+    Absorb,
+    Model,
+    Prefill,
+    Quiet,
+    Target,
+    Verbose,
+    parse_cache,
+    parse_passes,
+)
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from mla_opt.events import Event
+    from mla_opt.report import ModelFile, OptimizationReport
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run of ``optimize``: where to, how, and what to tell."""
+
+    model: Path
+    output: Path
+    target: str = "onnxruntime"
+    absorb: str = "auto"
+    cache: str = "keep"
+    prefill: str = "auto"
+    verify: bool = True
+    passes: tuple[str, ...] | None = None
+    allow_unmatched: bool = False
+    force: bool = False
+    report: Path | None = None
+    print_between_passes: bool = False
+    time_passes: bool = False
+
+    def api_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of ``mla_opt.api.optimize``."""
+        names = ("target", "absorb", "cache", "prefill", "verify", "passes", "allow_unmatched")
+        return {name: getattr(self, name) for name in names}
+
+
+def optimize(
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write.  [default: MODEL-stem.mla.onnx]"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    target: Annotated[
+        Target,
+        typer.Option(
+            help="onnxruntime: the fused operator with its function body, which ONNX Runtime and "
+            "TensorRT can inline. portable: standard operators only."
+        ),
+    ] = Target.ONNXRUNTIME,
+    absorb: Annotated[
+        Absorb,
+        typer.Option(
+            help="Keep W_UK and W_UV as two small matrices (factored), multiply them into the "
+            "projections beside them (fold-q, fold-o, fold), or ask the cost model (auto)."
+        ),
+    ] = Absorb.AUTO,
+    cache: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|packed|static[:CAPACITY]",
+            help="The model's own cache tensors, one latent tensor per layer, or a buffer that is "
+            "written in place.",
+        ),
+    ] = "keep",
+    prefill: Annotated[
+        Prefill,
+        typer.Option(help="The form for long queries; auto: whichever is cheaper at each length."),
+    ] = Prefill.AUTO,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Run both models and compare.")
+    ] = True,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.json", help="Write the report here.")
+    ] = None,
+    allow_unmatched: Annotated[
+        bool, typer.Option("--allow-unmatched", help="Write the model even if nothing matched.")
+    ] = False,
+    passes: Annotated[
+        str | None,
+        typer.Option("--passes", metavar="NAME,NAME", help="Run these passes only, in this order."),
+    ] = None,
+    print_between_passes: Annotated[
+        bool, typer.Option("--print-between-passes", help="Print the graph after every pass.")
+    ] = False,
+    time_passes: Annotated[
+        bool, typer.Option("--time-passes", help="Print what each pass did and how long it took.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Rewrite the latent attention of MODEL, prove the result, and write it.
+
+    Every attention whose keys and values come from one shared latent is absorbed and fused; what
+    cannot be proved is left as it was, and the report says why.
+    """
+    cache, names = parse_cache(cache), parse_passes(passes)
+    with exit_on_error(verbose=verbose):
+        from mla_opt.model_io import default_output
+
+        settings = Settings(
+            model=model,
+            output=output or default_output(model),
+            target=target.value,
+            absorb=absorb.value,
+            cache=cache,
+            prefill=prefill.value,
+            verify=verify,
+            passes=names,
+            allow_unmatched=allow_unmatched,
+            force=force,
+            report=report,
+            print_between_passes=print_between_passes,
+            time_passes=time_passes,
+        )
+        run(settings, Screen(quiet=quiet, verbose=verbose))
+
+
+def run(settings: Settings, screen: Screen) -> OptimizationReport:
+    """Optimize from file to file, tell about it, and return the report.
+
+    Raises:
+        InputError, NothingMatchedError, VerificationError: nothing was written but the report.
+    """
+    from mla_opt.model_io import read_model
+
+    _check_outputs(settings)
+    moving = not settings.print_between_passes
+    with screen.activity(f"reading {settings.model}", moving=moving) as activity:
+        model = read_model(settings.model)
+        activity.step("hashing the input")
+        source = _describe(settings.model, model)
+        report = _optimize_and_write(settings, model, source, activity, screen)
+    _tell(settings, report, screen)
+    return report
+
+
+def _check_outputs(settings: Settings) -> None:
+    """Find out before the work, not after it, that a file cannot be written."""
+    from mla_opt.errors import InputError
+    from mla_opt.model_io import check_input, check_output
+
+    check_input(settings.model)
+    check_output(settings.output, force=settings.force, source=settings.model)
+    if settings.report is not None:
+        check_output(settings.report, force=settings.force, source=settings.model)
+        if settings.report.absolute() == settings.output.absolute():
+            raise InputError(f"{settings.report}: is both the output and the report; name another")
+
+
+def _optimize_and_write(
+    settings: Settings, model: ir.Model, source: ModelFile, activity: Activity, screen: Screen
+) -> OptimizationReport:
+    from mla_opt import api
+    from mla_opt.errors import NothingMatchedError, VerificationError
+    from mla_opt.model_io import describe, write_model
+
+    observer = _observer(settings, activity)
+    try:
+        result = api.optimize(model, observer=observer, **settings.api_options())
+    except (NothingMatchedError, VerificationError) as error:
+        _tell_failure(settings, error, source, screen)
+        raise
+    activity.step(f"writing {settings.output}")
+    files = write_model(result.model, settings.output, force=settings.force, source=settings.model)
+    activity.step("hashing the output")
+    report = _complete(result.report, settings, source)
+    report = replace(report, output=describe(files, result.model))
+    _write_report(settings, report)
+    return report
+
+
+def _describe(path: Path, model: ir.Model) -> ModelFile:
+    from mla_opt.model_io import describe, model_files
+
+    return describe(model_files(path, model), model)
+
+
+def _observer(settings: Settings, activity: Activity) -> Callable[[Event], None]:
+    if not settings.print_between_passes:
+        return activity.observe
+
+    def observe(event: Event) -> None:
+        from mla_opt.events import PassFinished
+
+        activity.observe(event)
+        if isinstance(event, PassFinished):
+            print(f"// after {event.name}\n{event.graph_text()}\n")
+
+    return observe
+
+
+def _complete(
+    report: OptimizationReport, settings: Settings, source: ModelFile
+) -> OptimizationReport:
+    """Add what only the command line knows."""
+    from mla_opt.report.plain import to_plain
+
+    options = {**report.options, **settings.api_options()}
+    return replace(report, input=source, options=to_plain(options))
+
+
+def _write_report(settings: Settings, report: OptimizationReport) -> None:
+    if settings.report is not None:
+        from mla_opt.model_io import write_text
+
+        write_text(settings.report, report.to_json(), force=settings.force)
+
+
+def _tell_failure(settings: Settings, error: Exception, source: ModelFile, screen: Screen) -> None:
+    report: OptimizationReport | None = getattr(error, "report", None)
+    if report is None:
+        return
+    report = _complete(report, settings, source)
+    _write_report(settings, report)
+    _show(settings, report, screen)
+
+
+def _tell(settings: Settings, report: OptimizationReport, screen: Screen) -> None:
+    from mla_opt.report.terminal import quantity
+
+    _show(settings, report, screen)
+    size = "" if report.output is None else f" ({quantity(report.output.bytes, 'B')})"
+    proof = "verified" if report.verification is not None else "not verified"
+    count = len(report.sites)
+    attentions = f"{count} latent attention{'' if count == 1 else 's'} rewritten"
+    screen.say(f"wrote {settings.output}{size}: {attentions}, {proof}")
+
+
+def _show(settings: Settings, report: OptimizationReport, screen: Screen) -> None:
+    from mla_opt.report.terminal import optimization_tables
+
+    timings = settings.time_passes or screen.verbose
+    screen.show(optimization_tables(report, timings=timings, details=screen.verbose))

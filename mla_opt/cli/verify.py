@@ -1,0 +1,70 @@
+"""``mla-opt verify``: run the original and the optimized model, and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mla_opt.cli._console import Screen
+from mla_opt.cli._exit import exit_on_error
+from mla_opt.cli._options import Quiet, Verbose
+
+if TYPE_CHECKING:
+    from mla_opt.verify import ParityReport
+
+
+def verify(
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The model as it was.")],
+    optimized: Annotated[Path, typer.Argument(metavar="OPTIMIZED", help="The optimized model.")],
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run ORIGINAL and OPTIMIZED on the same inputs, prefill and decode, and compare.
+
+    Works across changed caches. Broken copies of OPTIMIZED must be told apart from it, too.
+    """
+    with exit_on_error(verbose=verbose):
+        screen = Screen(quiet=quiet, verbose=verbose)
+        report = compare(original, optimized, screen)
+        show(report, screen)
+        require(report)
+
+
+def compare(original: Path, optimized: Path, screen: Screen) -> ParityReport:
+    """Verify two files.
+
+    Raises:
+        InputError: a file cannot be used, or the two do not belong together.
+        VerificationError: the optimized model cannot be loaded.
+    """
+    from mla_opt.model_io import read_model
+    from mla_opt.verify import verify as run
+
+    with screen.activity(f"reading {original}") as activity:
+        for path in (original, optimized):
+            read_model(path)
+        return run(original, optimized, progress=activity.observe)
+
+
+def show(report: ParityReport, screen: Screen) -> None:
+    """Print the report as tables."""
+    from mla_opt.verify.table import render
+
+    screen.show([render(report)])
+
+
+def require(report: ParityReport) -> None:
+    """Check that the verification passed.
+
+    Raises:
+        VerificationError: it did not; the message counts the failures and gives the first.
+    """
+    from mla_opt.errors import VerificationError
+
+    if report.passed:
+        return
+    failures = report.failures or ("no scenario could be run",)
+    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    raise VerificationError(f"verification failed: {failures[0]}{more}")

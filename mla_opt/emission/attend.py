@@ -1,0 +1,66 @@
+"""Softmax attention over expanded keys and values, in standard operators."""
+
+from __future__ import annotations
+
+from mla_opt.graphs.protocol import Builder, Value
+
+
+def attend(
+    builder: Builder,
+    query: Value,
+    keys: Value,
+    values: Value,
+    *,
+    scale: float,
+    bias: Value | None,
+    sink: Value | None,
+) -> Value:
+    """Attention of ``query [B, H, S, D]`` to ``keys [B, H, D, T]`` and ``values [B, H, T, V]``.
+
+    A query that may attend to nothing gives zeros, as the fused operator does.
+    """
+    # on the scores, not on the query: ONNX Runtime makes it the factor of the product, for free
+    factor = builder.scalar_like(scale, query, "scale")
+    scores = builder.multiply(builder.matmul(query, keys, "products"), factor, "scores")
+    addend = None if bias is None else _additive(builder, bias, scores)
+    if addend is not None:
+        scores = builder.add(scores, addend, "scores_biased")
+    weights = builder.softmax(scores, "weights") if sink is None else _with_sink(builder, scores, sink)
+    output = builder.matmul(weights, values, "output")
+    return output if addend is None else _zero_where_blind(builder, output, addend, sink)
+
+
+def _additive(builder: Builder, bias: Value, like: Value) -> Value:
+    """A boolean bias as numbers to add; it has no heads, so this costs next to nothing."""
+    if not builder.is_boolean(bias):
+        return bias
+    zero = builder.scalar_like(0.0, like, "attend")
+    never = builder.scalar_like(float("-inf"), like, "ignore")
+    return builder.where(bias, zero, never, "bias_added")
+
+
+def _with_sink(builder: Builder, scores: Value, sink: Value) -> Value:
+    """Softmax over the scores and one more column, which is dropped again."""
+    shape = builder.concat(
+        [builder.dimension(scores, 0), builder.integers(1), builder.dimension(scores, 2)]
+        + [builder.integers(1)],
+        0,
+        "sink_shape",
+    )
+    column = builder.expand(
+        builder.reshape(sink, builder.integers(1, -1, 1, 1), "sink_column"), shape, "sinks"
+    )
+    weights = builder.softmax(builder.concat((scores, column), 3, "scores_and_sink"), "weights")
+    return builder.slice(weights, 0, -1, 3, "weights_kept")
+
+
+def _zero_where_blind(
+    builder: Builder, output: Value, addend: Value, sink: Value | None
+) -> Value:
+    """Zeros for queries that may attend to nothing: their softmax is not a number."""
+    if sink is not None:
+        return output
+    never = builder.scalar_like(float("-inf"), addend, "blind_level")
+    seeing = builder.greater(builder.row_maximum(addend, "bias_maximum"), never, "seeing")
+    zero = builder.scalar_like(0.0, output, "blind_output")
+    return builder.where(seeing, output, zero, "output_or_zero")

@@ -1,0 +1,192 @@
+"""What both forms of a latent attention read: the query in two parts, rows, weights and bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mla_opt.graphs import operations as op
+from mla_opt.graphs.protocol import Builder, Graph, Value
+from mla_opt.matching.attention_core import BiasTerm
+from mla_opt.sites import LatentAttentionSite, LatentWeights
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """The matrices of a site as stored tensors: ``w_uk [H, N, C]``, ``w_uv [H, C, V]``."""
+
+    w_uk: Value
+    w_uv: Value
+    value_bias: Value | None
+
+
+@dataclass(slots=True)
+class Operands:
+    """Values of the graph that a site is rebuilt from.
+
+    ``query_nope [B, H, S, N]``, ``query_rope [B, H, S, R]`` or ``None``; ``query_absorbed
+    [B, H, S, C]`` when ``W_UK`` is folded into the query's own projection, ``output_weight [H C, E]``
+    when ``W_UV`` is folded into the output's; ``bias`` one additive or boolean tensor; ``sink [H]``.
+    """
+
+    query_nope: Value
+    query_rope: Value | None
+    weights: StoredWeights
+    bias: Value | None
+    sink: Value | None
+    query_absorbed: Value | None = None
+    output_weight: Value | None = None
+
+
+def operands(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Operands:
+    """Make the operands of a site available at the place of ``builder``."""
+    weights = site.weights
+    assert weights is not None
+    _complete_types(graph, site)
+    absorbed = _folded_query(graph, builder, site)
+    nope, rope = _query_parts(graph, builder, site, weights)
+    return Operands(
+        query_nope=nope,
+        query_rope=rope,
+        weights=store_weights(graph, builder, site, weights),
+        bias=_bias(graph, builder, site),
+        sink=_sink(graph, builder, site),
+        query_absorbed=absorbed,
+        output_weight=_folded_output(graph, builder, site),
+    )
+
+
+def _folded_query(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | None:
+    """The query in latent space in one product; its rotary part gets a projection of its own."""
+    folded = site.query_projection
+    if folded is None:
+        return None
+    dtype = graph.dtype(site.core.query)
+    heads = site.weights.w_uk.shape[0] if site.weights is not None else 0
+    weight = builder.constant(folded.weight.astype(dtype), "w_uq_uk")
+    absorbed = _by_head(builder, builder.matmul(folded.source, weight, "query_latent_rows"), heads)
+    if folded.rope is not None and folded.rope_weight is not None:
+        rope_weight = builder.constant(folded.rope_weight.astype(dtype), "w_uq_rope")
+        raw = builder.matmul(folded.source, rope_weight, "query_rope_rows")
+        graph.replace(folded.rope, _by_head(builder, raw, heads))
+    return absorbed
+
+
+def _by_head(builder: Builder, rows: Value, heads: int) -> Value:
+    """``[B, S, H X]`` as ``[B, H, S, X]``."""
+    split = builder.reshape(rows, builder.integers(0, 0, heads, -1), "by_head")
+    return builder.transpose(split, (0, 2, 1, 3), "heads_first")
+
+
+def _folded_output(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | None:
+    folded = site.output_projection
+    if folded is None:
+        return None
+    return builder.constant(folded.weight.astype(graph.dtype(site.core.query)), "w_uv_o")
+
+
+def _complete_types(graph: Graph, site: LatentAttentionSite) -> None:
+    """Have the element types noted that emission goes by; TorchScript files declare none."""
+    halves = (site.latent,) if site.rope is None else (site.latent, site.rope)
+    for value in (site.core.query, *halves, *(term.value for term in site.core.bias)):
+        graph.dtype(value)
+
+
+def store_weights(
+    graph: Graph, builder: Builder, site: LatentAttentionSite, weights: LatentWeights
+) -> StoredWeights:
+    """Store the matrices of a site, once, in the element type of its query."""
+    if site.stored is None:
+        site.stored = _store(graph, builder, site, weights)
+    return site.stored
+
+
+def _store(
+    graph: Graph, builder: Builder, site: LatentAttentionSite, weights: LatentWeights
+) -> StoredWeights:
+    dtype = graph.dtype(site.core.query)
+    bias = weights.value_bias
+    return StoredWeights(
+        w_uk=builder.constant(weights.w_uk.astype(dtype), "w_uk"),
+        w_uv=builder.constant(weights.w_uv.astype(dtype), "w_uv"),
+        value_bias=None
+        if bias is None
+        else builder.constant(bias[:, None, :].astype(dtype), "value_bias"),
+    )
+
+
+def _query_parts(
+    graph: Graph, builder: Builder, site: LatentAttentionSite, weights: LatentWeights
+) -> tuple[Value, Value | None]:
+    query = site.core.query
+    n, r = len(weights.nope_dims), len(weights.rope_dims)
+    if weights.nope_dims == tuple(range(n)) and weights.rope_dims == tuple(range(n, n + r)):
+        if not r:
+            return query, None
+        return _concatenated(graph, builder, query, n) or _split(builder, query, n, r)
+    nope = builder.gather(query, weights.nope_dims, 3, "query_nope")
+    rope = builder.gather(query, weights.rope_dims, 3, "query_rope") if r else None
+    return nope, rope
+
+
+def _split(builder: Builder, query: Value, n: int, r: int) -> tuple[Value, Value]:
+    nope, rope = builder.split(query, (n, r), 3, ("query_nope", "query_rope"))
+    return nope, rope
+
+
+def _concatenated(
+    graph: Graph, builder: Builder, query: Value, n: int
+) -> tuple[Value, Value] | None:
+    """The parts that the query was just put together from, if that is what happened."""
+    node = graph.producer(query)
+    operation = None if node is None else graph.operation(node)
+    if not isinstance(operation, op.Layout) or operation.concat_axis != -1:
+        return None
+    first = graph.example_shape(operation.data[0])
+    if first is None or first[-1] != n or len(operation.data) < 2:
+        return None
+    rest = operation.data[1:]
+    return operation.data[0], rest[0] if len(rest) == 1 else builder.concat(rest, 3, "query_rope")
+
+
+def _bias(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | None:
+    """All bias terms as one: boolean if there is nothing else, additive otherwise."""
+    masks = [_allowed(builder, term) for term in site.core.bias if is_boolean(graph, term)]
+    addends = [term.value for term in site.core.bias if not is_boolean(graph, term)]
+    mask = masks[0] if masks else None
+    for other in masks[1:]:
+        mask = builder.both(mask, other, "mask") if mask is not None else other
+    total = addends[0] if addends else None
+    for other in addends[1:]:
+        total = builder.add(total, other, "bias") if total is not None else other
+    if mask is None or total is None:
+        return mask if total is None else total
+    never = builder.constant(np.asarray(-np.inf, dtype=graph.dtype(site.core.query)), "never")
+    return builder.where(mask, total, never, "bias")
+
+
+def is_boolean(graph: Graph, term: BiasTerm) -> bool:
+    """Whether a bias term allows or forbids, rather than adds."""
+    if term.kind == "either":
+        return graph.dtype(term.value) == np.bool_
+    return term.kind != "additive"
+
+
+def _allowed(builder: Builder, term: BiasTerm) -> Value:
+    return builder.negate(term.value, "mask") if term.kind == "blocked" else term.value
+
+
+def _sink(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | None:
+    """The sinks as a vector ``[H]``, stored anew: exporters keep them in other shapes."""
+    if site.core.sink is None:
+        return None
+    (content,) = graph.nearest_binding(1, 1, 1).run([site.core.sink], {})
+    dtype = graph.dtype(site.core.query)
+    return builder.constant(content.reshape(-1).astype(dtype), "sink")
+
+
+def as_rows(graph: Graph, builder: Builder, value: Value) -> Value:
+    """Latent rows as ``[B, 1, T, X]``, whatever rank the graph has them in."""
+    shape = graph.example_shape(value)
+    return builder.unsqueeze(value, 1, "rows") if shape is not None and len(shape) == 3 else value

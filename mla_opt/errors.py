@@ -1,0 +1,55 @@
+"""Every error mla-opt raises on purpose, and the stable codes of its refusals.
+
+A message says what is wrong, where (file, node, attribute), and what to do about it, in one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mla_opt.report.report import OptimizationReport
+
+
+class MlaOptError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class InputError(MlaOptError):
+    """A file, option or model that cannot be used. The command line exits with 2."""
+
+
+class ReportedError(MlaOptError):
+    """An outcome that is no success, with the report of how it came about."""
+
+    def __init__(self, message: str, report: OptimizationReport | None = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class NothingMatchedError(ReportedError):
+    """No latent attention was found. The command line exits with 3."""
+
+
+class VerificationError(ReportedError):
+    """The optimized model does not compute what the original computes. Exit code 4."""
+
+
+class PassError(MlaOptError):
+    """A pass found its pre- or postcondition broken: a defect of ours, never of the input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an attention was left as it was.
+
+    ``code`` is stable across versions; ``reason`` is one sentence; ``nodes`` names where; ``remedy``
+    says what would change it. ``site`` names the attention.
+    """
+
+    site: str
+    code: str
+    reason: str
+    nodes: tuple[str, ...] = ()
+    remedy: str = ""

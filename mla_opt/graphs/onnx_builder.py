@@ -1,0 +1,305 @@
+"""Emits standard ONNX operators, and the fused operator, at one place of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+
+from mla_opt.graphs.protocol import Array, BranchBody
+from mla_opt.operator import contract
+from mla_opt.operator.function_body import function_body
+
+
+class OnnxBuilder:
+    """Emits nodes in front of a node of the main graph, or into a branch of its own.
+
+    Stored tensors always go to the main graph, where the branches see them too. Names are made
+    unique within the model.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        before: ir.Node | None,
+        prefix: str,
+        names: set[str],
+    ) -> None:
+        self._model = model
+        self._before = before
+        self._prefix = prefix
+        self._names = names
+        self.emitted: list[ir.Node] = []
+
+    # Emission
+
+    def _emit(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        outputs: Sequence[str] = ("",),
+        domain: str = "",
+        overload: str = "",
+    ) -> tuple[ir.Value, ...]:
+        values = [ir.Value(name=self._unique(f"{name}{suffix}")) for suffix in outputs]
+        node = ir.node(
+            op_type,
+            inputs,
+            attributes=dict(attributes or {}),
+            domain=domain,
+            overload=overload,
+            outputs=values,
+            name=self._unique(f"{name}/{op_type}"),
+        )
+        if self._before is not None:
+            self._model.graph.insert_before(self._before, node)
+        self.emitted.append(node)
+        return tuple(values)
+
+    def _one(self, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: Any) -> ir.Value:
+        (value,) = self._emit(op_type, inputs, name, attributes)
+        if inputs:
+            _set_dtype(value, inputs[0].dtype)
+        return value
+
+    def _unique(self, name: str) -> str:
+        full = base = f"{self._prefix}/{name}"
+        count = 1
+        while full in self._names:
+            count += 1
+            full = f"{base}_{count}"
+        self._names.add(full)
+        return full
+
+    # Stored tensors
+
+    def constant(self, array: Array, name: str) -> ir.Value:
+        """A stored tensor of the main graph."""
+        full = self._unique(name)
+        value = ir.Value(
+            name=full,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            const_value=ir.Tensor(np.array(array, order="C"), name=full),
+        )
+        self._model.graph.initializers[full] = value
+        return value
+
+    def integers(self, *numbers: int) -> ir.Value:
+        """An int64 vector, stored once per model."""
+        name = "mla_opt/int64/" + "_".join(map(str, numbers))
+        known = self._model.graph.initializers.get(name)
+        if known is not None:
+            return known
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape([len(numbers)]),
+            type=ir.TensorType(ir.DataType.INT64),
+            const_value=ir.Tensor(np.asarray(numbers, dtype=np.int64), name=name),
+        )
+        self._model.graph.initializers[name] = value
+        self._names.add(name)
+        return value
+
+    def scalar_like(self, number: float, like: ir.Value, name: str) -> ir.Value:
+        """A stored scalar of another value's element type."""
+        dtype = like.dtype or ir.DataType.FLOAT
+        return self.constant(np.asarray(number, dtype=dtype.numpy()), name)
+
+    def is_boolean(self, value: ir.Value) -> bool:
+        """Whether the element type is boolean."""
+        return value.dtype == ir.DataType.BOOL
+
+    # Standard operators
+
+    def dimension(self, value: ir.Value, axis: int) -> ir.Value:
+        """Size of one axis, int64 ``[1]``."""
+        sizes = self._one("Shape", [value], f"axis{axis}", start=axis, end=axis + 1)
+        sizes.dtype = ir.DataType.INT64
+        return sizes
+
+    def matmul(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """Matrix product over the last two axes."""
+        return self._one("MatMul", [left, right], name)
+
+    def add(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """Sum, broadcasting."""
+        return self._one("Add", [left, right], name)
+
+    def multiply(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """Product, broadcasting."""
+        return self._one("Mul", [left, right], name)
+
+    def greater(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """True where ``left > right``."""
+        return self._boolean("Greater", [left, right], name)
+
+    def negate(self, condition: ir.Value, name: str) -> ir.Value:
+        """True where ``condition`` is false."""
+        return self._boolean("Not", [condition], name)
+
+    def both(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """True where both are."""
+        return self._boolean("And", [left, right], name)
+
+    def _boolean(self, op_type: str, inputs: Sequence[ir.Value], name: str) -> ir.Value:
+        value = self._one(op_type, inputs, name)
+        value.dtype = ir.DataType.BOOL
+        return value
+
+    def where(self, condition: ir.Value, chosen: ir.Value, other: ir.Value, name: str) -> ir.Value:
+        """``chosen`` where ``condition``, else ``other``."""
+        (value,) = self._emit("Where", [condition, chosen, other], name)
+        _set_dtype(value, chosen.dtype)
+        return value
+
+    def concat(self, parts: Sequence[ir.Value], axis: int, name: str) -> ir.Value:
+        """Concatenation."""
+        return self._one("Concat", parts, name, axis=axis)
+
+    def split(
+        self, value: ir.Value, sizes: Sequence[int], axis: int, names: Sequence[str]
+    ) -> tuple[ir.Value, ...]:
+        """Consecutive pieces of the given sizes."""
+        inputs = [value, self.integers(*sizes)]
+        pieces = self._emit("Split", inputs, "split", {"axis": axis}, outputs=[f"/{n}" for n in names])
+        for piece in pieces:
+            _set_dtype(piece, value.dtype)
+        return pieces
+
+    def gather(self, value: ir.Value, indices: Sequence[int], axis: int, name: str) -> ir.Value:
+        """The given positions of one axis, in order."""
+        return self._one("Gather", [value, self.integers(*indices)], name, axis=axis)
+
+    def slice(self, value: ir.Value, start: int, end: int, axis: int, name: str) -> ir.Value:
+        """Positions ``start`` to ``end`` of one axis."""
+        bounds = [self.integers(start), self.integers(end), self.integers(axis)]
+        return self._one("Slice", [value, *bounds], name)
+
+    def transpose(self, value: ir.Value, permutation: Sequence[int], name: str) -> ir.Value:
+        """Axes permuted."""
+        return self._one("Transpose", [value], name, perm=list(permutation))
+
+    def reshape(self, value: ir.Value, shape: ir.Value, name: str) -> ir.Value:
+        """Same elements in another shape."""
+        return self._one("Reshape", [value, shape], name)
+
+    def unsqueeze(self, value: ir.Value, axis: int, name: str) -> ir.Value:
+        """One more axis of size one."""
+        return self._one("Unsqueeze", [value, self.integers(axis)], name)
+
+    def expand(self, value: ir.Value, shape: ir.Value, name: str) -> ir.Value:
+        """Axes of size one repeated; ``shape`` may have ones where nothing is repeated."""
+        return self._one("Expand", [value, shape], name)
+
+    def softmax(self, value: ir.Value, name: str) -> ir.Value:
+        """Softmax over the last axis."""
+        return self._one("Softmax", [value], name, axis=-1)
+
+    def row_maximum(self, value: ir.Value, name: str) -> ir.Value:
+        """Maximum over the last axis, kept as an axis of size one."""
+        if self._model.opset_imports[""] >= 18:
+            return self._one("ReduceMax", [value, self.integers(-1)], name, keepdims=1)
+        return self._one("ReduceMax", [value], name, axes=[-1], keepdims=1)
+
+    # The fused operator and branches
+
+    def latent_attention(
+        self,
+        operands: Mapping[str, ir.Value],
+        *,
+        scale: float,
+        kv_lora_rank: int,
+        causal: bool,
+        name: str,
+    ) -> tuple[ir.Value, ...]:
+        """One ``LatentAttention`` with its function body; outputs in the contract's order."""
+        signature = _signature(operands, causal)
+        self._define(signature, operands["query"].dtype)
+        values = self._emit(
+            contract.OP_TYPE,
+            signature.arrange(operands),
+            name,
+            signature.node_attributes(scale, kv_lora_rank),
+            outputs=[f"/{each}" for each in signature.outputs],
+            domain=contract.DOMAIN,
+            overload=signature.overload,
+        )
+        for value in values:
+            _set_dtype(value, operands["query"].dtype)
+        return values
+
+    def _define(
+        self, signature: contract.Signature, element_type: ir.DataType | None
+    ) -> None:
+        self._model.opset_imports.setdefault(contract.DOMAIN, contract.VERSION)
+        opset = self._model.opset_imports[""]
+        body = function_body(
+            signature,
+            opset,
+            overload=signature.overload,
+            element_type=element_type or ir.DataType.FLOAT,
+            adaptive=True,
+        )
+        self._model.functions.setdefault(body.identifier(), body)
+
+    def branch(
+        self,
+        condition: ir.Value,
+        when_true: BranchBody,
+        when_false: BranchBody,
+        name: str,
+    ) -> tuple[ir.Value, ...]:
+        """A conditional whose branches return the same outputs."""
+        graphs = {
+            "then_branch": self._branch_graph(when_true, f"{name}/then"),
+            "else_branch": self._branch_graph(when_false, f"{name}/else"),
+        }
+        outputs = graphs["else_branch"].outputs
+        values = self._emit(
+            "If", [condition], name, graphs, outputs=[f"/{index}" for index in range(len(outputs))]
+        )
+        for value, output in zip(values, outputs):
+            _set_dtype(value, output.dtype)
+        return values
+
+    def _branch_graph(self, body: BranchBody, name: str) -> ir.Graph:
+        inner = OnnxBuilder(self._model, None, f"{self._prefix}/{name}", self._names)
+        outputs = cast(Sequence[ir.Value], body(inner))
+        return ir.Graph(
+            inputs=[],
+            outputs=outputs,
+            nodes=inner.emitted,
+            opset_imports=self._model.opset_imports,
+            name=f"{self._prefix}/{name}",
+        )
+
+
+def _set_dtype(value: ir.Value, dtype: ir.DataType | None) -> None:
+    """Declare an element type, unless it is unknown: a type without one cannot be stored."""
+    if dtype is not None:
+        value.dtype = dtype
+
+
+def _signature(operands: Mapping[str, ir.Value], causal: bool) -> contract.Signature:
+    return contract.Signature(
+        has_latent="latent" in operands,
+        has_cache="cache" in operands,
+        in_place="past_len" in operands,
+        split="rope_cache" in operands,
+        bias=_bias_kind(operands),
+        sink="sink" in operands,
+        causal=causal,
+    )
+
+
+def _bias_kind(operands: Mapping[str, ir.Value]) -> contract.BiasKind:
+    bias = operands.get("bias")
+    if bias is None:
+        return "none"
+    return "boolean" if bias.dtype == ir.DataType.BOOL else "additive"

@@ -1,0 +1,379 @@
+"""The graph protocol over onnx_ir: reading, shape binding and in-place rewriting of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from mla_opt.graphs import operations as op
+from mla_opt.graphs.interface import ModelInterface
+from mla_opt.graphs.onnx_binding import OnnxBinding
+from mla_opt.graphs.onnx_builder import OnnxBuilder
+from mla_opt.graphs.onnx_operations import read
+from mla_opt.graphs.protocol import Array, Size
+from mla_opt.sites import LatentAttentionSite
+
+EXAMPLE = (2, 4, 3)
+"""Batch, query length and past length at which example shapes are told."""
+
+_IR_VERSION_OF_FUNCTIONS = 8
+_IR_VERSION_OF_OVERLOADS = 10
+
+SMALL = 4096
+"""Stored tensors of at most this many elements are read while matching; larger ones are not."""
+
+
+class OnnxGraph:
+    """The main graph of one ``onnx_ir.Model``, read and rewritten in place."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.sites: list[LatentAttentionSite] = []
+        self._operations: dict[ir.Node, op.Operation] = {}
+        self._constant: dict[ir.Value, bool] = {}
+        self._bindings: dict[tuple[int, int, int], OnnxBinding] = {}
+        self._positions: dict[ir.Node, int] = {}
+
+    @cached_property
+    def interface(self) -> ModelInterface:
+        """What the model's inputs and outputs are for, as the file declared them."""
+        return ModelInterface.of(self.model)
+
+    @cached_property
+    def _names(self) -> set[str]:
+        """Every name in use, so that new ones can be told apart."""
+        return {
+            name
+            for item in ir.traversal.RecursiveGraphIterator(self.model.graph)
+            for name in (item.name, *(value.name for value in item.outputs))
+            if name is not None
+        } | {value.name for value in self.model.graph.inputs if value.name is not None} | set(
+            self.model.graph.initializers
+        )
+
+    # Reading
+
+    def nodes(self) -> Sequence[ir.Node]:
+        """All nodes of the main graph, producers before consumers."""
+        return tuple(self.model.graph)
+
+    def position(self, node: ir.Node) -> int:
+        """Place of a node among those that the model came with."""
+        if not self._positions:
+            self._positions = {each: place for place, each in enumerate(self.model.graph)}
+        return self._positions[node]
+
+    def operation(self, node: ir.Node) -> op.Operation:
+        """What the node means; read once."""
+        known = self._operations.get(node)
+        if known is None:
+            known = self._operations[node] = read(self, node)
+        return known
+
+    def label(self, node: ir.Node) -> str:
+        """Name and operator of a node, for messages."""
+        kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        return f"{node.name or '(unnamed)'} ({kind})"
+
+    def producer(self, value: ir.Value) -> ir.Node | None:
+        """The node that makes the value."""
+        return value.producer()
+
+    def consumers(self, value: ir.Value) -> Sequence[ir.Node]:
+        """The nodes that read the value."""
+        return value.consumers()
+
+    def operands(self, node: ir.Node) -> Sequence[ir.Value]:
+        """What the node reads."""
+        return tuple(value for value in node.inputs if value is not None)
+
+    def results(self, node: ir.Node) -> Sequence[ir.Value]:
+        """What the node makes."""
+        return tuple(node.outputs)
+
+    def is_input(self, value: ir.Value) -> bool:
+        """Whether the value is an input, and not a stored tensor that may be overridden."""
+        return value.is_graph_input() and not value.is_initializer()
+
+    def is_output(self, value: ir.Value) -> bool:
+        """Whether the value is an output of the graph."""
+        return value.is_graph_output()
+
+    def constant(self, value: ir.Value) -> Array | None:
+        """Content of a stored tensor or of a Constant node."""
+        tensor = ir.convenience.get_const_tensor(value)
+        return None if tensor is None or value.is_graph_input() else np.asarray(tensor.numpy())
+
+    def small_constant(self, value: ir.Value) -> Array | None:
+        """Like :meth:`constant`, for tensors small enough to be read while matching."""
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None or value.is_graph_input() or tensor.size > SMALL:
+            return None
+        return np.asarray(tensor.numpy())
+
+    def is_constant(self, value: ir.Value) -> bool:
+        """Whether the value depends on stored tensors only, through any operators."""
+        known = self._constant.get(value)
+        if known is None:
+            self._constant[value] = False  # breaks the recursion of malformed, cyclic graphs
+            known = self._constant[value] = self._depends_on_nothing(value)
+        return known
+
+    def _depends_on_nothing(self, value: ir.Value) -> bool:
+        if value.is_initializer():
+            return not value.is_graph_input()
+        node = value.producer()
+        if node is None or node.op_type.startswith("Random"):
+            return False
+        operands = [each for each in node.inputs if each is not None]
+        if not operands:
+            return node.op_type == "Constant"
+        return all(self.is_constant(each) for each in operands)
+
+    # Shapes
+
+    def example_shape(self, value: ir.Value) -> tuple[int, ...] | None:
+        """Shape at a small example of every dynamic dim."""
+        return self.nearest_binding(*EXAMPLE).shape(value)
+
+    def rank(self, value: ir.Value) -> int | None:
+        """Number of axes."""
+        if value.shape is not None:
+            return len(value.shape)
+        shape = self.example_shape(value)
+        return None if shape is None else len(shape)
+
+    def width(self, value: ir.Value) -> int | None:
+        """Size of the last axis, when it is a fixed number."""
+        if value.shape is not None and len(value.shape) and isinstance(value.shape[-1], int):
+            return value.shape[-1]
+        shape = self.example_shape(value)
+        return shape[-1] if shape else None
+
+    def dtype(self, value: ir.Value) -> np.dtype[Any]:
+        """Element type; inferred and noted on the value where the file does not declare it."""
+        if value.dtype is None:
+            value.dtype = self.nearest_binding(*EXAMPLE).element_type(value)
+        return np.dtype(value.dtype.numpy())
+
+    def element_type_name(self, site: LatentAttentionSite) -> str:
+        """Element type of a site's activations, in NumPy's words."""
+        return str(self.dtype(cast(ir.Value, site.core.query)))
+
+    def nearest_binding(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
+        """Like :meth:`bind`, with the sizes that the file fixes in place of those asked for."""
+        limits = self.interface.limits()
+        query_len = limits.query_len or query_len
+        if limits.total_len is not None:
+            past_len = limits.total_len - query_len
+        if limits.past_len is not None:
+            past_len = limits.past_len
+        if not self.interface.states:
+            past_len = 0
+        return self.bind(limits.batch or batch, query_len, past_len)
+
+    def bind(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
+        """Fix the dynamic dims of the inputs; kept, since every site asks for the same few."""
+        key = (batch, query_len, past_len)
+        if key not in self._bindings:
+            shapes = self.interface.bind(*key)
+            self._bindings[key] = OnnxBinding(self.model, shapes)
+        return self._bindings[key]
+
+    # Rewriting
+
+    def builder(self, before: ir.Node, prefix: str) -> OnnxBuilder:
+        """A builder that emits in front of ``before``."""
+        return OnnxBuilder(self.model, before, prefix, self._names)
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let every reader and the graph outputs read ``new``, which takes over ``old``'s name."""
+        name = old.name
+        if old.is_graph_output():
+            new.shape = old.shape if old.shape is not None else new.shape
+            new.dtype = old.dtype if new.dtype is None else new.dtype
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        if name is not None and new.producer() is not None:
+            old.name = f"{name}/replaced"
+            new.name = name
+
+    # The interface
+
+    def taken(self) -> Sequence[ir.Value]:
+        """Inputs of the graph."""
+        return tuple(self.model.graph.inputs)
+
+    def returned(self) -> Sequence[ir.Value]:
+        """Outputs of the graph."""
+        return tuple(self.model.graph.outputs)
+
+    def declared_shape(self, value: ir.Value) -> tuple[int | str | None, ...]:
+        """Shape as the file declares it."""
+        if value.shape is None:
+            return ()
+        return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+
+    def replace_input(
+        self, old: ir.Value, name: str, shape: Sequence[int | str | None]
+    ) -> ir.Value:
+        """Put another input in the place of ``old``, and redirect those who read its shape."""
+        new = ir.Value(name=name, shape=ir.Shape(shape), type=old.type)
+        new.metadata_props.update(old.metadata_props)
+        inputs = self.model.graph.inputs
+        place = list(inputs).index(old)
+        old.name = f"{name}/replaced"
+        inputs[place] = new
+        self._redirect_shape(old, new)
+        return new
+
+    def remove_input(self, old: ir.Value, like: ir.Value) -> None:
+        """Remove an input, and redirect those who read its shape."""
+        self.model.graph.inputs.remove(old)
+        self._redirect_shape(old, like)
+
+    def _redirect_shape(self, old: ir.Value, new: ir.Value) -> None:
+        """Sizes of batch and tokens come from ``new``, the others are what ``old`` declared."""
+        sizes: list[Size] = [
+            dim if isinstance(dim, int) else ((new, axis),)
+            for axis, dim in enumerate(self.declared_shape(old))
+        ]
+        for reader in self.shape_readers(old):
+            self.replace_shape(reader, sizes)
+
+    def replace_output(self, old: ir.Value, new: ir.Value) -> None:
+        """Return ``new`` where ``old`` was returned, under its name."""
+        outputs = self.model.graph.outputs
+        place, name = list(outputs).index(old), old.name
+        symbols = [dim for axis, dim in enumerate(self.declared_shape(old)) if axis in (0, 2)]
+        width = self._joined_width(new)
+        if len(symbols) == 2 and width is not None:
+            new.shape = ir.Shape([symbols[0], 1, symbols[1], width])
+        if new.dtype is None:
+            new.dtype = old.dtype
+        outputs[place] = new
+        old.name, new.name = f"{name}/replaced", name
+
+    def _joined_width(self, value: ir.Value) -> int | None:
+        """Width of joined rows, read off the input that they begin with."""
+        node = value.producer()
+        first = None if node is None or not node.inputs else node.inputs[0]
+        shape = () if first is None else self.declared_shape(first)
+        return shape[-1] if shape and isinstance(shape[-1], int) else None
+
+    def merge_outputs(self, olds: Sequence[ir.Value], new: ir.Value, name: str) -> None:
+        """Return ``new`` in the place of the first of ``olds``, and no other of them."""
+        first, *others = olds
+        self.replace_output(first, new)
+        new.name = name
+        for other in others:
+            self.model.graph.outputs.remove(other)
+
+    # Shapes that are read at run time
+
+    def shape_readers(self, value: ir.Value) -> Sequence[ir.Node]:
+        """The Shape nodes that read the value."""
+        return [node for node in value.consumers() if self.is_shape_reader(node)]
+
+    def is_shape_reader(self, node: ir.Node) -> bool:
+        """Whether the node is a Shape node."""
+        return node.op_type == "Shape" and not node.domain
+
+    def reads(self, node: ir.Node) -> Sequence[ir.Value]:
+        """Operands, and what the branches of a conditional read of the graph around them."""
+        branches = [a.value for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        captured = [
+            value
+            for branch in branches
+            for inner in branch.all_nodes()
+            for value in inner.inputs
+            if value is not None and value.graph is self.model.graph
+        ]
+        returned = [
+            value
+            for branch in branches
+            for value in branch.outputs
+            if value.graph is self.model.graph
+        ]
+        return (*self.operands(node), *captured, *returned)
+
+    def forget_shapes(self) -> None:
+        """Infer shapes anew when they are asked for, of what is still needed."""
+        self.prune()
+        self._bindings.clear()
+        self.__dict__.pop("interface", None)
+
+    def replace_shape(self, reader: ir.Node, sizes: Sequence[Size]) -> None:
+        """Put a shape together in front of ``reader``, for those who read it."""
+        builder = self.builder(reader, f"{reader.outputs[0].name}/mla")
+        parts = [_size(builder, size) for size in sizes[_slice_of(reader)]]
+        whole = parts[0] if len(parts) == 1 else builder.concat(parts, 0, "shape")
+        whole.dtype = ir.DataType.INT64
+        ir.convenience.replace_all_uses_with(reader.outputs[0], whole, replace_graph_outputs=True)
+
+    # Tidying
+
+    def inline(self, domain: str) -> int:
+        """Put the bodies of a domain's functions in place of their calls."""
+        result = common.InlinePass(criteria=lambda function: function.domain == domain)(self.model)
+        self.model.opset_imports.pop(domain, None)
+        return sum(result.id_count.values())
+
+    def prune(self) -> int:
+        """Sort the nodes, drop those that nothing reads, and the tensors and functions they read."""
+        before = len(self.model.graph)
+        self.model.graph.sort()
+        _remove_dead_nodes(self.model.graph)
+        _remove_unread_tensors(self.model.graph)
+        common.RemoveUnusedFunctionsPass()(self.model)
+        self._settle_functions()
+        return before - len(self.model.graph)
+
+    def _settle_functions(self) -> None:
+        """Raise the IR version as far as the functions of the model need it."""
+        if any(overload for _, _, overload in self.model.functions):
+            self.model.ir_version = max(self.model.ir_version, _IR_VERSION_OF_OVERLOADS)
+        elif self.model.functions:
+            self.model.ir_version = max(self.model.ir_version, _IR_VERSION_OF_FUNCTIONS)
+
+    def text(self) -> str:
+        """The graph as a person reads it."""
+        return str(self.model.graph)
+
+
+def _size(builder: OnnxBuilder, size: Size) -> ir.Value:
+    """An int64 vector of one element."""
+    if isinstance(size, int):
+        return builder.integers(size)
+    first, *others = (builder.dimension(cast(ir.Value, value), axis) for value, axis in size)
+    for other in others:
+        first = builder.add(first, other, "size")
+    return first
+
+
+def _slice_of(shape: ir.Node) -> slice:
+    """The axes that a Shape node reads."""
+    start, end = shape.attributes.get("start"), shape.attributes.get("end")
+    return slice(start.value if start else None, end.value if end else None)
+
+
+def _remove_dead_nodes(graph: ir.Graph) -> None:
+    """Drop nodes without readers, last ones first; nodes with branches are judged as a whole."""
+    for node in reversed(graph):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+
+
+def _remove_unread_tensors(graph: ir.Graph) -> None:
+    """Drop stored tensors without readers, but for those that are also inputs."""
+    unread = [
+        name
+        for name, value in graph.initializers.items()
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input()
+    ]
+    for name in unread:
+        graph.initializers.pop(name)

@@ -1,0 +1,269 @@
+"""What each ONNX operator means, in the vocabulary of :mod:`mla_opt.graphs.operations`.
+
+One small function per operator family, found by ``(domain, op_type)``. A node with an attribute or
+a form that its function does not know is :class:`~mla_opt.graphs.operations.Opaque`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from mla_opt.graphs import operations as op
+
+if TYPE_CHECKING:
+    from mla_opt.graphs.onnx_graph import OnnxGraph
+
+Reader = Callable[["OnnxGraph", ir.Node], op.Operation]
+
+OPAQUE = op.Opaque()
+
+
+def read(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    """Translate one node; :class:`Opaque` when nothing is known of it."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    reader = READERS.get((domain, node.op_type))
+    return OPAQUE if reader is None else reader(graph, node)
+
+
+def _operand(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _attribute(node: ir.Node, name: str, default: int | float) -> int | float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.value
+
+
+def _scalar(graph: OnnxGraph, value: ir.Value | None) -> float | None:
+    """The number a value holds, if it is a stored tensor of one element."""
+    if value is None:
+        return None
+    array = graph.small_constant(value)
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+
+def _first_operand_layout(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    data = _operand(node, 0)
+    return OPAQUE if data is None else op.Layout((data,))
+
+
+def _gather(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    data, indices = _operand(node, 0), _operand(node, 1)
+    if data is None or indices is None or not graph.is_constant(indices):
+        return OPAQUE
+    return op.Layout((data,))
+
+
+def _pad(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    fill = _operand(node, 2)
+    mode = node.attributes.get("mode")
+    zero = fill is None or _scalar(graph, fill) == 0.0
+    plain = mode is None or mode.value == "constant"
+    return _first_operand_layout(graph, node) if zero and plain else OPAQUE
+
+
+def _concat(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    parts = tuple(value for value in node.inputs if value is not None)
+    axis = int(_attribute(node, "axis", 0))
+    rank = graph.rank(node.outputs[0])
+    if axis >= 0:
+        axis = axis - rank if rank is not None else axis
+    return op.Layout(parts, concat_axis=axis)
+
+
+def _scatter(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    reduction = node.attributes.get("reduction")
+    if reduction is not None and reduction.value != "none":
+        return OPAQUE
+    data, updates = _operand(node, 0), _operand(node, 2)
+    return OPAQUE if data is None or updates is None else op.Layout((data, updates))
+
+
+def _expand(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    data = _operand(node, 0)
+    return OPAQUE if data is None else op.Broadcast(data)
+
+
+def _filled(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    return op.Filled()
+
+
+def _cast(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    data = _operand(node, 0)
+    if data is None:
+        return OPAQUE
+    target = ir.DataType(int(_attribute(node, "to", 1)))
+    floating = target.is_floating_point() and (data.dtype is None or data.dtype.is_floating_point())
+    return op.Cast(data) if floating else OPAQUE
+
+
+def _multiply(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    left, right = _operand(node, 0), _operand(node, 1)
+    for data, factor in ((left, _scalar(graph, right)), (right, _scalar(graph, left))):
+        if factor is not None and data is not None:
+            return op.Scaled(data, factor)
+    return OPAQUE
+
+
+def _divide(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    data, divisor = _operand(node, 0), _scalar(graph, _operand(node, 1))
+    return OPAQUE if not divisor or data is None else op.Scaled(data, 1.0 / divisor)
+
+
+def _negate(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    data = _operand(node, 0)
+    return OPAQUE if data is None else op.Scaled(data, -1.0)
+
+
+def _add(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    left, right = _operand(node, 0), _operand(node, 1)
+    return OPAQUE if left is None or right is None else op.Add(left, right)
+
+
+def _subtract(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    left, right = _operand(node, 0), _operand(node, 1)
+    return OPAQUE if left is None or right is None else op.Subtract(left, right)
+
+
+def _reduce_maximum(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    data = _operand(node, 0)
+    if data is None or not _attribute(node, "keepdims", 1):
+        return OPAQUE
+    axes = _reduction_axes(graph, node)
+    last = axes is not None and len(axes) == 1 and axes[0] in _last_axis(graph, data)
+    return op.RowMaximum(data) if last else OPAQUE
+
+
+def _reduction_axes(graph: OnnxGraph, node: ir.Node) -> tuple[int, ...] | None:
+    attribute = node.attributes.get("axes")
+    if attribute is not None:
+        return tuple(attribute.value)
+    operand = _operand(node, 1)
+    array = None if operand is None else graph.small_constant(operand)
+    return None if array is None else tuple(int(axis) for axis in array.reshape(-1))
+
+
+def _last_axis(graph: OnnxGraph, value: ir.Value) -> tuple[int, ...]:
+    rank = graph.rank(value)
+    return (-1,) if rank is None else (-1, rank - 1)
+
+
+def _matmul(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    left, right = _operand(node, 0), _operand(node, 1)
+    if left is None or right is None:
+        return OPAQUE
+    if graph.is_constant(right):
+        return op.Linear(left, right)
+    return OPAQUE if graph.is_constant(left) else op.MatMul(left, right)
+
+
+def _gemm(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    data, weight, bias = _operand(node, 0), _operand(node, 1), _operand(node, 2)
+    if data is None or weight is None or not graph.is_constant(weight):
+        return OPAQUE
+    if bias is not None and not graph.is_constant(bias):
+        return OPAQUE
+    return OPAQUE if _attribute(node, "transA", 0) else op.Linear(data, weight)
+
+
+def _quantized_matmul(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    data, weight = _operand(node, 0), _operand(node, 1)
+    if data is None or weight is None or not graph.is_constant(weight):
+        return OPAQUE
+    return op.Linear(data, weight)
+
+
+def _select(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    condition, chosen, other = (_operand(node, index) for index in range(3))
+    if condition is None or chosen is None or other is None:
+        return OPAQUE
+    return op.Select(condition, chosen, other)
+
+
+def _is_nan(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    data = _operand(node, 0)
+    return OPAQUE if data is None else op.IsNan(data)
+
+
+def _softmax(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    data = _operand(node, 0)
+    if data is None or int(_attribute(node, "axis", -1)) not in _last_axis(graph, data):
+        return OPAQUE
+    return op.Softmax(data)
+
+
+def _attention(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+    """The ONNX operator of opset 23 and 24, rank-4 operands only."""
+    query, key, value = (_operand(node, index) for index in range(3))
+    if query is None or key is None or value is None:
+        return OPAQUE
+    width = graph.width(query)
+    scale = node.attributes.get("scale")
+    if scale is None and width is None:
+        return OPAQUE
+    return op.FusedAttention(
+        query=query,
+        key=key,
+        value=value,
+        bias=_operand(node, 3),
+        scale=scale.value if scale is not None else 1.0 / math.sqrt(width or 1),
+        causal=bool(_attribute(node, "is_causal", 0)),
+        output=node.outputs[0],
+        unsupported=_beyond_plain_attention(graph, node, query),
+    )
+
+
+def _beyond_plain_attention(graph: OnnxGraph, node: ir.Node, query: ir.Value) -> str:
+    if graph.rank(query) != 4:
+        return "its operands are not of rank 4"
+    if _attribute(node, "softcap", 0.0):
+        return "it caps its scores (softcap)"
+    if any(value is not None for value in node.inputs[4:]):
+        return "it keeps its own cache (past_key, past_value or nonpad_kv_seqlen)"
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+        return "more than its first output is read"
+    return ""
+
+
+READERS: dict[tuple[str, str], Reader] = {
+    **{
+        ("", name): _first_operand_layout
+        for name in (
+            "Transpose",
+            "Reshape",
+            "Squeeze",
+            "Unsqueeze",
+            "Split",
+            "Slice",
+            "Identity",
+            "Flatten",
+        )
+    },
+    ("", "Gather"): _gather,
+    ("", "Pad"): _pad,
+    ("", "Concat"): _concat,
+    ("", "ScatterND"): _scatter,
+    ("", "ScatterElements"): _scatter,
+    ("", "ConstantOfShape"): _filled,
+    ("", "Expand"): _expand,
+    ("", "Tile"): _expand,
+    ("", "Cast"): _cast,
+    ("", "CastLike"): _cast,
+    ("", "Mul"): _multiply,
+    ("", "Div"): _divide,
+    ("", "Neg"): _negate,
+    ("", "Add"): _add,
+    ("", "Sub"): _subtract,
+    ("", "ReduceMax"): _reduce_maximum,
+    ("", "MatMul"): _matmul,
+    ("", "Gemm"): _gemm,
+    ("com.microsoft", "MatMulNBits"): _quantized_matmul,
+    ("", "Where"): _select,
+    ("", "IsNaN"): _is_nan,
+    ("", "Softmax"): _softmax,
+    ("", "Attention"): _attention,
+}

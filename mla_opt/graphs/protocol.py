@@ -1,0 +1,271 @@
+"""The one small view of a graph that matching and rewriting are written against.
+
+An adapter wraps one intermediate representation (:mod:`mla_opt.graphs.onnx_graph` for onnx_ir).
+Values and nodes are the representation's own objects, used here as opaque handles: they compare by
+identity and have a name. Everything else is asked of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from mla_opt.graphs.operations import Operation
+    from mla_opt.sites import LatentAttentionSite
+
+Array = npt.NDArray[Any]
+
+Size = int | tuple[tuple["Value", int], ...]
+"""A number, or axes of values whose sizes add up to it."""
+
+
+class Value(Protocol):
+    """A handle of a tensor in a graph."""
+
+    @property
+    def name(self) -> str | None:
+        """Name within the graph."""
+
+
+class Node(Protocol):
+    """A handle of an operation in a graph."""
+
+    @property
+    def name(self) -> str | None:
+        """Name within the graph."""
+
+
+class Builder(Protocol):
+    """Emits standard operations, all of them at one place of a graph.
+
+    Operands are values of the graph or values that this builder made. Shapes in the comments are
+    those of the results.
+    """
+
+    def constant(self, array: Array, name: str) -> Value:
+        """A stored tensor."""
+
+    def integers(self, *numbers: int) -> Value:
+        """An int64 vector."""
+
+    def scalar_like(self, number: float, like: Value, name: str) -> Value:
+        """A stored scalar of another value's element type."""
+
+    def is_boolean(self, value: Value) -> bool:
+        """Whether the element type is boolean."""
+
+    def dimension(self, value: Value, axis: int) -> Value:
+        """Size of one axis, int64 ``[1]``."""
+
+    def matmul(self, left: Value, right: Value, name: str) -> Value:
+        """Matrix product over the last two axes."""
+
+    def add(self, left: Value, right: Value, name: str) -> Value:
+        """Sum, broadcasting."""
+
+    def multiply(self, left: Value, right: Value, name: str) -> Value:
+        """Product, broadcasting."""
+
+    def greater(self, left: Value, right: Value, name: str) -> Value:
+        """True where ``left > right``."""
+
+    def negate(self, condition: Value, name: str) -> Value:
+        """True where ``condition`` is false."""
+
+    def both(self, left: Value, right: Value, name: str) -> Value:
+        """True where both are."""
+
+    def where(self, condition: Value, chosen: Value, other: Value, name: str) -> Value:
+        """``chosen`` where ``condition``, else ``other``."""
+
+    def concat(self, parts: Sequence[Value], axis: int, name: str) -> Value:
+        """Concatenation."""
+
+    def split(
+        self, value: Value, sizes: Sequence[int], axis: int, names: Sequence[str]
+    ) -> tuple[Value, ...]:
+        """Consecutive pieces of the given sizes."""
+
+    def gather(self, value: Value, indices: Sequence[int], axis: int, name: str) -> Value:
+        """The given positions of one axis, in order."""
+
+    def slice(self, value: Value, start: int, end: int, axis: int, name: str) -> Value:
+        """Positions ``start`` to ``end`` of one axis."""
+
+    def transpose(self, value: Value, permutation: Sequence[int], name: str) -> Value:
+        """Axes permuted."""
+
+    def reshape(self, value: Value, shape: Value, name: str) -> Value:
+        """Same elements in another shape; ``shape`` is an int64 vector."""
+
+    def unsqueeze(self, value: Value, axis: int, name: str) -> Value:
+        """One more axis of size one."""
+
+    def expand(self, value: Value, shape: Value, name: str) -> Value:
+        """Axes of size one repeated; ``shape`` has ones where nothing is repeated."""
+
+    def softmax(self, value: Value, name: str) -> Value:
+        """Softmax over the last axis."""
+
+    def row_maximum(self, value: Value, name: str) -> Value:
+        """Maximum over the last axis, kept as an axis of size one."""
+
+    def latent_attention(
+        self,
+        operands: Mapping[str, Value],
+        *,
+        scale: float,
+        kv_lora_rank: int,
+        causal: bool,
+        name: str,
+    ) -> tuple[Value, ...]:
+        """One ``LatentAttention``: its outputs, in the order of the contract."""
+
+    def branch(
+        self,
+        condition: Value,
+        when_true: BranchBody,
+        when_false: BranchBody,
+        name: str,
+    ) -> tuple[Value, ...]:
+        """A conditional; each body gets a builder of its own and returns the same outputs."""
+
+
+class BranchBody(Protocol):
+    """Emits one branch of a conditional and returns its outputs."""
+
+    def __call__(self, builder: Builder) -> Sequence[Value]:
+        """Emit into ``builder``."""
+
+
+class Graph(Protocol):
+    """What the passes may ask of a graph and do to it.
+
+    ``sites`` are the latent attentions found so far; ``find_latent_attention`` fills it and the
+    later passes complete its entries.
+    """
+
+    sites: list[LatentAttentionSite]
+
+    def nodes(self) -> Sequence[Node]:
+        """All nodes of the main graph, producers before consumers."""
+
+    def position(self, node: Node) -> int:
+        """Place of a node in that order."""
+
+    def operation(self, node: Node) -> Operation:
+        """What the node means."""
+
+    def label(self, node: Node) -> str:
+        """How messages name the node: its name and operator."""
+
+    def producer(self, value: Value) -> Node | None:
+        """The node that makes the value; ``None`` for inputs and stored tensors."""
+
+    def consumers(self, value: Value) -> Sequence[Node]:
+        """The nodes that read the value."""
+
+    def operands(self, node: Node) -> Sequence[Value]:
+        """What the node reads, absent optional operands left out."""
+
+    def results(self, node: Node) -> Sequence[Value]:
+        """What the node makes."""
+
+    def is_input(self, value: Value) -> bool:
+        """Whether the value is an input of the graph."""
+
+    def is_output(self, value: Value) -> bool:
+        """Whether the value is an output of the graph."""
+
+    def constant(self, value: Value) -> Array | None:
+        """Content of a stored tensor; ``None`` when the value is computed."""
+
+    def is_constant(self, value: Value) -> bool:
+        """Whether the value depends on stored tensors only."""
+
+    def dtype(self, value: Value) -> np.dtype[Any]:
+        """Element type."""
+
+    def bind(self, batch: int, query_len: int, past_len: int) -> Binding:
+        """Fix the dynamic dims of the inputs: a view in which every shape is a number."""
+
+    def nearest_binding(self, batch: int, query_len: int, past_len: int) -> Binding:
+        """Like :meth:`bind`, with the sizes that the model fixes in place of those asked for."""
+
+    def example_shape(self, value: Value) -> tuple[int, ...] | None:
+        """Shape of a value at a small example of every dynamic dim."""
+
+    def builder(self, before: Node, prefix: str) -> Builder:
+        """A builder that emits in front of ``before``; names begin with ``prefix``."""
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Let every reader of ``old``, and the graph outputs, read ``new``, under ``old``'s name."""
+
+    def declared_shape(self, value: Value) -> tuple[int | str | None, ...]:
+        """Shape as the file declares it; symbols are strings. Empty when it declares none."""
+
+    def replace_input(
+        self, old: Value, name: str, shape: Sequence[int | str | None]
+    ) -> Value:
+        """Put another input, with ``old``'s element type, in the place of ``old``.
+
+        What read the shape of ``old`` keeps seeing the sizes that ``old`` would have had, as far as
+        the new input has them; nothing else may still read ``old`` when the rewriting is done.
+        """
+
+    def remove_input(self, old: Value, like: Value) -> None:
+        """Remove an input; what read its shape reads it off ``like``, which has the same rows."""
+
+    def replace_output(self, old: Value, new: Value) -> None:
+        """Return ``new`` where ``old`` was returned, under its name; readers of ``old`` stay."""
+
+    def merge_outputs(self, olds: Sequence[Value], new: Value, name: str) -> None:
+        """Return ``new`` in the place of the first of ``olds``, and no other of them."""
+
+    def reads(self, node: Node) -> Sequence[Value]:
+        """Like :meth:`operands`, with what the branches of a conditional read of the graph."""
+
+    def is_shape_reader(self, node: Node) -> bool:
+        """Whether the node reads nothing of its operand but the shape."""
+
+    def forget_shapes(self) -> None:
+        """Infer shapes anew when they are asked for: the graph was rewritten."""
+
+    def shape_readers(self, value: Value) -> Sequence[Node]:
+        """The nodes that read nothing of the value but its shape."""
+
+    def replace_shape(self, reader: Node, sizes: Sequence[Size]) -> None:
+        """Give the readers of a shape one put together from numbers and axes of other values."""
+
+    def returned(self) -> Sequence[Value]:
+        """Outputs of the graph."""
+
+    def taken(self) -> Sequence[Value]:
+        """Inputs of the graph."""
+
+    def inline(self, domain: str) -> int:
+        """Put the bodies of a domain's functions in place of their calls; returns how many."""
+
+    def prune(self) -> int:
+        """Sort the nodes and drop what nothing reads; returns how many nodes that were."""
+
+    def text(self) -> str:
+        """The graph as a person reads it."""
+
+
+class Binding(Protocol):
+    """A graph with fixed input shapes: shapes are numbers and parts of it can be run."""
+
+    def shape(self, value: Value) -> tuple[int, ...] | None:
+        """Shape under this binding; ``None`` when it cannot be told."""
+
+    def run(self, outputs: Sequence[Value], feeds: Mapping[Value, Array]) -> list[Array]:
+        """Run the nodes between ``feeds`` and ``outputs``.
+
+        Raises:
+            UnboundValueError: the outputs depend on the data of something that is not fed.
+        """

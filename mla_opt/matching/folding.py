@@ -1,0 +1,188 @@
+"""The projections beside a latent attention that its matrices can be multiplied into.
+
+    x --> W_UQ --> reshape, split --> query_nope       fold-q: W_UQ W_UK
+    output --> transpose, reshape --> W_O              fold-o: W_UV W_O
+
+Which column or row of the projection belongs to which head and dim is found by sending labels
+through the layout in between, so that its order is no special case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mla_opt.errors import MlaOptError
+from mla_opt.graphs import operations as op
+from mla_opt.graphs.protocol import Array, Graph, Node, Value
+from mla_opt.matching.extraction import Float64
+from mla_opt.matching.projection_walk import leaves
+from mla_opt.sites import LatentAttentionSite, LatentWeights
+
+
+class FoldBlockedError(MlaOptError):
+    """A projection cannot be folded into; carries the nodes that are in the way."""
+
+    def __init__(self, reason: str, nodes: tuple[Node, ...] = ()) -> None:
+        super().__init__(reason)
+        self.nodes = nodes
+
+    def labels(self, graph: Graph) -> tuple[str, ...]:
+        """Names of the nodes."""
+        return tuple(graph.label(node) for node in self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryProjection:
+    """``query_latent = source @ weight``, ``weight [X, H C]``.
+
+    ``rope`` is the raw rotary part of the query (before the embedding), which is made anew by
+    ``rope_weight [X, H R]`` so that nothing reads the original projection any more.
+    """
+
+    source: Value
+    weight: Float64
+    rope: Value | None
+    rope_weight: Float64 | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputProjection:
+    """``result = latent_output @ weight``, ``weight [H C, E]``; ``result`` is what it replaces."""
+
+    weight: Float64
+    result: Value
+
+
+def query_projection(graph: Graph, site: LatentAttentionSite) -> QueryProjection:
+    """Find W_UQ. Raises `FoldBlockedError`."""
+    weights = _weights(site)
+    split, nope, rope = _query_split(graph, site, weights)
+    linears = leaves(graph, nope)
+    if len(linears.linears) != 1 or linears.opaque or linears.inputs:
+        nodes = (*linears.opaque, *linears.linears)
+        raise FoldBlockedError("the query is not one projection and layout", nodes or (split,))
+    linear = linears.linears[0]
+    operation = graph.operation(linear)
+    assert isinstance(operation, op.Linear)
+    matrix = _matrix(graph, linear, operation.data)
+    columns = _columns(graph, graph.results(linear)[0], nope)
+    folded = np.einsum("xhn,hnc->xhc", matrix[:, columns.index] * columns.factor, weights.w_uk)
+    rope_weight = None
+    if rope is not None:
+        parts = _columns(graph, graph.results(linear)[0], rope)
+        picked = matrix[:, parts.index] * parts.factor
+        rope_weight = picked.reshape(len(matrix), -1)
+    return QueryProjection(operation.data, folded.reshape(len(matrix), -1), rope, rope_weight)
+
+
+def output_projection(graph: Graph, site: LatentAttentionSite) -> OutputProjection:
+    """Find W_O. Raises `FoldBlockedError`."""
+    weights = _weights(site)
+    if weights.value_bias is not None:
+        raise FoldBlockedError("the values have a bias", (site.core.last,))
+    linear, data = _following_linear(graph, site.core.output)
+    matrix = _matrix(graph, linear, data)
+    rows = _rows(graph, site.core.output, data)
+    folded = np.einsum("hcv,hve->hce", weights.w_uv, matrix[rows])
+    return OutputProjection(folded.reshape(-1, matrix.shape[1]), graph.results(linear)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Which column of a projection each head and dim is, and what it is multiplied by."""
+
+    index: Array
+    factor: float
+
+
+def _weights(site: LatentAttentionSite) -> LatentWeights:
+    assert site.weights is not None
+    return site.weights
+
+
+def _query_split(
+    graph: Graph, site: LatentAttentionSite, weights: LatentWeights
+) -> tuple[Node, Value, Value | None]:
+    """The split of the projected query into its two parts, where nothing else reads the whole."""
+    n, r = len(weights.nope_dims), len(weights.rope_dims)
+    node = graph.producer(site.core.query)
+    operation = None if node is None else graph.operation(node)
+    if node is None or not isinstance(operation, op.Layout):
+        raise FoldBlockedError("the query is changed after its projection", (node,) if node else ())
+    if not r:
+        return node, site.core.query, None
+    if operation.concat_axis != -1:
+        raise FoldBlockedError("the query is not two parts put together", (node,))
+    nope = operation.data[0]
+    split = graph.producer(nope)
+    parts = () if split is None else graph.results(split)
+    widths = [(graph.example_shape(part) or (0,))[-1] for part in parts]
+    if split is None or widths != [n, r] or parts[0] is not nope:
+        raise FoldBlockedError("the parts of the query are not split off one projection", (node,))
+    return split, nope, parts[1]
+
+
+def _matrix(graph: Graph, linear: Node, data: Value) -> Float64:
+    """The matrix of a linear layer ``[in, out]``, by sending basis rows through it."""
+    binding = graph.nearest_binding(1, 4, 3)
+    shape = binding.shape(data)
+    if shape is None or len(shape) != 3:
+        raise FoldBlockedError("the projection does not read rows of rank 3", (linear,))
+    rows = np.concatenate([np.zeros((1, shape[-1])), np.eye(shape[-1])])
+    feed = rows[None].astype(graph.dtype(data))
+    (out,) = binding.run([graph.results(linear)[0]], {data: feed})
+    if np.any(out[0, 0]):
+        raise FoldBlockedError("the projection has a bias", (linear,))
+    return out[0, 1:].astype(np.float64)
+
+
+def _columns(graph: Graph, projected: Value, part: Value) -> _Columns:
+    binding = graph.nearest_binding(1, 4, 3)
+    shape = binding.shape(projected)
+    if shape is None:
+        raise FoldBlockedError("the shape of the projected query is unknown")
+    kind = np.float32 if graph.dtype(projected) == np.float16 else graph.dtype(projected)
+    if kind != graph.dtype(projected):
+        raise FoldBlockedError("labels are not exact in half precision; fold before converting")
+    labels = np.broadcast_to(np.arange(1.0, shape[-1] + 1), shape).astype(kind)
+    (seen,), (ones,) = (
+        binding.run([part], {projected: feed}) for feed in (labels, np.ones(shape, kind))
+    )
+    factor = float(ones.reshape(-1)[0])
+    if not factor or np.any(ones != ones.reshape(-1)[0]):
+        raise FoldBlockedError("the query is scaled unevenly after its projection")
+    return _Columns(np.rint(seen[0, :, 0, :] / factor).astype(np.int64) - 1, factor)
+
+
+def _following_linear(graph: Graph, value: Value) -> tuple[Node, Value]:
+    """The linear layer that alone reads a value, through layout."""
+    while True:
+        readers = graph.consumers(value)
+        if len(readers) != 1 or graph.is_output(value):
+            raise FoldBlockedError("more than the projection reads the output", tuple(readers))
+        operation = graph.operation(readers[0])
+        if isinstance(operation, op.Linear):
+            return readers[0], value
+        if not isinstance(operation, op.Layout) or len(operation.data) != 1:
+            raise FoldBlockedError("something lies between the output and W_O", (readers[0],))
+        value = graph.results(readers[0])[0]
+
+
+def _rows(graph: Graph, output: Value, data: Value) -> Array:
+    """Which row of W_O each head and dim is: ``[H, V]``."""
+    binding = graph.nearest_binding(1, 4, 3)
+    shape = binding.shape(output)
+    if shape is None:
+        raise FoldBlockedError("the shape of the attention's output is unknown")
+    _, heads, _, width = shape
+    labels = np.arange(heads * width, dtype=np.float64).reshape(1, heads, 1, width)
+    kind = graph.dtype(output)
+    if kind == np.float16:
+        raise FoldBlockedError("labels are not exact in half precision; fold before converting")
+    (seen,) = binding.run([data], {output: np.broadcast_to(labels, shape).astype(kind)})
+    order = np.rint(seen[0, 0]).astype(np.int64)
+    rows = np.empty(heads * width, dtype=np.int64)
+    rows[order] = np.arange(heads * width)
+    return rows.reshape(heads, width)

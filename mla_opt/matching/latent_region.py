@@ -1,0 +1,236 @@
+"""Telling a latent attention from any other, by where its keys and values come from.
+
+    c_kv --- one linear layer --+--> values of every head
+                                +--> keys of every head, but for ...
+    k_pe --- repeated ----------+    ... the part that all heads share
+
+An attention is latent when keys and values meet in one linear layer of one row ``c_kv`` that is
+narrower than what the layer makes, the keys have besides it at most one row ``k_pe`` that is
+repeated for the heads, and the query does not come from that layer or that row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mla_opt.errors import Refusal
+from mla_opt.graphs import operations as op
+from mla_opt.graphs.protocol import Graph, Node, Value
+from mla_opt.matching.attention_core import AttentionCore
+from mla_opt.matching.projection_walk import Leaves, PastConcat, leaves
+from mla_opt.sites import LatentAttentionSite
+
+TOKEN_AXIS = -2
+
+
+class NotLatentError(Exception):
+    """Carries why an attention is not latent, or not provably so."""
+
+    def __init__(
+        self, code: str, reason: str, nodes: tuple[Node, ...] = (), remedy: str = ""
+    ) -> None:
+        super().__init__(reason)
+        self.code, self.reason, self.nodes, self.remedy = code, reason, nodes, remedy
+
+    def refusal(self, graph: Graph, site: str) -> Refusal:
+        """The refusal to report, with the nodes named."""
+        labels = tuple(graph.label(node) for node in self.nodes)
+        return Refusal(site, self.code, self.reason, labels, self.remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """Where keys and values come from."""
+
+    projection: Node
+    latent: Value
+    rope: Value | None
+    expanded: tuple[PastConcat, PastConcat] | None
+
+
+def latent_site(graph: Graph, core: AttentionCore, name: str) -> LatentAttentionSite:
+    """Read one attention as latent.
+
+    Raises:
+        NotLatentError: it is not, or not in a form that can be proved.
+    """
+    if core.unsupported:
+        raise NotLatentError("unsupported_attention", f"the attention node: {core.unsupported}")
+    sources = _sources(graph, core)
+    _check_query(graph, core, sources)
+    _check_shapes(graph, core, sources)
+    return LatentAttentionSite(
+        name=name,
+        core=core,
+        latent=sources.latent,
+        rope=sources.rope,
+        expanded=sources.expanded,
+        family="expanded" if sources.expanded else "none",
+        layout_before="expanded" if sources.expanded else "rows",
+    )
+
+
+def _sources(graph: Graph, core: AttentionCore) -> _Sources:
+    values = leaves(graph, core.value)
+    projection = _value_projection(graph, core, values)
+    keys = leaves(graph, core.key, stop_at=frozenset({projection}))
+    _check_keys(graph, projection, keys)
+    operation = graph.operation(projection)
+    assert isinstance(operation, op.Linear)
+    rope = keys.shared_rows[0] if keys.shared_rows else None
+    return _Sources(projection, operation.data, rope, _expanded_cache(graph, keys, values))
+
+
+def _value_projection(graph: Graph, core: AttentionCore, values: Leaves) -> Node:
+    if values.opaque:
+        raise _not_linear(graph, "values", values.opaque)
+    if len(values.linears) != 1 or values.inputs:
+        raise NotLatentError(
+            "no_shared_projection",
+            "the values do not come from one linear layer",
+            (core.last, *values.linears),
+        )
+    return values.linears[0]
+
+
+def _not_linear(graph: Graph, what: str, nodes: list[Node]) -> NotLatentError:
+    if any(isinstance(graph.operation(node), op.MatMul) for node in nodes):
+        return NotLatentError(
+            "projection_not_constant",
+            f"the {what} come from a matrix product with something computed, not stored",
+            tuple(nodes),
+            "store the projection weight in the model",
+        )
+    return NotLatentError(
+        "not_linear",
+        f"the {what} are not a linear image of one row: something else lies between",
+        tuple(nodes),
+    )
+
+
+def _check_keys(graph: Graph, projection: Node, keys: Leaves) -> None:
+    if projection not in keys.linears:
+        code = "separate_projections" if keys.linears else "keys_not_from_latent"
+        raise NotLatentError(
+            code,
+            "keys and values do not meet in one linear layer",
+            (projection, *keys.linears, *keys.opaque),
+        )
+    others = [node for node in keys.linears if node is not projection]
+    if others or keys.opaque or keys.inputs:
+        raise NotLatentError(
+            "rope_per_head",
+            "part of the keys comes from elsewhere and is not one row shared by all heads",
+            (*others, *keys.opaque),
+        )
+    if len(keys.shared_rows) > 1:
+        raise NotLatentError(
+            "several_shared_rows",
+            "the keys have more than one row that is repeated for the heads",
+            (projection,),
+        )
+
+
+def _expanded_cache(
+    graph: Graph, keys: Leaves, values: Leaves
+) -> tuple[PastConcat, PastConcat] | None:
+    if not keys.pasts and not values.pasts:
+        return None
+    if len(keys.pasts) != 1 or len(values.pasts) != 1:
+        raise NotLatentError(
+            "cache_of_one_half", "only one of keys and values is cached, or one of them twice"
+        )
+    pair = (keys.pasts[0], values.pasts[0])
+    if any(part.axis != TOKEN_AXIS for part in pair):
+        raise NotLatentError("cache_axis", "the cache does not grow along the token axis")
+    if not all(graph.is_output(part.joined) for part in pair):
+        raise NotLatentError("cache_not_returned", "the joined cache is not an output of the graph")
+    return pair
+
+
+def _check_query(graph: Graph, core: AttentionCore, sources: _Sources) -> None:
+    if _depends_on(graph, core.query, sources.projection):
+        raise NotLatentError(
+            "query_from_projection",
+            "the query comes from the layer that makes keys and values",
+            (sources.projection,),
+        )
+    for linear in leaves(graph, core.query).linears:
+        operation = graph.operation(linear)
+        if isinstance(operation, op.Linear) and operation.data is sources.latent:
+            raise NotLatentError(
+                "query_from_latent",
+                "the query is a linear image of the same row as keys and values: that row is the"
+                " hidden state, not a latent",
+                (linear, sources.projection),
+            )
+
+
+def _depends_on(graph: Graph, value: Value, node: Node) -> bool:
+    """Whether ``value`` needs ``node``; only what comes after it in the graph is searched."""
+    limit = graph.position(node)
+    pending, seen = [value], set()
+    while pending:
+        producer = graph.producer(pending.pop())
+        if producer is node:
+            return True
+        if producer is None or producer in seen or graph.position(producer) < limit:
+            continue
+        seen.add(producer)
+        pending.extend(graph.operands(producer))
+    return False
+
+
+def _check_shapes(graph: Graph, core: AttentionCore, sources: _Sources) -> None:
+    key, value = graph.example_shape(core.key), graph.example_shape(core.value)
+    query, latent = graph.example_shape(core.query), graph.example_shape(sources.latent)
+    if key is None or value is None or query is None or latent is None:
+        raise NotLatentError(
+            "unknown_shape",
+            "the shapes of query, keys, values or latent cannot be inferred",
+            (core.first, core.last),
+            "run shape inference on the model, or export it with shapes",
+        )
+    if not len(query) == len(key) == len(value) == 4:
+        raise NotLatentError(
+            "rank", "query, keys and values are not all of rank 4", (core.first, core.last)
+        )
+    if not query[1] == key[1] == value[1]:
+        raise NotLatentError(
+            "head_count",
+            f"query, keys and values have {query[1]}, {key[1]} and {value[1]} heads",
+            (core.first, core.last),
+        )
+    _check_rows(graph, sources, latent)
+    _check_width(graph, core, sources, (key, value, latent))
+
+
+def _check_rows(graph: Graph, sources: _Sources, latent: tuple[int, ...]) -> None:
+    rope = None if sources.rope is None else graph.example_shape(sources.rope)
+    for what, shape in (("latent", latent), ("k_pe", rope)):
+        if shape is None and what == "k_pe" and sources.rope is None:
+            continue
+        if shape is None or not (len(shape) == 3 or (len(shape) == 4 and shape[1] == 1)):
+            raise NotLatentError(
+                "rope_per_head" if what == "k_pe" else "latent_rank",
+                f"the {what} rows have shape {shape}, not [batch, 1, tokens, width]",
+                (sources.projection,),
+            )
+
+
+def _check_width(
+    graph: Graph,
+    core: AttentionCore,
+    sources: _Sources,
+    shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+) -> None:
+    key, value, latent = shapes
+    rope = None if sources.rope is None else graph.example_shape(sources.rope)
+    key_width = key[-2] if core.key_is_transposed else key[-1]
+    made = key[1] * (key_width - (0 if rope is None else rope[-1]) + value[-1])
+    if latent[-1] >= made:
+        raise NotLatentError(
+            "latent_not_narrower",
+            f"the row is {latent[-1]} wide and makes {made} numbers: nothing would be saved",
+            (sources.projection,),
+        )

@@ -1,0 +1,88 @@
+"""What an optimized model says of itself, so that it can be verified and understood later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from mla_opt.graphs.protocol import Value
+from mla_opt.passes.add_prefill_branch import crossover
+from mla_opt.report.report import tool_version
+from mla_opt.sites import LatentAttentionSite
+from mla_opt.verify.interface_map import METADATA_KEY as INTERFACE_KEY
+from mla_opt.verify.interface_map import Ends, InterfaceMap, StateMap
+from mla_opt.verify.site_records import METADATA_KEY as SITES_KEY
+from mla_opt.verify.site_records import SiteRecord, sites_to_json
+
+VERSION_KEY = "mla_opt.version"
+
+
+def record(model: ir.Model, sites: Sequence[LatentAttentionSite]) -> None:
+    """Write down the sites, and how the caches of the model stand for the original's."""
+    model.metadata_props[VERSION_KEY] = tool_version()
+    records = tuple(_site(model, site) for site in sites if site.query_value is not None)
+    model.metadata_props[SITES_KEY] = sites_to_json(records)
+    interface = _interface(sites)
+    if interface.states:
+        model.metadata_props[INTERFACE_KEY] = interface.to_json()
+
+
+def _site(model: ir.Model, site: LatentAttentionSite) -> SiteRecord:
+    assert site.weights is not None and site.stored is not None and site.query_value is not None
+    return SiteRecord(
+        name=site.name,
+        query=_name(site.query_value),
+        w_uk=_stored(model, site.stored.w_uk),
+        w_uv=_stored(model, site.stored.w_uv),
+        scale=site.scale,
+        kv_lora_rank=site.weights.w_uk.shape[2],
+        qk_rope_head_dim=len(site.weights.rope_dims),
+        prefill_threshold=None if site.prefill == "absorbed" else crossover(site),
+    )
+
+
+def _stored(model: ir.Model, value: Value) -> str | None:
+    """Name of a stored tensor, unless nothing reads it and it was dropped."""
+    return value.name if value.name in model.graph.initializers else None
+
+
+def _interface(sites: Sequence[LatentAttentionSite]) -> InterfaceMap:
+    states: dict[tuple[str, ...], StateMap] = {}
+    past_len, capacity = None, None
+    for site in sites:
+        if site.cache is None or site.original_cache is None:
+            continue
+        original, optimized = site.original_cache, _ends(site)
+        layout = site.cache.layout
+        if layout == "split" and site.family == "latent":
+            continue
+        states.setdefault(original.inputs, _state(site, original, optimized))
+        if site.cache.past_len is not None:
+            past_len, capacity = site.cache.past_len.name, site.cache.capacity
+    return InterfaceMap(tuple(states.values()), past_len, capacity)
+
+
+def _state(site: LatentAttentionSite, original: Ends, optimized: Ends) -> StateMap:
+    assert site.geometry is not None and site.cache is not None
+    layout = site.cache.layout
+    assert layout in ("split", "packed", "static")
+    return StateMap(
+        layer=site.name,
+        original=original,
+        optimized=optimized,
+        layout=layout,
+        kv_lora_rank=site.geometry.kv_lora_rank,
+        qk_rope_head_dim=site.geometry.qk_rope_head_dim,
+        num_heads=site.geometry.num_heads,
+    )
+
+
+def _ends(site: LatentAttentionSite) -> Ends:
+    assert site.cache is not None
+    return Ends(tuple(map(_name, site.cache.past)), tuple(map(_name, site.cache.joined)))
+
+
+def _name(value: Value) -> str:
+    assert value.name is not None
+    return value.name

@@ -1,0 +1,50 @@
+"""How the inputs and outputs of a model changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import onnx_ir as ir
+
+from mla_opt.report.report import InterfaceChange, PortSpec
+
+
+def interface_changes(before: ir.Model, after: ir.Model) -> tuple[InterfaceChange, ...]:
+    """Compare two models port by port, by name."""
+    return (
+        *_changes("input", _ports(before.graph.inputs), _ports(after.graph.inputs)),
+        *_changes("output", _ports(before.graph.outputs), _ports(after.graph.outputs)),
+    )
+
+
+def _changes(
+    kind: str, before: dict[str, PortSpec], after: dict[str, PortSpec]
+) -> Iterator[InterfaceChange]:
+    side = "input" if kind == "input" else "output"
+    for name, old in before.items():
+        new = after.get(name)
+        if new is None:
+            yield InterfaceChange(side, old, None, "its rows are part of the latent cache now")
+        elif new != old:
+            yield InterfaceChange(side, old, new, "holds latent rows instead of expanded ones")
+    for name, new in after.items():
+        if name not in before:
+            yield InterfaceChange(side, None, new, _why_added(new))
+
+
+def _why_added(port: PortSpec) -> str:
+    if port.shape is not None and len(port.shape) == 1:
+        return "how many rows of each sequence's buffer are past"
+    return "holds the latent rows [c_kv | k_pe] of one layer"
+
+
+def _ports(values: Sequence[ir.Value]) -> dict[str, PortSpec]:
+    return {value.name or "": _port(value) for value in values}
+
+
+def _port(value: ir.Value) -> PortSpec:
+    shape = None
+    if value.shape is not None:
+        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    dtype = "unknown" if value.dtype is None else value.dtype.name.lower()
+    return PortSpec(value.name or "", dtype, shape)

@@ -1,0 +1,45 @@
+"""A verification, kept in a report as plain JSON, in one line for a person.
+
+``verify`` has its own tables (:mod:`mla_opt.verify.table`); a report may have been read from a file
+of another version, so nothing here relies on a field being there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def summary(verification: Mapping[str, object]) -> str:
+    """Return how many outputs were compared, the worst of them, and the controls."""
+    outputs, controls = _entries(verification, "outputs"), _entries(verification, "controls")
+    verdict = "passed" if verification.get("passed") else "FAILED"
+    parts = [f"verification {verdict}", f"{len(outputs)} outputs and states compared"]
+    if outputs:
+        parts.append(_worst(outputs))
+    if applicable := [c for c in controls if c.get("applicable")]:
+        noticed = sum(bool(control.get("detected")) for control in applicable)
+        parts.append(f"{noticed} of {len(applicable)} broken copies noticed")
+    return ", ".join(parts)
+
+
+def _entries(verification: Mapping[str, object], key: str) -> list[Mapping[str, Any]]:
+    found = verification.get(key)
+    entries = found if isinstance(found, list | tuple) else ()
+    return [entry for entry in entries if isinstance(entry, Mapping)]
+
+
+def _worst(outputs: list[Mapping[str, Any]]) -> str:
+    # What could not be measured is worse than any number.
+    worst = max(outputs, key=_badness)
+    error, tolerance = worst.get("relative"), worst.get("tolerance")
+    if not isinstance(error, float | int) or not isinstance(tolerance, float | int):
+        return f"worst {worst.get('name')}: not measurable"
+    return f"worst {worst.get('name')}: error {error:.1e} of the spread, {tolerance:.1e} tolerated"
+
+
+def _badness(output: Mapping[str, Any]) -> float:
+    error, tolerance = output.get("relative"), output.get("tolerance")
+    if not isinstance(error, float | int) or not isinstance(tolerance, float | int):
+        return float("inf")
+    return error / tolerance if tolerance else float(error > 0) * 1e300

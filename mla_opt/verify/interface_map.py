@@ -1,0 +1,193 @@
+"""How the caches of an optimized model stand for those of the original.
+
+The optimized model carries the map in its metadata under ``mla_opt.interface``. No entry means
+that both interfaces are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import onnx_ir as ir
+
+from mla_opt.errors import InputError
+from mla_opt.graphs.interface import ModelInterface, Port
+from mla_opt.verify.json_fields import Fields, parse
+
+METADATA_KEY = "mla_opt.interface"
+VERSION = 1
+
+MappedLayout = Literal["split", "packed", "static"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Names of the inputs and outputs that hold one state of one model, pairwise."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """Return the names as lists, for JSON."""
+        return {"inputs": list(self.inputs), "outputs": list(self.outputs)}
+
+    @classmethod
+    def of(cls, fields: Fields) -> Ends:
+        """Read both lists, which must be equally long."""
+        ends = cls(fields.texts("inputs"), fields.texts("outputs"))
+        if not ends.inputs or len(ends.inputs) != len(ends.outputs):
+            raise InputError(f"{fields.where} must pair each input with one output")
+        return ends
+
+
+@dataclass(frozen=True, slots=True)
+class StateMap:
+    """The cache of one layer, before and after."""
+
+    layer: str
+    original: Ends
+    optimized: Ends
+    layout: MappedLayout
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    num_heads: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields for JSON."""
+        return {
+            "layer": self.layer,
+            "original": self.original.as_dict(),
+            "optimized": self.optimized.as_dict(),
+            "layout": self.layout,
+            "kv_lora_rank": self.kv_lora_rank,
+            "qk_rope_head_dim": self.qk_rope_head_dim,
+            "num_heads": self.num_heads,
+        }
+
+    @classmethod
+    def of(cls, fields: Fields) -> StateMap:
+        """Read one entry."""
+        layout = fields.text("layout")
+        if layout not in get_args(MappedLayout):
+            raise InputError(f"{fields.where}.layout {layout!r} is none of split, packed, static")
+        return cls(
+            layer=fields.text("layer"),
+            original=Ends.of(fields.inner("original")),
+            optimized=Ends.of(fields.inner("optimized")),
+            layout=cast(MappedLayout, layout),
+            kv_lora_rank=fields.count("kv_lora_rank", 1),
+            qk_rope_head_dim=fields.count("qk_rope_head_dim"),
+            num_heads=fields.count("num_heads", 1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceMap:
+    """Every cache that changed; the inputs and outputs it does not name are the same in both.
+
+    Attributes:
+        past_len_input: the input that says how many rows of the buffers are past, ``[B]`` int32.
+        capacity: rows of the buffers; ``None`` where the model leaves it open.
+    """
+
+    states: tuple[StateMap, ...] = ()
+    past_len_input: str | None = None
+    capacity: int | None = None
+
+    @classmethod
+    def of(cls, model: ir.Model) -> InterfaceMap:
+        """Read the map of ``model``. Raises `InputError` where it is not what it should be."""
+        text = model.metadata_props.get(METADATA_KEY)
+        return cls() if text is None else cls.from_json(text)
+
+    @classmethod
+    def from_json(cls, text: str) -> InterfaceMap:
+        """Read a map. Raises `InputError` naming the field that is wrong."""
+        fields = Fields.of(parse(text, METADATA_KEY), METADATA_KEY)
+        version = fields.count("version")
+        if version != VERSION:
+            raise InputError(f"{METADATA_KEY} has version {version}; this release reads {VERSION}")
+        result = cls(
+            states=tuple(StateMap.of(entry) for entry in fields.objects("states")),
+            past_len_input=fields.optional_text("past_len_input"),
+            capacity=fields.optional_count("capacity", 1),
+        )
+        result._check()
+        return result
+
+    def to_json(self) -> str:
+        """Return the map as JSON that `from_json` reads."""
+        states = [state.as_dict() for state in self.states]
+        content = {"version": VERSION, "states": states}
+        content |= {"past_len_input": self.past_len_input, "capacity": self.capacity}
+        return json.dumps(content, sort_keys=True)
+
+    @property
+    def has_buffers(self) -> bool:
+        """Whether any cache is a buffer that is updated in place."""
+        return any(state.layout == "static" for state in self.states)
+
+    def _check(self) -> None:
+        if self.has_buffers != (self.past_len_input is not None):
+            raise InputError(
+                f"{METADATA_KEY} must name past_len_input if and only if a layout is static"
+            )
+        for side in ("original", "optimized"):
+            ends: list[Ends] = [getattr(state, side) for state in self.states]
+            _distinct([n for e in ends for n in e.inputs], side)
+            _distinct([n for e in ends for n in e.outputs], side)
+
+
+def _distinct(names: list[str], side: str) -> None:
+    twice = sorted(name for name, uses in Counter(names).items() if uses > 1)
+    if twice:
+        raise InputError(f"{METADATA_KEY} maps {twice[0]!r} of the {side} model twice")
+
+
+def check_interfaces(
+    original: ModelInterface, optimized: ModelInterface, changes: InterfaceMap
+) -> None:
+    """Raise `InputError` naming the inputs and outputs whose difference ``changes`` leaves open."""
+    before = [state.original for state in changes.states]
+    after = [state.optimized for state in changes.states]
+    extra = (changes.past_len_input,) if changes.past_len_input else ()
+    _compare(
+        "inputs",
+        _unmapped(original.inputs, (n for ends in before for n in ends.inputs)),
+        _unmapped(optimized.inputs, (*(n for ends in after for n in ends.inputs), *extra)),
+    )
+    _compare(
+        "outputs",
+        _unmapped(original.outputs, (n for ends in before for n in ends.outputs)),
+        _unmapped(optimized.outputs, (n for ends in after for n in ends.outputs)),
+    )
+
+
+def _unmapped(ports: tuple[Port, ...], mapped: Iterable[str]) -> dict[str, Port]:
+    """Ports by name without the mapped ones, each of which must be there."""
+    by_name = {port.name: port for port in ports}
+    names = set(mapped)
+    missing = sorted(names - by_name.keys())
+    if missing:
+        raise InputError(
+            f"{METADATA_KEY} names {', '.join(missing)}, which the model does not have"
+        )
+    return {name: port for name, port in by_name.items() if name not in names}
+
+
+def _compare(what: str, before: dict[str, Port], after: dict[str, Port]) -> None:
+    lost, gained = sorted(before.keys() - after.keys()), sorted(after.keys() - before.keys())
+    changed = sorted(n for n in before.keys() & after.keys() if before[n].dtype != after[n].dtype)
+    if not (lost or gained or changed):
+        return
+    parts = [("only in the original", lost), ("only in the optimized", gained)]
+    parts += [("of another type", changed)]
+    listed = "; ".join(f"{label}: {', '.join(names)}" for label, names in parts if names)
+    raise InputError(
+        f"the models differ in their {what} ({listed}) and {METADATA_KEY} does not say why; verify"
+        " an optimized model against the file it was made from"
+    )

@@ -1,0 +1,155 @@
+"""Runs a model over a scenario, feeding it its own states, and keeps what it said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from mla_opt.errors import InputError
+from mla_opt.graphs.interface import KnownStates, ModelInterface
+from mla_opt.verify.feeds import Timeline, numpy_dtype, random_state
+from mla_opt.verify.interface_map import METADATA_KEY, Ends, InterfaceMap
+from mla_opt.verify.scenarios import Scenario
+from mla_opt.verify.sessions import RunError, Session
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """How to drive one model: its interface and what becomes of its states.
+
+    Attributes:
+        interface: what it is fed, with ``past_len_input`` among the others.
+        past_len_input: the input that says how many rows of the buffers are past.
+        capacity: rows of the buffers.
+    """
+
+    interface: ModelInterface
+    past_len_input: str | None = None
+    capacity: int | None = None
+
+    def initial_states(self, scenario: Scenario) -> dict[str, Array]:
+        """States before the first call: no rows, zeros in buffers and recurrent states."""
+        first = scenario.calls[0]
+        shapes = self.interface.bind(
+            scenario.batch, first, scenario.initial_past, self._rows(scenario)
+        )
+        return {
+            state.input.name: np.zeros(shapes[state.input.name], numpy_dtype(state.input))
+            for state in self.interface.states
+        }
+
+    def made_up_states(self, scenario: Scenario, seed: int) -> dict[str, Array]:
+        """Random growing states for a scenario that starts in the middle."""
+        states = self.initial_states(scenario)
+        for port in (s.input for s in self.interface.states if s.kind == "growing"):
+            states[port.name] = random_state(port, states[port.name].shape, seed)
+        return states
+
+    def feeds(
+        self, timeline: Timeline, start: int, stop: int, scenario: Scenario
+    ) -> dict[str, Array]:
+        """Everything but the states for one call."""
+        feeds = timeline.call(self.interface, start, stop, self._rows(scenario))
+        if self.past_len_input is not None:
+            feeds[self.past_len_input] = np.full(timeline.batch, start, np.int32)
+        return feeds
+
+    def _rows(self, scenario: Scenario) -> int:
+        return self.capacity or scenario.total_len
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call and what came of it.
+
+    Attributes:
+        query_len: S.
+        past_len: P.
+        outputs: everything that is no state, by name.
+        states: the states after it, by output name; only after the last call of a scenario, as
+            earlier rows are still in them.
+    """
+
+    query_len: int
+    past_len: int
+    outputs: Mapping[str, Array]
+    states: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One scenario on one model; ``error`` says why it ended early, if it did."""
+
+    scenario: Scenario
+    calls: tuple[Call, ...]
+    error: str | None = None
+
+
+States = Callable[[Scenario], dict[str, Array]]
+
+
+def run_scenario(
+    session: Session, driver: Driver, scenario: Scenario, seed: int, states: States | None = None
+) -> Run:
+    """Run ``scenario`` call by call; ``states`` gives the past of the first one."""
+    timeline = Timeline.of(scenario.batch, scenario.total_len, scenario.padding, seed)
+    calls: list[Call] = []
+    try:
+        past = (states or driver.initial_states)(scenario)
+        for start, stop in scenario.spans():
+            feeds = driver.feeds(timeline, start, stop, scenario) | past
+            produced = session.run(feeds)
+            past = {s.input.name: produced[s.output.name] for s in driver.interface.states}
+            calls.append(_call(driver, produced, start, stop, stop == scenario.total_len))
+    except (RunError, InputError) as error:
+        return Run(scenario, tuple(calls), str(error))
+    return Run(scenario, tuple(calls))
+
+
+def _call(driver: Driver, produced: dict[str, Array], start: int, stop: int, last: bool) -> Call:
+    names = driver.interface.state_outputs
+    outputs = {name: value for name, value in produced.items() if name not in names}
+    states = {name: produced[name] for name in sorted(names)} if last else {}
+    return Call(stop - start, start, outputs, states)
+
+
+def original_driver(model: ir.Model, changes: InterfaceMap) -> Driver:
+    """Drive the original: the map, where it names a state, outranks what the graph shows."""
+    known = KnownStates(_pairs([state.original for state in changes.states]))
+    return _driver(ModelInterface.of(model, known), known)
+
+
+def optimized_driver(model: ir.Model, changes: InterfaceMap) -> Driver:
+    """Drive the optimized model as the map says."""
+    static = [n for s in changes.states if s.layout == "static" for n in s.optimized.inputs]
+    pairs = _pairs([state.optimized for state in changes.states])
+    known = KnownStates(pairs, frozenset(static))
+    interface = ModelInterface.of(model, known)
+    return _driver(interface, known, changes.past_len_input, changes.capacity)
+
+
+def _pairs(ends: list[Ends]) -> dict[str, str]:
+    return {i: o for end in ends for i, o in zip(end.inputs, end.outputs)}
+
+
+def _driver(
+    interface: ModelInterface,
+    known: KnownStates,
+    past_len_input: str | None = None,
+    capacity: int | None = None,
+) -> Driver:
+    states = {state.input.name: state for state in interface.states}
+    for source, target in known.pairs.items():
+        if source not in states or states[source].output.name != target:
+            raise InputError(
+                f"{METADATA_KEY} says that output {target!r} continues input {source!r}, but the"
+                " model has no such pair of one rank and type"
+            )
+    return Driver(interface, past_len_input, capacity)

@@ -1,0 +1,81 @@
+"""What an optimized model says of its rewritten sites, under ``mla_opt.sites``.
+
+The negative controls break a model at the values named here; verification reads from here how
+long a prompt must be to take the expanded branch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from mla_opt.errors import InputError
+from mla_opt.verify.json_fields import Fields, objects, parse
+
+METADATA_KEY = "mla_opt.sites"
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRecord:
+    """One rewritten attention.
+
+    Attributes:
+        query: name of the absorbed query, ``[B, H, S, C + R]``.
+        w_uk: name of the initializer ``[H, N, C]``; ``None`` where it is folded into another.
+        scale: factor on the scores.
+        prefill_threshold: query length from which on the expanded branch is certain to run.
+    """
+
+    name: str
+    query: str
+    w_uk: str | None
+    scale: float
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    w_uv: str | None = None
+    prefill_threshold: int | None = None
+
+    @property
+    def default_scale(self) -> float:
+        """The scale that the operator would have if none were given, ``1 / sqrt(C + R)``."""
+        return 1 / math.sqrt(self.kv_lora_rank + self.qk_rope_head_dim)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields for JSON."""
+        return {field: getattr(self, field) for field in self.__slots__}
+
+    @classmethod
+    def of(cls, fields: Fields) -> SiteRecord:
+        """Read one entry."""
+        return cls(
+            name=fields.text("name"),
+            query=fields.text("query"),
+            w_uk=fields.optional_text("w_uk"),
+            scale=fields.positive("scale"),
+            kv_lora_rank=fields.count("kv_lora_rank", 1),
+            qk_rope_head_dim=fields.count("qk_rope_head_dim"),
+            w_uv=fields.optional_text("w_uv"),
+            prefill_threshold=fields.optional_count("prefill_threshold", 1),
+        )
+
+
+def read_sites(model: ir.Model) -> tuple[SiteRecord, ...]:
+    """Read the sites of ``model``; none where it has no such metadata.
+
+    Raises `InputError` naming the field that is wrong.
+    """
+    text = model.metadata_props.get(METADATA_KEY)
+    if text is None:
+        return ()
+    content = parse(text, METADATA_KEY)
+    if not isinstance(content, list):
+        raise InputError(f"{METADATA_KEY} must be a list of sites")
+    return tuple(SiteRecord.of(entry) for entry in objects(content, METADATA_KEY))
+
+
+def sites_to_json(sites: tuple[SiteRecord, ...]) -> str:
+    """Return ``sites`` as JSON that `read_sites` reads."""
+    return json.dumps([site.as_dict() for site in sites], sort_keys=True)

@@ -1,0 +1,272 @@
+"""Runs the original, then the optimized model, then the controls, and compares.
+
+One session is open at a time: what the original said is kept, its session is not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from mla_opt.errors import InputError, VerificationError
+from mla_opt.events import VerifyProgress
+from mla_opt.graphs.interface import Limits
+from mla_opt.verify.alignment import Aligner, joined_name
+from mla_opt.verify.interface_map import InterfaceMap, check_interfaces
+from mla_opt.verify.negative_controls import CONTROLS, BrokenModel, ControlResult, broken_models
+from mla_opt.verify.oracle import (
+    Driver,
+    Run,
+    States,
+    optimized_driver,
+    original_driver,
+    run_scenario,
+)
+from mla_opt.verify.parity import Tolerance, compare, worst_by_name
+from mla_opt.verify.report import ParityReport
+from mla_opt.verify.scenarios import Room, Scenario, plan
+from mla_opt.verify.sessions import ModelLike, OpenModel, RunError, Session, open_model
+from mla_opt.verify.site_records import SiteRecord, read_sites
+
+Array = npt.NDArray[Any]
+Progress = Callable[[VerifyProgress], None]
+
+LONG_SCENARIO = "long prompt"
+DEFAULT_WEIGHT_BYTES = 4
+
+
+def verify(
+    original: ModelLike,
+    optimized: ModelLike,
+    *,
+    tolerance: float | None = None,
+    controls: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+    libraries: Sequence[str | Path] = (),
+) -> ParityReport:
+    """Run both models on the same inputs and compare all they say.
+
+    Args:
+        original: a path, a proto or a graph.
+        optimized: the same, with the metadata that tells what changed.
+        tolerance: the error to tolerate, relative to the spread of an output; measured if ``None``.
+        controls: whether broken copies of ``optimized`` must be noticed, too.
+        seed: what all inputs follow from.
+        progress: called before each run.
+        libraries: custom-operator libraries for the optimized model.
+
+    Raises:
+        InputError: one cannot be read, the original cannot be run, or the interfaces differ in
+            ways that the metadata does not explain.
+        VerificationError: the optimized model cannot be loaded.
+    """
+    before = open_model(original, "original")
+    after = open_model(optimized, "optimized", tuple(Path(library) for library in libraries))
+    models = _Models.of(before, after)
+    scenarios = plan(models.room())
+    counter = _Counter(progress, 3 * len(scenarios) + (len(CONTROLS) if controls else 0))
+    return _Verifier(models, seed, counter).report(scenarios, tolerance, controls)
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Tells an observer how many of the runs are done."""
+
+    observer: Progress | None
+    total: int
+    done: int = 0
+
+    def next(self, label: str) -> None:
+        """Announce the run called ``label``."""
+        if self.observer is not None:
+            self.observer(VerifyProgress(self.done, self.total, label))
+        self.done += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """Both models, how to drive each, and how they correspond."""
+
+    original: OpenModel
+    optimized: OpenModel
+    before: Driver
+    after: Driver
+    aligner: Aligner
+    sites: tuple[SiteRecord, ...]
+
+    @classmethod
+    def of(cls, original: OpenModel, optimized: OpenModel) -> _Models:
+        changes = InterfaceMap.of(optimized.model)
+        before = original_driver(original.model, changes)
+        after = optimized_driver(optimized.model, changes)
+        check_interfaces(before.interface, after.interface, changes)
+        aligner = Aligner(before.interface, after.interface, changes)
+        return cls(original, optimized, before, after, aligner, read_sites(optimized.model))
+
+    def room(self) -> Room:
+        """What both models leave open."""
+        long = [s.prefill_threshold for s in self.sites if s.prefill_threshold is not None]
+        return Room(
+            limits=_merged(self.before.interface.limits(), self.after.interface.limits()),
+            stateful=bool(self.before.interface.states),
+            padded=self.before.interface.attention_mask is not None,
+            capacity=self.after.capacity,
+            long_query=max(long, default=None),
+            can_make_up_past=self.aligner.can_share_a_past(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Verifier:
+    models: _Models
+    seed: int
+    counter: _Counter
+
+    def report(
+        self, scenarios: Sequence[Scenario], tolerance: float | None, controls: bool
+    ) -> ParityReport:
+        """Run everything and compare."""
+        reference = self._reference(scenarios, optimized=True)
+        _require_one(reference)
+        noise = self._noise(reference)
+        limits = self._tolerance(tolerance, noise)
+        candidate = self._candidate(self.models.optimized, reference)
+        results = tuple(
+            compare(self.models.aligner, a, b, limits) for a, b in zip(reference, candidate)
+        )
+        outputs = worst_by_name(output for result in results for output in result.outputs)
+        verdicts = self._controls(reference, limits) if controls else ()
+        return ParityReport(outputs, results, verdicts, limits, self.seed)
+
+    def _reference(self, scenarios: Sequence[Scenario], optimized: bool) -> tuple[Run, ...]:
+        """Run the original, with or without ONNX Runtime's graph optimizations."""
+        try:
+            session = self.models.original.session(optimized)
+        except RunError as error:
+            raise InputError(str(error)) from error
+        label = "original" if optimized else "original, noise floor"
+        return tuple(self._run_original(session, scenario, label) for scenario in scenarios)
+
+    def _run_original(self, session: Session, scenario: Scenario, label: str) -> Run:
+        self.counter.next(f"{label}: {scenario.name}")
+        driver = self.models.before
+        return run_scenario(session, driver, scenario, self.seed, self._past(driver, scenario))
+
+    def _candidate(self, model: OpenModel, reference: Sequence[Run]) -> tuple[Run, ...]:
+        """Run what the original could run."""
+        try:
+            session = model.session()
+        except RunError as error:
+            raise VerificationError(str(error)) from error
+        return tuple(
+            Run(run.scenario, (), run.error) if run.error else self._run_optimized(session, run)
+            for run in reference
+        )
+
+    def _run_optimized(self, session: Session, run: Run) -> Run:
+        models, scenario = self.models, run.scenario
+        self.counter.next(f"{session.label}: {scenario.name}")
+
+        def translated(scenario: Scenario) -> dict[str, Array]:
+            past = models.before.made_up_states(scenario, self.seed)
+            return models.aligner.translate(past, models.after.initial_states(scenario))
+
+        states = translated if scenario.initial_past else None
+        return run_scenario(session, models.after, scenario, self.seed, states)
+
+    def _past(self, driver: Driver, scenario: Scenario) -> States | None:
+        if not scenario.initial_past:
+            return None
+        return lambda scenario: driver.made_up_states(scenario, self.seed)
+
+    def _noise(self, reference: Sequence[Run]) -> dict[str, float]:
+        """How far the original is from itself, unoptimized, by output."""
+        runs = self._reference([run.scenario for run in reference], optimized=False)
+        interface = self.models.before.interface
+        aligner = Aligner(interface, interface, InterfaceMap())
+        results = (
+            compare(aligner, a, b, Tolerance.fixed(0.0, {}))
+            for a, b in zip(reference, runs)
+            if a.error is None and b.error is None
+        )
+        outputs = worst_by_name(output for result in results for output in result.outputs)
+        noise = {output.name: output.relative for output in outputs}
+        for change in self.models.aligner.changes.states:
+            parts = (noise.get(name, 0.0) for name in change.original.outputs)
+            noise[joined_name(change)] = max(parts)
+        return noise
+
+    def _tolerance(self, given: float | None, noise: dict[str, float]) -> Tolerance:
+        if given is not None:
+            return Tolerance.fixed(given, noise)
+        return Tolerance.for_bytes(_weight_bytes(self.models.original.model), noise)
+
+    def _controls(self, reference: Sequence[Run], limits: Tolerance) -> tuple[ControlResult, ...]:
+        run = _control_run(reference)
+        models = broken_models(self.models.optimized.model, self.models.sites)
+        return tuple(self._control(broken, run, limits) for broken in models)
+
+    def _control(self, broken: BrokenModel, run: Run, limits: Tolerance) -> ControlResult:
+        if broken.model is None:
+            return broken.inapplicable()
+        control = broken.control
+        label = f"optimized (control: {control.name})"
+        model = replace(self.models.optimized, label=label, model=broken.model, path=None)
+        (candidate,) = self._candidate(model, [run])
+        result = compare(self.models.aligner, run, candidate, limits)
+        worst = max(
+            result.outputs, key=lambda o: o.relative / max(o.tolerance, 1e-12), default=None
+        )
+        detected = result.error is None and not result.passed
+        reason = result.error or ("" if detected else "its outputs are within the tolerance")
+        return ControlResult(
+            name=control.name,
+            breaks=control.breaks,
+            applicable=True,
+            detected=detected,
+            sites=broken.sites,
+            relative=worst.relative if worst else None,
+            output=worst.name if worst else None,
+            reason=reason,
+        )
+
+
+def _merged(first: Limits, second: Limits) -> Limits:
+    """The sizes that either file fixes; where they disagree, a run will fail and say so."""
+    pairs = (
+        (getattr(first, name), getattr(second, name))
+        for name in ("batch", "query_len", "past_len", "total_len")
+    )
+    return Limits(*(b if a is None else a for a, b in pairs))
+
+
+def _require_one(runs: Sequence[Run]) -> None:
+    errors = [run.error for run in runs if run.error is not None]
+    if len(errors) == len(runs):
+        raise InputError(f"the original model runs on no input that was tried: {errors[0]}")
+
+
+def _control_run(runs: Sequence[Run]) -> Run:
+    """The run with most keys in sight among those short enough to be absorbed."""
+    usable = [run for run in runs if run.error is None]
+    short = [run for run in usable if run.scenario.name != LONG_SCENARIO] or usable
+    return max(short, key=lambda run: run.scenario.total_len)
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    """Bytes of the type that most float weights are stored in."""
+    counts: Counter[int] = Counter()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype.is_floating_point():
+                counts[int(tensor.dtype.itemsize)] += tensor.size
+    likely = counts.most_common(1)[0][0] if counts else DEFAULT_WEIGHT_BYTES
+    return min(max(likely, 2), 8)

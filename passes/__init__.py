@@ -1,0 +1,77 @@
+"""The compiler, one pass a file, in the order they run.
+
+1. `find_latent_attention`: find every latent attention; say why the others are none
+2. `extract_weights`: read W_UK and W_UV off the graph by running it; prove each site
+3. `choose_form`: decide what is folded, and how long queries are served
+4. `compress_cache`: cache latent rows instead of expanded keys and values
+5. `absorb_weights`: put W_UK on the query and W_UV on the output, attend to latent rows
+6. `release_shapes`: let nothing be computed only for its shape to be read
+7. `fuse_cache_append`: let the operator append to the cache
+8. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
+9. `lower_to_standard_ops`: for the portable target, no custom operator is left
+10. `clean_up`: drop what nothing reads any more
+
+Passes of other packages are found through the entry-point group ``mla_opt.passes``.
+"""
+
+from __future__ import annotations
+
+if __name__ != "mla_opt.passes":
+    raise ImportError("import the passes as mla_opt.passes, not from the folder they lie in")
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from mla_opt.errors import InputError
+from mla_opt.pipeline import Pass
+
+ENTRY_POINT_GROUP = "mla_opt.passes"
+
+BUILT_IN: dict[str, str] = {
+    "find_latent_attention": "FindLatentAttention",
+    "extract_weights": "ExtractWeights",
+    "choose_form": "ChooseForm",
+    "compress_cache": "CompressCache",
+    "absorb_weights": "AbsorbWeights",
+    "release_shapes": "ReleaseShapes",
+    "fuse_cache_append": "FuseCacheAppend",
+    "add_prefill_branch": "AddPrefillBranch",
+    "lower_to_standard_ops": "LowerToStandardOps",
+    "clean_up": "CleanUp",
+}
+"""Pass names and their classes, in pipeline order. Modules are imported when they are used."""
+
+
+def available() -> dict[str, Callable[[], type[Pass]]]:
+    """Every pass by name, each with what imports its class."""
+    found: dict[str, Callable[[], type[Pass]]] = {
+        entry.name: entry.load for entry in entry_points(group=ENTRY_POINT_GROUP)
+    }
+    found.update({name: _loader(name, kind) for name, kind in BUILT_IN.items()})
+    return found
+
+
+def _loader(module: str, kind: str) -> Callable[[], type[Pass]]:
+    def load() -> type[Pass]:
+        loaded: type[Pass] = getattr(import_module(f"mla_opt.passes.{module}"), kind)
+        return loaded
+
+    return load
+
+
+def load(name: str) -> type[Pass]:
+    """The class of a pass.
+
+    Raises:
+        InputError: there is no such pass; the message lists those there are.
+    """
+    passes = available()
+    if name not in passes:
+        raise InputError(f"no pass is called {name!r}; there are {', '.join(passes)}")
+    return passes[name]()
+
+
+def names(*, portable: bool) -> Sequence[str]:
+    """The passes that run by default, in order."""
+    return [name for name in BUILT_IN if portable or name != "lower_to_standard_ops"]

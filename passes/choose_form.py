@@ -1,0 +1,83 @@
+"""Decide, site by site, which weights are multiplied together and which form serves long queries.
+
+``auto`` asks the cost model (:mod:`mla_opt.cost_model`), which folds only where that makes decoding
+faster without storing more. What was asked for and cannot be done is refused, and the site is kept
+factored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from mla_opt import cost_model
+from mla_opt.errors import PassError, Refusal
+from mla_opt.graphs.protocol import Graph
+from mla_opt.matching.folding import FoldBlockedError, output_projection, query_projection
+from mla_opt.pipeline import Pass, PassResult
+from mla_opt.sites import Form, LatentAttentionSite, PrefillForm
+
+AbsorbChoice = Literal["auto", "factored", "fold-q", "fold-o", "fold", "none"]
+
+
+@dataclass(frozen=True)
+class ChooseForm(Pass):
+    """Set form and prefill form of every site."""
+
+    name: ClassVar[str] = "choose_form"
+    absorb: AbsorbChoice = "auto"
+    prefill: PrefillForm = "auto"
+
+    def requires(self, graph: Graph) -> None:
+        """Every site has its geometry."""
+        if any(site.geometry is None for site in graph.sites):
+            raise PassError("a site has no geometry; run extract_weights first")
+
+    def run(self, graph: Graph) -> PassResult:
+        """Decide; nothing is rewritten."""
+        refusals = [each for site in graph.sites for each in self._decide(graph, site)]
+        notes = sorted({f"{site.form}: {site.form_reason}" for site in graph.sites})
+        return PassResult(len(graph.sites), 0, tuple(refusals), tuple(notes))
+
+    def _decide(self, graph: Graph, site: LatentAttentionSite) -> list[Refusal]:
+        site.form, site.form_reason = self._form(graph, site)
+        refusals = _prepare_folds(graph, site)
+        site.prefill, site.prefill_reason = self._prefill(graph, site)
+        return refusals
+
+    def _form(self, graph: Graph, site: LatentAttentionSite) -> tuple[Form, str]:
+        if self.absorb != "auto":
+            return self.absorb, "asked for"
+        assert site.geometry is not None
+        choice = cost_model.choose_form(
+            site.geometry, dtype_bytes=graph.dtype(site.core.query).itemsize
+        )
+        return choice.form, choice.reason
+
+    def _prefill(self, graph: Graph, site: LatentAttentionSite) -> tuple[PrefillForm, str]:
+        if site.form == "none":
+            return "expanded", "asked not to absorb"
+        if site.form != "factored" and self.prefill != "absorbed":
+            return "absorbed", "folded weights cannot be expanded again without storing them twice"
+        if self.prefill != "auto":
+            return self.prefill, "asked for"
+        assert site.geometry is not None
+        query = graph.nearest_binding(2, 7, 3).shape(site.core.query)
+        single = query is not None and query[2] == 1
+        choice = cost_model.choose_prefill(site.geometry, always_short=single)
+        return choice.form, choice.reason
+
+
+def _prepare_folds(graph: Graph, site: LatentAttentionSite) -> list[Refusal]:
+    """Look for the projections to fold into; a site that has none is kept factored."""
+    try:
+        if site.form in ("fold-q", "fold"):
+            site.query_projection = query_projection(graph, site)
+        if site.form in ("fold-o", "fold"):
+            site.output_projection = output_projection(graph, site)
+    except FoldBlockedError as error:
+        asked, site.form = site.form, "factored"
+        site.query_projection = site.output_projection = None
+        site.form_reason = f"{asked} is not possible: {error}"
+        return [Refusal(site.name, "fold_blocked", str(error), error.labels(graph))]
+    return []

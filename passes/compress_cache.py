@@ -1,0 +1,152 @@
+"""Make the KV cache the latent cache, and change the model's interface where it has to change.
+
+A model that caches expanded keys and values gets two latent tensors in their place, under the same
+names: ``c_kv`` in the keys' and ``k_pe`` in the values'.
+
+Before:   c_kv, k_pe --> keys, values of every head --> concat with past keys, past values
+After:    c_kv, k_pe --> concat with past c_kv, past k_pe --> keys, values of every head
+
+``packed`` then puts both halves of a layer into one tensor ``[B, 1, P, C + R]``; ``static`` makes
+them buffers of a fixed number of rows that are written in place, with one more input that says how
+many rows are valid. ``keep`` leaves a latent cache as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from mla_opt.emission.expanded import expanded_keys, expanded_values
+from mla_opt.emission.operands import as_rows, store_weights
+from mla_opt.errors import InputError, PassError
+from mla_opt.graphs.protocol import Builder, Graph, Value
+from mla_opt.matching.projection_walk import PastConcat
+from mla_opt.pipeline import Pass, PassResult
+from mla_opt.sites import CacheSlots, LatentAttentionSite
+
+CacheMode = Literal["keep", "packed", "static"]
+
+
+@dataclass(frozen=True)
+class CompressCache(Pass):
+    """Cache latent rows, in the layout that ``mode`` names."""
+
+    name: ClassVar[str] = "compress_cache"
+    mode: CacheMode = "keep"
+    capacity: int | None = None
+
+    def requires(self, graph: Graph) -> None:
+        """Every site has its matrices."""
+        if any(site.weights is None for site in graph.sites):
+            raise PassError("a site has no matrices; run extract_weights first")
+
+    def run(self, graph: Graph) -> PassResult:
+        """Rewrite the caches, expanded ones first."""
+        expanded = [site for site in graph.sites if site.expanded is not None]
+        for site in expanded:
+            _cache_latent(graph, site)
+        rewritten = len(expanded)
+        if self.mode == "packed":
+            rewritten += _pack(graph)
+        return PassResult(matched=len(graph.sites), rewritten=rewritten)
+
+    def ensures(self, graph: Graph) -> None:
+        """No site caches expanded rows any more."""
+        if any(site.expanded is not None for site in graph.sites):
+            raise PassError("a site still caches expanded rows")
+
+
+def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
+    """Cache the rows that keys and values are made of, and make those from the joined rows."""
+    assert site.expanded is not None and site.weights is not None
+    builder = graph.builder(site.core.first, f"{site.name}/mla")
+    latent = as_rows(graph, builder, site.latent)
+    rope = None if site.rope is None else as_rows(graph, builder, site.rope)
+    new = (latent,) if rope is None else (latent, rope)
+    past = tuple(
+        _latent_input(graph, part, rows) for part, rows in zip(site.expanded, (site.latent, site.rope))
+    )
+    joined = tuple(
+        builder.concat((old, added), 2, f"cache_{index}")
+        for index, (old, added) in enumerate(zip(past, new))
+    )
+    _replace_expanded(graph, builder, site, joined)
+    site.latent, site.rope = joined[0], joined[1] if rope is not None else None
+    site.cache = CacheSlots("split", past[: len(new)], new, joined)
+    site.expanded = None
+
+
+def _latent_input(graph: Graph, part: PastConcat, rows: Value | None) -> Value:
+    """The input that takes the place of an expanded cache: ``[B, 1, P, width of the rows]``."""
+    shape = None if rows is None else graph.example_shape(rows)
+    width = 0 if shape is None else shape[-1]
+    batch, _, past, _ = graph.declared_shape(part.past)
+    return graph.replace_input(part.past, part.past.name or "", (batch, 1, past, width))
+
+
+def _replace_expanded(
+    graph: Graph, builder: Builder, site: LatentAttentionSite, joined: tuple[Value, ...]
+) -> None:
+    """Let the attention read keys and values made anew, and the outputs return the latent rows."""
+    assert site.expanded is not None and site.weights is not None
+    weights = store_weights(graph, builder, site, site.weights)
+    rope = joined[1] if len(joined) == 2 else None
+    keys = expanded_keys(builder, site, weights, joined[0], rope)
+    values = expanded_values(builder, weights, joined[0])
+    halves = (builder.transpose(keys, (0, 1, 3, 2), "keys_by_token"), values)
+    for part, half, latent in zip(site.expanded, halves, joined):
+        graph.replace_output(part.joined, latent)
+        graph.replace(part.joined, half)
+
+
+def _pack(graph: Graph) -> int:
+    """Put both halves of every cache into one tensor; returns how many sites that touched."""
+    packed: dict[Value, tuple[CacheSlots, tuple[Value, ...]]] = {}
+    sites = [site for site in graph.sites if site.cache is not None and len(site.cache.past) == 2]
+    for site in sites:
+        assert site.cache is not None
+        key = site.cache.joined[0]
+        if key not in packed:
+            packed[key] = _pack_one(graph, site)
+        site.cache, halves = packed[key]
+        site.latent, site.rope = halves
+    return len(sites)
+
+
+def _pack_one(
+    graph: Graph, site: LatentAttentionSite
+) -> tuple[CacheSlots, tuple[Value, ...]]:
+    assert site.cache is not None and site.weights is not None
+    builder = graph.builder(site.core.first, f"{site.name}/mla")
+    split = site.cache
+    c, r = site.weights.w_uk.shape[2], len(site.weights.rope_dims)
+    past = _packed_input(graph, split.past, c + r)
+    new = builder.concat(split.new, 3, "latent_rows")
+    joined = builder.concat((past, new), 2, "cache")
+    halves = builder.split(joined, (c, r), 3, ("c_kv", "k_pe"))
+    name = packed_name([value.name or "" for value in split.joined])
+    graph.merge_outputs(split.joined, joined, name)
+    for old, half in zip(split.joined, halves):
+        graph.replace(old, half)
+    return CacheSlots("packed", (past,), (new,), (joined,)), halves
+
+
+def _packed_input(graph: Graph, halves: tuple[Value, ...], width: int) -> Value:
+    first, second = halves
+    batch, _, past, _ = graph.declared_shape(first)
+    name = packed_name([value.name or "" for value in halves])
+    graph.remove_input(second, like=first)
+    return graph.replace_input(first, name, (batch, 1, past, width))
+
+
+def packed_name(names: list[str]) -> str:
+    """Name of the tensor that holds both halves: ``past.0.keys, past.0.values -> past.0.latent``."""
+    first, second = names
+    shared = 0
+    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
+        shared += 1
+    prefix = first[:shared]
+    end = max(prefix.rfind(separator) for separator in "._/")
+    if end < 0:
+        raise InputError(f"caches {first!r} and {second!r} share no name to call the packed one by")
+    return f"{prefix[: end + 1]}latent"

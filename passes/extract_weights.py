@@ -1,0 +1,84 @@
+"""Read W_UK and W_UV of every site off its graph, and prove each site before anything changes.
+
+The region between latent rows and keys and values is run on basis rows; see
+:mod:`mla_opt.matching.extraction`. A site whose certificate does not hold is dropped and reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mla_opt.errors import MlaOptError, PassError, Refusal
+from mla_opt.geometry import MlaGeometry
+from mla_opt.graphs.protocol import Graph
+from mla_opt.matching.certificate import certify
+from mla_opt.matching.extraction import extract
+from mla_opt.matching.latent_region import NotLatentError
+from mla_opt.matching.query_source import hidden_size, query_source_width
+from mla_opt.pipeline import Pass, PassResult
+from mla_opt.sites import LatentAttentionSite, LatentWeights
+
+
+@dataclass(frozen=True)
+class ExtractWeights(Pass):
+    """Give every site its matrices, its geometry and its certificate."""
+
+    name: ClassVar[str] = "extract_weights"
+
+    def run(self, graph: Graph) -> PassResult:
+        """Complete ``graph.sites``, and drop those that cannot be proved."""
+        refusals = [
+            refusal
+            for site in graph.sites
+            if (refusal := _refusal(graph, site)) is not None
+        ]
+        matched = len(graph.sites)
+        graph.sites[:] = [site for site in graph.sites if site.weights is not None]
+        return PassResult(matched=matched, refusals=tuple(refusals))
+
+    def ensures(self, graph: Graph) -> None:
+        """Every site that is left has matrices and a geometry."""
+        for site in graph.sites:
+            if site.weights is None or site.geometry is None:
+                raise PassError(f"{site.name} was kept without matrices")
+
+
+def _refusal(graph: Graph, site: LatentAttentionSite) -> Refusal | None:
+    try:
+        weights = extract(graph, site)
+        site.weights = weights
+        certificate = certify(graph, site, weights)
+    except NotLatentError as error:
+        site.weights = None
+        return error.refusal(graph, site.name)
+    except MlaOptError as error:
+        site.weights = None
+        return Refusal(site.name, "region_not_closed", str(error))
+    site.certificate_error = certificate.error
+    if not certificate.holds:
+        site.weights = None
+        return Refusal(
+            site.name,
+            "certificate_failed",
+            f"the original differs from the latent form by {certificate.error:.1e}, more than"
+            f" rounding ({certificate.tolerance:.0e})",
+            (graph.label(site.core.first), graph.label(site.core.last)),
+        )
+    site.geometry = _geometry(graph, site, weights)
+    return None
+
+
+def _geometry(graph: Graph, site: LatentAttentionSite, weights: LatentWeights) -> MlaGeometry:
+    heads, nope, latent = weights.w_uk.shape
+    source = query_source_width(graph, site.core.query)
+    hidden = hidden_size(graph, site)
+    return MlaGeometry(
+        num_heads=heads,
+        qk_nope_head_dim=nope,
+        qk_rope_head_dim=len(weights.rope_dims),
+        v_head_dim=weights.w_uv.shape[2],
+        kv_lora_rank=latent,
+        q_lora_rank=None if source is None or source == hidden else source,
+        hidden_size=hidden,
+    )

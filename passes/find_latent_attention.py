@@ -1,0 +1,140 @@
+"""Find every latent attention of a graph, and say of every other attention why it is none.
+
+    c_kv [B,1,T,C] --- linear --- reshape, split ... --+--> key   --+
+    k_pe [B,1,T,R] --- repeated for the heads ---------+            +--> attention
+    c_kv --------------------- the same linear -------------> value +
+
+Nothing is rewritten: the sites are recorded on the graph. Their cache, where past rows and new rows
+are joined and returned, is recorded with them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mla_opt.errors import Refusal
+from mla_opt.graphs import operations as op
+from mla_opt.graphs.protocol import Graph, Value
+from mla_opt.matching.attention_core import AttentionCore, attention_cores
+from mla_opt.matching.latent_region import TOKEN_AXIS, NotLatentError, latent_site
+from mla_opt.pipeline import Pass, PassResult
+from mla_opt.sites import CacheSlots, LatentAttentionSite
+from mla_opt.verify.interface_map import Ends
+
+_MODULE_PATH = re.compile(r"(?:model\.)*(.*?(?:attn|attention)(?:\.\d+)?)\.", re.IGNORECASE)
+_NAMED_WITHIN = 40
+
+
+@dataclass(frozen=True)
+class FindLatentAttention(Pass):
+    """Record the latent attentions of the graph, all but the sites named in ``exclude``."""
+
+    name: ClassVar[str] = "find_latent_attention"
+    exclude: frozenset[str] = frozenset()
+
+    def run(self, graph: Graph) -> PassResult:
+        """Fill ``graph.sites``."""
+        refusals: list[Refusal] = []
+        names: set[str] = set()
+        cores = list(attention_cores(graph))
+        for number, core in enumerate(cores):
+            name = _unique(_site_name(graph, core, number), names)
+            try:
+                site = latent_site(graph, core, name)
+                _check_causal(graph, site)
+            except NotLatentError as error:
+                refusals.append(error.refusal(graph, name))
+                continue
+            if name not in self.exclude:
+                site.cache = _latent_cache(graph, site)
+                site.original_cache = _cache_names(site)
+                graph.sites.append(site)
+        return PassResult(matched=len(graph.sites), refusals=tuple(refusals))
+
+
+def _check_causal(graph: Graph, site: LatentAttentionSite) -> None:
+    """A fused node aligns its causal mask to the first key, the operator to the last."""
+    if not site.core.causal:
+        return
+    query, key = graph.example_shape(site.core.query), graph.example_shape(site.core.key)
+    if query is None or key is None or query[2] != key[2]:
+        raise NotLatentError(
+            "causal_alignment",
+            "its causal mask is aligned to the first key, yet there are more keys than queries",
+            (site.core.last,),
+            "export it with an explicit mask",
+        )
+
+
+def _latent_cache(graph: Graph, site: LatentAttentionSite) -> CacheSlots | None:
+    """The cache whose joined rows the site reads, if past and present are of the interface."""
+    if site.expanded is not None:
+        return None
+    latent = _joined(graph, site.latent)
+    rope = None if site.rope is None else _joined(graph, site.rope)
+    if latent is None or (site.rope is not None and rope is None):
+        return None
+    site.family, site.layout_before = "latent", "split"
+    halves = (latent,) if rope is None else (latent, rope)
+    past, new, joined = zip(*halves)
+    return CacheSlots("split", past=past, new=new, joined=joined)
+
+
+def _cache_names(site: LatentAttentionSite) -> Ends | None:
+    """Names of the cache as the model came, for those who feed it."""
+    if site.expanded is not None:
+        past = tuple(part.past.name or "" for part in site.expanded)
+        return Ends(past, tuple(part.joined.name or "" for part in site.expanded))
+    if site.cache is None:
+        return None
+    past = tuple(value.name or "" for value in site.cache.past)
+    return Ends(past, tuple(value.name or "" for value in site.cache.joined))
+
+
+def _joined(graph: Graph, value: Value) -> tuple[Value, Value, Value] | None:
+    """``(past, new, joined)`` of a value that joins an input of the graph and new rows."""
+    node = graph.producer(value)
+    operation = None if node is None else graph.operation(node)
+    if not isinstance(operation, op.Layout) or operation.concat_axis != TOKEN_AXIS:
+        return None
+    if len(operation.data) != 2 or not graph.is_input(operation.data[0]):
+        return None
+    shape = graph.example_shape(value)
+    if not graph.is_output(value) or shape is None or len(shape) != 4:
+        return None
+    return operation.data[0], operation.data[1], value
+
+
+def _unique(name: str, names: set[str]) -> str:
+    chosen, count = name, 1
+    while chosen in names:
+        count += 1
+        chosen = f"{name}#{count}"
+    names.add(chosen)
+    return chosen
+
+
+def _site_name(graph: Graph, core: AttentionCore, number: int) -> str:
+    """The module path that a stored tensor near the attention still carries; else a number."""
+    for name in _stored_names_upstream(graph, core):
+        found = _MODULE_PATH.match(name)
+        if found:
+            return found.group(1)
+    return f"attention.{number}"
+
+
+def _stored_names_upstream(graph: Graph, core: AttentionCore) -> Iterator[str]:
+    pending, seen = [core.value, core.key], set()
+    while pending and len(seen) < _NAMED_WITHIN:
+        value = pending.pop(0)
+        if value in seen:
+            continue
+        seen.add(value)
+        node = graph.producer(value)
+        if node is not None:
+            pending.extend(graph.operands(node))
+        elif value.name is not None and not graph.is_input(value):
+            yield value.name

@@ -1,0 +1,78 @@
+"""Let the operator append to the cache: past rows and new rows go in, the longer cache comes out.
+
+Before:   past --+
+                 +-- concat --> present;   present --> LatentAttention
+          new  --+
+After:    past, new --> LatentAttention --> present
+
+Sites that read one cache share it: the first appends, the others read what it returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mla_opt.emission.absorbed import emit_absorbed
+from mla_opt.emission.rows import Rows
+from mla_opt.errors import PassError
+from mla_opt.graphs.protocol import Graph, Node, Value
+from mla_opt.pipeline import Pass, PassResult
+from mla_opt.sites import CacheSlots, LatentAttentionSite
+
+
+@dataclass(frozen=True)
+class FuseCacheAppend(Pass):
+    """Hand the latent cache of every absorbed site to its operator."""
+
+    name: ClassVar[str] = "fuse_cache_append"
+
+    def requires(self, graph: Graph) -> None:
+        """Every site is rebuilt already."""
+        if any(site.operands is None for site in graph.sites):
+            raise PassError("a site is not rebuilt yet; run absorb_weights first")
+
+    def run(self, graph: Graph) -> PassResult:
+        """Rewrite the sites in graph order."""
+        cached = [site for site in graph.sites if site.cache is not None and site.form != "none"]
+        appended: dict[Value, CacheSlots] = {}
+        for site in cached:
+            assert site.cache is not None
+            site.rows = rows_of(site.cache, appended)
+            _fuse(graph, site, site.rows)
+        return PassResult(matched=len(graph.sites), rewritten=len(cached))
+
+
+def rows_of(cache: CacheSlots, appended: dict[Value, CacheSlots]) -> Rows:
+    """Rows of a cache: to be appended to by the first that asks, read as they are by the others."""
+    first = appended.setdefault(cache.joined[0], cache)
+    if first is cache:
+        return Rows(new=cache.new, past=cache.past, past_len=cache.past_len)
+    return Rows(new=(), past=first.joined, past_len=cache.past_len)
+
+
+def _fuse(graph: Graph, site: LatentAttentionSite, rows: Rows) -> None:
+    assert site.operands is not None and site.output is not None and site.cache is not None
+    builder = graph.builder(anchor(graph, site), f"{site.name}/mla")
+    emitted = emit_absorbed(builder, site, site.operands, rows)
+    adopt(graph, site, emitted.values())
+
+
+def anchor(graph: Graph, site: LatentAttentionSite) -> Node:
+    """Where to emit a rewritten site anew: in front of what it is made of now."""
+    node = None if site.output is None else graph.producer(site.output)
+    if node is None:
+        raise PassError(f"{site.name} is not rebuilt yet; run absorb_weights first")
+    return node
+
+
+def adopt(graph: Graph, site: LatentAttentionSite, values: tuple[Value, ...]) -> None:
+    """Let the graph read a new output and new caches of a site in place of the old ones."""
+    assert site.output is not None
+    output, *caches = values
+    graph.replace(site.output, output)
+    site.output = output
+    if caches and site.cache is not None:
+        for old, new in zip(site.cache.joined, caches):
+            graph.replace(old, new)
+        site.cache.joined = tuple(caches)

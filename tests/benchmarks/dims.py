@@ -1,0 +1,62 @@
+"""The dimensions of the models that are measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+
+@dataclasses.dataclass(frozen=True)
+class Dims:
+    """One DeepSeek-V3 style decoder with dense MLPs, in the symbols of `mla_opt.geometry`."""
+
+    layers: int = 2
+    hidden_size: int = 2048
+    num_heads: int = 16
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    kv_lora_rank: int = 512
+    q_lora_rank: int | None = None
+    mlp: int = 1024
+    vocab: int = 4096
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of one expanded key."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def scale(self) -> float:
+        """What the scores are multiplied by."""
+        return float(self.qk_head_dim**-0.5)
+
+    def to_json(self) -> str:
+        """The dimensions as one line, for the command line of a subprocess."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Dims:
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))
+
+
+#: Two layers of DeepSeek-V2-Lite dimensions: the model of every figure that names no other.
+LITE = Dims()
+
+#: One layer of DeepSeek-V3.
+V3 = Dims(layers=1, hidden_size=7168, num_heads=128, q_lora_rank=1536, mlp=1024, vocab=512)
+
+#: Stand-ins for `--quick`: the same graphs, small enough for seconds.
+TINY = Dims(2, 64, 4, 16, 8, 16, 32, None, 32, 64)
+TINY_V3 = Dims(1, 96, 8, 16, 8, 16, 32, 48, 32, 64)
+
+
+def scaling(layers: int) -> Dims:
+    """DeepSeek-V2-Lite's attention in many layers, with little else in them."""
+    return dataclasses.replace(LITE, layers=layers, mlp=64, vocab=256)
+
+
+def tiny_scaling(layers: int) -> Dims:
+    """`scaling` for `--quick`."""
+    return dataclasses.replace(TINY, layers=layers)

@@ -1,0 +1,101 @@
+"""What this machine can do: the arithmetic rate and the read rate that its threads reach."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from tests.benchmarks.runner import THREADS
+
+REPEATS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """The machine, by name and by measurement."""
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    system: str
+    onnxruntime: str
+    threads: int
+    gemm_gflops: float
+    read_gbps: float
+
+
+def cpu_model() -> str:
+    """The CPU's name for itself, with the widest vector unit it reports."""
+    info = Path("/proc/cpuinfo").read_text()
+    fields = dict(line.split("\t", 1)[0:2] for line in info.splitlines() if "\t" in line)
+    name = fields.get("model name", platform.processor()).strip(" \t:")
+    family, model = (fields.get(k, "?").strip(" \t:") for k in ("cpu family", "model"))
+    vector = "AVX-512" if "avx512f" in info else "AVX2" if "avx2" in info else "SIMD unknown"
+    return f"{name} (family {family}, model {model}, {vector})"
+
+
+def best_seconds(work: Callable[[], object]) -> float:
+    """The fastest of several runs, after one that is not counted."""
+    work()
+    spent = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        work()
+        spent.append(time.perf_counter() - start)
+    return min(spent)
+
+
+def gemm_gflops(size: int) -> float:
+    """Rate of ONNX Runtime's own square MatMul: about 90 % of the FMA units."""
+    info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [size, size]) for n in "abc"]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["c"])], "g", info[:2], info[2:]
+    )
+    imports = [helper.make_opsetid("", 21)]
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=imports, ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feeds = {name: np.ones((size, size), np.float32) for name in "ab"}
+    return 2 * size**3 / best_seconds(lambda: session.run(None, feeds)) / 1e9
+
+
+def read_gbps(megabytes: int) -> float:
+    """Rate at which the threads together read memory that is in no cache."""
+    halves = np.array_split(np.ones(megabytes << 18, np.float32), THREADS)
+
+    def read() -> None:
+        threads = [threading.Thread(target=half.max) for half in halves]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return megabytes * 2**20 / best_seconds(read) / 1e9
+
+
+def measure(quick: bool = False) -> Machine:
+    """Describe and measure this machine."""
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine(
+        cpu_model(),
+        os.cpu_count() or 1,
+        round(pages / 2**30, 1),
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        ort.__version__,
+        THREADS,
+        gemm_gflops(256 if quick else 2048),
+        read_gbps(16 if quick else 512),
+    )

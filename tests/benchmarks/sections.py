@@ -1,0 +1,180 @@
+"""One function for each part of the benchmark: build what it needs, measure, and say what was
+found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import figures, models, optimize_time, runner, suite
+from tests.benchmarks.dims import Dims
+from tests.benchmarks.figures import Figure
+from tests.benchmarks.machine import Machine
+from tests.benchmarks.runner import Case, Timing
+from tests.benchmarks.sheet import Sheet, depth_sheet, timing_sheet
+from tests.benchmarks.suite import Suite
+
+
+@dataclasses.dataclass
+class Bench:
+    """A run of the benchmark: what it uses, and what it has found so far."""
+
+    suite: Suite
+    machine: Machine
+    say: Callable[[str], None]
+    sheets: list[Sheet] = dataclasses.field(default_factory=list)
+    figures: list[Figure] = dataclasses.field(default_factory=list)
+    results: dict[str, Any] = dataclasses.field(default_factory=dict)
+    skipped: list[str] = dataclasses.field(default_factory=list)
+    failed: list[str] = dataclasses.field(default_factory=list)
+    built: dict[tuple[str, str], Path | None] = dataclasses.field(default_factory=dict)
+
+    def model(self, name: str, dims: Dims, make: Callable[[], Path | None]) -> Path | None:
+        """Build one model, or note why there is none; once, whatever sections use it."""
+        key = (name, dims.to_json())
+        if key not in self.built:
+            self.say(f"building {name}, {dims.layers} layers")
+            self.built[key] = self._attempt(make)
+        return self.built[key]
+
+    def _attempt(self, make: Callable[[], Path | None]) -> Path | None:
+        try:
+            return make()
+        except models.BuildError as error:
+            self.say(f"failed: {error}")
+            self.failed.append(str(error))
+            return None
+
+    def measure(self, section: str, case: Case, built: dict[str, Path]) -> dict[str, Timing]:
+        """Time one case and keep its table."""
+        self.say(f"measuring {case.name}")
+        timings = runner.measure(case, built)
+        self.sheets.append(
+            timing_sheet(f"{case.name} (batch 1, {runner.THREADS} threads)", timings)
+        )
+        cases = self.results.setdefault(section, {})
+        cases[case.name] = {name: timing.to_dict() for name, timing in timings.items()}
+        return timings
+
+
+def latent_models(bench: Bench, dims: Dims) -> dict[str, Path]:
+    """The export of the current transformers, the hand-made graphs, and what mla-opt makes."""
+    original = bench.model(figures.ORIGINAL, dims, lambda: models.exported(dims))
+    if original is None:
+        return {}
+    makers: dict[str, Callable[[], Path]] = {
+        figures.CLEAN: lambda: models.optimized(original, absorb="none"),
+        figures.CLEAN_BY_HAND: lambda: models.handmade(dims, "expanded"),
+        figures.OPTIMIZED: lambda: models.optimized(original),
+        figures.ABSORBED_BY_HAND: lambda: models.handmade(dims, "absorbed"),
+    }
+    built = {name: bench.model(name, dims, make) for name, make in makers.items()}
+    return {figures.ORIGINAL: original, **{k: v for k, v in built.items() if v is not None}}
+
+
+def expanded_cache_models(bench: Bench, dims: Dims) -> dict[str, Path]:
+    """The export of transformers 4.57 and what mla-opt makes of it."""
+    if models.old_python() is None:
+        line = f"transformers 4.57: set {models.OLD_PYTHON_VARIABLE} to a Python that has it"
+        bench.say(f"skipped: {line}")
+        bench.skipped.append(line)
+        return {}
+    original = bench.model(figures.ORIGINAL_457, dims, lambda: models.exported_expanded_cache(dims))
+    if original is None:
+        return {}
+    optimized = bench.model(figures.OPTIMIZED_457, dims, lambda: models.optimized(original))
+    extra = {} if optimized is None else {figures.OPTIMIZED_457: optimized}
+    return {figures.ORIGINAL_457: original, **extra}
+
+
+def decode(bench: Bench) -> None:
+    """One token at several past lengths."""
+    built = {
+        **latent_models(bench, bench.suite.lite),
+        **expanded_cache_models(bench, bench.suite.lite),
+    }
+    measured = []
+    for case in bench.suite.decode:
+        timings = bench.measure("decode", case, built)
+        measured.append((case.past, timings))
+        targets = bench.suite.decode_targets(case)
+        bench.figures += figures.decode_figures(case, timings, targets)
+    core = figures.core_figures(bench.suite.lite, bench.machine, measured[-2], measured[-1])
+    bench.figures += core
+
+
+def memory(bench: Bench) -> None:
+    """Peak memory beyond the model at the longest past."""
+    case = bench.suite.memory
+    timings = bench.measure("memory", case, latent_models(bench, bench.suite.lite))
+    target = bench.suite.target(suite.MEMORY_TARGET)
+    bench.figures += figures.memory_figures(case, timings, target)
+
+
+def prefill(bench: Bench) -> None:
+    """Many tokens at once."""
+    built = latent_models(bench, bench.suite.lite)
+    for case in bench.suite.prefill:
+        timings = bench.measure("prefill", case, built)
+        target = bench.suite.target(suite.PREFILL_TARGETS.get(case.past))
+        bench.figures += figures.speedup(
+            timings, figures.ORIGINAL, figures.OPTIMIZED, f"{case.name}: whole gain", target
+        )
+        bench.figures += figures.speedup(
+            timings,
+            figures.cleanest(timings),
+            figures.OPTIMIZED,
+            f"{case.name}: against the clean graph",
+        )
+
+
+def v3(bench: Bench) -> None:
+    """One layer of DeepSeek-V3's dimensions."""
+    case = bench.suite.v3_decode
+    timings = bench.measure("v3", case, latent_models(bench, bench.suite.v3))
+    targets = {"whole": suite.V3_TARGET} if bench.suite.promised else {}
+    bench.figures += figures.decode_figures(case, timings, targets)
+
+
+def optimize(bench: Bench) -> None:
+    """Time to optimize, by depth."""
+    depths = []
+    for layers in bench.suite.depths:
+        bench.say(f"optimizing {layers} layers")
+        try:
+            depths.append(optimize_time.measure_depth(bench.suite.scaling(layers)))
+        except models.BuildError as error:
+            bench.say(f"failed: {error}")
+            bench.failed.append(str(error))
+            return
+    bench.sheets.append(depth_sheet(depths))
+    bench.results["optimize"] = [depth.to_dict() for depth in depths]
+    bench.figures += optimize_figures(bench.suite, depths)
+
+
+def optimize_figures(chosen: Suite, depths: list[optimize_time.Depth]) -> list[Figure]:
+    """Extra seconds at each depth, and whether they grow in a straight line."""
+    lines = []
+    for depth in depths:
+        promised = depth.layers == suite.EXTRA_SECONDS_LAYERS
+        target = chosen.target(suite.EXTRA_SECONDS_TARGET) if promised else None
+        what = f"optimize, {depth.layers} layers: beyond reading and writing"
+        lines.append(Figure(what, depth.extra, None, target, at_least=False, unit="s"))
+    if len(depths) > 2:
+        what = f"optimize: slope after {depths[-2].layers} layers over the whole slope"
+        target = chosen.target(suite.BEND_TARGET)
+        lines.append(Figure(what, optimize_time.bend(depths), None, target, at_least=False))
+        milliseconds = 1000 * optimize_time.slope(depths)
+        lines.append(Figure("optimize: each further layer", milliseconds, unit="ms"))
+    return lines
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "decode": decode,
+    "memory": memory,
+    "prefill": prefill,
+    "v3": v3,
+    "optimize": optimize,
+}

@@ -1,0 +1,90 @@
+"""What is measured: the models, the cases and the targets, in full and in little."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from tests.benchmarks import dims, figures
+from tests.benchmarks.dims import Dims
+from tests.benchmarks.runner import Case
+
+#: Ratios wanted of one decode step, by past length.
+DECODE_TARGETS: dict[int, dict[str, float]] = {
+    1024: {"whole": 15.0, "absorption": 7.0},
+    8192: {"whole": 100.0, "absorption": 22.0, "expanded": 8.0},
+    32768: {"whole": 150.0, "absorption": 35.0},
+}
+PREFILL_TARGETS = {0: 1.0, 4096: 1.8}
+MEMORY_TARGET = 10.0
+V3_TARGET = 60.0
+EXTRA_SECONDS_TARGET = 5.0
+#: The depth that `EXTRA_SECONDS_TARGET` is about.
+EXTRA_SECONDS_LAYERS = 27
+#: `optimize_time.bend` below this counts as linear.
+BEND_TARGET = 1.3
+
+LATENT = (figures.ORIGINAL, figures.CLEAN, figures.CLEAN_BY_HAND, figures.OPTIMIZED)
+LATENT_DECODE = (*LATENT, figures.ABSORBED_BY_HAND)
+ENDS = (figures.ORIGINAL, figures.OPTIMIZED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Everything one command measures."""
+
+    lite: Dims
+    v3: Dims
+    scaling: Callable[[int], Dims]
+    decode: tuple[Case, ...]
+    memory: Case
+    prefill: tuple[Case, ...]
+    v3_decode: Case
+    depths: tuple[int, ...]
+    promised: bool
+
+    def decode_targets(self, case: Case) -> Mapping[str, float]:
+        """Targets of a decode case; none in the small suite."""
+        return DECODE_TARGETS.get(case.past, {}) if self.promised else {}
+
+    def target(self, value: float | None) -> float | None:
+        """`value`, or None in the small suite."""
+        return value if self.promised else None
+
+
+FULL = Suite(
+    lite=dims.LITE,
+    v3=dims.V3,
+    scaling=dims.scaling,
+    decode=(
+        Case("decode, 1k past", 1024, rounds=12),
+        Case("decode, 8k past", 8192, rounds=6),
+        Case("decode, 32k past", 32768, rounds=4, turn_ms=120.0, only=LATENT_DECODE),
+    ),
+    memory=Case("decode, 32k past", 32768, rounds=3, turn_ms=0, only=ENDS),
+    prefill=(
+        Case("prefill of 512, no past", 0, new=512, rounds=8, only=LATENT),
+        Case("prefill of 512, 4k past", 4096, new=512, rounds=5, only=LATENT),
+    ),
+    v3_decode=Case("V3 layer, decode, 8k past", 8192, rounds=3, turn_ms=120.0),
+    depths=(7, 14, 27, 61),
+    promised=True,
+)
+
+QUICK = Suite(
+    lite=dims.TINY,
+    v3=dims.TINY_V3,
+    scaling=dims.tiny_scaling,
+    decode=(
+        Case("decode, 16 past", 16, rounds=2, turn_ms=0),
+        Case("decode, 64 past", 64, rounds=2, turn_ms=0, only=LATENT_DECODE),
+    ),
+    memory=Case("decode, 64 past", 64, rounds=1, turn_ms=0, only=ENDS),
+    prefill=(
+        Case("prefill of 8, no past", 0, new=8, rounds=2, turn_ms=0, only=LATENT),
+        Case("prefill of 8, 16 past", 16, new=8, rounds=2, turn_ms=0, only=LATENT),
+    ),
+    v3_decode=Case("small V3 layer, decode, 16 past", 16, rounds=2, turn_ms=0),
+    depths=(1, 2),
+    promised=False,
+)

@@ -1,0 +1,91 @@
+"""The benchmark runs, on tiny models: every table and every figure comes out. Nothing is asserted
+about time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.benchmarks import figures, models, optimize_time
+from tests.benchmarks.optimize_time import Depth, Run
+from tests.benchmarks.runner import Timing
+from tests.benchmarks.sections import SECTIONS
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, str]:
+    """The JSON, the Markdown and the standard output of `--quick`."""
+    folder = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, "-m", "tests.benchmarks", "--quick"]
+    command += ["--json", str(folder / "out.json"), "--markdown", str(folder / "out.md")]
+    done = subprocess.run(command, cwd=models.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = json.loads((folder / "out.json").read_text())
+    return report, (folder / "out.md").read_text(), done.stdout
+
+
+def test_every_section_is_measured(reports: tuple[dict[str, Any], str, str]) -> None:
+    report, _, _ = reports
+    assert set(report["results"]) == set(SECTIONS)
+    assert report["failed"] == []
+
+
+@pytest.mark.parametrize("section", ["decode", "memory", "prefill", "v3"])
+def test_variants_agree_with_the_original(
+    reports: tuple[dict[str, Any], str, str], section: str
+) -> None:
+    for case, timings in reports[0]["results"][section].items():
+        assert {figures.ORIGINAL, figures.OPTIMIZED} <= set(timings), case
+        for name, timing in timings.items():
+            error = timing["logits_error"]
+            assert error < 1e-3 if "4.57" not in name else error is None, (case, name)
+
+
+def test_both_parts_of_the_gain_are_reported(reports: tuple[dict[str, Any], str, str]) -> None:
+    text = " ".join(figure["what"] for figure in reports[0]["figures"])
+    for words in (
+        "whole gain",
+        "part 1",
+        "part 2",
+        "peak memory",
+        "share of the limit",
+        "optimize",
+    ):
+        assert words in text
+
+
+def test_markdown_names_command_and_machine(reports: tuple[dict[str, Any], str, str]) -> None:
+    report, text, out = reports
+    assert "`python -m tests.benchmarks --quick" in text
+    assert report["machine"]["cpu"] in text
+    assert "| figure | measured (min) | by medians | target | verdict |" in text
+    assert "targets met" in out
+
+
+def test_verdicts_follow_the_direction_of_the_target() -> None:
+    assert figures.Figure("faster", 16.0, target=15.0).met
+    assert not figures.Figure("faster", 14.0, target=15.0).met
+    assert figures.Figure("seconds", 4.0, target=5.0, at_least=False).met
+    assert figures.Figure("no promise", 1.0).met is None
+
+
+def test_the_faster_clean_graph_is_the_baseline() -> None:
+    def timing(best: float) -> Timing:
+        return Timing((best, best + 1), 0.0, 0.0, None)
+
+    both = {figures.CLEAN: timing(5.0), figures.CLEAN_BY_HAND: timing(4.0)}
+    assert figures.cleanest(both) == figures.CLEAN_BY_HAND
+    assert figures.cleanest({}) is None
+
+
+@pytest.mark.parametrize(("power", "low", "high"), [(1, 0.99, 1.01), (2, 1.2, 2.0)])
+def test_bend_tells_a_line_from_a_square_law(power: int, low: float, high: float) -> None:
+    depths = [Depth(n, 0.0, Run(1.0, 0.0), Run(1.0 + n**power, 0.0)) for n in (7, 14, 27, 61)]
+    assert low <= optimize_time.bend(depths) <= high

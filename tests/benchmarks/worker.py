@@ -1,0 +1,142 @@
+"""One model in a process of its own, which does what the runner writes to its standard input.
+
+    python -m tests.benchmarks.worker MODEL.onnx THREADS
+
+Each line in is a JSON object, each line out another: `{"do": "setup", "past": 1024, "new": 1,
+"feed_back": true}`, `{"do": "step"}` (milliseconds of one run), `{"do": "logits"}` (of the last
+step) and `{"do": "peak"}` (MB). Every variant is treated alike: inputs and outputs are bound, so
+nothing is copied to or from NumPy in the timed region, and present caches go back in as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+TOKENS = ("input_ids", "attention_mask", "position_ids")
+
+
+def memory(field: str) -> float:
+    """`VmRSS` or `VmHWM` of this process in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise KeyError(field)
+
+
+def reset_peak() -> None:
+    """Make `VmHWM` start again from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def session(path: str, threads: int) -> ort.InferenceSession:
+    """A session with the defaults of ONNX Runtime but for the number of threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def noise(name: str, shape: list[int]) -> ort.OrtValue:
+    """Random cache content that depends on the name only."""
+    random = np.random.default_rng(zlib.crc32(name.encode()))
+    return ort.OrtValue.ortvalue_from_numpy(random.standard_normal(shape, dtype=np.float32))
+
+
+class Worker:
+    """The model, its cache, and the position it has reached."""
+
+    def __init__(self, path: str, threads: int):
+        self.session = session(path, threads)
+        self.loaded_mb = memory("VmRSS")
+        self.inputs = {i.name: i for i in self.session.get_inputs()}
+        self.outputs = [o.name for o in self.session.get_outputs()]
+        self.states = [name for name in self.inputs if name not in TOKENS]
+        if len(self.states) != len(self.outputs) - 1:
+            raise SystemExit(
+                f"{path}: cannot pair inputs {self.states} with outputs {self.outputs}"
+            )
+
+    def setup(self, past: int, new: int, feed_back: bool) -> dict[str, Any]:
+        """Fill the cache with `past` random rows; each step then brings `new` tokens."""
+        self.cache: dict[str, ort.OrtValue] = {}
+        self.results: list[ort.OrtValue] = []
+        reset_peak()
+        self.past, self.new, self.feed_back = past, new, feed_back
+        for name in self.states:
+            self.cache[name] = noise(name, self.state_shape(name))
+        rows = {name: self.state_shape(name) for name in self.states}
+        return {"loaded_mb": self.loaded_mb, "states": rows}
+
+    def state_shape(self, name: str) -> list[int]:
+        """[1, heads, past, width] for a cache input; rows are always the last axis but one."""
+        shape = [1, *self.inputs[name].shape[1:]]
+        shape[-2] = self.past
+        return shape
+
+    def tokens(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Ids, mask and positions of the next step."""
+        total = self.past + self.new
+        return {
+            "input_ids": (np.arange(self.past, total, dtype=np.int64) % 61)[None],
+            "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(self.past, total, dtype=np.int64)[None],
+        }
+
+    def step(self) -> dict[str, float]:
+        """Run once and take the present cache as the next past."""
+        tokens = self.tokens()
+        values = {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in tokens.items()}
+        values.update(self.cache)
+        self.results = []
+        start = time.perf_counter()
+        results = self.run(values)
+        spent = (time.perf_counter() - start) * 1e3
+        self.results = results[:1]
+        if self.feed_back:
+            self.cache = dict(zip(self.states, results[1:], strict=True))
+            self.past += self.new
+        return {"ms": spent}
+
+    def run(self, values: dict[str, ort.OrtValue]) -> list[ort.OrtValue]:
+        """One run through an IO binding."""
+        binding = self.session.io_binding()
+        for name in self.inputs:
+            binding.bind_ortvalue_input(name, values[name])
+        for name in self.outputs:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
+        # The outputs keep the binding alive, which would keep the past cache alive with them.
+        results = list(binding.get_outputs())
+        binding.clear_binding_inputs()
+        return results
+
+    def logits(self) -> dict[str, list[float]]:
+        """What the last step returned."""
+        return {"logits": self.results[0].numpy().ravel().tolist()}
+
+    def peak(self) -> dict[str, float]:
+        """Most memory since `setup`, beyond the loaded model and, apart, beyond nothing."""
+        peak = memory("VmHWM")
+        return {"beyond_mb": peak - self.loaded_mb, "peak_mb": peak}
+
+
+def main(path: str, threads: int) -> None:
+    """Serve requests until standard input ends."""
+    worker = Worker(path, threads)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = getattr(worker, request.pop("do"))(**request)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,178 @@
+"""The coverage table: every export, optimized and verified.
+
+    python -m tests.exports.sweep [--family deepseek_v3 ...] [--exporter dynamo ...]
+                                  [--controls] [--export-only] [--write coverage.md]
+
+Each row runs in a process of its own, so that a crash is a row and not the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.exports import cache, matrix
+from tests.exports.coverage import Outcome, Row, line, row_from_json, summary, table
+from tests.exports.spec import ExportSpec
+
+ROW_TIMEOUT = 1800.0
+#: Before the one line of JSON in which a row's process reports.
+MARK = "ROW "
+Job = tuple[Row, tuple[str, ...]]
+
+
+def optimize(path: Path) -> Outcome:
+    """The only place that knows the optimizer: optimize, verify, and read the report."""
+    import mla_opt
+    from mla_opt.errors import NothingMatchedError
+
+    try:
+        report = mla_opt.optimize(str(path), verify=True).report
+    except NothingMatchedError as error:
+        return Outcome(0, None, cache.report_failure(error))
+    except Exception as error:
+        return Outcome(0, None, cache.report_failure(error), failed=True)
+    reasons = dict.fromkeys(f"{refusal.code}: {refusal.reason}" for refusal in report.refusals)
+    return Outcome(len(report.sites), largest_error(report.verification), "; ".join(reasons))
+
+
+def largest_error(verification: Any) -> float | None:
+    """The largest `max_abs` anywhere in a parity report; None if there is none."""
+    if isinstance(verification, Mapping):
+        own = [verification["max_abs"]] if "max_abs" in verification else []
+        found = own + [largest_error(value) for value in verification.values()]
+    elif isinstance(verification, (list, tuple)):
+        found = [largest_error(value) for value in verification]
+    else:
+        return None
+    return max((error for error in found if error is not None), default=None)
+
+
+def spec_row(spec: ExportSpec) -> Row:
+    """The row of a spec before anything is known of it."""
+    from tests.exports.families import FAMILIES
+
+    exporter = spec.exporter if spec.component == "model" else f"{spec.exporter} {spec.component}"
+    kept = "yes" if spec.cache else "no"
+    labels = (spec.family, exporter, str(spec.opset), spec.attention, kept, spec.dtype)
+    return Row(labels, FAMILIES[spec.family].sites)
+
+
+def control_row(name: str, opset: int) -> Row:
+    """The row of a control before anything is known of it."""
+    return Row((f"control: {name}", "dynamo", str(opset), "", "", "float32"), 0)
+
+
+def fill(row: Row, export: Callable[[], Path], export_only: bool) -> Row:
+    """Export and, if that worked, optimize."""
+    try:
+        path = export()
+    except (cache.ExportError, LookupError) as error:
+        return dataclasses.replace(row, export=str(error))
+    return row if export_only else dataclasses.replace(row, outcome=optimize(path))
+
+
+def run_apart(row: Row, *arguments: str) -> Row:
+    """The row as another process fills it; the death of that process becomes its text."""
+    command = [sys.executable, "-m", "tests.exports.sweep", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=cache.ROOT, timeout=ROW_TIMEOUT, capture_output=True, text=True
+        )
+    except subprocess.TimeoutExpired:
+        return _died(row, f"no result within {ROW_TIMEOUT:.0f} s")
+    for text in done.stdout.splitlines():
+        if text.startswith(MARK):
+            return row_from_json(text.removeprefix(MARK))
+    return _died(row, (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1])
+
+
+def _died(row: Row, why: str) -> Row:
+    return dataclasses.replace(row, outcome=Outcome(0, None, why[:300], failed=True))
+
+
+def selected(options: argparse.Namespace) -> list[ExportSpec]:
+    """The specs the command line asks for."""
+    return [
+        spec
+        for spec in matrix.specs()
+        if (not options.family or spec.family in options.family)
+        and (not options.exporter or spec.exporter in options.exporter)
+    ]
+
+
+def sweep(options: argparse.Namespace) -> list[Row]:
+    """All rows, each printed as it comes."""
+    flags = ["--export-only"] if options.export_only else []
+    rows = []
+    for row, arguments in control_jobs() if options.controls else spec_jobs(selected(options)):
+        rows.append(run_apart(row, *arguments, *flags))
+        print(line(rows[-1].cells()), flush=True)
+    return rows
+
+
+def spec_jobs(specs: Sequence[ExportSpec]) -> list[Job]:
+    """Each row still empty, and the arguments that make a process compute it."""
+    return [(spec_row(spec), ("--row", spec.to_json())) for spec in specs]
+
+
+def control_jobs() -> list[Job]:
+    """The same for the controls."""
+    from tests.exports.controls import matrix as control_matrix
+
+    return [
+        (control_row(name, opset), ("--control-row", name, "--opset", str(opset)))
+        for name, opset in control_matrix()
+    ]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--family", nargs="*", help="only these families")
+    parser.add_argument("--exporter", nargs="*", help="only these exporters")
+    parser.add_argument("--controls", action="store_true", help="the controls, not the families")
+    parser.add_argument("--export-only", action="store_true", help="fill the cache, no optimizer")
+    parser.add_argument("--write", type=Path, help="where to put the Markdown table")
+    parser.add_argument("--list", action="store_true", help="print the ids and stop")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--control-row", help=argparse.SUPPRESS)
+    parser.add_argument("--opset", type=int, default=18, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sweep, or one row of it; exit status 1 if a row is left unexplained."""
+    options = parse(arguments)
+    if options.list:
+        print("\n".join(spec.id for spec in selected(options)))
+        return 0
+    if options.row or options.control_row:
+        print(MARK + json.dumps(dataclasses.asdict(_one(options))))
+        return 0
+    rows = sweep(options)
+    if options.write:
+        options.write.write_text(summary(rows) + "\n" + table(rows))
+    print(summary(rows), end="")
+    return 0 if options.export_only or all(row.good for row in rows) else 1
+
+
+def _one(options: argparse.Namespace) -> Row:
+    if options.control_row:
+        from tests.exports.controls import exported_control
+
+        name, opset = options.control_row, options.opset
+        row = control_row(name, opset)
+        return fill(row, lambda: exported_control(name, opset), options.export_only)
+    spec = ExportSpec.from_json(options.row)
+    return fill(spec_row(spec), lambda: cache.exported(spec), options.export_only)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

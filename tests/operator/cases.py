@@ -1,0 +1,158 @@
+"""Every legal signature, random operands for it, and ONNX Runtime to run its body."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from mla_opt.errors import InputError
+from mla_opt.operator import DOMAIN, OP_TYPE, VERSION, Signature, function_body
+
+BATCH, HEADS, RANK, ROPE, PAST = 3, 2, 6, 4, 5
+SCALE = 0.25
+
+Feeds = dict[str, np.ndarray]
+
+
+def _legal(*fields: Any) -> list[Signature]:
+    try:
+        return [Signature(*fields)]
+    except InputError:
+        return []
+
+
+_FLAG = (False, True)
+ALL_SIGNATURES = [
+    signature
+    for fields in itertools.product(
+        _FLAG, _FLAG, _FLAG, _FLAG, ("none", "additive", "boolean"), _FLAG, _FLAG
+    )
+    for signature in _legal(*fields)
+]
+
+# One signature for each body part that depends on the opset version.
+REDUCED_SIGNATURES = [
+    Signature(causal=True, sink=True),
+    Signature(has_cache=True, bias="additive"),
+    Signature(has_cache=True, split=True, bias="boolean", causal=True),
+    Signature(has_cache=True, in_place=True),
+    Signature(has_cache=True, in_place=True, split=True, bias="additive", sink=True, causal=True),
+    Signature(has_latent=False, has_cache=True, in_place=True, bias="boolean"),
+]
+
+
+def name(signature: Signature) -> str:
+    return signature.overload
+
+
+def operands(
+    signature: Signature,
+    *,
+    query_len: int = 5,
+    past: int = PAST,
+    rope: int = ROPE,
+    dtype: Any = np.float32,
+    seed: int = 0,
+) -> Feeds:
+    """Random operands; in place, the sequences are 0, past // 2 and past rows long."""
+    random = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(dtype)
+
+    new = query_len if signature.has_latent else 0
+    rows = past + new if signature.in_place else past
+    total = rows if signature.in_place else new + (past if signature.has_cache else 0)
+    feeds = {
+        "query": normal(BATCH, HEADS, query_len, RANK + rope),
+        "latent": normal(BATCH, 1, query_len, RANK + rope),
+        "cache": normal(BATCH, 1, rows, RANK + (0 if signature.split else rope)),
+        "past_len": np.array([0, past // 2, past], np.int32),
+        "bias": _bias(signature, random, (BATCH, 1, query_len, total), dtype),
+        "sink": normal(HEADS),
+        "rope_cache": normal(BATCH, 1, rows, rope),
+    }
+    return {key: feeds[key] for key in signature.inputs}
+
+
+def _bias(
+    signature: Signature, random: np.random.Generator, shape: tuple[int, ...], dtype: Any
+) -> np.ndarray:
+    """A third of the columns forbidden, and the first row of the last sequence blind."""
+    allowed = random.random(shape) > 1 / 3
+    allowed[-1, :, 0] = False
+    if signature.bias == "boolean":
+        return allowed
+    return np.where(allowed, random.standard_normal(shape), -np.inf).astype(dtype)
+
+
+def model(
+    signature: Signature,
+    feeds: Feeds,
+    *,
+    opset: int = 18,
+    scale: float = SCALE,
+    rank: int = RANK,
+    element_type: ir.DataType | None = None,
+    adaptive: bool = False,
+) -> onnx.ModelProto:
+    """A model of one node whose definition is the body; every dimension is symbolic."""
+    element = element_type or ir.DataType.from_numpy(feeds["query"].dtype)
+    body = function_body(
+        signature, opset, signature.overload, element_type=element, adaptive=adaptive
+    )
+    inputs = {key: _symbolic(key, feed, element) for key, feed in feeds.items()}
+    outputs = [_output(key, element) for key in signature.outputs]
+    node = ir.Node(
+        DOMAIN,
+        OP_TYPE,
+        signature.arrange(inputs),
+        ir.convenience.convert_attributes(signature.node_attributes(scale, rank)),
+        overload=signature.overload,
+        outputs=outputs,
+    )
+    imports = {"": opset, DOMAIN: VERSION}
+    graph = ir.Graph(
+        list(inputs.values()), outputs, nodes=[node], opset_imports=imports, name="graph"
+    )
+    return ir.serde.serialize_model(ir.Model(graph, ir_version=10, functions=[body]))
+
+
+def _symbolic(key: str, feed: np.ndarray, element: ir.DataType) -> ir.Value:
+    """An input of the rank of its feed; floating-point ones have the model's element type."""
+    floating = np.issubdtype(feed.dtype, np.floating)
+    kind = element if floating else ir.DataType.from_numpy(feed.dtype)
+    shape = ir.Shape([f"{key}_{axis}" for axis in range(feed.ndim)])
+    return ir.Value(name=key, type=ir.TensorType(kind), shape=shape)
+
+
+def _output(key: str, element: ir.DataType) -> ir.Value:
+    shape = ir.Shape([f"{key}_{axis}" for axis in range(4)])
+    return ir.Value(name=key, type=ir.TensorType(element), shape=shape)
+
+
+def session(proto: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def run(proto: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
+    return session(proto).run(None, feeds)
+
+
+def difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference over the largest expected number; infinite where one is not finite."""
+    assert actual.shape == expected.shape
+    if not np.isfinite(actual.astype(np.float64)).all():
+        return float("inf")
+    gap = np.abs(actual.astype(np.float64) - expected).max(initial=0.0)
+    return float(gap / max(np.abs(expected).max(initial=0.0), 1e-30))
