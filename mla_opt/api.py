@@ -98,8 +98,8 @@ def inspect(model: ModelLike) -> InspectionReport:
     """
     loaded = load(model)
     graph = OnnxGraph(loaded if isinstance(model, str | PathLike) else loaded.clone())
-    records = Options(passes=("find_latent_attention", "extract_weights")).pipeline().run(
-        _view(graph)
+    records = (
+        Options(passes=("find_latent_attention", "extract_weights")).pipeline().run(_view(graph))
     )
     matched = [_attention(graph, site) for site in graph.sites]
     refused = [_refused(each) for record in records for each in record.result.refusals]
@@ -142,9 +142,7 @@ def _narrate(
     if observer is None:
         return None
 
-    def tell(
-        place: int, total: int, step: Pass, record: PassRecord | None, graph: Graph
-    ) -> None:
+    def tell(place: int, total: int, step: Pass, record: PassRecord | None, graph: Graph) -> None:
         if record is None:
             observer(PassStarted(step.name, place, total))
         else:

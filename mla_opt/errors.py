@@ -44,8 +44,8 @@ class PassError(MlaOptError):
 class Refusal:
     """Why an attention was left as it was.
 
-    ``code`` is stable across versions; ``reason`` is one sentence; ``nodes`` names where; ``remedy``
-    says what would change it. ``site`` names the attention.
+    ``site`` names the attention, ``code`` is stable across versions, ``reason`` is one sentence,
+    ``nodes`` names where, and ``remedy`` says what would change it.
     """
 
     site: str

@@ -39,7 +39,8 @@ class Options:
             allowed = get_args(kind)
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}, not {_listed(allowed)}")
-        self.cache_mode()
+        if self.cache_mode()[0] == "static" and self.absorb == "none":
+            raise InputError("cache static needs absorbed attention; absorb is 'none'")
 
     def cache_mode(self) -> tuple[str, int | None]:
         """The cache mode, and the capacity where one is given."""
@@ -54,14 +55,20 @@ class Options:
         """The passes to run, with their options."""
         names = self.passes
         if names is None:
-            names = passes.names(portable=self.target == "portable")
+            static = self.cache_mode()[0] == "static"
+            names = passes.names(portable=self.target == "portable", static=static)
         return Pipeline([self._make(passes.load(name)) for name in names])
 
     def _make(self, kind: type[Pass]) -> Pass:
         mode, capacity = self.cache_mode()
         given: dict[str, dict[str, Any]] = {
-            "choose_form": {"absorb": self.absorb, "prefill": self.prefill},
-            "compress_cache": {"mode": mode, "capacity": capacity},
+            "choose_form": {
+                "absorb": self.absorb,
+                "prefill": self.prefill,
+                "in_place": mode == "static",
+            },
+            "compress_cache": {"mode": mode},
+            "write_cache_in_place": {"capacity": capacity},
         }
         return kind(**given.get(kind.name, {}))
 

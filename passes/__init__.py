@@ -8,8 +8,9 @@
 6. `release_shapes`: let nothing be computed only for its shape to be read
 7. `fuse_cache_append`: let the operator append to the cache
 8. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
-9. `lower_to_standard_ops`: for the portable target, no custom operator is left
-10. `clean_up`: drop what nothing reads any more
+9. `write_cache_in_place`: for static caches, buffers that are written in place
+10. `lower_to_standard_ops`: for the portable target, no custom operator is left
+11. `clean_up`: drop what nothing reads any more
 
 Passes of other packages are found through the entry-point group ``mla_opt.passes``.
 """
@@ -37,6 +38,7 @@ BUILT_IN: dict[str, str] = {
     "release_shapes": "ReleaseShapes",
     "fuse_cache_append": "FuseCacheAppend",
     "add_prefill_branch": "AddPrefillBranch",
+    "write_cache_in_place": "WriteCacheInPlace",
     "lower_to_standard_ops": "LowerToStandardOps",
     "clean_up": "CleanUp",
 }
@@ -72,6 +74,7 @@ def load(name: str) -> type[Pass]:
     return passes[name]()
 
 
-def names(*, portable: bool) -> Sequence[str]:
-    """The passes that run by default, in order."""
-    return [name for name in BUILT_IN if portable or name != "lower_to_standard_ops"]
+def names(*, portable: bool = False, static: bool = False) -> Sequence[str]:
+    """The passes that run by default, in order; two of them only when asked for."""
+    optional = {"lower_to_standard_ops": portable, "write_cache_in_place": static}
+    return [name for name in BUILT_IN if optional.get(name, True)]

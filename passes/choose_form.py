@@ -22,11 +22,12 @@ AbsorbChoice = Literal["auto", "factored", "fold-q", "fold-o", "fold", "none"]
 
 @dataclass(frozen=True)
 class ChooseForm(Pass):
-    """Set form and prefill form of every site."""
+    """Set form and prefill form of every site; ``in_place`` when caches will be buffers."""
 
     name: ClassVar[str] = "choose_form"
     absorb: AbsorbChoice = "auto"
     prefill: PrefillForm = "auto"
+    in_place: bool = False
 
     def requires(self, graph: Graph) -> None:
         """Every site has its geometry."""
@@ -57,6 +58,8 @@ class ChooseForm(Pass):
     def _prefill(self, graph: Graph, site: LatentAttentionSite) -> tuple[PrefillForm, str]:
         if site.form == "none":
             return "expanded", "asked not to absorb"
+        if self.in_place:
+            return "absorbed", "a buffer written in place is attended to as it is, absorbed"
         if site.form != "factored" and self.prefill != "absorbed":
             return "absorbed", "folded weights cannot be expanded again without storing them twice"
         if self.prefill != "auto":

@@ -6,9 +6,9 @@ names: ``c_kv`` in the keys' and ``k_pe`` in the values'.
 Before:   c_kv, k_pe --> keys, values of every head --> concat with past keys, past values
 After:    c_kv, k_pe --> concat with past c_kv, past k_pe --> keys, values of every head
 
-``packed`` then puts both halves of a layer into one tensor ``[B, 1, P, C + R]``; ``static`` makes
-them buffers of a fixed number of rows that are written in place, with one more input that says how
-many rows are valid. ``keep`` leaves a latent cache as it is.
+``packed`` then puts both halves of a layer into one tensor ``[B, 1, P, C + R]``, and so does
+``static``, whose buffers ``write_cache_in_place`` makes of them. ``keep`` leaves a latent cache as
+it is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class CompressCache(Pass):
 
     name: ClassVar[str] = "compress_cache"
     mode: CacheMode = "keep"
-    capacity: int | None = None
 
     def requires(self, graph: Graph) -> None:
         """Every site has its matrices."""
@@ -46,7 +45,7 @@ class CompressCache(Pass):
         for site in expanded:
             _cache_latent(graph, site)
         rewritten = len(expanded)
-        if self.mode == "packed":
+        if self.mode != "keep":
             rewritten += _pack(graph)
         return PassResult(matched=len(graph.sites), rewritten=rewritten)
 
@@ -64,7 +63,8 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     rope = None if site.rope is None else as_rows(graph, builder, site.rope)
     new = (latent,) if rope is None else (latent, rope)
     past = tuple(
-        _latent_input(graph, part, rows) for part, rows in zip(site.expanded, (site.latent, site.rope))
+        _latent_input(graph, part, rows)
+        for part, rows in zip(site.expanded, (site.latent, site.rope))
     )
     joined = tuple(
         builder.concat((old, added), 2, f"cache_{index}")
@@ -113,9 +113,7 @@ def _pack(graph: Graph) -> int:
     return len(sites)
 
 
-def _pack_one(
-    graph: Graph, site: LatentAttentionSite
-) -> tuple[CacheSlots, tuple[Value, ...]]:
+def _pack_one(graph: Graph, site: LatentAttentionSite) -> tuple[CacheSlots, tuple[Value, ...]]:
     assert site.cache is not None and site.weights is not None
     builder = graph.builder(site.core.first, f"{site.name}/mla")
     split = site.cache
@@ -140,7 +138,7 @@ def _packed_input(graph: Graph, halves: tuple[Value, ...], width: int) -> Value:
 
 
 def packed_name(names: list[str]) -> str:
-    """Name of the tensor that holds both halves: ``past.0.keys, past.0.values -> past.0.latent``."""
+    """Name of the tensor of both halves: ``past.0.keys, past.0.values -> past.0.latent``."""
     first, second = names
     shared = 0
     while shared < min(len(first), len(second)) and first[shared] == second[shared]:

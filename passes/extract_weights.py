@@ -29,9 +29,7 @@ class ExtractWeights(Pass):
     def run(self, graph: Graph) -> PassResult:
         """Complete ``graph.sites``, and drop those that cannot be proved."""
         refusals = [
-            refusal
-            for site in graph.sites
-            if (refusal := _refusal(graph, site)) is not None
+            refusal for site in graph.sites if (refusal := _refusal(graph, site)) is not None
         ]
         matched = len(graph.sites)
         graph.sites[:] = [site for site in graph.sites if site.weights is not None]

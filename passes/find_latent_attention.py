@@ -127,7 +127,8 @@ def _site_name(graph: Graph, core: AttentionCore, number: int) -> str:
 
 
 def _stored_names_upstream(graph: Graph, core: AttentionCore) -> Iterator[str]:
-    pending, seen = [core.value, core.key], set()
+    pending: list[Value] = [core.value, core.key]
+    seen: set[Value] = set()
     while pending and len(seen) < _NAMED_WITHIN:
         value = pending.pop(0)
         if value in seen:

@@ -31,7 +31,9 @@ class ReleaseShapes(Pass):
     def run(self, graph: Graph) -> PassResult:
         """Rewrite until no live shape hangs on a dead value, or none that can be told."""
         alive = _alive(graph)
-        readers = [node for node in graph.nodes() if node in alive and _reads_dead(graph, node, alive)]
+        readers = [
+            node for node in graph.nodes() if node in alive and _reads_dead(graph, node, alive)
+        ]
         if not readers:
             return PassResult()
         graph.forget_shapes()

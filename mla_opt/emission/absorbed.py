@@ -1,8 +1,8 @@
 """The absorbed form: attention over latent rows with one shared head.
 
-    query_nope @ W_UK --+
-                        +-- concat --> LatentAttention(rows) --> @ W_UV --> output [B, H, S, V]
-    query_rope ---------+
+query_nope @ W_UK --+
+                    +-- concat --> LatentAttention(rows) --> @ W_UV --> output [B, H, S, V]
+query_rope ---------+
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ def attend(
     addend = None if bias is None else _additive(builder, bias, scores)
     if addend is not None:
         scores = builder.add(scores, addend, "scores_biased")
-    weights = builder.softmax(scores, "weights") if sink is None else _with_sink(builder, scores, sink)
+    weights = (
+        builder.softmax(scores, "weights") if sink is None else _with_sink(builder, scores, sink)
+    )
     output = builder.matmul(weights, values, "output")
     return output if addend is None else _zero_where_blind(builder, output, addend, sink)
 
@@ -41,12 +43,9 @@ def _additive(builder: Builder, bias: Value, like: Value) -> Value:
 
 def _with_sink(builder: Builder, scores: Value, sink: Value) -> Value:
     """Softmax over the scores and one more column, which is dropped again."""
-    shape = builder.concat(
-        [builder.dimension(scores, 0), builder.integers(1), builder.dimension(scores, 2)]
-        + [builder.integers(1)],
-        0,
-        "sink_shape",
-    )
+    batch, query_len = builder.dimension(scores, 0), builder.dimension(scores, 2)
+    one = builder.integers(1)
+    shape = builder.concat((batch, one, query_len, one), 0, "sink_shape")
     column = builder.expand(
         builder.reshape(sink, builder.integers(1, -1, 1, 1), "sink_column"), shape, "sinks"
     )
@@ -54,9 +53,7 @@ def _with_sink(builder: Builder, scores: Value, sink: Value) -> Value:
     return builder.slice(weights, 0, -1, 3, "weights_kept")
 
 
-def _zero_where_blind(
-    builder: Builder, output: Value, addend: Value, sink: Value | None
-) -> Value:
+def _zero_where_blind(builder: Builder, output: Value, addend: Value, sink: Value | None) -> Value:
     """Zeros for queries that may attend to nothing: their softmax is not a number."""
     if sink is not None:
         return output

@@ -25,9 +25,14 @@ class StoredWeights:
 class Operands:
     """Values of the graph that a site is rebuilt from.
 
-    ``query_nope [B, H, S, N]``, ``query_rope [B, H, S, R]`` or ``None``; ``query_absorbed
-    [B, H, S, C]`` when ``W_UK`` is folded into the query's own projection, ``output_weight [H C, E]``
-    when ``W_UV`` is folded into the output's; ``bias`` one additive or boolean tensor; ``sink [H]``.
+    Attributes:
+        query_nope: ``[B, H, S, N]``.
+        query_rope: ``[B, H, S, R]``, or ``None`` when R is 0.
+        weights: the matrices.
+        bias: one additive or boolean tensor, broadcastable to ``[B, H, S, T]``.
+        sink: ``[H]``.
+        query_absorbed: ``[B, H, S, C]``, when W_UK is folded into the query's own projection.
+        output_weight: ``[H C, E]``, when W_UV is folded into the output's projection.
     """
 
     query_nope: Value

@@ -102,8 +102,10 @@ class OnnxBinding:
             return
         if value.dtype is not None:
             self._dtypes[value.name] = value.dtype
-        if value.shape is not None and all(isinstance(dim, int) for dim in value.shape):
-            self._shapes[value.name] = tuple(int(dim) for dim in value.shape)
+        sizes = () if value.shape is None else tuple(value.shape)
+        known = tuple(size for size in sizes if isinstance(size, int))
+        if value.shape is not None and len(known) == len(sizes):
+            self._shapes[value.name] = known
         data = value.metadata_props.get(onnx_shape_inference.SYM_DATA_KEY)
         numbers = json.loads(data) if data else None
         if isinstance(numbers, list) and all(isinstance(number, int) for number in numbers):
@@ -212,7 +214,9 @@ class _Part:
 
     def run(self, outputs: Sequence[ir.Value], feeds: Mapping[ir.Value, Array]) -> list[Array]:
         """Run the part; ``feeds`` are arrays of the values' own element types."""
-        named = {self._names[value]: array for value, array in feeds.items() if value in self._names}
+        named = {
+            self._names[value]: array for value, array in feeds.items() if value in self._names
+        }
         fed = {**named, **self._weights}
         session = _session(self._proto(outputs, fed))
         return list(session.run([self._names[value] for value in outputs], fed))
@@ -265,7 +269,8 @@ def _session(proto: onnx.ModelProto) -> ort.InferenceSession:
         try:
             _sessions[key] = ort.InferenceSession(key, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types share no public base
-            raise UnboundValueError(f"ONNX Runtime cannot run a part of the model: {error}") from error
+            reason = str(error).splitlines()[0]
+            raise UnboundValueError(f"ONNX Runtime cannot run it alone: {reason}") from error
     return _sessions[key]
 
 
@@ -276,7 +281,7 @@ def _shape_only_clone(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> i
         if value.producer() is not None:
             value.shape = None
     for value in bound.graph.inputs:
-        if value.name in shapes:
+        if value.name is not None and value.name in shapes:
             value.shape = ir.Shape(list(shapes[value.name]))
     return bound
 

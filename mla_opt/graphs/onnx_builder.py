@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 
-from mla_opt.graphs.protocol import Array, BranchBody
+from mla_opt.graphs.protocol import Array, BranchBody, Builder
 from mla_opt.operator import contract
 from mla_opt.operator.function_body import function_body
 
@@ -61,7 +61,9 @@ class OnnxBuilder:
         self.emitted.append(node)
         return tuple(values)
 
-    def _one(self, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: Any) -> ir.Value:
+    def _one(
+        self, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: Any
+    ) -> ir.Value:
         (value,) = self._emit(op_type, inputs, name, attributes)
         if inputs:
             _set_dtype(value, inputs[0].dtype)
@@ -119,7 +121,12 @@ class OnnxBuilder:
 
     def dimension(self, value: ir.Value, axis: int) -> ir.Value:
         """Size of one axis, int64 ``[1]``."""
-        sizes = self._one("Shape", [value], f"axis{axis}", start=axis, end=axis + 1)
+        if self._model.opset_imports[""] < 15:
+            whole = self._one("Shape", [value], "shape")
+            whole.dtype = ir.DataType.INT64
+            return self.gather(whole, (axis,), 0, f"axis{axis}")
+        end = {} if axis == -1 else {"end": axis + 1}
+        sizes = self._one("Shape", [value], f"axis{axis}", start=axis, **end)
         sizes.dtype = ir.DataType.INT64
         return sizes
 
@@ -167,7 +174,9 @@ class OnnxBuilder:
     ) -> tuple[ir.Value, ...]:
         """Consecutive pieces of the given sizes."""
         inputs = [value, self.integers(*sizes)]
-        pieces = self._emit("Split", inputs, "split", {"axis": axis}, outputs=[f"/{n}" for n in names])
+        pieces = self._emit(
+            "Split", inputs, "split", {"axis": axis}, outputs=[f"/{n}" for n in names]
+        )
         for piece in pieces:
             _set_dtype(piece, value.dtype)
         return pieces
@@ -207,6 +216,26 @@ class OnnxBuilder:
             return self._one("ReduceMax", [value, self.integers(-1)], name, keepdims=1)
         return self._one("ReduceMax", [value], name, axes=[-1], keepdims=1)
 
+    def largest(self, value: ir.Value, name: str) -> ir.Value:
+        """Largest element of an integer vector, int64 ``[1]``."""
+        (wide,) = self._emit("Cast", [value], f"{name}_wide", {"to": ir.DataType.INT64})
+        wide.dtype = ir.DataType.INT64
+        if self._model.opset_imports[""] >= 18:
+            return self._one("ReduceMax", [wide, self.integers(0)], name, keepdims=1)
+        return self._one("ReduceMax", [wide], name, axes=[0], keepdims=1)
+
+    def widen_mask(self, bias: ir.Value, columns: ir.Value, like: ir.Value, name: str) -> ir.Value:
+        """An additive bias with as many columns, those beyond its own forbidden."""
+        never = self.scalar_like(float("-inf"), like, f"{name}_never")
+        if self.is_boolean(bias):
+            bias = self.where(bias, self.scalar_like(0.0, like, f"{name}_free"), never, name)
+        own = self.dimension(bias, -1)
+        missing = self._one("Sub", [columns, own], f"{name}_missing")
+        one_column = self._boolean("Equal", [own, self.integers(1)], f"{name}_is_uniform")
+        count = self.where(one_column, self.integers(0), missing, f"{name}_count")
+        pads = self.concat([self.integers(0, 0, 0, 0, 0, 0, 0), count], 0, f"{name}_pads")
+        return self._one("Pad", [bias, pads, never], f"{name}_wide")
+
     # The fused operator and branches
 
     def latent_attention(
@@ -234,9 +263,7 @@ class OnnxBuilder:
             _set_dtype(value, operands["query"].dtype)
         return values
 
-    def _define(
-        self, signature: contract.Signature, element_type: ir.DataType | None
-    ) -> None:
+    def _define(self, signature: contract.Signature, element_type: ir.DataType | None) -> None:
         self._model.opset_imports.setdefault(contract.DOMAIN, contract.VERSION)
         opset = self._model.opset_imports[""]
         body = function_body(
@@ -270,7 +297,7 @@ class OnnxBuilder:
 
     def _branch_graph(self, body: BranchBody, name: str) -> ir.Graph:
         inner = OnnxBuilder(self._model, None, f"{self._prefix}/{name}", self._names)
-        outputs = cast(Sequence[ir.Value], body(inner))
+        outputs = cast(Sequence[ir.Value], body(cast(Builder, inner)))
         return ir.Graph(
             inputs=[],
             outputs=outputs,

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from mla_opt.errors import InputError
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.interface import ModelInterface
 from mla_opt.graphs.onnx_binding import OnnxBinding
@@ -47,13 +48,15 @@ class OnnxGraph:
     @cached_property
     def _names(self) -> set[str]:
         """Every name in use, so that new ones can be told apart."""
-        return {
-            name
-            for item in ir.traversal.RecursiveGraphIterator(self.model.graph)
-            for name in (item.name, *(value.name for value in item.outputs))
-            if name is not None
-        } | {value.name for value in self.model.graph.inputs if value.name is not None} | set(
-            self.model.graph.initializers
+        return (
+            {
+                name
+                for item in ir.traversal.RecursiveGraphIterator(self.model.graph)
+                for name in (item.name, *(value.name for value in item.outputs))
+                if name is not None
+            }
+            | {value.name for value in self.model.graph.inputs if value.name is not None}
+            | set(self.model.graph.initializers)
         )
 
     # Reading
@@ -157,9 +160,10 @@ class OnnxGraph:
 
     def dtype(self, value: ir.Value) -> np.dtype[Any]:
         """Element type; inferred and noted on the value where the file does not declare it."""
-        if value.dtype is None:
-            value.dtype = self.nearest_binding(*EXAMPLE).element_type(value)
-        return np.dtype(value.dtype.numpy())
+        known = value.dtype
+        if known is None:
+            known = value.dtype = self.nearest_binding(*EXAMPLE).element_type(value)
+        return np.dtype(known.numpy())
 
     def element_type_name(self, site: LatentAttentionSite) -> str:
         """Element type of a site's activations, in NumPy's words."""
@@ -196,7 +200,7 @@ class OnnxGraph:
         name = old.name
         if old.is_graph_output():
             new.shape = old.shape if old.shape is not None else new.shape
-            new.dtype = old.dtype if new.dtype is None else new.dtype
+            _note_dtype(new, old.dtype)
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         if name is not None and new.producer() is not None:
             old.name = f"{name}/replaced"
@@ -231,6 +235,21 @@ class OnnxGraph:
         self._redirect_shape(old, new)
         return new
 
+    def add_input(self, name: str, dtype: str, shape: Sequence[int | str | None]) -> ir.Value:
+        """One more input, behind the others."""
+        if any(value.name == name for value in self.model.graph.inputs):
+            raise InputError(f"the model has an input called {name!r} already; rename it first")
+        kind = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=kind)
+        self.model.graph.inputs.append(value)
+        return value
+
+    def declare_rows(self, value: ir.Value, rows: int | str) -> None:
+        """Declare how many rows an output has on its token axis."""
+        if value.shape is not None and len(value.shape) == 4:
+            batch, heads, _, width = value.shape
+            value.shape = ir.Shape([batch, heads, rows, width])
+
     def remove_input(self, old: ir.Value, like: ir.Value) -> None:
         """Remove an input, and redirect those who read its shape."""
         self.model.graph.inputs.remove(old)
@@ -253,8 +272,7 @@ class OnnxGraph:
         width = self._joined_width(new)
         if len(symbols) == 2 and width is not None:
             new.shape = ir.Shape([symbols[0], 1, symbols[1], width])
-        if new.dtype is None:
-            new.dtype = old.dtype
+        _note_dtype(new, old.dtype)
         outputs[place] = new
         old.name, new.name = f"{name}/replaced", name
 
@@ -284,7 +302,7 @@ class OnnxGraph:
         return node.op_type == "Shape" and not node.domain
 
     def reads(self, node: ir.Node) -> Sequence[ir.Value]:
-        """Operands, and what the branches of a conditional read of the graph around them."""
+        """Operands, and what the branches of a conditional read of this graph."""
         branches = [a.value for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
         captured = [
             value
@@ -319,17 +337,18 @@ class OnnxGraph:
 
     def inline(self, domain: str) -> int:
         """Put the bodies of a domain's functions in place of their calls."""
-        result = common.InlinePass(criteria=lambda function: function.domain == domain)(self.model)
+        before = len(self.model.functions)
+        common.InlinePass(criteria=lambda function: function.domain == domain)(self.model)
         self.model.opset_imports.pop(domain, None)
-        return sum(result.id_count.values())
+        return before - len(self.model.functions)
 
     def prune(self) -> int:
-        """Sort the nodes, drop those that nothing reads, and the tensors and functions they read."""
+        """Sort the nodes; drop nodes, stored tensors and functions that nothing reads."""
         before = len(self.model.graph)
         self.model.graph.sort()
         _remove_dead_nodes(self.model.graph)
         _remove_unread_tensors(self.model.graph)
-        common.RemoveUnusedFunctionsPass()(self.model)
+        common.RemoveUnusedFunctionsPass()(self.model)  # type: ignore[no-untyped-call]
         self._settle_functions()
         return before - len(self.model.graph)
 
@@ -349,10 +368,19 @@ def _size(builder: OnnxBuilder, size: Size) -> ir.Value:
     """An int64 vector of one element."""
     if isinstance(size, int):
         return builder.integers(size)
-    first, *others = (builder.dimension(cast(ir.Value, value), axis) for value, axis in size)
+    first, *others = (
+        cast(ir.Value, value) if axis is None else builder.dimension(cast(ir.Value, value), axis)
+        for value, axis in size
+    )
     for other in others:
         first = builder.add(first, other, "size")
     return first
+
+
+def _note_dtype(value: ir.Value, dtype: ir.DataType | None) -> None:
+    """Declare an element type where none is declared yet."""
+    if value.dtype is None and dtype is not None:
+        value.dtype = dtype
 
 
 def _slice_of(shape: ir.Node) -> slice:

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-Size = int | tuple[tuple["Value", int], ...]
-"""A number, or axes of values whose sizes add up to it."""
+Size = int | tuple[tuple["Value", int | None], ...]
+"""A number, or axes of values whose sizes add up to it.
+
+Without an axis, the value itself is the size: an int64 vector of one element.
+"""
 
 
 class Value(Protocol):
@@ -114,6 +117,15 @@ class Builder(Protocol):
     def row_maximum(self, value: Value, name: str) -> Value:
         """Maximum over the last axis, kept as an axis of size one."""
 
+    def largest(self, value: Value, name: str) -> Value:
+        """Largest element of an integer vector, int64 ``[1]``."""
+
+    def widen_mask(self, bias: Value, columns: Value, like: Value, name: str) -> Value:
+        """An additive bias with as many columns, those beyond its own forbidden.
+
+        A bias with one column, the same for all keys, stays as it is.
+        """
+
     def latent_attention(
         self,
         operands: Mapping[str, Value],
@@ -203,25 +215,29 @@ class Graph(Protocol):
         """A builder that emits in front of ``before``; names begin with ``prefix``."""
 
     def replace(self, old: Value, new: Value) -> None:
-        """Let every reader of ``old``, and the graph outputs, read ``new``, under ``old``'s name."""
+        """Let all readers and the outputs have ``new`` for ``old``, under ``old``'s name."""
 
     def declared_shape(self, value: Value) -> tuple[int | str | None, ...]:
         """Shape as the file declares it; symbols are strings. Empty when it declares none."""
 
-    def replace_input(
-        self, old: Value, name: str, shape: Sequence[int | str | None]
-    ) -> Value:
+    def replace_input(self, old: Value, name: str, shape: Sequence[int | str | None]) -> Value:
         """Put another input, with ``old``'s element type, in the place of ``old``.
 
         What read the shape of ``old`` keeps seeing the sizes that ``old`` would have had, as far as
         the new input has them; nothing else may still read ``old`` when the rewriting is done.
         """
 
+    def add_input(self, name: str, dtype: str, shape: Sequence[int | str | None]) -> Value:
+        """One more input, behind the others. Raises `InputError` if the name is taken."""
+
+    def declare_rows(self, value: Value, rows: int | str) -> None:
+        """Declare how many rows an output has on its token axis."""
+
     def remove_input(self, old: Value, like: Value) -> None:
         """Remove an input; what read its shape reads it off ``like``, which has the same rows."""
 
     def replace_output(self, old: Value, new: Value) -> None:
-        """Return ``new`` where ``old`` was returned, under its name; readers of ``old`` stay."""
+        """Return ``new`` where ``old`` was returned, by its name; readers of ``old`` stay."""
 
     def merge_outputs(self, olds: Sequence[Value], new: Value, name: str) -> None:
         """Return ``new`` in the place of the first of ``olds``, and no other of them."""
@@ -248,7 +264,10 @@ class Graph(Protocol):
         """Inputs of the graph."""
 
     def inline(self, domain: str) -> int:
-        """Put the bodies of a domain's functions in place of their calls; returns how many."""
+        """Put the bodies of a domain's functions in place of their calls.
+
+        Returns how many functions that were.
+        """
 
     def prune(self) -> int:
         """Sort the nodes and drop what nothing reads; returns how many nodes that were."""

@@ -98,9 +98,11 @@ class _Case:
         expected = np.einsum("bhsc,hcv->bhsv", latent, self.weights.w_uv)
         return _relative(expected + self._offset(), seen.astype(np.float64))
 
-    def _offset(self) -> Float64 | float:
+    def _offset(self) -> Float64:
         bias = self.weights.value_bias
-        return 0.0 if bias is None else bias[None, :, None, :]
+        if bias is None:
+            return np.zeros(1)
+        return bias[None, :, None, :].astype(np.float64)
 
     def _keys(self, rows: Float64) -> Float64:
         c = self.weights.w_uk.shape[2]
@@ -109,11 +111,12 @@ class _Case:
             "tc,hnc->thn", rows[:, :c], self.weights.w_uk
         )
         keys[:, :, list(self.weights.rope_dims)] = rows[:, None, c:]
-        return keys * self.weights.key_scale
+        keys *= self.weights.key_scale
+        return keys
 
     def _values(self, rows: Float64) -> Float64:
         c = self.weights.w_uk.shape[2]
-        values = np.einsum("tc,hcv->thv", rows[:, :c], self.weights.w_uv)
+        values: Float64 = np.einsum("tc,hcv->thv", rows[:, :c], self.weights.w_uv)
         return values if self.weights.value_bias is None else values + self.weights.value_bias
 
     def _key_width(self) -> int:
@@ -141,7 +144,7 @@ class _Case:
         return np.concatenate([old, new], axis=1), feeds
 
     def _row_width(self) -> int:
-        return self.weights.w_uk.shape[2] + len(self.weights.rope_dims)
+        return int(self.weights.w_uk.shape[2]) + len(self.weights.rope_dims)
 
     def _fed_rows(self, batch: int, tokens: int) -> tuple[Float64, dict[Value, Array]]:
         rows = self._rounded((batch, tokens, self._row_width()), self.site.latent)
@@ -179,7 +182,9 @@ class _Case:
 
     def _score_shape(self) -> tuple[int, ...]:
         """``[B, 1, S, T]``: what every bias broadcasts from, where its own shape is unknown."""
-        query, value = (_shape(self.binding, each) for each in (self.site.core.query, self.site.core.value))
+        query, value = (
+            _shape(self.binding, each) for each in (self.site.core.query, self.site.core.value)
+        )
         return (query[0], 1, query[2], value[2])
 
     def _rounded(self, shape: tuple[int, ...], like: Value) -> Float64:

@@ -157,7 +157,9 @@ def _rope_dims(site: LatentAttentionSite, rope_map: Float64) -> tuple[tuple[int,
 def _by_row(array: Array, room: int) -> Float64:
     """``[B, H, T, D]`` as ``[B T, H, D]``."""
     if array.ndim != 4 or array.shape[0] * array.shape[2] != room:
-        raise NotLatentError("not_token_wise", f"keys or values of shape {array.shape} for {room} rows")
+        raise NotLatentError(
+            "not_token_wise", f"keys or values of shape {array.shape} for {room} rows"
+        )
     rows = array.transpose(0, 2, 1, 3).reshape(room, array.shape[1], array.shape[3])
     return rows.astype(np.float64)
 

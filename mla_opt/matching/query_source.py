@@ -35,7 +35,8 @@ def _linear_width(graph: Graph, value: Value) -> int | None:
 
 def nearest_linear(graph: Graph, value: Value) -> Node | None:
     """The linear layer nearest upstream, breadth first."""
-    pending, seen = [value], set()
+    pending: list[Value] = [value]
+    seen: set[Value] = set()
     while pending and len(seen) < _STEPS:
         current = pending.pop(0)
         if current in seen:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import onnx_ir as ir
 
 from mla_opt.report.report import InterfaceChange, PortSpec
+
+Kind = Literal["input", "output"]
 
 
 def interface_changes(before: ir.Model, after: ir.Model) -> tuple[InterfaceChange, ...]:
@@ -18,18 +21,17 @@ def interface_changes(before: ir.Model, after: ir.Model) -> tuple[InterfaceChang
 
 
 def _changes(
-    kind: str, before: dict[str, PortSpec], after: dict[str, PortSpec]
+    kind: Kind, before: dict[str, PortSpec], after: dict[str, PortSpec]
 ) -> Iterator[InterfaceChange]:
-    side = "input" if kind == "input" else "output"
     for name, old in before.items():
         new = after.get(name)
         if new is None:
-            yield InterfaceChange(side, old, None, "its rows are part of the latent cache now")
+            yield InterfaceChange(kind, old, None, "its rows are part of the latent cache now")
         elif new != old:
-            yield InterfaceChange(side, old, new, "holds latent rows instead of expanded ones")
+            yield InterfaceChange(kind, old, new, "holds latent rows instead of expanded ones")
     for name, new in after.items():
         if name not in before:
-            yield InterfaceChange(side, None, new, _why_added(new))
+            yield InterfaceChange(kind, None, new, _why_added(new))
 
 
 def _why_added(port: PortSpec) -> str:

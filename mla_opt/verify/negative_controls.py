@@ -98,7 +98,7 @@ def broken_models(model: ir.Model, sites: Sequence[SiteRecord]) -> Iterator[Brok
 
 def _broken(control: Control, model: ir.Model, sites: Sequence[SiteRecord]) -> BrokenModel:
     if not sites:
-        return BrokenModel(control, None, reason=f"the model has no {METADATA_KEY} metadata")
+        return BrokenModel(control, None, reason=f"{METADATA_KEY} names no absorbed attention")
     obstacles = {site.name: control.obstacle(model, site) for site in sites}
     fit = [site for site in sites if obstacles[site.name] is None]
     reasons = sorted({reason for reason in obstacles.values() if reason is not None})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from mla_opt.errors import InputError, MlaOptError
 
 Array = npt.NDArray[Any]
-ModelLike = str | Path | onnx.ModelProto | ir.Model
+ModelLike = str | PathLike[str] | onnx.ModelProto | ir.Model
 T = TypeVar("T")
 
 #: Weights above this go to a file: one protobuf message holds less than 2 GiB.

@@ -90,11 +90,7 @@ def memory_figures(case: Case, timings: Timings, target: float | None) -> list[F
     if ORIGINAL not in timings or OPTIMIZED not in timings:
         return []
     ratio = timings[ORIGINAL].beyond_mb / max(timings[OPTIMIZED].beyond_mb, 1e-9)
-    return [
-        Figure(
-            f"{case.name}: peak memory beyond the model, how many times less", ratio, None, target
-        )
-    ]
+    return [Figure(f"{case.name}: times less beyond the loaded model", ratio, None, target)]
 
 
 def core_figures(

@@ -25,13 +25,13 @@ SMALL = 1024
 
 def optimizer(options: dict[str, Any]) -> Callable[[Path], onnx_ir.Model]:
     """`mla_opt.optimize` with its modules loaded."""
-    import mla_opt
+    from mla_opt import optimize
 
-    def optimize(path: Path) -> onnx_ir.Model:
-        model: onnx_ir.Model = mla_opt.optimize(path, verify=False, **options).model
+    def make(path: Path) -> onnx_ir.Model:
+        model: onnx_ir.Model = optimize(path, verify=False, **options).model
         return model
 
-    return optimize
+    return make
 
 
 def write(model: onnx_ir.Model, path: Path) -> None:

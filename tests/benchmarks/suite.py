@@ -61,7 +61,7 @@ FULL = Suite(
         Case("decode, 8k past", 8192, rounds=6),
         Case("decode, 32k past", 32768, rounds=4, turn_ms=120.0, only=LATENT_DECODE),
     ),
-    memory=Case("decode, 32k past", 32768, rounds=3, turn_ms=0, only=ENDS),
+    memory=Case("memory, 32k past", 32768, rounds=3, turn_ms=0, only=ENDS),
     prefill=(
         Case("prefill of 512, no past", 0, new=512, rounds=8, only=LATENT),
         Case("prefill of 512, 4k past", 4096, new=512, rounds=5, only=LATENT),
@@ -79,7 +79,7 @@ QUICK = Suite(
         Case("decode, 16 past", 16, rounds=2, turn_ms=0),
         Case("decode, 64 past", 64, rounds=2, turn_ms=0, only=LATENT_DECODE),
     ),
-    memory=Case("decode, 64 past", 64, rounds=1, turn_ms=0, only=ENDS),
+    memory=Case("memory, 64 past", 64, rounds=1, turn_ms=0, only=ENDS),
     prefill=(
         Case("prefill of 8, no past", 0, new=8, rounds=2, turn_ms=0, only=LATENT),
         Case("prefill of 8, 16 past", 16, new=8, rounds=2, turn_ms=0, only=LATENT),

@@ -54,7 +54,7 @@ def test_both_parts_of_the_gain_are_reported(reports: tuple[dict[str, Any], str,
         "whole gain",
         "part 1",
         "part 2",
-        "peak memory",
+        "times less",
         "share of the limit",
         "optimize",
     ):

@@ -143,7 +143,7 @@ def test_progress_counts_every_run():
 
 @pytest.fixture
 def on_disk(tmp_path, monkeypatch):
-    """Both models with their weights in a file of their own, and the working directory elsewhere."""
+    """Both models with their weights in a file of their own, away from the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "away").mkdir()
     paths = {}
@@ -154,7 +154,7 @@ def on_disk(tmp_path, monkeypatch):
             paths[name],
             save_as_external_data=True,
             location=f"{name}.data",
-            size_threshold=64,
+            size_threshold=128,
         )
     return paths
 
@@ -375,7 +375,7 @@ def test_an_export_equals_itself(export):
     assert report.passed, report.failures
     assert not any(s.skipped for s in report.scenarios)
     assert len(report.outputs) == 5
-    assert {c.reason for c in report.controls} == {"the model has no mla_opt.sites metadata"}
+    assert {c.reason for c in report.controls} == {"mla_opt.sites names no absorbed attention"}
     assert "not applicable" in rendered(report)
 
 

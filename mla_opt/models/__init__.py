@@ -1,0 +1,24 @@
+"""The model that comes along: two layers of a DeepSeek-V3 with random weights, for the demo.
+
+It is a real export, made by ``tests/exports/make_demo_model.py`` in the repository.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DEMO = "demo.onnx"
+
+
+def demo_model() -> Path:
+    """Return the path of the demo model in this installation.
+
+    Raises:
+        InputError: it is not there.
+    """
+    from mla_opt.errors import InputError
+
+    path = Path(__file__).with_name(DEMO)
+    if not path.is_file():
+        raise InputError(f"{DEMO} is missing from this installation; install mla-opt again")
+    return path
