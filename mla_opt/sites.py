@@ -8,17 +8,14 @@ and choices from later passes. Values and nodes are handles of the graph that th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Literal
 
 from mla_opt.geometry import MlaGeometry
 
 if TYPE_CHECKING:
     from mla_opt.emission.operands import Operands, StoredWeights
     from mla_opt.emission.rows import Rows
-    from mla_opt.graphs.protocol import Value
+    from mla_opt.graphs.protocol import Array, Node, Value
     from mla_opt.matching.attention_core import AttentionCore
     from mla_opt.matching.folding import OutputProjection, QueryProjection
     from mla_opt.matching.projection_walk import PastConcat
@@ -29,7 +26,6 @@ CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]
 Form = Literal["factored", "fold-q", "fold-o", "fold", "none"]
 PrefillForm = Literal["absorbed", "expanded", "auto"]
 
-FloatArray = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +43,14 @@ class LatentWeights:
         nope_dims: the N positions of a head's key and query that ``w_uk`` makes, in its order.
         rope_dims: the R positions that hold ``k_pe``, in its order.
         key_scale: constant factor that the original has on its keys; belongs to the scale.
-        error: largest deviation from the original region on random rows, relative to the largest
-            magnitude seen.
     """
 
-    w_uk: FloatArray
-    w_uv: FloatArray
-    value_bias: FloatArray | None
+    w_uk: Array
+    w_uv: Array
+    value_bias: Array | None
     nope_dims: tuple[int, ...]
     rope_dims: tuple[int, ...]
     key_scale: float
-    error: float
 
 
 @dataclass(slots=True)
@@ -83,6 +76,7 @@ class LatentAttentionSite:
     Attributes:
         name: how reports call it; the module path of the attention where the graph shows one.
         core: the attention itself.
+        projection: the linear layer that keys and values meet in.
         latent: ``c_kv`` rows, ``[B, 1, T, C]`` or ``[B, T, C]``; only the new rows when the model
             caches expanded keys and values.
         rope: ``k_pe`` rows, likewise; ``None`` when R is 0.
@@ -101,6 +95,7 @@ class LatentAttentionSite:
 
     name: str
     core: AttentionCore
+    projection: Node
     latent: Value
     rope: Value | None
     expanded: tuple[PastConcat, PastConcat] | None = None

@@ -65,8 +65,8 @@ class ChooseForm(Pass):
         if self.prefill != "auto":
             return self.prefill, "asked for"
         assert site.geometry is not None
-        query = graph.nearest_binding(2, 7, 3).shape(site.core.query)
-        single = query is not None and query[2] == 1
+        shape = graph.example_shape(site.core.query)
+        single = shape is not None and shape[2] == 1
         choice = cost_model.choose_prefill(site.geometry, always_short=single)
         return choice.form, choice.reason
 

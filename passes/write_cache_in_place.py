@@ -92,10 +92,11 @@ class _Rewriting:
             return known
         (past,) = grown.past
         batch, heads, _, width = self.graph.declared_shape(past)
-        rows = self.capacity if self.capacity is not None else CAPACITY
         sizes: list[Size] = [((past, 0),), 1, ((self.past, None),), ((past, 3),)]
         self._count_rows(grown, sizes)
-        buffer = self.graph.replace_input(past, past.name or "", (batch, heads, rows, width))
+        buffer = self.graph.replace_input(
+            past, past.name or "", (batch, heads, self._rows(), width)
+        )
         made = CacheSlots(
             "static", (buffer,), grown.new, grown.joined, self.past_len, self.capacity
         )
@@ -129,5 +130,8 @@ class _Rewriting:
         if emitted.caches:
             self.buffers[old[0]] = buffer
             self.buffers[emitted.caches[0]] = buffer
-            rows = self.capacity if self.capacity is not None else CAPACITY
-            self.graph.declare_rows(emitted.caches[0], rows)
+            self.graph.declare_rows(emitted.caches[0], self._rows())
+
+    def _rows(self) -> int | str:
+        """Rows of a buffer as the file declares them."""
+        return CAPACITY if self.capacity is None else self.capacity

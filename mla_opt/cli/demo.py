@@ -83,14 +83,10 @@ def _run(folder: Path, force: bool, screen: Screen) -> None:
 
 def _unpack(folder: Path, force: bool) -> Path:
     """Write the model that comes along into ``folder``."""
-    from importlib import resources
-
-    from mla_opt.errors import InputError
     from mla_opt.model_io import check_output
+    from mla_opt.models import demo_model
 
-    packed = resources.files("mla_opt.models") / MODEL
-    if not packed.is_file():
-        raise InputError(f"{MODEL} is missing from this installation; install mla-opt again")
+    packed = demo_model()
     target = folder / MODEL
     check_output(target, force=force)
     target.write_bytes(packed.read_bytes())

@@ -9,6 +9,7 @@ import numpy as np
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Builder, Graph, Value
 from mla_opt.matching.attention_core import BiasTerm
+from mla_opt.matching.extraction import EXAMPLE
 from mla_opt.sites import LatentAttentionSite, LatentWeights
 
 
@@ -186,7 +187,7 @@ def _sink(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | 
     """The sinks as a vector ``[H]``, stored anew: exporters keep them in other shapes."""
     if site.core.sink is None:
         return None
-    (content,) = graph.nearest_binding(1, 1, 1).run([site.core.sink], {})
+    (content,) = graph.nearest_binding(*EXAMPLE).run([site.core.sink], {})
     dtype = graph.dtype(site.core.query)
     return builder.constant(content.reshape(-1).astype(dtype), "sink")
 

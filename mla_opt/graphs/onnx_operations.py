@@ -157,7 +157,7 @@ def _matmul(graph: OnnxGraph, node: ir.Node) -> op.Operation:
     if left is None or right is None:
         return OPAQUE
     if graph.is_constant(right):
-        return op.Linear(left, right)
+        return op.Linear(left, right, plain=True)
     return OPAQUE if graph.is_constant(left) else op.MatMul(left, right)
 
 

@@ -54,10 +54,14 @@ class Shifted:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """``data`` times a constant matrix, whatever its storage; ``weight`` names it for messages."""
+    """``data`` times a constant matrix, whatever its storage.
+
+    ``plain`` when the result is ``data @ weight`` with ``weight`` as it is.
+    """
 
     data: Value
     weight: Value
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

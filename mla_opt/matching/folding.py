@@ -16,7 +16,9 @@ import numpy as np
 from mla_opt.errors import MlaOptError
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Array, Graph, Node, Value
-from mla_opt.matching.extraction import Float64
+from mla_opt.matching.extraction import EXAMPLE, Float64
+from mla_opt.matching.labels import trace
+from mla_opt.matching.linear_matrix import linear_matrix
 from mla_opt.matching.projection_walk import leaves
 from mla_opt.sites import LatentAttentionSite, LatentWeights
 
@@ -66,7 +68,7 @@ def query_projection(graph: Graph, site: LatentAttentionSite) -> QueryProjection
     linear = linears.linears[0]
     operation = graph.operation(linear)
     assert isinstance(operation, op.Linear)
-    matrix = _matrix(graph, linear, operation.data)
+    matrix = _matrix(graph, linear)
     columns = _columns(graph, graph.results(linear)[0], nope)
     folded = np.einsum("xhn,hnc->xhc", matrix[:, columns.index] * columns.factor, weights.w_uk)
     rope_weight = None
@@ -83,7 +85,7 @@ def output_projection(graph: Graph, site: LatentAttentionSite) -> OutputProjecti
     if weights.value_bias is not None:
         raise FoldBlockedError("the values have a bias", (site.core.last,))
     linear, data = _following_linear(graph, site.core.output)
-    matrix = _matrix(graph, linear, data)
+    matrix = _matrix(graph, linear)
     rows = _rows(graph, site.core.output, data)
     folded = np.einsum("hcv,hve->hce", weights.w_uv, matrix[rows])
     return OutputProjection(folded.reshape(-1, matrix.shape[1]), graph.results(linear)[0])
@@ -94,7 +96,7 @@ class _Columns:
     """Which column of a projection each head and dim is, and what it is multiplied by."""
 
     index: Array
-    factor: float
+    factor: Array
 
 
 def _weights(site: LatentAttentionSite) -> LatentWeights:
@@ -124,36 +126,30 @@ def _query_split(
     return split, nope, parts[1]
 
 
-def _matrix(graph: Graph, linear: Node, data: Value) -> Float64:
-    """The matrix of a linear layer ``[in, out]``, by sending basis rows through it."""
-    binding = graph.nearest_binding(1, 4, 3)
-    shape = binding.shape(data)
-    if shape is None or len(shape) != 3:
-        raise FoldBlockedError("the projection does not read rows of rank 3", (linear,))
-    rows = np.concatenate([np.zeros((1, shape[-1])), np.eye(shape[-1])])
-    feed = rows[None].astype(graph.dtype(data))
-    (out,) = binding.run([graph.results(linear)[0]], {data: feed})
-    if np.any(out[0, 0]):
+def _matrix(graph: Graph, linear: Node) -> Float64:
+    """The matrix of a linear layer ``[in, out]``."""
+    matrix = linear_matrix(graph, graph.nearest_binding(*EXAMPLE), linear)
+    if matrix.bias is not None:
         raise FoldBlockedError("the projection has a bias", (linear,))
-    return out[0, 1:].astype(np.float64)
+    return matrix.weight.astype(np.float64)
 
 
 def _columns(graph: Graph, projected: Value, part: Value) -> _Columns:
-    binding = graph.nearest_binding(1, 4, 3)
+    """Which column each head and dim ``[H, X]`` of a part of the projected query is."""
+    binding = graph.nearest_binding(*EXAMPLE)
     shape = binding.shape(projected)
     if shape is None:
         raise FoldBlockedError("the shape of the projected query is unknown")
-    kind = np.float32 if graph.dtype(projected) == np.float16 else graph.dtype(projected)
-    if kind != graph.dtype(projected):
-        raise FoldBlockedError("labels are not exact in half precision; fold before converting")
-    labels = np.broadcast_to(np.arange(1.0, shape[-1] + 1), shape).astype(kind)
-    (seen,), (ones,) = (
-        binding.run([part], {projected: feed}) for feed in (labels, np.ones(shape, kind))
-    )
-    factor = float(ones.reshape(-1)[0])
-    if not factor or np.any(ones != ones.reshape(-1)[0]):
-        raise FoldBlockedError("the query is scaled unevenly after its projection")
-    return _Columns(np.rint(seen[0, :, 0, :] / factor).astype(np.int64) - 1, factor)
+    kind = graph.dtype(projected)
+
+    def run(labels: Array) -> tuple[Array, ...]:
+        fed = np.broadcast_to(labels, shape).astype(kind)
+        return (binding.run([part], {projected: fed})[0][0, :, 0, :],)
+
+    (traced,) = trace(shape[-1], run)
+    if not traced.moved.all() or np.any(traced.offset):
+        raise FoldBlockedError("the query is shifted after its projection")
+    return _Columns(traced.source, traced.factor)
 
 
 def _following_linear(graph: Graph, value: Value) -> tuple[Node, Value]:
@@ -172,17 +168,20 @@ def _following_linear(graph: Graph, value: Value) -> tuple[Node, Value]:
 
 def _rows(graph: Graph, output: Value, data: Value) -> Array:
     """Which row of W_O each head and dim is: ``[H, V]``."""
-    binding = graph.nearest_binding(1, 4, 3)
+    binding = graph.nearest_binding(*EXAMPLE)
     shape = binding.shape(output)
     if shape is None:
         raise FoldBlockedError("the shape of the attention's output is unknown")
     _, heads, _, width = shape
-    labels = np.arange(heads * width, dtype=np.float64).reshape(1, heads, 1, width)
     kind = graph.dtype(output)
-    if kind == np.float16:
-        raise FoldBlockedError("labels are not exact in half precision; fold before converting")
-    (seen,) = binding.run([data], {output: np.broadcast_to(labels, shape).astype(kind)})
-    order = np.rint(seen[0, 0]).astype(np.int64)
+
+    def run(labels: Array) -> tuple[Array, ...]:
+        fed = np.broadcast_to(labels.reshape(1, heads, 1, width), shape).astype(kind)
+        return (binding.run([data], {output: fed})[0][0, 0],)
+
+    (traced,) = trace(heads * width, run)
+    if not traced.moved.all() or np.any(traced.factor != 1.0):
+        raise FoldBlockedError("the output is scaled on its way to W_O")
     rows = np.empty(heads * width, dtype=np.int64)
-    rows[order] = np.arange(heads * width)
+    rows[traced.source] = np.arange(heads * width)
     return rows.reshape(heads, width)

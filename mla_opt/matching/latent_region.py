@@ -62,6 +62,7 @@ def latent_site(graph: Graph, core: AttentionCore, name: str) -> LatentAttention
     return LatentAttentionSite(
         name=name,
         core=core,
+        projection=sources.projection,
         latent=sources.latent,
         rope=sources.rope,
         expanded=sources.expanded,

@@ -5,7 +5,10 @@ It is a real export, made by ``tests/exports/make_demo_model.py`` in the reposit
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
+
+from mla_opt.errors import InputError
 
 DEMO = "demo.onnx"
 
@@ -16,9 +19,7 @@ def demo_model() -> Path:
     Raises:
         InputError: it is not there.
     """
-    from mla_opt.errors import InputError
-
-    path = Path(__file__).with_name(DEMO)
+    path = Path(str(resources.files(__name__) / DEMO))
     if not path.is_file():
         raise InputError(f"{DEMO} is missing from this installation; install mla-opt again")
     return path

@@ -93,10 +93,10 @@ class Tape:
 
 def angles(tape: Tape, dims: Dims) -> tuple[str, str]:
     """Cosine and sine [B, 1, S, R/2] of the rotary angles."""
-    half = np.arange(0, dims.qk_rope_head_dim, 2, dtype=np.float32) / dims.qk_rope_head_dim
+    half = torch.arange(0, dims.qk_rope_head_dim, 2).float() / dims.qk_rope_head_dim
     positions = tape.op("Cast", "position_ids", to=TensorProto.FLOAT)
     positions = tape.op("Unsqueeze", positions, tape.ints(1, 3))
-    angle = tape.op("Mul", positions, tape.array((1.0 / ROPE_BASE**half).astype(np.float32)))
+    angle = tape.op("Mul", positions, tape.array((1.0 / ROPE_BASE**half).numpy()))
     return tape.op("Cos", angle), tape.op("Sin", angle)
 
 

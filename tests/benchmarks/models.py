@@ -19,6 +19,8 @@ from tests.benchmarks.dims import Dims
 
 ROOT = Path(__file__).parents[2]
 CACHE_VARIABLE, OLD_PYTHON_VARIABLE = "MLA_OPT_BENCH_CACHE", "MLA_OPT_TRANSFORMERS_457_PYTHON"
+EXPORTER = Path(__file__).with_name("export_deepseek.py")
+HANDMADE = Path(__file__).with_name("handmade.py")
 OPSET = 23
 OLD_OPSET = 18
 
@@ -34,9 +36,9 @@ def cache_folder() -> Path:
     return folder
 
 
-def folder_of(dims: Dims, kind: str) -> Path:
-    """One folder for each model: its external data lies beside it."""
-    key = hashlib.sha256(dims.to_json().encode()).hexdigest()[:12]
+def folder_of(dims: Dims, kind: str, builder: Path) -> Path:
+    """One folder for each model and each version of what builds it; external data lies beside."""
+    key = hashlib.sha256(dims.to_json().encode() + builder.read_bytes()).hexdigest()[:12]
     return cache_folder() / f"{kind}-{dims.layers}layers-{key}"
 
 
@@ -67,10 +69,9 @@ def exported(dims: Dims, opset: int = OPSET) -> Path:
     """The export of the current transformers: latent cache, re-expanded at every step."""
 
     def make(path: Path) -> None:
-        script = str(Path(__file__).with_name("export_deepseek.py"))
-        run([sys.executable, script, dims.to_json(), str(opset), str(path)], "export")
+        run([sys.executable, str(EXPORTER), dims.to_json(), str(opset), str(path)], "export")
 
-    return cached(folder_of(dims, f"export{opset}"), make)
+    return cached(folder_of(dims, f"export{opset}", EXPORTER), make)
 
 
 def old_python() -> str | None:
@@ -85,12 +86,12 @@ def exported_expanded_cache(dims: Dims, opset: int = OLD_OPSET) -> Path | None:
         return None
 
     def make(path: Path) -> None:
-        script = str(Path(__file__).with_name("export_deepseek.py"))
         run(
-            [python, script, dims.to_json(), str(opset), str(path)], "export with transformers 4.57"
+            [python, str(EXPORTER), dims.to_json(), str(opset), str(path)],
+            "export with transformers 4.57",
         )
 
-    return cached(folder_of(dims, f"export457-{opset}"), make)
+    return cached(folder_of(dims, f"export457-{opset}", EXPORTER), make)
 
 
 def handmade(dims: Dims, form: str) -> Path:
@@ -107,7 +108,7 @@ def handmade(dims: Dims, form: str) -> Path:
         ]
         run(command, f"hand-made {form}")
 
-    return cached(folder_of(dims, f"handmade-{form}"), make)
+    return cached(folder_of(dims, f"handmade-{form}", HANDMADE), make)
 
 
 def optimized(source: Path, **options: str) -> Path:

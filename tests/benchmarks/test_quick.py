@@ -45,7 +45,10 @@ def test_variants_agree_with_the_original(
         assert {figures.ORIGINAL, figures.OPTIMIZED} <= set(timings), case
         for name, timing in timings.items():
             error = timing["logits_error"]
-            assert error < 1e-3 if "4.57" not in name else error is None, (case, name)
+            if name == figures.ORIGINAL_457:
+                assert error is None, "random rows of an expanded cache stand for another past"
+            else:
+                assert error < 1e-3, (case, name)
 
 
 def test_both_parts_of_the_gain_are_reported(reports: tuple[dict[str, Any], str, str]) -> None:

@@ -55,8 +55,10 @@ def export(spec: ExportSpec, path: Path) -> None:
     import torch
 
     from tests.exports import exporters
+    from tests.exports.families import FAMILIES
+    from tests.exports.patches import patches_for
 
-    with torch.no_grad():
+    with torch.no_grad(), patches_for(FAMILIES[spec.family].model_type):
         if spec.exporter == "optimum457":
             export_optimum(spec, path)
         else:

@@ -24,16 +24,16 @@ from tests.exports.spec import ExportSpec
 PATH = ROOT / "mla_opt" / "models" / "demo.onnx"
 SPEC = ExportSpec("deepseek_v3", opset=18)
 DIMS: dict[str, Any] = {
-    "vocab_size": 128,
+    "vocab_size": 112,
     "hidden_size": 96,
-    "intermediate_size": 104,
+    "intermediate_size": 76,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 16,
     "v_head_dim": 36,
     "kv_lora_rank": 64,
-    "q_lora_rank": 72,
+    "q_lora_rank": 60,
     "first_k_dense_replace": 2,
     "max_position_embeddings": 32768,
 }

@@ -1,0 +1,46 @@
+"""The matrix of a linear layer, however it is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mla_opt.graphs import operations as op
+from mla_opt.graphs.protocol import Array, Binding, Graph, Node
+
+
+@dataclass(frozen=True, slots=True)
+class LinearMatrix:
+    """``result = row @ weight + bias``: ``weight [in, out]``, ``bias [out]`` or ``None``."""
+
+    weight: Array
+    bias: Array | None
+
+
+def linear_matrix(graph: Graph, binding: Binding, linear: Node) -> LinearMatrix:
+    """Read the matrix of a linear layer; one that is stored in another form is run on a basis."""
+    operation = graph.operation(linear)
+    assert isinstance(operation, op.Linear)
+    if operation.plain:
+        weight = graph.constant(operation.weight)
+        if weight is None:
+            (weight,) = binding.run([operation.weight], {})
+        if weight.ndim == 2:
+            return LinearMatrix(weight, None)
+    return _by_basis(graph, binding, linear, operation)
+
+
+def _by_basis(graph: Graph, binding: Binding, linear: Node, operation: op.Linear) -> LinearMatrix:
+    """Send a zero row and the basis through the layer, as many rows a run as the binding has."""
+    shape = binding.shape(operation.data)
+    assert shape is not None
+    room, width = int(np.prod(shape[:-1])), shape[-1]
+    rows = np.concatenate([np.zeros((1, width)), np.eye(width)]).astype(graph.dtype(operation.data))
+    padding = np.zeros((-len(rows) % room, width), dtype=rows.dtype)
+    chunks = np.concatenate([rows, padding]).reshape(-1, *shape)
+    (result,) = graph.results(linear)
+    outs = [binding.run([result], {operation.data: chunk})[0] for chunk in chunks]
+    seen = np.concatenate([out.reshape(room, -1) for out in outs])[: len(rows)]
+    offset = seen[0]
+    return LinearMatrix(seen[1:] - offset, offset if np.any(offset) else None)
