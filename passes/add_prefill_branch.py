@@ -44,11 +44,17 @@ class AddPrefillBranch(Pass):
         conditions: Conditions = {}
         chosen = [s for s in graph.sites if s.prefill != "absorbed" and s.form == "factored"]
         for site in chosen:
-            if site.rows is None and site.prefill == "auto":
+            if site.prefill == "auto" and _reads_new_rows_only(graph, site):
                 _expand_always(graph, site)
             else:
                 _branch(graph, site, conditions)
         return PassResult(matched=len(graph.sites), rewritten=len(chosen))
+
+
+def _reads_new_rows_only(graph: Graph, site: LatentAttentionSite) -> bool:
+    """Whether S = T in every call, as without any cache."""
+    query, rows = graph.example_shape(site.core.query), graph.example_shape(site.latent)
+    return site.rows is None and query is not None and rows is not None and query[2] == rows[-2]
 
 
 def _expand_always(graph: Graph, site: LatentAttentionSite) -> None:
@@ -110,8 +116,8 @@ def _beyond_crossover(builder: Builder, site: LatentAttentionSite, rows: Rows) -
     assert site.operands is not None
     limit = builder.integers(crossover(site))
     new = builder.dimension(site.operands.query_nope, 2)
-    seen = builder.dimension(rows.past[0], 2)
-    if rows.new:
-        seen = builder.add(seen, new, "total_len")
+    seen = builder.dimension((rows.past or rows.new)[0], 2)
+    if rows.past and rows.new:
+        seen = builder.add(seen, builder.dimension(rows.new[0], 2), "total_len")
     dear = builder.multiply(new, builder.add(seen, limit, "total_and_limit"), "query_by_total")
     return builder.greater(dear, builder.multiply(seen, limit, "limit_by_total"), "is_prefill")

@@ -14,6 +14,7 @@ it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
 
 from mla_opt.emission.expanded import expanded_keys, expanded_values
@@ -23,6 +24,8 @@ from mla_opt.graphs.protocol import Builder, Graph, Value
 from mla_opt.matching.projection_walk import PastConcat
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite
+
+_SEPARATORS = "._/"
 
 CacheMode = Literal["keep", "packed", "static"]
 
@@ -62,26 +65,34 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     latent = as_rows(graph, builder, site.latent)
     rope = None if site.rope is None else as_rows(graph, builder, site.rope)
     new = (latent,) if rope is None else (latent, rope)
-    past = tuple(
-        _latent_input(graph, part, rows)
-        for part, rows in zip(site.expanded, (site.latent, site.rope))
-    )
+    past = _latent_inputs(graph, site)
     joined = tuple(
         builder.concat((old, added), 2, f"cache_{index}")
         for index, (old, added) in enumerate(zip(past, new))
     )
     _replace_expanded(graph, builder, site, joined)
     site.latent, site.rope = joined[0], joined[1] if rope is not None else None
-    site.cache = CacheSlots("split", past[: len(new)], new, joined)
+    site.cache = CacheSlots("split", past, new, joined)
     site.expanded = None
 
 
-def _latent_input(graph: Graph, part: PastConcat, rows: Value | None) -> Value:
+def _latent_inputs(graph: Graph, site: LatentAttentionSite) -> tuple[Value, ...]:
+    """Inputs in the place of the expanded caches; none for the values' when R is 0."""
+    assert site.expanded is not None
+    keys, values = site.expanded
+    latent = _latent_input(graph, keys, site.latent)
+    if site.rope is not None:
+        return latent, _latent_input(graph, values, site.rope)
+    graph.remove_input(values.past, like=latent)
+    return (latent,)
+
+
+def _latent_input(graph: Graph, part: PastConcat, rows: Value) -> Value:
     """The input that takes the place of an expanded cache: ``[B, 1, P, width of the rows]``."""
-    shape = None if rows is None else graph.example_shape(rows)
-    width = 0 if shape is None else shape[-1]
+    shape = graph.example_shape(rows)
+    assert shape is not None
     batch, _, past, _ = graph.declared_shape(part.past)
-    return graph.replace_input(part.past, part.past.name or "", (batch, 1, past, width))
+    return graph.replace_input(part.past, part.past.name or "", (batch, 1, past, shape[-1]))
 
 
 def _replace_expanded(
@@ -94,8 +105,11 @@ def _replace_expanded(
     keys = expanded_keys(builder, site, weights, joined[0], rope)
     values = expanded_values(builder, weights, joined[0])
     halves = (builder.transpose(keys, (0, 1, 3, 2), "keys_by_token"), values)
-    for part, half, latent in zip(site.expanded, halves, joined):
-        graph.replace_output(part.joined, latent)
+    for part, half, latent in zip_longest(site.expanded, halves, joined[: len(site.expanded)]):
+        if latent is None:
+            graph.remove_output(part.joined)
+        else:
+            graph.replace_output(part.joined, latent)
         graph.replace(part.joined, half)
 
 
@@ -137,14 +151,17 @@ def _packed_input(graph: Graph, halves: tuple[Value, ...], width: int) -> Value:
     return graph.replace_input(first, name, (batch, 1, past, width))
 
 
+def _shared_beginning(first: str, second: str) -> str:
+    return "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second)))
+
+
 def packed_name(names: list[str]) -> str:
     """Name of the tensor of both halves: ``past.0.keys, past.0.values -> past.0.latent``."""
     first, second = names
-    shared = 0
-    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
-        shared += 1
-    prefix = first[:shared]
-    end = max(prefix.rfind(separator) for separator in "._/")
-    if end < 0:
+    prefix = _shared_beginning(first, second)
+    suffix = _shared_beginning(first[::-1], second[::-1])[::-1]
+    start = max(prefix.rfind(separator) for separator in _SEPARATORS) + 1
+    end = min((suffix.find(s) for s in _SEPARATORS if s in suffix), default=len(suffix))
+    if not start and end == len(suffix):
         raise InputError(f"caches {first!r} and {second!r} share no name to call the packed one by")
-    return f"{prefix[: end + 1]}latent"
+    return f"{prefix[:start]}latent{suffix[end:]}"

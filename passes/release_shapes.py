@@ -1,8 +1,8 @@
 """Let nothing be computed only for its shape to be read.
 
-Exporters compute masks and reshape targets from the shapes of keys and scores. Where those are no
-longer needed, their shape is put together from the shapes of inputs instead; otherwise the runtime
-would still expand every key to count its tokens.
+Exporters compute masks and reshape targets from the shapes of keys, scores and caches. Where those
+are no longer needed, or are about to be made by the operator, their shape is put together from the
+shapes of inputs instead; otherwise the runtime would still expand every key to count its tokens.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar
 
+from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Binding, Graph, Node, Size, Value
 from mla_opt.pipeline import Pass, PassResult
 
-EXAMPLES = ((2, 4, 3), (3, 7, 5))
-"""Batch, query length and past length of two examples: a size that agrees in both is the same."""
+EXAMPLES = ((2, 11, 17), (3, 23, 31))
+"""Batch, query length and past length of two examples.
 
-Source = tuple[tuple[tuple[Value, int], ...], tuple[int, ...]]
-"""Axes whose sizes add up, and what they add up to in the examples."""
+A size that agrees in both is the same size; no two sums of them agree by chance.
+"""
+
+Source = tuple[tuple[int | tuple[Value, int | None], ...], tuple[int, ...]]
+"""Axes and numbers that add up, and what they add up to in the examples."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,7 @@ class ReleaseShapes(Pass):
     def run(self, graph: Graph) -> PassResult:
         """Rewrite until no live shape hangs on a dead value, or none that can be told."""
         alive = _alive(graph)
-        readers = [
-            node for node in graph.nodes() if node in alive and _reads_dead(graph, node, alive)
-        ]
+        readers = [node for node in graph.nodes() if node in alive and _hinders(graph, node, alive)]
         if not readers:
             return PassResult()
         graph.forget_shapes()
@@ -50,11 +52,30 @@ class ReleaseShapes(Pass):
         return PassResult(matched=len(readers), rewritten=released, notes=notes)
 
 
-def _reads_dead(graph: Graph, node: Node, alive: set[Node]) -> bool:
+def _hinders(graph: Graph, node: Node, alive: set[Node]) -> bool:
+    """Whether a node reads the shape of something dead, or of a cache that the operator will make.
+
+    The operator reads masks; a mask made from the shape of its own output would be a cycle.
+    """
     if not graph.is_shape_reader(node):
         return False
-    producer = graph.producer(graph.reads(node)[0])
-    return producer is not None and producer not in alive
+    value = graph.reads(node)[0]
+    producer = graph.producer(value)
+    if producer is None:
+        return False
+    joined = {each for site in graph.sites if site.cache for each in site.cache.joined}
+    return producer not in alive or _is_part_of(graph, value, joined)
+
+
+def _is_part_of(graph: Graph, value: Value, wholes: set[Value]) -> bool:
+    """Whether a value is one of ``wholes``, or nothing but elements of one, moved."""
+    while value not in wholes:
+        node = graph.producer(value)
+        operation = None if node is None else graph.operation(node)
+        if not isinstance(operation, op.Layout) or len(operation.data) != 1:
+            return False
+        (value,) = operation.data
+    return True
 
 
 def _alive(graph: Graph) -> set[Node]:
@@ -83,13 +104,18 @@ def _sources(graph: Graph, bindings: Sequence[Binding]) -> list[Source]:
         for axis, sizes in enumerate(_by_axis(value, bindings))
         if len(set(sizes)) > 1
     ]
-    totals = {tuple(query + past for _, query, past in EXAMPLES)}
+    totals = {tuple(query + past for _, query, past in (b.sizes for b in bindings))}
     single: list[Source] = [((axis,), sizes) for axis, sizes in axes if sizes not in totals]
     sums: list[Source] = [
         ((first, second), tuple(map(sum, zip(of_first, of_second))))
         for (first, of_first), (second, of_second) in combinations(axes, 2)
     ]
-    return [*single, *(source for source in sums if source[1] in totals)]
+    fixed: list[Source] = [
+        ((axis, bindings[0].sizes[1]), tuple(size + bindings[0].sizes[1] for size in sizes))
+        for axis, sizes in axes
+        if len({binding.sizes[1] for binding in bindings}) == 1
+    ]
+    return [*single, *(source for source in (*sums, *fixed) if source[1] in totals)]
 
 
 def _by_axis(value: Value, bindings: Sequence[Binding]) -> list[tuple[int, ...]]:

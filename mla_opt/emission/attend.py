@@ -14,15 +14,19 @@ def attend(
     scale: float,
     bias: Value | None,
     sink: Value | None,
+    causal: bool = False,
 ) -> Value:
     """Attention of ``query [B, H, S, D]`` to ``keys [B, H, D, T]`` and ``values [B, H, T, V]``.
 
-    A query that may attend to nothing gives zeros, as the fused operator does.
+    ``causal`` lets the last query see every key, and each one before it one key less. A query that
+    may attend to nothing gives zeros, as the fused operator does.
     """
     # on the scores, not on the query: ONNX Runtime makes it the factor of the product, for free
     factor = builder.scalar_like(scale, query, "scale")
     scores = builder.multiply(builder.matmul(query, keys, "products"), factor, "scores")
     addend = None if bias is None else _additive(builder, bias, scores)
+    if causal:
+        addend = _causal(builder, query, values, addend)
     if addend is not None:
         scores = builder.add(scores, addend, "scores_biased")
     weights = (
@@ -39,6 +43,22 @@ def _additive(builder: Builder, bias: Value, like: Value) -> Value:
     zero = builder.scalar_like(0.0, like, "attend")
     never = builder.scalar_like(float("-inf"), like, "ignore")
     return builder.where(bias, zero, never, "bias_added")
+
+
+def _causal(builder: Builder, query: Value, values: Value, addend: Value | None) -> Value:
+    """The addend with what lies in a query's future forbidden: ``[S, T]`` or wider."""
+    new, seen = builder.dimension(query, 2), builder.dimension(values, 2)
+    last_seen = builder.add(
+        builder.positions(new, "query_positions"), builder.subtract(seen, new, "past"), "last_seen"
+    )
+    hidden = builder.greater(
+        builder.positions(seen, "key_positions"),
+        builder.unsqueeze(last_seen, 1, "last_seen_column"),
+        "hidden",
+    )
+    never = builder.scalar_like(float("-inf"), query, "future")
+    visible = builder.scalar_like(0.0, query, "visible") if addend is None else addend
+    return builder.where(hidden, never, visible, "causal_bias")
 
 
 def _with_sink(builder: Builder, scores: Value, sink: Value) -> Value:

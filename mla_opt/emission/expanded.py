@@ -32,7 +32,14 @@ def emit_expanded(
     if operands.query_rope is not None:
         query = builder.concat((query, operands.query_rope), 3, "query_expanded")
     output = attend(
-        builder, query, keys, values, scale=site.scale, bias=operands.bias, sink=operands.sink
+        builder,
+        query,
+        keys,
+        values,
+        scale=site.scale,
+        bias=operands.bias,
+        sink=operands.sink,
+        causal=site.core.causal,
     )
     return Emitted(output, caches if rows.past and rows.new else ())
 

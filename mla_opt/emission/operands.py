@@ -52,6 +52,9 @@ def operands(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Opera
     _complete_types(graph, site)
     absorbed = _folded_query(graph, builder, site)
     nope, rope = _query_parts(graph, builder, site, weights)
+    for part in (nope, rope):
+        if part is not None:
+            graph.dtype(part)
     return Operands(
         query_nope=nope,
         query_rope=rope,

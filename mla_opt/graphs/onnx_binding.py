@@ -49,7 +49,13 @@ class UnboundValueError(MlaOptError):
 class OnnxBinding:
     """The main graph of a model under fixed input shapes."""
 
-    def __init__(self, model: ir.Model, input_shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        input_shapes: Mapping[str, Sequence[int]],
+        sizes: tuple[int, int, int],
+    ) -> None:
+        self.sizes = sizes
         self._model = model
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._integers: dict[str, Array] = {}

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 
+from mla_opt.errors import PassError
 from mla_opt.graphs.protocol import Array, BranchBody, Builder
 from mla_opt.operator import contract
 from mla_opt.operator.function_body import function_body
@@ -110,8 +111,9 @@ class OnnxBuilder:
 
     def scalar_like(self, number: float, like: ir.Value, name: str) -> ir.Value:
         """A stored scalar of another value's element type."""
-        dtype = like.dtype or ir.DataType.FLOAT
-        return self.constant(np.asarray(number, dtype=dtype.numpy()), name)
+        if like.dtype is None:
+            raise PassError(f"the element type of {like.name} is unknown where it has to be known")
+        return self.constant(np.asarray(number, dtype=like.dtype.numpy()), name)
 
     def is_boolean(self, value: ir.Value) -> bool:
         """Whether the element type is boolean."""
@@ -137,6 +139,16 @@ class OnnxBuilder:
     def add(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
         """Sum, broadcasting."""
         return self._one("Add", [left, right], name)
+
+    def subtract(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """Difference, broadcasting."""
+        return self._one("Sub", [left, right], name)
+
+    def positions(self, count: ir.Value, name: str) -> ir.Value:
+        """``0 .. count - 1``, int64."""
+        start, step = (self.constant(np.asarray(n, np.int64), f"{name}_{n}") for n in (0, 1))
+        end = self._one("Squeeze", [count, self.integers(0)], f"{name}_end")
+        return self._one("Range", [start, end, step], name)
 
     def multiply(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
         """Product, broadcasting."""
@@ -230,11 +242,16 @@ class OnnxBuilder:
         if self.is_boolean(bias):
             bias = self.where(bias, self.scalar_like(0.0, like, f"{name}_free"), never, name)
         own = self.dimension(bias, -1)
-        missing = self._one("Sub", [columns, own], f"{name}_missing")
-        one_column = self._boolean("Equal", [own, self.integers(1)], f"{name}_is_uniform")
-        count = self.where(one_column, self.integers(0), missing, f"{name}_count")
-        pads = self.concat([self.integers(0, 0, 0, 0, 0, 0, 0), count], 0, f"{name}_pads")
-        return self._one("Pad", [bias, pads, never], f"{name}_wide")
+        uniform = self._boolean("Equal", [own, self.integers(1)], f"{name}_is_uniform")
+        missing = self.subtract(columns, own, f"{name}_missing")
+        count = self.where(uniform, self.integers(0), missing, f"{name}_count")
+        sizes = self._one("Shape", [bias], f"{name}_sizes")
+        sizes.dtype = ir.DataType.INT64
+        others = self.slice(sizes, 0, -1, 0, f"{name}_other_sizes")
+        beyond = self.expand(
+            never, self.concat([others, count], 0, f"{name}_shape"), f"{name}_rest"
+        )
+        return self.concat([bias, beyond], -1, f"{name}_wide")
 
     # The fused operator and branches
 

@@ -16,7 +16,7 @@ from mla_opt.graphs.interface import ModelInterface
 from mla_opt.graphs.onnx_binding import OnnxBinding
 from mla_opt.graphs.onnx_builder import OnnxBuilder
 from mla_opt.graphs.onnx_operations import read
-from mla_opt.graphs.protocol import Array, Size
+from mla_opt.graphs.protocol import Array, Size, Value
 from mla_opt.sites import LatentAttentionSite
 
 EXAMPLE = (2, 4, 3)
@@ -186,7 +186,7 @@ class OnnxGraph:
         key = (batch, query_len, past_len)
         if key not in self._bindings:
             shapes = self.interface.bind(*key)
-            self._bindings[key] = OnnxBinding(self.model, shapes)
+            self._bindings[key] = OnnxBinding(self.model, shapes, key)
         return self._bindings[key]
 
     # Rewriting
@@ -203,8 +203,17 @@ class OnnxGraph:
             _note_dtype(new, old.dtype)
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         if name is not None and new.producer() is not None:
-            old.name = f"{name}/replaced"
+            old.name = self._retired(name)
             new.name = name
+
+    def _retired(self, name: str | None) -> str:
+        """A name, not in use, for a value whose own name another has taken over."""
+        retired, count = f"{name}/replaced", 1
+        while retired in self._names:
+            count += 1
+            retired = f"{name}/replaced_{count}"
+        self._names.add(retired)
+        return retired
 
     # The interface
 
@@ -230,7 +239,7 @@ class OnnxGraph:
         new.metadata_props.update(old.metadata_props)
         inputs = self.model.graph.inputs
         place = list(inputs).index(old)
-        old.name = f"{name}/replaced"
+        old.name = self._retired(name)
         inputs[place] = new
         self._redirect_shape(old, new)
         return new
@@ -274,7 +283,7 @@ class OnnxGraph:
             new.shape = ir.Shape([symbols[0], 1, symbols[1], width])
         _note_dtype(new, old.dtype)
         outputs[place] = new
-        old.name, new.name = f"{name}/replaced", name
+        old.name, new.name = self._retired(name), name
 
     def _joined_width(self, value: ir.Value) -> int | None:
         """Width of joined rows, read off the input that they begin with."""
@@ -282,6 +291,10 @@ class OnnxGraph:
         first = None if node is None or not node.inputs else node.inputs[0]
         shape = () if first is None else self.declared_shape(first)
         return shape[-1] if shape and isinstance(shape[-1], int) else None
+
+    def remove_output(self, value: ir.Value) -> None:
+        """Return a value no more."""
+        self.model.graph.outputs.remove(value)
 
     def merge_outputs(self, olds: Sequence[ir.Value], new: ir.Value, name: str) -> None:
         """Return ``new`` in the place of the first of ``olds``, and no other of them."""
@@ -368,13 +381,18 @@ def _size(builder: OnnxBuilder, size: Size) -> ir.Value:
     """An int64 vector of one element."""
     if isinstance(size, int):
         return builder.integers(size)
-    first, *others = (
-        cast(ir.Value, value) if axis is None else builder.dimension(cast(ir.Value, value), axis)
-        for value, axis in size
-    )
+    first, *others = (_part_of_size(builder, part) for part in size)
     for other in others:
         first = builder.add(first, other, "size")
     return first
+
+
+def _part_of_size(builder: OnnxBuilder, part: int | tuple[Value, int | None]) -> ir.Value:
+    if isinstance(part, int):
+        return builder.integers(part)
+    value, axis = part
+    known = cast(ir.Value, value)
+    return known if axis is None else builder.dimension(known, axis)
 
 
 def _note_dtype(value: ir.Value, dtype: ir.DataType | None) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-Size = int | tuple[tuple["Value", int | None], ...]
-"""A number, or axes of values whose sizes add up to it.
+Size = int | tuple[int | tuple["Value", int | None], ...]
+"""A number, or axes of values and numbers that add up to it.
 
 Without an axis, the value itself is the size: an int64 vector of one element.
 """
@@ -69,6 +69,12 @@ class Builder(Protocol):
 
     def add(self, left: Value, right: Value, name: str) -> Value:
         """Sum, broadcasting."""
+
+    def subtract(self, left: Value, right: Value, name: str) -> Value:
+        """Difference, broadcasting."""
+
+    def positions(self, count: Value, name: str) -> Value:
+        """``0 .. count - 1``, int64; ``count`` is an int64 vector of one element."""
 
     def multiply(self, left: Value, right: Value, name: str) -> Value:
         """Product, broadcasting."""
@@ -239,6 +245,9 @@ class Graph(Protocol):
     def replace_output(self, old: Value, new: Value) -> None:
         """Return ``new`` where ``old`` was returned, by its name; readers of ``old`` stay."""
 
+    def remove_output(self, value: Value) -> None:
+        """Return a value no more."""
+
     def merge_outputs(self, olds: Sequence[Value], new: Value, name: str) -> None:
         """Return ``new`` in the place of the first of ``olds``, and no other of them."""
 
@@ -278,6 +287,9 @@ class Graph(Protocol):
 
 class Binding(Protocol):
     """A graph with fixed input shapes: shapes are numbers and parts of it can be run."""
+
+    sizes: tuple[int, int, int]
+    """Batch, query length and past length of this binding."""
 
     def shape(self, value: Value) -> tuple[int, ...] | None:
         """Shape under this binding; ``None`` when it cannot be told."""

@@ -79,7 +79,19 @@ def _sources(graph: Graph, core: AttentionCore) -> _Sources:
     operation = graph.operation(projection)
     assert isinstance(operation, op.Linear)
     rope = keys.shared_rows[0] if keys.shared_rows else None
-    return _Sources(projection, operation.data, rope, _expanded_cache(graph, keys, values))
+    latent = _unflattened(graph, operation.data)
+    return _Sources(projection, latent, rope, _expanded_cache(graph, keys, values))
+
+
+def _unflattened(graph: Graph, rows: Value) -> Value:
+    """The rows before batch and tokens were made one axis, as a Gemm needs them."""
+    shape, node = graph.example_shape(rows), graph.producer(rows)
+    operation = None if node is None else graph.operation(node)
+    if shape is None or len(shape) != 2 or not isinstance(operation, op.Layout):
+        return rows
+    before = graph.example_shape(operation.data[0])
+    same = before is not None and len(before) > 2 and before[-1] == shape[-1]
+    return operation.data[0] if same and len(operation.data) == 1 else rows
 
 
 def _value_projection(graph: Graph, core: AttentionCore, values: Leaves) -> Node:

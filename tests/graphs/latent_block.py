@@ -227,16 +227,19 @@ def _rows(tape: Tape, hidden: str) -> tuple[str, str | None]:
     raw = None
     if block.rope:
         made, raw = tape("Split", made, tape.ints(block.latent, block.rope), outputs=2, axis=2)
-    latent = tape("Tanh", made, name=f"c_kv_{tape.layer}")
+    named = f"c_kv_{tape.layer}"
+    latent = tape("Tanh", made, name=named if block.row_rank == 3 else "")
     if block.row_rank == 4:
-        latent = tape("Unsqueeze", latent, tape.ints(1))
-    rope = None if raw is None else _rotary(tape, tape("Unsqueeze", raw, tape.ints(1)))
+        latent = tape("Unsqueeze", latent, tape.ints(1), name=named)
+    rope = None
+    if raw is not None:
+        rope = _rotary(tape, tape("Unsqueeze", raw, tape.ints(1)), f"k_pe_{tape.layer}")
     if rope is not None and block.row_rank == 3:
         rope = tape("Squeeze", rope, tape.ints(1))
     return tape.at("c_kv", latent), tape.at("k_pe", rope)
 
 
-def _rotary(tape: Tape, value: str) -> str:
+def _rotary(tape: Tape, value: str, name: str) -> str:
     block = tape.block
     positions = tape.input("position_ids", (block.batch, block.query_len), TensorProto.INT64)
     if not any(node.output[0] == "cos" for node in tape.nodes):
@@ -250,7 +253,7 @@ def _rotary(tape: Tape, value: str) -> str:
     first, second = tape("Split", value, tape.ints(half, half), outputs=2, axis=3)
     left = tape("Sub", tape("Mul", first, "cos"), tape("Mul", second, "sin"))
     right = tape("Add", tape("Mul", second, "cos"), tape("Mul", first, "sin"))
-    return tape("Concat", left, right, axis=3)
+    return tape("Concat", left, right, axis=3, name=name)
 
 
 def _cached(tape: Tape, rows: tuple[str, str | None]) -> tuple[str, str | None]:
@@ -289,8 +292,8 @@ def _join(tape: Tape, new: str, width: int, past: str, present: str, heads: int 
 
 def _attention(tape: Tape, hidden: str, rows: tuple[str, str | None]) -> str:
     block = tape.block
-    query = tape.at("query", _ordered(tape, _query(tape, hidden)))
     key, value = _keys_and_values(tape, *rows)
+    query = tape.at("query", _ordered(tape, _query(tape, hidden)))
     context = _fused(tape, query, key, value) if block.core == "fused" else _eager(
         tape, query, key, value, rows[0]
     )
@@ -315,14 +318,22 @@ def _query(tape: Tape, hidden: str) -> str:
     rows = tape("MatMul", source, tape.weight("q_b_proj.weight", fan_in, width))
     rows = tape.at("query_rows", rows)
     heads = tape("Reshape", rows, tape.ints(0, 0, block.heads, -1))
-    query = tape("Transpose", heads, perm=[0, 2, 1, 3])
     if not block.rope:
-        return query
+        return tape("Transpose", heads, perm=[0, 2, 1, 3], name=f"query_{tape.layer}")
+    query = tape("Transpose", heads, perm=[0, 2, 1, 3])
     nope, rope = tape.at(
         "query_parts",
-        tape("Split", query, tape.ints(block.nope, block.rope), outputs=2, axis=3),
+        tape(
+            "Split",
+            query,
+            tape.ints(block.nope, block.rope),
+            name=f"q_parts_{tape.layer}",
+            outputs=2,
+            axis=3,
+        ),
     )
-    return tape("Concat", nope, _rotary(tape, rope), axis=3, name=f"query_{tape.layer}")
+    rope = _rotary(tape, rope, f"q_pe_{tape.layer}")
+    return tape("Concat", nope, rope, axis=3, name=f"query_{tape.layer}")
 
 
 def _ordered(tape: Tape, value: str) -> str:
@@ -369,7 +380,7 @@ def _project(tape: Tape, latent: str) -> str:
         stored = tape.stored(content, tape.named("kv_b_proj.transposed"))
         made = tape("MatMul", latent, tape("Transpose", stored, perm=[1, 0]))
     else:
-        made = tape("MatMul", latent, tape.at("kv_weight", weight))
+        made = tape("MatMul", latent, tape.at("kv_weight", weight), name=f"made_{tape.layer}")
     if not block.value_bias:
         return made
     offset = tape.numbers("kv_b_proj.bias", block.heads, block.nope + block.value)

@@ -1,0 +1,339 @@
+"""Look-alikes: one edit away from latent attention, each refused with its own code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from mla_opt.errors import Refusal
+from tests.graphs.latent_block import Block, Tape
+from tests.passes.harness import EXTRACT, graph_of, run
+
+
+def refusals(block: Block) -> list[Refusal]:
+    graph = graph_of(block)
+    found = [each for result in run(graph, *EXTRACT) for each in result.refusals]
+    assert len(graph.sites) + len(found) == block.layers
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    code: str
+    block: Block
+    nodes: tuple[str, ...] = ()
+    """Operators that the refusal points to, in its order."""
+
+
+def edited(point: str, edit: Any, **options: Any) -> Block:
+    return Block(**options, edits={point: edit})
+
+
+def tanh(tape: Tape, value: str) -> str:
+    return tape("Tanh", value)
+
+
+def fused(point: str = "", edit: Any = None, **options: Any) -> Block:
+    edits = {point: edit} if point else {}
+    return Block(core="fused", opset=23, edits=edits, **options)
+
+
+# Edits
+
+
+def other_layer(tape: Tape, value: str) -> str:
+    """Values of a linear layer of their own."""
+    block = tape.block
+    return _heads(tape, _own_row(tape), block.value)
+
+
+def own_keys(tape: Tape, value: str) -> str:
+    return _heads(tape, _own_row(tape), tape.block.width)
+
+
+def own_rope(tape: Tape, value: str) -> str:
+    """A rotary part per head, from a layer of its own."""
+    return _heads(tape, _own_row(tape), tape.block.rope)
+
+
+def _own_row(tape: Tape) -> str:
+    block = tape.block
+    width = block.latent
+    made = tape("MatMul", "inputs_embeds", tape.weight("own_a.weight", block.hidden, width))
+    return tape("Unsqueeze", made, tape.ints(1))
+
+
+def _heads(tape: Tape, row: str, width: int) -> str:
+    block = tape.block
+    weight = tape.weight(f"own_{width}.weight", block.latent, block.heads * width)
+    made = tape("Reshape", tape("MatMul", row, weight), tape.ints(0, -1, block.heads, width))
+    return tape("Transpose", made, perm=[0, 2, 1, 3])
+
+
+def two_rows(tape: Tape, value: str) -> str:
+    """Half of the shared dims from k_pe, half from another row that is repeated."""
+    block = tape.block
+    half = block.rope // 2
+    first, _ = tape("Split", value, tape.ints(half, half), outputs=2, axis=3)
+    row = tape("Tanh", _own_row(tape))
+    row = tape("Slice", row, tape.ints(0), tape.ints(half), tape.ints(3))
+    second = tape("Expand", row, tape.ints(1, block.heads, 1, 1))
+    return tape("Concat", first, second, axis=3)
+
+
+def weight_as_input(tape: Tape, value: str) -> str:
+    block = tape.block
+    width = block.heads * (block.nope + block.value)
+    return tape.input("kv_weight", (block.latent, width))
+
+
+def rows_of_rank_2(tape: Tape, value: str) -> str:
+    """`[B T, C]`, multiplied as such."""
+    tape.rows = value
+    return tape("Reshape", value, tape.ints(-1, tape.block.latent))
+
+
+def rank_restored(tape: Tape, value: str) -> str:
+    sizes = [tape("Shape", tape.rows, start=axis, end=axis + 1) for axis in (0, 2)]
+    shape = tape("Concat", *sizes, tape.ints(-1), axis=0)
+    return tape("Reshape", value, shape)
+
+
+def merged_heads(tape: Tape, value: str) -> str:
+    """`[B H, T, D]` from `[B, H, T, D]`."""
+    shape = tape("Shape", value, start=2)
+    return tape("Reshape", value, tape("Concat", tape.ints(-1), shape, axis=0))
+
+
+def one_head(tape: Tape, value: str) -> str:
+    return tape("Slice", value, tape.ints(0), tape.ints(1), tape.ints(1))
+
+
+def unknown(tape: Tape, value: str) -> str:
+    """A row of unknown shape: what Compress keeps depends on the data."""
+    keep = tape.input("keep", ("S",), TensorProto.BOOL)
+    return tape("Compress", value, keep, axis=2)
+
+
+def scaled_by_projection(tape: Tape, value: str) -> str:
+    """The query depends on what the layer of keys and values makes."""
+    return tape("Mul", value, tape("ReduceSum", "made_0", keepdims=0))
+
+
+def unrolled(tape: Tape, value: str) -> str:
+    """Every second head has k_pe in front: heads put together one by one."""
+    block = tape.block
+    heads = tape("Split", value, outputs=block.heads, axis=1, num_outputs=block.heads)
+    turned = []
+    for index, head in enumerate(heads):
+        nope, rope = tape("Split", head, tape.ints(block.nope, block.rope), outputs=2, axis=3)
+        turned.append(tape("Concat", *((rope, nope) if index % 2 else (nope, rope)), axis=3))
+    return tape("Concat", *turned, axis=1)
+
+
+def half_negated(tape: Tape, value: str) -> str:
+    half = tape.block.rope // 2
+    first, second = tape("Split", value, tape.ints(half, half), outputs=2, axis=3)
+    return tape("Concat", first, tape("Neg", second), axis=3)
+
+
+def turned_tokens(tape: Tape, value: str) -> str:
+    """Values in reverse order of tokens: linear, narrow, and wrong."""
+    backwards = (tape.ints(-1), tape.ints(-(2**31)), tape.ints(2), tape.ints(-1))
+    return tape("Slice", value, *backwards)
+
+
+def computed_places(tape: Tape, value: str) -> str:
+    """Elements are written where an input says."""
+    places = tape.input("places", (1, 4), TensorProto.INT64)
+    update = tape("Slice", value, tape.ints(0), tape.ints(1), tape.ints(0))
+    update = tape("Slice", update, tape.ints(0), tape.ints(1), tape.ints(1))
+    update = tape("Slice", update, tape.ints(0), tape.ints(1), tape.ints(2))
+    first = tape("Reshape", update, tape.ints(-1))
+    first = tape("Slice", first, tape.ints(0), tape.ints(1), tape.ints(0))
+    return tape("ScatterND", value, places, first)
+
+
+def key_bias(tape: Tape, value: str) -> str:
+    block = tape.block
+    offset = tape.numbers("key_bias", block.heads * (block.nope + block.value))
+    return tape("Add", value, tape.stored(offset, tape.named("key_bias")))
+
+
+def cached_on_heads(tape: Tape, value: str) -> str:
+    """Grows along the heads."""
+    past = tape.input("past.0.odd", ("B", 1, "S", tape.block.value))
+    joined = tape("Concat", past, value, axis=1)
+    tape.output(joined, "present.0.odd", ("B", None, "S", tape.block.value))
+    return tape("Slice", "present.0.odd", tape.ints(-3), tape.ints(2**31), tape.ints(1))
+
+
+def joined_again(tape: Tape, value: str) -> str:
+    """Only the values have a cache."""
+    past = tape.input("past.0.values", ("B", tape.block.heads, "P", tape.block.value))
+    joined = tape("Concat", past, value, axis=2)
+    tape.output(joined, "present.0.values", ("B", tape.block.heads, "T", tape.block.value))
+    return "present.0.values"
+
+
+def not_returned(tape: Tape, value: str) -> str:
+    """What the attention reads is joined once more, and not what is returned."""
+    node = next(each for each in tape.nodes if each.output[0] == value)
+    return tape("Concat", *node.input, axis=2)
+
+
+def softcapped(tape: Tape, value: str) -> str:
+    node = tape.nodes[-1]
+    node.attribute.add(name="softcap", type=1, f=30.0)
+    return value
+
+
+def scores_read(tape: Tape, value: str) -> str:
+    """The probabilities of the fused node are an output too."""
+    node = tape.nodes[-1]
+    node.output.extend(["", "", "weights"])
+    node.attribute.add(name="qk_matmul_output_mode", type=2, i=3)
+    tape.output("weights", "weights", ("B", tape.block.heads, "S", "T"))
+    return value
+
+
+def own_cache(tape: Tape, value: str) -> str:
+    """The fused node joins the past itself."""
+    block = tape.block
+    node = tape.nodes[-1]
+    past = [
+        tape.input(f"past.own.{part}", ("B", block.heads, "Q", width))
+        for part, width in (("key", block.width), ("value", block.value))
+    ]
+    node.input.extend(["", *past])
+    node.output.extend(["present_key", "present_value"])
+    return value
+
+
+def rank_3(tape: Tape, value: str) -> str:
+    """Operands `[B, S, H D]`."""
+    block = tape.block
+    node = tape.nodes.pop()
+    flat = []
+    for index, width in enumerate((block.width, block.width, block.value)):
+        turned = tape("Transpose", node.input[index], perm=[0, 2, 1, 3])
+        flat.append(tape("Reshape", turned, tape.ints(0, -1, block.heads * width)))
+    made = tape(
+        "Attention", *flat, scale=0.3, q_num_heads=block.heads, kv_num_heads=block.heads
+    )
+    heads = tape("Reshape", made, tape.ints(0, -1, block.heads, block.value))
+    return tape("Transpose", heads, perm=[0, 2, 1, 3])
+
+
+def of_hidden(tape: Tape, value: str) -> str:
+    """The projection reads the hidden state itself: ordinary attention."""
+    return tape("Unsqueeze", "inputs_embeds", tape.ints(1))
+
+
+NONE = {"cache": "none"}
+CASES = [
+    Case("unsupported_attention", fused("attention", softcapped, **NONE)),
+    Case("unsupported_attention", fused("attention", scores_read, **NONE)),
+    Case("unsupported_attention", fused("attention", own_cache, bias=None, **NONE)),
+    Case("unsupported_attention", fused("attention", rank_3, bias=None, **NONE)),
+    Case("causal_alignment", fused(bias=None, causal=True), ("Attention",)),
+    Case("not_linear", edited("value", tanh), ("Tanh",)),
+    Case("projection_not_constant", edited("kv_weight", weight_as_input), ("MatMul",)),
+    Case("no_shared_projection", edited("values", lambda tape, value: _mixed(tape, value))),
+    Case("separate_projections", edited("value", other_layer), ("MatMul", "MatMul")),
+    Case("separate_projections", edited("key", own_keys), ("MatMul", "MatMul")),
+    Case("keys_not_from_latent", edited("key", tanh), ("MatMul", "Tanh")),
+    Case("rope_per_head", edited("key_rope", own_rope), ("MatMul",)),
+    Case("rope_per_head", edited("key_rope", tanh), ("Tanh",)),
+    Case("several_shared_rows", edited("key_rope", two_rows), ("MatMul",)),
+    Case("cache_of_one_half", edited("value", joined_again, cache="none", bias=None)),
+    Case("cache_not_returned", edited("keys", not_returned, cache="expanded")),
+    Case("query_from_projection", edited("query", scaled_by_projection), ("MatMul",)),
+    Case("latent_not_narrower", Block(heads=1, nope=6, value=6, latent=12), ("MatMul",)),
+    Case("head_count", edited("values", one_head), ("MatMul", "MatMul")),
+    Case("rope_mixed", edited("key", unrolled), ("MatMul",)),
+    Case("rope_mixed", edited("key_rope", half_negated), ("MatMul",)),
+    Case("certificate_failed", edited("values", turned_tokens, cache="none", bias=None)),
+]
+
+
+def _mixed(tape: Tape, value: str) -> str:
+    """Half of the values from another layer."""
+    half = tape.block.value // 2
+    first, _ = tape("Split", value, tape.ints(half, half), outputs=2, axis=3)
+    second = tape.input("values_given", ("B", tape.block.heads, "T", half))
+    return tape("Concat", first, second, axis=3)
+
+
+def _name(case: Case) -> str:
+    edits = [each.__name__ for each in case.block.edits.values() if hasattr(each, "__name__")]
+    return "-".join([case.code, *edits]).replace("<lambda>", "")
+
+
+@pytest.mark.parametrize("case", CASES, ids=_name)
+def test_a_look_alike_is_refused(case):
+    (refusal,) = refusals(case.block)
+    assert refusal.code == case.code, refusal
+    assert refusal.site == "layers.0.self_attn"
+    assert refusal.reason[0].islower()
+    assert not refusal.reason.endswith(".")
+    operators = tuple(label.rpartition("(")[2].rstrip(")") for label in refusal.nodes)
+    if case.nodes:
+        assert operators == case.nodes
+
+
+@pytest.mark.parametrize("case", CASES, ids=_name)
+def test_a_refused_model_is_left_as_it_was(case):
+    graph = graph_of(case.block)
+    before = graph.text()
+    run(graph, *EXTRACT)
+    assert graph.sites == []
+    assert graph.text() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cache": "expanded"},
+        {"cache": "none"},
+        {"cache": "packed"},
+        {"core": "fused", "opset": 23},
+        {"core": "fused", "opset": 24, "bias": "boolean"},
+        {"core": "fused", "opset": 23, "bias": None, "causal": True, "cache": "none"},
+        {"keys": "scatter"},
+        {"keys": "scatter", "cache": "expanded"},
+        {"q_lora": None},
+        {"rope": 0},
+        {"row_rank": 3},
+        {"storage": "dequantized"},
+        {"storage": "transposed"},
+        {"value_bias": True},
+        {"dtype": "float16"},
+        {"batch": 1, "query_len": 1},
+        {"batch": 1, "query_len": 4, "past_len": 8},
+        {"layers": 2},
+        {"layers": 2, "share": True},
+        {"sink": True, "guarded": True},
+        {"order": tuple(reversed(range(12)))},
+    ],
+    ids=str,
+)
+def test_the_real_thing_is_not_refused(options):
+    assert refusals(Block(**options)) == []
+
+
+def test_a_refusal_says_what_would_change_it():
+    (refusal,) = refusals(edited("kv_weight", weight_as_input))
+    assert refusal.remedy == "store the projection weight in the model"
+
+
+def test_ordinary_attention_is_told_from_latent_attention():
+    """Keys, values and query from one row, the hidden state: wide or not, no latent."""
+    block = Block(q_lora=None, latent=20, rope=0, cache="none", edits={"c_kv": of_hidden})
+    (refusal,) = refusals(block)
+    assert refusal.code == "query_from_latent"
