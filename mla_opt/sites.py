@@ -83,6 +83,7 @@ class LatentAttentionSite:
         expanded: the caches of expanded keys and values, ``(keys, values)``, if there are such.
         cache: the cache of latent rows, if there is one.
         stored: the matrices as stored tensors, once they are needed.
+        only_new_rows: whether S = T in every call: there is no cache of any kind.
         original_cache: names of the cache's inputs and outputs in the model as it came.
         operands: what the rewritten site reads, once it is rewritten.
         rows: where the rewritten site finds its rows, once its cache is fused.
@@ -101,6 +102,7 @@ class LatentAttentionSite:
     expanded: tuple[PastConcat, PastConcat] | None = None
     cache: CacheSlots | None = None
     original_cache: Ends | None = None
+    only_new_rows: bool = False
     geometry: MlaGeometry | None = None
     weights: LatentWeights | None = None
     certificate_error: float = 0.0

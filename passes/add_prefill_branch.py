@@ -44,17 +44,11 @@ class AddPrefillBranch(Pass):
         conditions: Conditions = {}
         chosen = [s for s in graph.sites if s.prefill != "absorbed" and s.form == "factored"]
         for site in chosen:
-            if site.prefill == "auto" and _reads_new_rows_only(graph, site):
+            if site.prefill == "auto" and site.only_new_rows:
                 _expand_always(graph, site)
             else:
                 _branch(graph, site, conditions)
         return PassResult(matched=len(graph.sites), rewritten=len(chosen))
-
-
-def _reads_new_rows_only(graph: Graph, site: LatentAttentionSite) -> bool:
-    """Whether S = T in every call, as without any cache."""
-    query, rows = graph.example_shape(site.core.query), graph.example_shape(site.latent)
-    return site.rows is None and query is not None and rows is not None and query[2] == rows[-2]
 
 
 def _expand_always(graph: Graph, site: LatentAttentionSite) -> None:

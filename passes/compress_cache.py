@@ -114,7 +114,11 @@ def _replace_expanded(
 
 
 def _pack(graph: Graph) -> int:
-    """Put both halves of every cache into one tensor; returns how many sites that touched."""
+    """Put both halves of every cache into one tensor; returns how many sites that touched.
+
+    Raises:
+        InputError: something besides the attention reads a half that would be gone.
+    """
     packed: dict[Value, tuple[CacheSlots, tuple[Value, ...]]] = {}
     sites = [site for site in graph.sites if site.cache is not None and len(site.cache.past) == 2]
     for site in sites:
@@ -131,6 +135,8 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> tuple[CacheSlots, tupl
     assert site.cache is not None and site.weights is not None
     builder = graph.builder(site.core.first, f"{site.name}/mla")
     split = site.cache
+    for past in split.past:
+        _check_unread(graph, site, past)
     c, r = site.weights.w_uk.shape[2], len(site.weights.rope_dims)
     past = _packed_input(graph, split.past, c + r)
     new = builder.concat(split.new, 3, "latent_rows")
@@ -141,6 +147,17 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> tuple[CacheSlots, tupl
     for old, half in zip(split.joined, halves):
         graph.replace(old, half)
     return CacheSlots("packed", (past,), (new,), (joined,)), halves
+
+
+def _check_unread(graph: Graph, site: LatentAttentionSite, past: Value) -> None:
+    """Only the concatenation with new rows reads an input that will be another."""
+    others = [n for n in graph.consumers(past) if not graph.is_shape_reader(n)]
+    if len(others) > 1:
+        readers = ", ".join(graph.label(node) for node in others)
+        raise InputError(
+            f"cache input {past.name!r} of {site.name} is read by {readers}: it cannot be packed;"
+            " keep the cache as it is (cache 'keep')"
+        )
 
 
 def _packed_input(graph: Graph, halves: tuple[Value, ...], width: int) -> Value:

@@ -54,7 +54,7 @@ def operands(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Opera
     nope, rope = _query_parts(graph, builder, site, weights)
     for part in (nope, rope):
         if part is not None:
-            graph.dtype(part)
+            builder.declare_like(part, site.core.query)
     return Operands(
         query_nope=nope,
         query_rope=rope,

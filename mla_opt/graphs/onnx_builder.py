@@ -115,6 +115,11 @@ class OnnxBuilder:
             raise PassError(f"the element type of {like.name} is unknown where it has to be known")
         return self.constant(np.asarray(number, dtype=like.dtype.numpy()), name)
 
+    def declare_like(self, value: ir.Value, like: ir.Value) -> None:
+        """Note that a value has another's element type, where the file does not say."""
+        if value.dtype is None:
+            _set_dtype(value, like.dtype)
+
     def is_boolean(self, value: ir.Value) -> bool:
         """Whether the element type is boolean."""
         return value.dtype == ir.DataType.BOOL

@@ -58,6 +58,9 @@ class Builder(Protocol):
     def scalar_like(self, number: float, like: Value, name: str) -> Value:
         """A stored scalar of another value's element type."""
 
+    def declare_like(self, value: Value, like: Value) -> None:
+        """Note that a value has another's element type, where the graph does not say."""
+
     def is_boolean(self, value: Value) -> bool:
         """Whether the element type is boolean."""
 

@@ -22,6 +22,9 @@ from mla_opt.sites import LatentAttentionSite
 
 TOKEN_AXIS = -2
 
+FAR = (1, 1 << 16, 1 << 16)
+"""Batch, query length and past length longer than any window that an exporter crops keys to."""
+
 
 class NotLatentError(Exception):
     """Carries why an attention is not latent, or not provably so."""
@@ -59,6 +62,7 @@ def latent_site(graph: Graph, core: AttentionCore, name: str) -> LatentAttention
     sources = _sources(graph, core)
     _check_query(graph, core, sources)
     _check_shapes(graph, core, sources)
+    _check_every_token(graph, core, sources)
     return LatentAttentionSite(
         name=name,
         core=core,
@@ -66,6 +70,7 @@ def latent_site(graph: Graph, core: AttentionCore, name: str) -> LatentAttention
         latent=sources.latent,
         rope=sources.rope,
         expanded=sources.expanded,
+        only_new_rows=_only_new_rows(graph, core, sources),
         family="expanded" if sources.expanded else "none",
         layout_before="expanded" if sources.expanded else "rows",
     )
@@ -103,7 +108,20 @@ def _value_projection(graph: Graph, core: AttentionCore, values: Leaves) -> Node
             "the values do not come from one linear layer",
             (core.last, *values.linears),
         )
+    _check_matrix(graph, values.linears[0])
     return values.linears[0]
+
+
+def _check_matrix(graph: Graph, linear: Node) -> None:
+    operation = graph.operation(linear)
+    assert isinstance(operation, op.Linear)
+    shape = graph.example_shape(operation.weight)
+    if operation.plain and (shape is None or len(shape) != 2):
+        raise NotLatentError(
+            "projection_not_a_matrix",
+            f"the weight of the linear layer has shape {shape}, not two dims",
+            (linear,),
+        )
 
 
 def _not_linear(graph: Graph, what: str, nodes: list[Node]) -> NotLatentError:
@@ -158,6 +176,15 @@ def _expanded_cache(
         raise NotLatentError("cache_axis", "the cache does not grow along the token axis")
     if not all(graph.is_output(part.joined) for part in pair):
         raise NotLatentError("cache_not_returned", "the joined cache is not an output of the graph")
+    for part in pair:
+        readers = [n for n in graph.consumers(part.past) if not graph.is_shape_reader(n)]
+        if len(readers) != 1:
+            raise NotLatentError(
+                "cache_read_twice",
+                f"more than the attention reads the cache {part.past.name!r}, whose rows will be"
+                " others",
+                tuple(readers),
+            )
     return pair
 
 
@@ -216,6 +243,30 @@ def _check_shapes(graph: Graph, core: AttentionCore, sources: _Sources) -> None:
         )
     _check_rows(graph, sources, latent)
     _check_width(graph, core, sources, (key, value, latent))
+
+
+def _only_new_rows(graph: Graph, core: AttentionCore, sources: _Sources) -> bool:
+    """Whether there are as many keys as queries, in a call long enough to tell."""
+    binding = graph.nearest_binding(*FAR)
+    query, rows = binding.shape(core.query), binding.shape(sources.latent)
+    same = query is not None and rows is not None and query[2] == rows[-2]
+    return same and sources.expanded is None
+
+
+def _check_every_token(graph: Graph, core: AttentionCore, sources: _Sources) -> None:
+    """Refuse a crop to a window of rows, which a small example does not show."""
+    binding = graph.nearest_binding(*FAR)
+    key, value = binding.shape(core.key), binding.shape(core.value)
+    rows = sources.latent if sources.expanded is None else sources.expanded[0].joined
+    whole = binding.shape(rows)
+    seen = None if key is None else key[-1 if core.key_is_transposed else -2]
+    if whole is None or value is None or not whole[-2] == seen == value[-2]:
+        raise NotLatentError(
+            "not_every_row",
+            f"of {whole and whole[-2]} rows, keys are made of {seen} and values of"
+            f" {value and value[-2]}",
+            (core.first, core.last),
+        )
 
 
 def _check_rows(graph: Graph, sources: _Sources, latent: tuple[int, ...]) -> None:

@@ -22,6 +22,8 @@ CACHE_VARIABLE, OLD_PYTHON_VARIABLE = "MLA_OPT_BENCH_CACHE", "MLA_OPT_TRANSFORME
 EXPORTER = Path(__file__).with_name("export_deepseek.py")
 HANDMADE = Path(__file__).with_name("handmade.py")
 OPSET = 23
+#: Characters of an error message that are shown.
+LONGEST = 300
 OLD_OPSET = 18
 
 
@@ -47,7 +49,7 @@ def run(command: Sequence[str], what: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
-        raise BuildError(f"{what}: {lines[-1]}")
+        raise BuildError(f"{what}: {lines[-1][:LONGEST]}")
 
 
 def cached(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -57,7 +57,9 @@ def run_once(source: Path, arguments: Sequence[str]) -> Run:
         shutil.rmtree(folder)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
-        raise models.BuildError(f"mla_opt.optimize on {source.parent.name}: {lines[-1]}")
+        raise models.BuildError(
+            f"mla_opt.optimize on {source.parent.name}: {lines[-1][: models.LONGEST]}"
+        )
     report = json.loads(done.stdout.splitlines()[-1])
     return Run(report["make_s"] + report["write_s"], report["peak_mb"])
 

@@ -138,7 +138,8 @@ class Tape:
         return self.stored(np.asarray(number, dtype=self.block.dtype), f"const_{number}")
 
     def ints(self, *numbers: int) -> str:
-        return self.stored(np.asarray(numbers, dtype=np.int64), "ints_" + "_".join(map(str, numbers)))
+        name = "_".join(["ints", *map(str, numbers)])
+        return self.stored(np.asarray(numbers, dtype=np.int64), name)
 
     def input(self, name: str, shape: tuple[Dim, ...], kind: int | None = None) -> str:
         if name not in [each.name for each in self.inputs]:
@@ -174,7 +175,7 @@ def build(block: Block) -> onnx.ModelProto:
     opsets = [helper.make_opsetid("", block.opset)]
     if any(node.domain for node in tape.nodes):
         opsets.append(helper.make_opsetid("test", 1))
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="latent_block")
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
 def feeds(
@@ -368,7 +369,8 @@ def _project(tape: Tape, latent: str) -> str:
     weight = tape.weight("kv_b_proj.weight", block.latent, width)
     if block.storage == "gemm":
         flat = tape("Reshape", latent, tape.ints(-1, block.latent))
-        sizes = [tape("Shape", latent, start=axis, end=axis + 1) for axis in (0, block.row_rank - 2)]
+        axes = (0, block.row_rank - 2)
+        sizes = [tape("Shape", latent, start=axis, end=axis + 1) for axis in axes]
         shape = tape("Concat", *sizes, tape.ints(width), axis=0)
         made = tape("Reshape", tape("Gemm", flat, weight), shape)
     elif block.storage == "dequantized":

@@ -168,6 +168,13 @@ def test_joining_features_is_no_growth():
     assert read(inputs, [LOGITS, ("r", INT, ["B", 1, 7, 16])], [node]).states == ()
 
 
+def test_an_output_continues_one_input_only():
+    node = helper.make_node("Concat", ["p", "q"], ["r"], axis=2)
+    inputs = [IDS, ("p", FLOAT, ["B", 1, "P", 8]), ("q", FLOAT, ["B", 1, "P", 8])]
+    found = read(inputs, [LOGITS, ("r", FLOAT, ["B", 1, "T", 8])], [node]).states
+    assert [s.input.name for s in found] == ["p"]
+
+
 def test_known_pairs_outrank_the_graph():
     source, target, node = past(["B", 1, "P", 8])
     other = ("elsewhere", FLOAT, ["B", 1, "P", 8])
@@ -192,6 +199,14 @@ def test_token_ids_and_vocabulary_by_structure():
     found = read(inputs, [LOGITS], nodes, [table(31)])
     assert (found.token_ids.name, found.vocabulary) == ("beta", 31)
     assert roles(found.token_ids) == ["batch", "query_len"]
+
+
+def test_vocabulary_of_a_transposed_table():
+    nodes = [
+        helper.make_node("Transpose", ["table"], ["turned"]),
+        helper.make_node("Gather", ["turned", "input_ids"], ["x"]),
+    ]
+    assert read([IDS], [LOGITS], nodes, [table(31)]).vocabulary == 2
 
 
 def test_positions_that_index_a_table_are_not_taken_for_tokens():
@@ -325,6 +340,14 @@ def test_other_inputs_share_the_tokens_symbols():
     found = read([IDS, ("token_type", FLOAT, ["B", "S"]), ("twice", FLOAT, ["2*S"])], [LOGITS])
     shapes = found.bind(3, 5, 0)
     assert (shapes["token_type"], shapes["twice"]) == ((3, 5), (10,))
+
+
+def test_capacity_of_a_fixed_buffer():
+    node = helper.make_node("LatentAttention", ["q", "n", "c", "l"], ["o", "d"], domain="mla_opt")
+    ends = [(name, FLOAT, ["B", 1, 64, 56]) for name in "cd"]
+    found = read([IDS, ends[0]], [LOGITS, ends[1]], [node])
+    assert found.bind(1, 2, 3, capacity=16)["c"] == (1, 1, 64, 56)
+    assert found.limits() == Limits()
 
 
 def test_capacity_of_an_open_buffer():

@@ -39,13 +39,17 @@ def graph_of(source: Block | onnx.ModelProto | ir.Model) -> OnnxGraph:
 def run(graph: OnnxGraph, *steps: Step) -> list[PassResult]:
     """Run passes, checking the graph around each; the pipeline's pre- and postconditions too."""
     results = []
-    check(graph.model)
-    for step in steps:
-        each = passes.load(step)() if isinstance(step, str) else step
-        each.requires(graph)
-        results.append(each.run(graph))
-        each.ensures(graph)
-        check(graph.model)
+    checked: list[str] = []
+    for step in (None, *steps):
+        if step is not None:
+            each = passes.load(step)() if isinstance(step, str) else step
+            each.requires(graph)
+            results.append(each.run(graph))
+            each.ensures(graph)
+        written = lines(graph.model)
+        if written != checked:
+            check(graph.model)
+        checked = written
     return results
 
 
@@ -242,7 +246,9 @@ def _tree(known: ir.Value | None) -> str:
     if known is None:
         return "-"
     node = known.producer()
+    if known.is_initializer():
+        return (known.name or "").rpartition("/")[2]
     if node is None or "/mla" not in (node.name or ""):
-        return (known.name or "").rpartition("/")[2] if known.is_initializer() else str(known.name)
-    name = node.op_type if len(node.outputs) == 1 else f"{node.op_type}.{list(node.outputs).index(known)}"
-    return f"{name}({', '.join(_tree(each) for each in node.inputs)})"
+        return str(known.name)
+    place = f".{list(node.outputs).index(known)}" if len(node.outputs) > 1 else ""
+    return f"{node.op_type}{place}({', '.join(_tree(each) for each in node.inputs)})"

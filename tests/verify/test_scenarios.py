@@ -57,6 +57,10 @@ def test_all_sizes_fixed_leaves_one_call_on_a_made_up_past():
     assert (scenario.initial_past, scenario.calls) == (48, (1,))
 
 
+def test_a_fixed_past_is_gone_after_one_call():
+    assert {s.calls for s in plan(replace(OPEN, limits=Limits(past_len=48)))} == {(1,)}
+
+
 def test_a_fixed_total_fixes_the_query():
     scenarios = plan(replace(OPEN, limits=Limits(total_len=8)))
     assert {(s.initial_past, s.calls) for s in scenarios} == {(0, (8,)), (6, (2,))}

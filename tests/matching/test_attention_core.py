@@ -1,0 +1,163 @@
+"""Reading attentions off graphs: scales, masks, sinks and guards, however they are written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from mla_opt.matching.attention_core import AttentionCore, attention_cores
+from tests.graphs.latent_block import Block, Tape
+from tests.passes.harness import graph_of
+
+
+def cores(**options: Any) -> list[AttentionCore]:
+    return list(attention_cores(graph_of(Block(**options))))
+
+
+def core(**options: Any) -> AttentionCore:
+    (found,) = cores(**options)
+    return found
+
+
+def bias(found: AttentionCore) -> list[tuple[str, str]]:
+    return [(term.kind, term.value.name) for term in found.bias]
+
+
+def test_an_eager_attention():
+    found = core()
+    assert (found.query.name, found.output.name) == ("query_0", "context_0")
+    assert found.key_is_transposed
+    assert found.value.name.startswith("split")
+    assert found.scale == pytest.approx(0.37)
+    assert (found.sink, found.causal, found.unsupported) == (None, False, "")
+    assert [node.op_type for node in found.nodes] == ["MatMul", "Mul", "Add", "Softmax", "MatMul"]
+    assert (found.first, found.last) == (found.nodes[0], found.nodes[-1])
+
+
+def test_a_fused_attention():
+    found = core(core="fused", opset=23)
+    assert (found.query.name, found.output.name) == ("query_0", "context_0")
+    assert not found.key_is_transposed
+    assert found.scale == pytest.approx(0.37)
+    assert found.first is found.last is found.nodes[0]
+
+
+def test_a_fused_attention_without_scale_has_that_of_its_keys():
+    def plain(tape: Tape, value: str) -> str:
+        del tape.nodes[-1].attribute[:]
+        return value
+
+    found = core(core="fused", opset=23, edits={"attention": plain})
+    assert found.scale == pytest.approx(12**-0.5)
+
+
+@pytest.mark.parametrize("place", ["scores", "divided", "query", "key", "both"])
+def test_the_scale_is_found_wherever_it_is(place):
+    found = core(scale_on=place)
+    assert found.scale == pytest.approx(0.37)
+    assert found.query.name == "query_0"
+
+
+def test_a_factor_on_the_keys_heads_is_not_of_the_core():
+    assert core(scale_on="key_heads").scale == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "terms"),
+    [
+        (None, []),
+        ("additive", [("additive", "attention_mask")]),
+        ("boolean", [("boolean", "attention_mask_allowed")]),
+        ("blocked", [("blocked", "attention_mask_blocked")]),
+        ("both", [("boolean", "attention_mask_allowed"), ("additive", "attention_mask")]),
+    ],
+)
+def test_masks(kind, terms):
+    assert bias(core(bias=kind)) == terms
+
+
+@pytest.mark.parametrize("kind", ["additive", "boolean"])
+def test_the_mask_of_a_fused_node_may_be_of_either_kind(kind):
+    (term,) = core(core="fused", opset=23, bias=kind).bias
+    assert term.kind == "either"
+
+
+def test_a_mask_that_chooses_an_ordinary_number_is_no_mask():
+    def half_masked(tape: Tape, scores: str) -> str:
+        mask = tape.input("choice", ("B", 1, "S", "T"), TensorProto.BOOL)
+        return tape("Where", mask, scores, tape.scalar(-3.0))
+
+    assert cores(edits={"masked": half_masked}) == []
+
+
+def test_a_factor_outside_of_a_mask_would_scale_the_mask():
+    assert cores(edits={"masked": lambda tape, x: tape("Mul", x, tape.scalar(2.0))}) == []
+
+
+def test_a_factor_on_the_probabilities_is_no_attention():
+    assert cores(edits={"probabilities": lambda tape, x: tape("Mul", x, tape.scalar(2.0))}) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"opset": 17}, {"sink": True}, {"dtype": "float16"}])
+def test_guards_change_nothing(options):
+    plain, guarded = core(**options), core(guarded=True, **options)
+    assert guarded.scale == plain.scale
+    assert bias(guarded) == bias(plain)
+    assert guarded.query.name == plain.query.name
+    assert (guarded.sink is None) == (plain.sink is None)
+    assert len(guarded.nodes) > len(plain.nodes)
+
+
+def test_a_sink_is_the_stored_vector_behind_a_column():
+    found = core(sink=True)
+    stored = found.sink.name
+    assert stored == "model.layers.0.self_attn.sinks" or stored.startswith("reshape")
+    assert bias(found) == [("additive", "attention_mask")]
+
+
+def test_a_computed_column_is_no_sink():
+    def column(tape: Tape, scores: str) -> str:
+        extra = tape("ReduceMax", scores, tape.ints(-1), keepdims=1)
+        return tape("Concat", scores, extra, axis=3)
+
+    assert cores(edits={"masked": column}) == []
+
+
+def test_less_than_the_maximum_subtracted_is_another_attention():
+    def shifted(tape: Tape, scores: str) -> str:
+        return tape("Sub", scores, tape("Tanh", scores))
+
+    assert cores(edits={"masked": shifted}) == []
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_softmax_over_another_axis_is_no_attention(axis):
+    def turned(tape: Tape, scores: str) -> str:
+        tape.nodes[-1].attribute[0].i = axis
+        return scores
+
+    assert cores(edits={"probabilities": turned}) == []
+
+
+def test_a_softmax_alone_is_no_attention():
+    def classes(tape: Tape, value: str) -> str:
+        return tape("Softmax", value, axis=-1)
+
+    assert len(cores(edits={"projected": classes})) == 1
+
+
+def test_attentions_come_in_graph_order():
+    assert [each.output.name for each in cores(layers=3)] == [f"context_{i}" for i in range(3)]
+
+
+def test_masks_are_told_by_what_they_choose_and_not_by_their_names():
+    def swapped(tape: Tape, scores: str) -> str:
+        mask = tape.input("attention_mask_allowed", ("B", 1, "S", "T"), TensorProto.BOOL)
+        lowest = tape.stored(np.asarray([np.finfo(np.float32).min]), "lowest")
+        return tape("Where", mask, lowest, scores)
+
+    found = core(bias=None, edits={"masked": swapped})
+    assert bias(found) == [("blocked", "attention_mask_allowed")]

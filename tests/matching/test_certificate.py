@@ -1,0 +1,153 @@
+"""A certificate shows whatever is wrong with a site: each test breaks one thing that holds."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.matching.attention_core import BiasTerm
+from mla_opt.matching.certificate import certify
+from mla_opt.sites import LatentAttentionSite, LatentWeights
+from tests.graphs.latent_block import Block
+from tests.passes.harness import EXTRACT, graph_of, run
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"cache": "expanded"},
+    {"cache": "none"},
+    {"bias": "boolean"},
+    {"bias": "blocked"},
+    {"bias": "both"},
+    {"bias": "computed"},
+    {"sink": True},
+    {"sink": True, "guarded": True},
+    {"core": "fused", "opset": 23},
+    {"core": "fused", "opset": 23, "bias": None, "causal": True, "cache": "none"},
+    {"value_bias": True},
+    {"scale_on": "key_heads"},
+    {"keys": "scatter", "order": tuple(reversed(range(12)))},
+]
+
+
+def extracted(**options: Any) -> tuple[OnnxGraph, LatentAttentionSite]:
+    graph = _extracted(tuple(options.items()))
+    return graph, copy.copy(graph.sites[0])
+
+
+@functools.cache
+def _extracted(options: tuple[tuple[str, Any], ...]) -> OnnxGraph:
+    graph = graph_of(Block(**dict(options)))
+    run(graph, *EXTRACT)
+    assert len(graph.sites) == 1
+    return graph
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_holds(options):
+    graph, site = extracted(**options)
+    certificate = certify(graph, site, site.weights)
+    assert certificate.holds
+    assert 0 <= certificate.error < certificate.tolerance / 4
+    assert certificate.error == site.certificate_error
+
+
+def test_half_precision_has_a_tolerance_of_its_own():
+    graph, site = extracted(dtype="float16")
+    certificate = certify(graph, site, site.weights)
+    assert certificate.holds
+    assert certificate.tolerance == 2e-2
+
+
+WEIGHTS: dict[str, Callable[[LatentWeights], LatentWeights]] = {
+    "another head's W_UK": lambda w: replace(w, w_uk=np.roll(w.w_uk, 1, axis=0)),
+    "another head's W_UV": lambda w: replace(w, w_uv=np.roll(w.w_uv, 1, axis=0)),
+    "one wrong entry of W_UK": lambda w: replace(w, w_uk=_touched(w.w_uk)),
+    "one wrong entry of W_UV": lambda w: replace(w, w_uv=_touched(w.w_uv)),
+    "rope dims swapped": lambda w: replace(w, rope_dims=w.rope_dims[::-1]),
+    "rope and nope mixed": lambda w: replace(
+        w, nope_dims=(*w.nope_dims[:-1], w.rope_dims[0]), rope_dims=(7, *w.rope_dims[1:])
+    ),
+    "a key scale": lambda w: replace(w, key_scale=1.01),
+    "a value bias": lambda w: replace(w, value_bias=np.full((3, 6), 1e-3)),
+    "not a number": lambda w: replace(w, w_uv=w.w_uv * np.nan),
+}
+
+
+def _touched(matrix: Any) -> Any:
+    matrix = matrix.copy()
+    matrix[1, 2, 3] += 1e-2
+    return matrix
+
+
+@pytest.mark.parametrize("wrong", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("cache", ["latent", "expanded"])
+def test_wrong_matrices_show(wrong, cache):
+    graph, site = extracted(cache=cache)
+    assert not certify(graph, site, wrong(site.weights)).holds
+
+
+def _without_bias(site: LatentAttentionSite) -> None:
+    site.core = replace(site.core, bias=())
+
+
+def _other_kind(site: LatentAttentionSite) -> None:
+    (term,) = site.core.bias
+    kind = {"boolean": "blocked", "blocked": "boolean"}[term.kind]
+    site.core = replace(site.core, bias=(BiasTerm(kind, term.value),))
+
+
+def _other_scale(site: LatentAttentionSite) -> None:
+    site.core = replace(site.core, scale=site.core.scale * 1.01)
+
+
+def _without_sink(site: LatentAttentionSite) -> None:
+    site.core = replace(site.core, sink=None)
+
+
+def _not_causal(site: LatentAttentionSite) -> None:
+    site.core = replace(site.core, causal=not site.core.causal)
+
+
+CORES = {
+    "scale": (_other_scale, {}),
+    "no mask": (_without_bias, {}),
+    "no boolean mask": (_without_bias, {"bias": "boolean"}),
+    "mask the wrong way round": (_other_kind, {"bias": "boolean"}),
+    "blocked the wrong way round": (_other_kind, {"bias": "blocked"}),
+    "no sink": (_without_sink, {"sink": True}),
+    "causal": (_not_causal, {"core": "fused", "opset": 23, "bias": None, "cache": "none"}),
+    "not causal": (
+        _not_causal,
+        {"core": "fused", "opset": 23, "bias": None, "cache": "none", "causal": True},
+    ),
+}
+
+
+@pytest.mark.parametrize(("wrong", "options"), CORES.values(), ids=CORES)
+def test_a_wrong_core_shows(wrong, options):
+    graph, site = extracted(**options)
+    wrong(site)
+    try:
+        assert not certify(graph, site, site.weights).holds
+    except Exception as error:  # or the original cannot even be run without what is missing
+        assert "must not depend on" in str(error)  # noqa: PT017
+
+
+def test_the_region_is_checked_even_where_the_attention_hides_it():
+    """A bias on the keys drops out of the softmax; the region still tells."""
+
+    def shifted(tape: Any, value: str) -> str:
+        offset = tape.numbers("shift", 3, 1, 8)
+        return tape("Add", value, tape.stored(offset, "shift"))
+
+    edits = {"parts": lambda tape, parts: (shifted(tape, parts[0]), parts[1])}
+    graph = graph_of(Block(edits=edits))
+    *_, result = run(graph, *EXTRACT)
+    assert [each.code for each in result.refusals] == ["certificate_failed"]
