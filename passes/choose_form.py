@@ -43,6 +43,8 @@ class ChooseForm(Pass):
     def _decide(self, graph: Graph, site: LatentAttentionSite) -> list[Refusal]:
         site.form, site.form_reason = self._form(graph, site)
         refusals = _prepare_folds(graph, site)
+        if self.absorb == "auto":  # nobody asked for the fold that is not possible
+            refusals = []
         site.prefill, site.prefill_reason = self._prefill(graph, site)
         return refusals
 
@@ -53,6 +55,8 @@ class ChooseForm(Pass):
         choice = cost_model.choose_form(
             site.geometry, dtype_bytes=graph.dtype(site.core.query).itemsize
         )
+        if choice.form != "factored" and self._prefill(graph, site)[0] != "absorbed":
+            return "factored", f"{choice.reason}; but long queries need the matrices as they are"
         return choice.form, choice.reason
 
     def _prefill(self, graph: Graph, site: LatentAttentionSite) -> tuple[PrefillForm, str]:

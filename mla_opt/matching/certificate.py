@@ -32,8 +32,8 @@ class Certificate:
 
     @property
     def error(self) -> float:
-        """The larger of the two."""
-        return max(self.region_error, self.attention_error)
+        """The larger of the two; NaN if one is."""
+        return float(np.max([self.region_error, self.attention_error]))
 
     @property
     def holds(self) -> bool:
@@ -68,7 +68,11 @@ class _Case:
         shape = region.shape(region.latent)
         rows = self._rounded((shape[0], shape[-2], self._row_width()), region.latent)
         keys, values = region.run(rows)
-        return max(_relative(self._keys(rows), keys), _relative(self._values(rows), values))
+        of_keys, of_values = (
+            _relative(self._keys(rows), keys),
+            _relative(self._values(rows), values),
+        )
+        return float(np.max([of_keys, of_values]))
 
     def attention_error(self) -> float:
         """Error of the attention's output."""

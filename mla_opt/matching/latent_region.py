@@ -58,7 +58,9 @@ def latent_site(graph: Graph, core: AttentionCore, name: str) -> LatentAttention
         NotLatentError: it is not, or not in a form that can be proved.
     """
     if core.unsupported:
-        raise NotLatentError("unsupported_attention", f"the attention node: {core.unsupported}")
+        raise NotLatentError(
+            "unsupported_attention", f"the attention node: {core.unsupported}", core.nodes
+        )
     sources = _sources(graph, core)
     _check_query(graph, core, sources)
     _check_shapes(graph, core, sources)
@@ -85,7 +87,7 @@ def _sources(graph: Graph, core: AttentionCore) -> _Sources:
     assert isinstance(operation, op.Linear)
     rope = keys.shared_rows[0] if keys.shared_rows else None
     latent = _unflattened(graph, operation.data)
-    return _Sources(projection, latent, rope, _expanded_cache(graph, keys, values))
+    return _Sources(projection, latent, rope, _expanded_cache(graph, core, keys, values))
 
 
 def _unflattened(graph: Graph, rows: Value) -> Value:
@@ -163,19 +165,29 @@ def _check_keys(graph: Graph, projection: Node, keys: Leaves) -> None:
 
 
 def _expanded_cache(
-    graph: Graph, keys: Leaves, values: Leaves
+    graph: Graph, core: AttentionCore, keys: Leaves, values: Leaves
 ) -> tuple[PastConcat, PastConcat] | None:
     if not keys.pasts and not values.pasts:
         return None
     if len(keys.pasts) != 1 or len(values.pasts) != 1:
         raise NotLatentError(
-            "cache_of_one_half", "only one of keys and values is cached, or one of them twice"
+            "cache_of_one_half",
+            "only one of keys and values is cached, or one of them twice",
+            (core.first, core.last),
         )
     pair = (keys.pasts[0], values.pasts[0])
     if any(part.axis != TOKEN_AXIS for part in pair):
-        raise NotLatentError("cache_axis", "the cache does not grow along the token axis")
+        raise NotLatentError(
+            "cache_axis",
+            "the cache does not grow along the token axis of [B, H, T, D]",
+            (core.first, core.last),
+        )
     if not all(graph.is_output(part.joined) for part in pair):
-        raise NotLatentError("cache_not_returned", "the joined cache is not an output of the graph")
+        raise NotLatentError(
+            "cache_not_returned",
+            "the joined cache is not an output of the graph",
+            (core.first, core.last),
+        )
     for part in pair:
         readers = [n for n in graph.consumers(part.past) if not graph.is_shape_reader(n)]
         if len(readers) != 1:
@@ -195,15 +207,33 @@ def _check_query(graph: Graph, core: AttentionCore, sources: _Sources) -> None:
             "the query comes from the layer that makes keys and values",
             (sources.projection,),
         )
+    origin = _origin(graph, sources.latent)
     for linear in leaves(graph, core.query).linears:
         operation = graph.operation(linear)
-        if isinstance(operation, op.Linear) and operation.data is sources.latent:
+        if isinstance(operation, op.Linear) and origin is _origin(graph, operation.data):
             raise NotLatentError(
                 "query_from_latent",
                 "the query is a linear image of the same row as keys and values: that row is the"
                 " hidden state, not a latent",
                 (linear, sources.projection),
             )
+
+
+def _origin(graph: Graph, value: Value) -> Value:
+    """Where the elements of a value come from, before they were moved."""
+    while (node := graph.producer(value)) is not None:
+        match graph.operation(node):
+            case op.Layout((data,)) | op.Cast(data) if _is_whole(graph, data, value):
+                value = data
+            case _:
+                break
+    return value
+
+
+def _is_whole(graph: Graph, data: Value, value: Value) -> bool:
+    """Whether a value still has all elements of a row: its last axis is as wide."""
+    before, after = graph.example_shape(data), graph.example_shape(value)
+    return bool(before and after and before[-1] == after[-1])
 
 
 def _depends_on(graph: Graph, value: Value, node: Node) -> bool:

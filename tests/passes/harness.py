@@ -67,7 +67,7 @@ def check(model: ir.Model) -> onnx.ModelProto:
     """The model as a valid proto; nodes may be out of order between passes, nothing else may."""
     proto = ir.to_proto(model)
     alive = _alive(model.graph)
-    assert not named_twice(alive, model.graph.inputs)
+    assert not named_twice(model.graph.all_nodes(), model.graph.inputs)
     kept = [each for each, node in zip(proto.graph.node, model.graph) if node in alive]
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
