@@ -19,6 +19,7 @@ class CleanUp(Pass):
     name: ClassVar[str] = "clean_up"
 
     def run(self, graph: Graph) -> PassResult:
-        """Sort and prune."""
+        """Sort, prune, and settle how functions are called."""
         removed = graph.prune()
+        graph.settle_functions()
         return PassResult(notes=(f"{removed} dead nodes removed",) if removed else ())

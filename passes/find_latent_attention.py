@@ -18,7 +18,7 @@ from typing import ClassVar
 from mla_opt.errors import Refusal
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Graph, Value
-from mla_opt.matching.attention_core import AttentionCore, attention_cores
+from mla_opt.matching.attention_core import attention_cores
 from mla_opt.matching.latent_region import TOKEN_AXIS, NotLatentError, latent_site
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite
@@ -39,16 +39,16 @@ class FindLatentAttention(Pass):
         """Fill ``graph.sites``."""
         refusals: list[Refusal] = []
         names: set[str] = set()
-        cores = list(attention_cores(graph))
-        for number, core in enumerate(cores):
-            name = _unique(_site_name(graph, core, number), names)
+        for number, core in enumerate(attention_cores(graph)):
             try:
-                site = latent_site(graph, core, name)
+                site = latent_site(graph, core)
                 _check_causal(graph, site)
             except NotLatentError as error:
+                name = _unique(_site_name(graph, (core.value, core.key), number), names)
                 refusals.append(error.refusal(graph, name))
                 continue
-            if name not in self.exclude:
+            site.name = _unique(_site_name(graph, (site.latent,), number), names)
+            if site.name not in self.exclude:
                 site.cache = _latent_cache(graph, site)
                 site.original_cache = _cache_names(site)
                 graph.sites.append(site)
@@ -117,17 +117,18 @@ def _unique(name: str, names: set[str]) -> str:
     return chosen
 
 
-def _site_name(graph: Graph, core: AttentionCore, number: int) -> str:
+def _site_name(graph: Graph, near: tuple[Value, ...], number: int) -> str:
     """The module path that a stored tensor near the attention still carries; else a number."""
-    for name in _stored_names_upstream(graph, core):
+    for name in _stored_names_upstream(graph, near):
         found = _MODULE_PATH.match(name)
         if found:
             return found.group(1)
     return f"attention.{number}"
 
 
-def _stored_names_upstream(graph: Graph, core: AttentionCore) -> Iterator[str]:
-    pending: list[Value] = [core.value, core.key]
+def _stored_names_upstream(graph: Graph, values: tuple[Value, ...]) -> Iterator[str]:
+    """Names of stored tensors, the nearest first."""
+    pending: list[Value] = list(values)
     seen: set[Value] = set()
     while pending and len(seen) < _NAMED_WITHIN:
         value = pending.pop(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from mla_opt.graphs.onnx_binding import OnnxBinding
 from mla_opt.graphs.onnx_builder import OnnxBuilder
 from mla_opt.graphs.onnx_operations import read
 from mla_opt.graphs.protocol import Array, Size, Value
+from mla_opt.operator import contract
 from mla_opt.sites import LatentAttentionSite
 
 EXAMPLE = (2, 4, 3)
@@ -200,7 +201,7 @@ class OnnxGraph:
         name = old.name
         if old.is_graph_output():
             new.shape = old.shape if old.shape is not None else new.shape
-            _note_dtype(new, old.dtype)
+            _take_over(new, old)
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         if name is not None and new.producer() is not None:
             old.name = self._retired(name)
@@ -281,7 +282,7 @@ class OnnxGraph:
         width = self._joined_width(new)
         if len(symbols) == 2 and width is not None:
             new.shape = ir.Shape([symbols[0], 1, symbols[1], width])
-        _note_dtype(new, old.dtype)
+        _take_over(new, old)
         outputs[place] = new
         old.name, new.name = self._retired(name), name
 
@@ -362,11 +363,27 @@ class OnnxGraph:
         _remove_dead_nodes(self.model.graph)
         _remove_unread_tensors(self.model.graph)
         common.RemoveUnusedFunctionsPass()(self.model)  # type: ignore[no-untyped-call]
-        self._settle_functions()
         return before - len(self.model.graph)
 
-    def _settle_functions(self) -> None:
-        """Raise the IR version as far as the functions of the model need it."""
+    def _all_nodes(self) -> Iterator[ir.Node]:
+        """Nodes of the main graph and of all branches."""
+        return iter(ir.traversal.RecursiveGraphIterator(self.model.graph))
+
+    def settle_functions(self) -> None:
+        """Import the operator's domain only if it is used; raise the IR version only if needed.
+
+        One kind of call in a model needs no overload, and so no newer file format.
+        """
+        ours = [key for key in self.model.functions if key[0] == contract.DOMAIN]
+        calls = [node for node in self._all_nodes() if node.domain == contract.DOMAIN]
+        if len(ours) == 1 and ours[0][2]:
+            body = self.model.functions.pop(ours[0])
+            body.overload = ""
+            self.model.functions[body.identifier()] = body
+            for node in calls:
+                node.overload = ""
+        if not calls and not ours:
+            self.model.opset_imports.pop(contract.DOMAIN, None)
         if any(overload for _, _, overload in self.model.functions):
             self.model.ir_version = max(self.model.ir_version, _IR_VERSION_OF_OVERLOADS)
         elif self.model.functions:
@@ -395,10 +412,12 @@ def _part_of_size(builder: OnnxBuilder, part: int | tuple[Value, int | None]) ->
     return known if axis is None else builder.dimension(known, axis)
 
 
-def _note_dtype(value: ir.Value, dtype: ir.DataType | None) -> None:
-    """Declare an element type where none is declared yet."""
-    if value.dtype is None and dtype is not None:
-        value.dtype = dtype
+def _take_over(new: ir.Value, old: ir.Value) -> None:
+    """Give an output what the file said of the one before it: type, metadata, documentation."""
+    if new.dtype is None and old.dtype is not None:
+        new.dtype = old.dtype
+    new.doc_string = old.doc_string
+    new.metadata_props.update(old.metadata_props)
 
 
 def _slice_of(shape: ir.Node) -> slice:

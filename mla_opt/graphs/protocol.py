@@ -284,6 +284,9 @@ class Graph(Protocol):
     def prune(self) -> int:
         """Sort the nodes and drop what nothing reads; returns how many nodes that were."""
 
+    def settle_functions(self) -> None:
+        """Declare what the fused operators of the model need, and nothing that is not used."""
+
     def text(self) -> str:
         """The graph as a person reads it."""
 

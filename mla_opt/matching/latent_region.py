@@ -51,8 +51,8 @@ class _Sources:
     expanded: tuple[PastConcat, PastConcat] | None
 
 
-def latent_site(graph: Graph, core: AttentionCore, name: str) -> LatentAttentionSite:
-    """Read one attention as latent.
+def latent_site(graph: Graph, core: AttentionCore) -> LatentAttentionSite:
+    """Read one attention as latent; whoever calls gives it a name.
 
     Raises:
         NotLatentError: it is not, or not in a form that can be proved.
@@ -66,7 +66,7 @@ def latent_site(graph: Graph, core: AttentionCore, name: str) -> LatentAttention
     _check_shapes(graph, core, sources)
     _check_every_token(graph, core, sources)
     return LatentAttentionSite(
-        name=name,
+        name="",
         core=core,
         projection=sources.projection,
         latent=sources.latent,

@@ -21,9 +21,10 @@ REPEATS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One read, rewrite and write."""
+    """One read, rewrite and write; `cpu_seconds` are of all its threads."""
 
     seconds: float
+    cpu_seconds: float
     peak_mb: float
 
 
@@ -61,7 +62,7 @@ def run_once(source: Path, arguments: Sequence[str]) -> Run:
             f"mla_opt.optimize on {source.parent.name}: {lines[-1][: models.LONGEST]}"
         )
     report = json.loads(done.stdout.splitlines()[-1])
-    return Run(report["make_s"] + report["write_s"], report["peak_mb"])
+    return Run(report["make_s"] + report["write_s"], report["cpu_s"], report["peak_mb"])
 
 
 def best(runs: Sequence[Run]) -> Run:

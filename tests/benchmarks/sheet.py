@@ -69,6 +69,7 @@ def depth_sheet(depths: Sequence[Depth]) -> Sheet:
             number(depth.optimized.seconds),
             number(depth.extra),
             number(1000 * depth.extra / depth.layers),
+            number(depth.optimized.cpu_seconds - depth.plain.cpu_seconds),
             number(depth.optimized.peak_mb),
         )
         for depth in depths
@@ -80,6 +81,7 @@ def depth_sheet(depths: Sequence[Depth]) -> Sheet:
         "with optimize s",
         "extra s",
         "extra ms/layer",
+        "extra CPU s",
         "peak MB",
     )
     return Sheet("Time to optimize, without verification", columns, rows)

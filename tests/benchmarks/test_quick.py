@@ -90,5 +90,7 @@ def test_the_faster_clean_graph_is_the_baseline() -> None:
 
 @pytest.mark.parametrize(("power", "low", "high"), [(1, 0.99, 1.01), (2, 1.2, 2.0)])
 def test_bend_tells_a_line_from_a_square_law(power: int, low: float, high: float) -> None:
-    depths = [Depth(n, 0.0, Run(1.0, 0.0), Run(1.0 + n**power, 0.0)) for n in (7, 14, 27, 61)]
+    depths = [
+        Depth(n, 0.0, Run(1.0, 0.0, 0.0), Run(1.0 + n**power, 0.0, 0.0)) for n in (7, 14, 27, 61)
+    ]
     assert low <= optimize_time.bend(depths) <= high

@@ -66,10 +66,10 @@ class Generator:
 
     def _empty(self, name: str) -> np.ndarray:
         tensor = self._inputs[name]
-        widths = [dim.dim_value for dim in tensor.shape.dim]
+        *_, width = dims = tensor.shape.dim
         buffers = self._map.get("past_len_input") is not None
         length = (self._map.get("capacity") or self._capacity) if buffers else 0
-        shape = (self._batch, *widths[1:-2], length, _number(tensor.shape.dim[-1]))
+        shape = (self._batch, *map(_number, dims[1:-2]), length, _number(width))
         # A buffer's rows beyond the past are nobody's business, so they may hold anything.
         return np.full(shape, 7.5, dtype=DTYPES[tensor.elem_type])
 

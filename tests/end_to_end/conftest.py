@@ -1,0 +1,30 @@
+"""Exported files, and what they look like optimized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from tests.exports import cache, exporters
+from tests.exports.spec import ExportSpec
+
+
+def export_file(spec: ExportSpec) -> Path:
+    """The file of a spec; skips where its exporter is not at hand."""
+    if not spec.expanded:
+        # In this process: importing transformers takes as long as many an export.
+        return cache.built_once(cache.path_of(spec), lambda path: exporters.export(spec, path))
+    try:
+        return cache.exported(spec)
+    except LookupError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def plain() -> Path:
+    """The most ordinary export there is: DeepSeek-V3 with its cache, opset 18."""
+    return export_file(ExportSpec("deepseek_v3"))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from mla_opt.errors import PassError
+from mla_opt.passes.extract_weights import ExtractWeights
+from tests.graphs.latent_block import Block
+from tests.passes.harness import FIND, graph_of, lines, run
+
+
+def test_completes_sites_and_changes_no_node():
+    graph = graph_of(Block(layers=2))
+    run(graph, *FIND)
+    before = lines(graph.model)
+    (result,) = run(graph, "extract_weights")
+    assert lines(graph.model) == before
+    assert (result.matched, result.refusals) == (2, ())
+    for site in graph.sites:
+        assert site.weights.w_uk.shape == (3, 8, 12)
+        assert site.weights.w_uv.shape == (3, 12, 6)
+        assert 0 < site.certificate_error < 2e-5
+        assert (site.geometry.hidden_size, site.geometry.q_lora_rank) == (20, 14)
+    first, second = (site.weights.w_uk for site in graph.sites)
+    assert abs(first - second).max() > 0.1
+
+
+def test_drops_what_cannot_be_proved():
+    """The tokens of the values come in reverse, in the second layer only."""
+
+    def backwards(tape, value):
+        if tape.layer != 1:
+            return value
+        return tape("Slice", value, tape.ints(-1), tape.ints(-999), tape.ints(2), tape.ints(-1))
+
+    graph = graph_of(Block(layers=2, cache="none", bias=None, edits={"values": backwards}))
+    find, result = run(graph, *FIND, "extract_weights")
+    assert [site.name for site in graph.sites] == ["layers.0.self_attn"]
+    (refusal,) = (*find.refusals, *result.refusals)
+    assert refusal.site == "layers.1.self_attn"
+    assert refusal.nodes
+
+
+def test_a_region_that_needs_something_else_is_refused():
+    """Which dims the keys hold depends on an input: nothing that matrices could say."""
+
+    def chosen(tape, value):
+        places = tape.input("places", (1, 1), 7)
+        update = tape("Slice", tape("Transpose", value, perm=[3, 0, 1, 2]), tape.ints(0), tape.ints(1))
+        turned = tape("Transpose", value, perm=[3, 0, 1, 2])
+        return tape("Transpose", tape("ScatterND", turned, places, update), perm=[1, 2, 3, 0])
+
+    graph = graph_of(Block(edits={"key": chosen}))
+    find, result = run(graph, *FIND, "extract_weights")
+    assert graph.sites == []
+    (refusal,) = (*find.refusals, *result.refusals)
+    assert refusal.code == "region_not_closed"
+    assert "places" in refusal.reason
+
+
+def test_without_sites_there_is_nothing_to_do():
+    graph = graph_of(Block())
+    (result,) = run(graph, "extract_weights")
+    assert (result.matched, result.refusals) == (0, ())
+
+
+def test_promises_matrices_of_every_site_that_is_left():
+    graph = graph_of(Block())
+    run(graph, *FIND)
+    with pytest.raises(PassError, match=r"layers\.0\.self_attn was kept without matrices"):
+        ExtractWeights().ensures(graph)
