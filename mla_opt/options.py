@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from mla_opt import passes
@@ -57,6 +58,7 @@ class Options:
         if names is None:
             static = self.cache_mode()[0] == "static"
             names = passes.names(portable=self.target == "portable", static=static)
+        _check_order(names)
         return Pipeline([self._make(passes.load(name)) for name in names])
 
     def _make(self, kind: type[Pass]) -> Pass:
@@ -75,6 +77,17 @@ class Options:
     def as_dict(self) -> dict[str, object]:
         """The options, for a report."""
         return asdict(self)
+
+
+def _check_order(names: Sequence[str]) -> None:
+    """Built-in passes build on each other: each at most once, in their order; others anywhere."""
+    places = list(passes.BUILT_IN)
+    own = [name for name in names if name in passes.BUILT_IN]
+    for before, after in pairwise(own):
+        if places.index(before) >= places.index(after):
+            raise InputError(
+                f"passes: {after} cannot run after {before}; the order is {', '.join(places)}"
+            )
 
 
 def _listed(names: Sequence[str]) -> str:

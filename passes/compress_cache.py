@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 
 from mla_opt.emission.expanded import expanded_keys, expanded_values
 from mla_opt.emission.operands import as_rows, store_weights
-from mla_opt.errors import InputError, PassError
+from mla_opt.errors import InputError, PassError, Refusal
 from mla_opt.graphs.protocol import Builder, Graph, Value
 from mla_opt.matching.projection_walk import PastConcat
 from mla_opt.pipeline import Pass, PassResult
@@ -48,14 +48,30 @@ class CompressCache(Pass):
         for site in expanded:
             _cache_latent(graph, site)
         rewritten = len(expanded)
+        refusals: tuple[Refusal, ...] = ()
         if self.mode != "keep":
             rewritten += _pack(graph)
-        return PassResult(matched=len(graph.sites), rewritten=rewritten)
+            refusals = tuple(_left_alone(site) for site in graph.sites if _is_unknown(site))
+        return PassResult(len(graph.sites), rewritten, refusals)
 
     def ensures(self, graph: Graph) -> None:
         """No site caches expanded rows any more."""
         if any(site.expanded is not None for site in graph.sites):
             raise PassError("a site still caches expanded rows")
+
+
+def _is_unknown(site: LatentAttentionSite) -> bool:
+    """Whether the site has a cache that was not recognised."""
+    return site.cache is None and not site.only_new_rows
+
+
+def _left_alone(site: LatentAttentionSite) -> Refusal:
+    return Refusal(
+        site.name,
+        "cache_not_recognized",
+        "its rows are not an input and new rows joined on the token axis of [B, 1, T, X] and"
+        " returned, so its cache stays as it is",
+    )
 
 
 def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
@@ -104,13 +120,28 @@ def _replace_expanded(
     rope = joined[1] if len(joined) == 2 else None
     keys = expanded_keys(builder, site, weights, joined[0], rope)
     values = expanded_values(builder, weights, joined[0])
-    halves = (builder.transpose(keys, (0, 1, 3, 2), "keys_by_token"), values)
+    halves = (_in_original_dims(builder, site, keys), values)
     for part, half, latent in zip_longest(site.expanded, halves, joined[: len(site.expanded)]):
         if latent is None:
             graph.remove_output(part.joined)
         else:
             graph.replace_output(part.joined, latent)
         graph.replace(part.joined, half)
+
+
+def _in_original_dims(builder: Builder, site: LatentAttentionSite, keys: Value) -> Value:
+    """Keys ``[B, H, N + R, T]`` as the original has them: ``[B, H, T, D]``, its order and scale."""
+    weights = site.weights
+    assert weights is not None
+    by_token = builder.transpose(keys, (0, 1, 3, 2), "keys_by_token")
+    order = (*weights.nope_dims, *weights.rope_dims)
+    if order != tuple(range(len(order))):
+        places = tuple(order.index(dim) for dim in range(len(order)))
+        by_token = builder.gather(by_token, places, 3, "keys_in_order")
+    if weights.key_scale == 1.0:
+        return by_token
+    factor = builder.scalar_like(weights.key_scale, by_token, "key_scale")
+    return builder.multiply(by_token, factor, "keys_scaled")
 
 
 def _pack(graph: Graph) -> int:

@@ -111,11 +111,17 @@ def _sources(graph: Graph, bindings: Sequence[Binding]) -> list[Source]:
         for (first, of_first), (second, of_second) in combinations(axes, 2)
     ]
     fixed: list[Source] = [
-        ((axis, bindings[0].sizes[1]), tuple(size + bindings[0].sizes[1] for size in sizes))
+        ((axis, known), tuple(size + known for size in sizes))
         for axis, sizes in axes
-        if len({binding.sizes[1] for binding in bindings}) == 1
+        for known in _fixed_lengths(bindings)
     ]
     return [*single, *(source for source in (*sums, *fixed) if source[1] in totals)]
+
+
+def _fixed_lengths(bindings: Sequence[Binding]) -> list[int]:
+    """Query length and past length, where the model fixes them."""
+    lengths = ({binding.sizes[which] for binding in bindings} for which in (1, 2))
+    return [next(iter(known)) for known in lengths if len(known) == 1]
 
 
 def _by_axis(value: Value, bindings: Sequence[Binding]) -> list[tuple[int, ...]]:

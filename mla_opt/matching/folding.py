@@ -139,7 +139,7 @@ def _columns(graph: Graph, projected: Value, part: Value) -> _Columns:
     binding = graph.nearest_binding(*EXAMPLE)
     shape = binding.shape(projected)
     if shape is None:
-        raise FoldBlockedError("the shape of the projected query is unknown")
+        raise FoldBlockedError("the projected query has an unknown shape", _maker(graph, part))
     kind = graph.dtype(projected)
 
     def run(labels: Array) -> tuple[Array, ...]:
@@ -148,8 +148,14 @@ def _columns(graph: Graph, projected: Value, part: Value) -> _Columns:
 
     (traced,) = trace(shape[-1], run)
     if not traced.moved.all() or np.any(traced.offset):
-        raise FoldBlockedError("the query is shifted after its projection")
+        raise FoldBlockedError("the query is shifted after its projection", _maker(graph, part))
     return _Columns(traced.source, traced.factor)
+
+
+def _maker(graph: Graph, value: Value) -> tuple[Node, ...]:
+    """The node to name for a value."""
+    node = graph.producer(value)
+    return () if node is None else (node,)
 
 
 def _following_linear(graph: Graph, value: Value) -> tuple[Node, Value]:
@@ -171,7 +177,7 @@ def _rows(graph: Graph, output: Value, data: Value) -> Array:
     binding = graph.nearest_binding(*EXAMPLE)
     shape = binding.shape(output)
     if shape is None:
-        raise FoldBlockedError("the shape of the attention's output is unknown")
+        raise FoldBlockedError("the output has an unknown shape", _maker(graph, output))
     _, heads, _, width = shape
     kind = graph.dtype(output)
 
@@ -181,7 +187,7 @@ def _rows(graph: Graph, output: Value, data: Value) -> Array:
 
     (traced,) = trace(heads * width, run)
     if not traced.moved.all() or np.any(traced.factor != 1.0):
-        raise FoldBlockedError("the output is scaled on its way to W_O")
+        raise FoldBlockedError("the output is scaled on its way to W_O", _maker(graph, data))
     rows = np.empty(heads * width, dtype=np.int64)
     rows[traced.source] = np.arange(heads * width)
     return rows.reshape(heads, width)

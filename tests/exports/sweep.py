@@ -1,7 +1,7 @@
 """The coverage table: every export, optimized and verified.
 
-    python -m tests.exports.sweep [--family deepseek_v3 ...] [--exporter dynamo ...]
-                                  [--controls] [--export-only] [--write coverage.md]
+    python -m tests.exports.sweep --write coverage.md
+    python -m tests.exports.sweep [--family deepseek_v3 ...] [--exporter dynamo ...] [--controls]
 
 Each row runs in a process of its own, so that a crash is a row and not the end.
 """
@@ -111,10 +111,17 @@ def sweep(options: argparse.Namespace) -> list[Row]:
     """All rows, each printed as it comes."""
     flags = ["--export-only"] if options.export_only else []
     rows = []
-    for row, arguments in control_jobs() if options.controls else spec_jobs(selected(options)):
+    for row, arguments in jobs(options):
         rows.append(run_apart(row, *arguments, *flags))
         print(line(rows[-1].cells()), flush=True)
     return rows
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """The families, then the controls; the controls alone, or no controls, when asked for."""
+    families = [] if options.controls else spec_jobs(selected(options))
+    some = options.family or options.exporter
+    return families if some else [*families, *control_jobs()]
 
 
 def spec_jobs(specs: Sequence[ExportSpec]) -> list[Job]:
@@ -137,7 +144,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--family", nargs="*", help="only these families")
     parser.add_argument("--exporter", nargs="*", help="only these exporters")
-    parser.add_argument("--controls", action="store_true", help="the controls, not the families")
+    parser.add_argument("--controls", action="store_true", help="only the controls")
     parser.add_argument("--export-only", action="store_true", help="fill the cache, no optimizer")
     parser.add_argument("--write", type=Path, help="where to put the Markdown table")
     parser.add_argument("--list", action="store_true", help="print the ids and stop")

@@ -29,14 +29,20 @@ def test_what_is_asked_for_is_done(form):
 
 
 def test_auto_folds_small_models_and_gives_a_reason():
-    site, _ = chosen(Block(), "auto")
+    site, result = chosen(Block(), "auto", "absorbed")
     assert site.form == "fold-q"
-    assert site.form_reason
-    assert site.form_reason != "asked for"
+    assert "weights" in site.form_reason
+    assert result.notes == (f"fold-q: {site.form_reason}",)
+
+
+def test_auto_keeps_matrices_that_long_queries_need():
+    site, _ = chosen(Block(), "auto", "auto")
+    assert (site.form, site.prefill) == ("factored", "auto")
 
 
 def test_auto_does_not_fold_where_that_stores_more():
-    site, _ = chosen(Block(heads=4, nope=4, rope=2, value=4, latent=24, q_lora=20), "auto")
+    block = Block(heads=4, nope=4, rope=2, value=4, latent=24, q_lora=20)
+    site, _ = chosen(block, "auto", "absorbed")
     assert site.form == "factored"
 
 
@@ -73,7 +79,11 @@ def test_buffers_written_in_place_are_not_expanded():
 # Folding that is not possible
 
 
-def normed(tape, parts):
+def normed(tape, rows):
+    return tape("Tanh", rows)
+
+
+def normed_in_part(tape, parts):
     nope, rope = parts
     return tape("Tanh", nope), rope
 
@@ -94,14 +104,6 @@ def sliced(tape, parts):
     return [tape("Slice", whole, *each, tape.ints(3)) for each in bounds]
 
 
-def gated(tape, flat):
-    return tape("Mul", flat, tape("Sigmoid", tape("Slice", flat, *[tape.ints(i) for i in (0, 18, 2)])))
-
-
-def gate(tape, context):
-    return tape("Mul", context, tape("Sigmoid", "q_parts_0.0.gate"))
-
-
 def read_twice(tape, context):
     tape("Identity", context, name="context_copy")
     tape.output("context_copy", "context_out", ("B", 3, "S", 6))
@@ -117,10 +119,11 @@ def doubled(tape, flat):
 
 
 BLOCKED = {
-    "norm on the query": ("fold-q", "query_parts", normed, "not one projection and layout"),
+    "norm on the query": ("fold-q", "query_rows", normed, "not one projection and layout"),
+    "norm on a part": ("fold-q", "query_parts", normed_in_part, "not split off one projection"),
     "query changed at last": ("fold-q", "query", added, "changed after its projection"),
     "query in another order": ("fold-q", None, None, "not two parts put together"),
-    "query bias": ("fold-q", "query_rows", biased, ""),
+    "query bias": ("fold-q", "query_rows", biased, "shifted after its projection"),
     "query cut in slices": ("fold-q", "query_parts", sliced, "not split off one projection"),
     "something before W_O": ("fold-o", "flat", capped, "between the output and W_O"),
     "a factor before W_O": ("fold-o", "flat", doubled, "between the output and W_O"),
@@ -144,13 +147,12 @@ def test_a_fold_that_is_not_possible_is_refused_and_the_site_kept_factored(case)
     (refusal,) = result.refusals
     assert (refusal.site, refusal.code) == ("layers.0.self_attn", "fold_blocked")
     assert reason in refusal.reason
-    assert refusal.nodes
     assert site.form_reason == f"{form} is not possible: {refusal.reason}"
 
 
 def test_auto_is_not_refused_what_nobody_asked_for():
     """`auto` takes what can be done; a refusal answers a request."""
-    site, result = chosen(Block(edits={"query_parts": normed}), "auto")
+    site, result = chosen(Block(edits={"query_rows": normed}), "auto", "absorbed")
     assert site.form == "factored"
     assert result.refusals == ()
 
