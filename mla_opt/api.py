@@ -7,6 +7,7 @@ it is given.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -78,9 +79,12 @@ def optimize(
     original = load(model)
     optimized = original.clone()
     graph = OnnxGraph(optimized)
-    records = options.pipeline().run(_view(graph), _narrate(observer))
+    with ThreadPoolExecutor(1) as aside:  # hashing a large file takes as long as the passes
+        described = aside.submit(_file, model, original)
+        records = options.pipeline().run(_view(graph), _narrate(observer))
+        source = described.result()
     report = _report(original, optimized, graph, records, options)
-    report = replace(report, input=_file(model, original))
+    report = replace(report, input=source)
     if not graph.sites and not allow_unmatched:
         raise NothingMatchedError(_why_nothing(report), report)
     if graph.sites:

@@ -27,7 +27,6 @@ Form = Literal["factored", "fold-q", "fold-o", "fold", "none"]
 PrefillForm = Literal["absorbed", "expanded", "auto"]
 
 
-
 @dataclass(frozen=True, slots=True)
 class LatentWeights:
     """The per-head matrices of one latent attention, and where the query's dims go.

@@ -44,7 +44,7 @@ class AddPrefillBranch(Pass):
         conditions: Conditions = {}
         chosen = [s for s in graph.sites if s.prefill != "absorbed" and s.form == "factored"]
         for site in chosen:
-            if site.prefill == "auto" and site.only_new_rows:
+            if site.only_new_rows:
                 _expand_always(graph, site)
             else:
                 _branch(graph, site, conditions)

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from mla_opt.emission.expanded import expanded_keys, expanded_values
 from mla_opt.emission.operands import as_rows, store_weights
 from mla_opt.errors import InputError, PassError, Refusal
-from mla_opt.graphs.protocol import Builder, Graph, Value
+from mla_opt.graphs.protocol import Builder, Graph, Size, Value
 from mla_opt.matching.projection_walk import PastConcat
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite
@@ -86,9 +86,9 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
         builder.concat((old, added), 2, f"cache_{index}")
         for index, (old, added) in enumerate(zip(past, new))
     )
-    _replace_expanded(graph, builder, site, joined)
-    site.latent, site.rope = joined[0], joined[1] if rope is not None else None
     site.cache = CacheSlots("split", past, new, joined)
+    _replace_expanded(graph, builder, site, site.cache)
+    site.latent, site.rope = joined[0], joined[1] if rope is not None else None
     site.expanded = None
 
 
@@ -112,21 +112,37 @@ def _latent_input(graph: Graph, part: PastConcat, rows: Value) -> Value:
 
 
 def _replace_expanded(
-    graph: Graph, builder: Builder, site: LatentAttentionSite, joined: tuple[Value, ...]
+    graph: Graph, builder: Builder, site: LatentAttentionSite, cache: CacheSlots
 ) -> None:
     """Let the attention read keys and values made anew, and the outputs return the latent rows."""
     assert site.expanded is not None and site.weights is not None
+    joined = cache.joined
     weights = store_weights(graph, builder, site, site.weights)
     rope = joined[1] if len(joined) == 2 else None
     keys = expanded_keys(builder, site, weights, joined[0], rope)
     values = expanded_values(builder, weights, joined[0])
     halves = (_in_original_dims(builder, site, keys), values)
     for part, half, latent in zip_longest(site.expanded, halves, joined[: len(site.expanded)]):
+        _redirect_readers(graph, part.joined, cache)
         if latent is None:
             graph.remove_output(part.joined)
         else:
             graph.replace_output(part.joined, latent)
         graph.replace(part.joined, half)
+
+
+def _redirect_readers(graph: Graph, old: Value, cache: CacheSlots) -> None:
+    """Let those who read the shape of joined rows count past and new rows.
+
+    What joins them will be the operator, which may read a mask that is made from that shape.
+    """
+    shape, readers = graph.example_shape(old), graph.shape_readers(old)
+    if not readers or shape is None:
+        return
+    past, new = cache.past[0], cache.new[0]
+    sizes: list[Size] = [((past, 0),), shape[1], ((past, 2), (new, 2)), shape[3]]
+    for reader in readers:
+        graph.replace_shape(reader, sizes)
 
 
 def _in_original_dims(builder: Builder, site: LatentAttentionSite, keys: Value) -> Value:
@@ -175,9 +191,11 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> tuple[CacheSlots, tupl
     halves = builder.split(joined, (c, r), 3, ("c_kv", "k_pe"))
     name = packed_name([value.name or "" for value in split.joined])
     graph.merge_outputs(split.joined, joined, name)
+    packed = CacheSlots("packed", (past,), (new,), (joined,))
     for old, half in zip(split.joined, halves):
+        _redirect_readers(graph, old, packed)
         graph.replace(old, half)
-    return CacheSlots("packed", (past,), (new,), (joined,)), halves
+    return packed, halves
 
 
 def _check_unread(graph: Graph, site: LatentAttentionSite, past: Value) -> None:

@@ -14,13 +14,9 @@ from typing import ClassVar
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Binding, Graph, Node, Size, Value
+from mla_opt.matching.extraction import EXAMPLE
+from mla_opt.matching.latent_region import FAR
 from mla_opt.pipeline import Pass, PassResult
-
-EXAMPLES = ((2, 11, 17), (3, 23, 31))
-"""Batch, query length and past length of two examples.
-
-A size that agrees in both is the same size; no two sums of them agree by chance.
-"""
 
 Source = tuple[tuple[int | tuple[Value, int | None], ...], tuple[int, ...]]
 """Axes and numbers that add up, and what they add up to in the examples."""
@@ -38,8 +34,7 @@ class ReleaseShapes(Pass):
         readers = [node for node in graph.nodes() if node in alive and _hinders(graph, node, alive)]
         if not readers:
             return PassResult()
-        graph.forget_shapes()
-        bindings = [graph.nearest_binding(*example) for example in EXAMPLES]
+        bindings = [graph.nearest_binding(*sizes) for sizes in (EXAMPLE, FAR)]
         sources = _sources(graph, bindings)
         released = 0
         for reader in readers:
@@ -110,18 +105,7 @@ def _sources(graph: Graph, bindings: Sequence[Binding]) -> list[Source]:
         ((first, second), tuple(map(sum, zip(of_first, of_second))))
         for (first, of_first), (second, of_second) in combinations(axes, 2)
     ]
-    fixed: list[Source] = [
-        ((axis, known), tuple(size + known for size in sizes))
-        for axis, sizes in axes
-        for known in _fixed_lengths(bindings)
-    ]
-    return [*single, *(source for source in (*sums, *fixed) if source[1] in totals)]
-
-
-def _fixed_lengths(bindings: Sequence[Binding]) -> list[int]:
-    """Query length and past length, where the model fixes them."""
-    lengths = ({binding.sizes[which] for binding in bindings} for which in (1, 2))
-    return [next(iter(known)) for known in lengths if len(known) == 1]
+    return [*single, *(source for source in sums if source[1] in totals)]
 
 
 def _by_axis(value: Value, bindings: Sequence[Binding]) -> list[tuple[int, ...]]:
@@ -144,4 +128,15 @@ def _sizes(
 def _size(sizes: tuple[int, ...], sources: Sequence[Source]) -> Size | None:
     if len(set(sizes)) == 1:
         return sizes[0]
-    return next((axes for axes, example in sources if example == sizes), None)
+    for axes, example in sources:
+        if example == sizes:
+            return axes
+    return next(filter(None, (_with_constant(sizes, source) for source in sources)), None)
+
+
+def _with_constant(sizes: tuple[int, ...], source: Source) -> Size | None:
+    """An axis and a number that makes up the rest, such as a past of fixed length."""
+    axes, example = source
+    rests = {size - part for size, part in zip(sizes, example)}
+    (rest,) = rests if len(rests) == 1 else (0,)
+    return (*axes, rest) if rest > 0 else None

@@ -57,9 +57,10 @@ class OnnxBinding:
     ) -> None:
         self.sizes = sizes
         self._model = model
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._integers: dict[str, Array] = {}
-        self._dtypes: dict[str, ir.DataType] = {}
+        self._shapes: dict[ir.Value, tuple[int, ...]] = {}
+        self._integers: dict[ir.Value, Array] = {}
+        self._dtypes: dict[ir.Value, ir.DataType] = {}
+        self._values = {value.name: value for value in _values(model.graph)}
         bound = _shape_only_clone(model, input_shapes)
         self._infer(bound)
         for _ in range(_ROUNDS):
@@ -98,32 +99,40 @@ class OnnxBinding:
         if not wanted:
             return False
         for value, content in zip(wanted, part.run(wanted, {})):
-            self._integers[value.name or ""] = content.reshape(-1)
-            self._shapes[value.name or ""] = content.shape
+            self._integers[value] = content.reshape(-1)
+            self._shapes[value] = content.shape
             copies[value.name].const_value = ir.Tensor(content)
         return True
 
-    def _record(self, value: ir.Value) -> None:
-        if value.name is None:
-            return
-        if value.dtype is not None:
-            self._dtypes[value.name] = value.dtype
-        sizes = () if value.shape is None else tuple(value.shape)
+    def _record(self, inferred: ir.Value) -> None:
+        """Note what was inferred, by the value of the model itself: its name may change."""
+        value = self._values[inferred.name]
+        if inferred.dtype is not None:
+            self._dtypes[value] = inferred.dtype
+        sizes = () if inferred.shape is None else tuple(inferred.shape)
         known = tuple(size for size in sizes if isinstance(size, int))
-        if value.shape is not None and len(known) == len(sizes):
-            self._shapes[value.name] = known
-        data = value.metadata_props.get(onnx_shape_inference.SYM_DATA_KEY)
+        if inferred.shape is not None and len(known) == len(sizes):
+            self._shapes[value] = known
+        data = inferred.metadata_props.get(onnx_shape_inference.SYM_DATA_KEY)
         numbers = json.loads(data) if data else None
         if isinstance(numbers, list) and all(isinstance(number, int) for number in numbers):
-            self._integers[value.name] = np.asarray(numbers, dtype=np.int64)
+            self._integers[value] = np.asarray(numbers, dtype=np.int64)
+
+    def adopt(self, new: ir.Value, old: ir.Value) -> None:
+        """Know a new input in the place of an old one: its sizes, where it declares no others."""
+        known = self._shapes.get(old)
+        if known is None or new.shape is None or len(new.shape) != len(known):
+            return
+        sizes = zip(new.shape, known)
+        self._shapes[new] = tuple(dim if isinstance(dim, int) else size for dim, size in sizes)
 
     def shape(self, value: ir.Value) -> tuple[int, ...] | None:
         """Shape under this binding; ``None`` when inference could not tell."""
-        return self._shapes.get(value.name or "")
+        return self._shapes.get(value)
 
     def element_type(self, value: ir.Value) -> ir.DataType:
         """Element type, as far as inference came."""
-        known = self._dtypes.get(value.name or "")
+        known = self._dtypes.get(value)
         if known is None:
             raise UnboundValueError(f"the element type of {value.name} is unknown")
         return known
@@ -137,14 +146,13 @@ class OnnxBinding:
 
     def known_data(self, value: ir.Value) -> Array | None:
         """Content of an integer value that follows from the shapes alone."""
-        name = value.name or ""
         node = value.producer()
         if node is not None and node.op_type == "Shape" and node.domain == "":
             return self._shape_data(node)
-        numbers, shape = self._integers.get(name), self._shapes.get(name)
+        numbers, shape = self._integers.get(value), self._shapes.get(value)
         if numbers is None or shape is None or numbers.size != int(np.prod(shape)):
             return None
-        dtype = self._dtypes.get(name, ir.DataType.INT64).numpy()
+        dtype = self._dtypes.get(value, ir.DataType.INT64).numpy()
         return numbers.reshape(shape).astype(dtype)
 
     def unknown_content(self, value: ir.Value) -> bool:

@@ -88,7 +88,7 @@ class OnnxBuilder:
             name=full,
             shape=ir.Shape(array.shape),
             type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            const_value=ir.Tensor(np.array(array, order="C"), name=full),
+            const_value=ir.Tensor(np.asarray(array, order="C"), name=full),
         )
         self._model.graph.initializers[full] = value
         return value

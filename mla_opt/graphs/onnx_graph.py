@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 
 from mla_opt.errors import InputError
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.interface import ModelInterface
+from mla_opt.graphs.interface import Limits, ModelInterface
 from mla_opt.graphs.onnx_binding import OnnxBinding
 from mla_opt.graphs.onnx_builder import OnnxBuilder
 from mla_opt.graphs.onnx_operations import read
@@ -45,6 +45,11 @@ class OnnxGraph:
     def interface(self) -> ModelInterface:
         """What the model's inputs and outputs are for, as the file declared them."""
         return ModelInterface.of(self.model)
+
+    @cached_property
+    def _limits(self) -> Limits:
+        """Sizes that the file fixes."""
+        return self.interface.limits()
 
     @cached_property
     def _names(self) -> set[str]:
@@ -172,7 +177,7 @@ class OnnxGraph:
 
     def nearest_binding(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
         """Like :meth:`bind`, with the sizes that the file fixes in place of those asked for."""
-        limits = self.interface.limits()
+        limits = self._limits
         query_len = limits.query_len or query_len
         if limits.total_len is not None:
             past_len = limits.total_len - query_len
@@ -242,6 +247,8 @@ class OnnxGraph:
         place = list(inputs).index(old)
         old.name = self._retired(name)
         inputs[place] = new
+        for binding in self._bindings.values():
+            binding.adopt(new, old)
         self._redirect_shape(old, new)
         return new
 
@@ -332,12 +339,6 @@ class OnnxGraph:
             if value.graph is self.model.graph
         ]
         return (*self.operands(node), *captured, *returned)
-
-    def forget_shapes(self) -> None:
-        """Infer shapes anew when they are asked for, of what is still needed."""
-        self.prune()
-        self._bindings.clear()
-        self.__dict__.pop("interface", None)
 
     def replace_shape(self, reader: ir.Node, sizes: Sequence[Size]) -> None:
         """Put a shape together in front of ``reader``, for those who read it."""

@@ -260,9 +260,6 @@ class Graph(Protocol):
     def is_shape_reader(self, node: Node) -> bool:
         """Whether the node reads nothing of its operand but the shape."""
 
-    def forget_shapes(self) -> None:
-        """Infer shapes anew when they are asked for: the graph was rewritten."""
-
     def shape_readers(self, value: Value) -> Sequence[Node]:
         """The nodes that read nothing of the value but its shape."""
 

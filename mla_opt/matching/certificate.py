@@ -45,13 +45,31 @@ def certify(graph: Graph, site: LatentAttentionSite, weights: LatentWeights) -> 
     """Measure how far the extracted matrices and the parsed core are from the original nodes."""
     binding = graph.nearest_binding(*EXAMPLE)
     rng = np.random.default_rng(1)
-    case = _Case(graph, site, weights, binding, rng)
+    case = _Case(graph, site, weights, binding, rng, _Matrices.of(weights))
     kind = str(graph.dtype(site.core.query))
     return Certificate(
         region_error=case.region_error(),
         attention_error=case.attention_error(),
         tolerance=TOLERANCE.get(kind, 2e-2),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrices:
+    """The matrices in float64, converted once: they are the largest thing here."""
+
+    w_uk: Float64
+    w_uv: Float64
+    value_bias: Float64
+
+    @classmethod
+    def of(cls, weights: LatentWeights) -> _Matrices:
+        bias = weights.value_bias
+        return cls(
+            weights.w_uk.astype(np.float64),
+            weights.w_uv.astype(np.float64),
+            np.zeros(1) if bias is None else bias[None, :, None, :].astype(np.float64),
+        )
 
 
 @dataclass(slots=True)
@@ -61,6 +79,7 @@ class _Case:
     weights: LatentWeights
     binding: Binding
     rng: np.random.Generator
+    matrices: _Matrices
 
     def region_error(self) -> float:
         """Error of keys and values over several sequences."""
@@ -93,21 +112,16 @@ class _Case:
             kv_lora_rank=self.weights.w_uk.shape[2],
             causal=core.causal,
         ).output
-        expected = latent @ self.weights.w_uv.astype(np.float64)
-        return _relative(expected + self._offset(), seen)
-
-    def _offset(self) -> Float64:
-        bias = self.weights.value_bias
-        if bias is None:
-            return np.zeros(1)
-        return bias[None, :, None, :].astype(np.float64)
+        return _relative(latent @ self.matrices.w_uv + self.matrices.value_bias, seen)
 
     def _keys(self, rows: Float64) -> Float64:
         """Keys ``[B, H, T, D]`` of latent rows ``[B, T, C + R]``, by the matrices."""
         c = self.weights.w_uk.shape[2]
         shape = (rows.shape[0], self.weights.w_uk.shape[0], rows.shape[1], self._key_width())
         keys = np.zeros(shape)
-        keys[..., list(self.weights.nope_dims)] = rows[:, None, :, :c] @ self._w_uk_transposed
+        keys[..., list(self.weights.nope_dims)] = rows[
+            :, None, :, :c
+        ] @ self.matrices.w_uk.swapaxes(-1, -2)
         keys[..., list(self.weights.rope_dims)] = rows[:, None, :, c:]
         keys *= self.weights.key_scale
         return keys
@@ -115,20 +129,15 @@ class _Case:
     def _values(self, rows: Float64) -> Float64:
         """Values ``[B, H, T, V]`` of latent rows ``[B, T, C + R]``, by the matrices."""
         c = self.weights.w_uk.shape[2]
-        values: Float64 = rows[:, None, :, :c] @ self.weights.w_uv.astype(np.float64)
-        return values + self._offset()
-
-    @property
-    def _w_uk_transposed(self) -> Float64:
-        """``[H, C, N]`` in float64."""
-        return self.weights.w_uk.astype(np.float64).swapaxes(-1, -2)
+        values: Float64 = rows[:, None, :, :c] @ self.matrices.w_uv
+        return values + self.matrices.value_bias
 
     def _key_width(self) -> int:
         return len(self.weights.nope_dims) + len(self.weights.rope_dims)
 
     def _absorbed(self, query: Float64) -> Float64:
         nope = query[..., list(self.weights.nope_dims)]
-        absorbed = nope @ self.weights.w_uk.astype(np.float64)
+        absorbed = nope @ self.matrices.w_uk
         return np.concatenate([absorbed, query[..., list(self.weights.rope_dims)]], axis=-1)
 
     def _rows(self) -> tuple[Float64, dict[Value, Array]]:

@@ -168,6 +168,8 @@ def build(block: Block) -> onnx.ModelProto:
         shared = rows if block.share else None
         tape.layer = layer
         hidden = _attention(tape, hidden, rows)
+    if not block.layers:
+        hidden = tape("Tanh", hidden)
     tape.output(hidden, "hidden", (block.batch, block.query_len, block.hidden))
     graph = helper.make_graph(
         tape.nodes, "graph", tape.inputs, tape.outputs, list(tape.stores.values())
@@ -295,8 +297,10 @@ def _attention(tape: Tape, hidden: str, rows: tuple[str, str | None]) -> str:
     block = tape.block
     key, value = _keys_and_values(tape, *rows)
     query = tape.at("query", _ordered(tape, _query(tape, hidden)))
-    context = _fused(tape, query, key, value) if block.core == "fused" else _eager(
-        tape, query, key, value, rows[0]
+    context = (
+        _fused(tape, query, key, value)
+        if block.core == "fused"
+        else _eager(tape, query, key, value, rows[0])
     )
     context = tape.at("context", context)
     flat = tape(

@@ -222,9 +222,7 @@ def rank_3(tape: Tape, value: str) -> str:
     for index, width in enumerate((block.width, block.width, block.value)):
         turned = tape("Transpose", node.input[index], perm=[0, 2, 1, 3])
         flat.append(tape("Reshape", turned, tape.ints(0, -1, block.heads * width)))
-    made = tape(
-        "Attention", *flat, scale=0.3, q_num_heads=block.heads, kv_num_heads=block.heads
-    )
+    made = tape("Attention", *flat, scale=0.3, q_num_heads=block.heads, kv_num_heads=block.heads)
     heads = tape("Reshape", made, tape.ints(0, -1, block.heads, block.value))
     return tape("Transpose", heads, perm=[0, 2, 1, 3])
 

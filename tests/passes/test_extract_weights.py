@@ -45,7 +45,9 @@ def test_a_region_that_needs_something_else_is_refused():
 
     def chosen(tape, value):
         places = tape.input("places", (1, 1), 7)
-        update = tape("Slice", tape("Transpose", value, perm=[3, 0, 1, 2]), tape.ints(0), tape.ints(1))
+        update = tape(
+            "Slice", tape("Transpose", value, perm=[3, 0, 1, 2]), tape.ints(0), tape.ints(1)
+        )
         turned = tape("Transpose", value, perm=[3, 0, 1, 2])
         return tape("Transpose", tape("ScatterND", turned, places, update), perm=[1, 2, 3, 0])
 

@@ -20,9 +20,7 @@ QUERY = "Concat(MatMul(q_parts_0.0, w_uk), q_pe_0)"
 
 
 def fused(block: Block, *, mode: str = "keep", absorb: str = "factored"):
-    graph = prepared(
-        block, CompressCache(mode), "absorb_weights", "release_shapes", absorb=absorb
-    )
+    graph = prepared(block, CompressCache(mode), "absorb_weights", "release_shapes", absorb=absorb)
     (result,) = run(graph, "fuse_cache_append")
     return graph, result
 

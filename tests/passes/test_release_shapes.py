@@ -112,7 +112,7 @@ def test_a_size_that_nothing_alive_has_is_told_of():
         keep = tape.input("keep", ("S",), 9)
         kept = tape("Compress", tape.nodes[-1].input[0], keep, axis=3)
         shape = tape("Shape", kept, start=3, end=4)
-        fill = tape("ReduceSum", tape("ConstantOfShape", shape), keepdims=0)
+        fill = tape("ReduceSum", tape("ConstantOfShape", shape), keepdims=1)
         return tape("Add", scores, fill)
 
     graph = prepared(Block(edits={"scores": odd}, bias=None), *BEFORE)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from mla_opt import passes
+from mla_opt.errors import InputError
+from mla_opt.options import Options
+
+
+def names(options: Options) -> list[str]:
+    return [step.name for step in options.pipeline().passes]
+
+
+def step(options: Options, name: str):
+    return next(each for each in options.pipeline().passes if each.name == name)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"target": "tpu"}, "target is 'tpu', not onnxruntime or portable"),
+        ({"absorb": "both"}, "absorb is 'both', not auto, factored, fold-q, fold-o, fold or none"),
+        ({"prefill": "fast"}, "prefill is 'fast', not absorbed, expanded or auto"),
+        ({"cache": "dynamic"}, "cache is 'dynamic', not keep, packed, static or static:ROWS"),
+        ({"cache": "packed:4"}, "cache is 'packed:4', not keep, packed, static or static:ROWS"),
+        ({"cache": "static:"}, "cache is 'static:': the capacity is not a number of rows"),
+        ({"cache": "static:0"}, "cache is 'static:0': the capacity is not a number of rows"),
+        ({"cache": "static:-4"}, "cache is 'static:-4': the capacity is not a number of rows"),
+        ({"cache": "static:many"}, "cache is 'static:many': the capacity is not a number of rows"),
+        ({"cache": "static", "absorb": "none"}, "cache static needs absorbed attention"),
+    ],
+)
+def test_what_is_not_allowed(given, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        Options(**given)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="isdigit() is true of it")
+def test_a_superscript_is_no_number():
+    with pytest.raises(InputError):
+        Options(cache="static:²")
+
+
+@pytest.mark.parametrize(
+    ("cache", "mode"),
+    [
+        ("keep", ("keep", None)),
+        ("packed", ("packed", None)),
+        ("static", ("static", None)),
+        ("static:4096", ("static", 4096)),
+    ],
+)
+def test_cache_modes(cache, mode):
+    assert Options(cache=cache).cache_mode() == mode
+
+
+def test_the_default_pipeline_in_order():
+    left_out = {"write_cache_in_place", "lower_to_standard_ops"}
+    assert names(Options()) == [name for name in passes.BUILT_IN if name not in left_out]
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({"target": "portable"}, "lower_to_standard_ops"),
+        ({"cache": "static"}, "write_cache_in_place"),
+    ],
+)
+def test_passes_that_run_only_when_asked_for(given, added):
+    assert set(names(Options(**given))) - set(names(Options())) == {added}
+    chosen = names(Options(**given))
+    assert chosen == [name for name in passes.BUILT_IN if name in chosen]
+
+
+def test_options_reach_their_passes():
+    options = Options(absorb="fold-q", prefill="absorbed", cache="static:64")
+    form = step(options, "choose_form")
+    assert (form.absorb, form.prefill, form.in_place) == ("fold-q", "absorbed", True)
+    assert step(options, "compress_cache").mode == "static"
+    assert step(options, "write_cache_in_place").capacity == 64
+    assert not step(Options(), "choose_form").in_place
+
+
+def test_passes_of_ones_own_choice():
+    assert names(Options(passes=("clean_up",))) == ["clean_up"]
+    assert names(Options(passes=())) == []
+
+
+def test_a_pass_that_does_not_exist():
+    with pytest.raises(InputError, match="no pass is called 'fuse'; there are find_latent_att"):
+        Options(passes=("fuse",)).pipeline()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("absorb_weights", "absorb_weights"),
+        ("clean_up", "find_latent_attention"),
+        ("find_latent_attention", "add_prefill_branch", "fuse_cache_append"),
+    ],
+)
+def test_passes_that_cannot_run_in_that_order(order):
+    with pytest.raises(InputError, match=f"{order[-1]} cannot run after {order[-2]}"):
+        Options(passes=order).pipeline()
+
+
+def test_passes_of_others_may_run_anywhere(monkeypatch):
+    class Between(passes.Pass):
+        name: ClassVar[str] = "between"
+
+        def run(self, graph):
+            raise NotImplementedError
+
+    known = passes.available()
+    monkeypatch.setattr(passes, "available", lambda: {**known, "between": lambda: Between})
+    order = ("find_latent_attention", "between", "extract_weights", "between")
+    assert names(Options(passes=order)) == list(order)
+
+
+def test_as_dict_is_what_was_given():
+    assert Options(cache="packed").as_dict() == {
+        "target": "onnxruntime",
+        "absorb": "auto",
+        "cache": "packed",
+        "prefill": "auto",
+        "passes": None,
+    }

@@ -1,0 +1,274 @@
+"""Guards of what others rely on: names, signatures, what an import costs, where passes live."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+import mla_opt
+from mla_opt import passes
+from mla_opt.pipeline import Pass, PassResult
+from tests.graphs.latent_block import Block, build
+from tests.passes.harness import assert_same
+
+ROOT = Path(mla_opt.__file__).parent.parent
+
+
+def run_python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_names():
+    assert mla_opt.__all__ == sorted(mla_opt.__all__)
+    assert set(mla_opt.__all__) == {
+        "InputError",
+        "InspectionReport",
+        "MlaGeometry",
+        "MlaOptError",
+        "NothingMatchedError",
+        "OptimizationReport",
+        "OptimizeResult",
+        "ParityReport",
+        "PassError",
+        "Refusal",
+        "VerificationError",
+        "find",
+        "inspect",
+        "optimize",
+        "verify",
+    }
+    assert dir(mla_opt) == mla_opt.__all__
+
+
+SHADOWED = pytest.mark.xfail(strict=True, reason="the package of the same name shadows it")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=SHADOWED) if each == "verify" else each for each in mla_opt.__all__],
+)
+def test_every_name_is_there(name):
+    _ = getattr(mla_opt, name)
+    importlib.import_module("mla_opt.verify.verifier")
+    found = getattr(mla_opt, name)
+    assert found.__module__.startswith("mla_opt.")
+    assert found.__doc__
+
+
+def test_other_names_are_not():
+    with pytest.raises(AttributeError, match="module 'mla_opt' has no attribute 'optimise'"):
+        _ = mla_opt.optimise
+
+
+SIGNATURES = {
+    "optimize": {
+        "model": inspect.Parameter.empty,
+        "target": "onnxruntime",
+        "absorb": "auto",
+        "cache": "keep",
+        "prefill": "auto",
+        "verify": True,
+        "passes": None,
+        "allow_unmatched": False,
+        "observer": None,
+    },
+    "inspect": {"model": inspect.Parameter.empty},
+    "find": {"model": inspect.Parameter.empty},
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name):
+    parameters = inspect.signature(getattr(mla_opt, name)).parameters
+    assert {key: each.default for key, each in parameters.items()} == SIGNATURES[name]
+    kinds = [each.kind for each in parameters.values()]
+    assert kinds[0] is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert set(kinds[1:]) <= {inspect.Parameter.KEYWORD_ONLY}
+
+
+@SHADOWED
+def test_verify_takes_two_models():
+    parameters = list(inspect.signature(mla_opt.verify).parameters.values())
+    assert [each.name for each in parameters[:2]] == ["original", "optimized"]
+    assert {each.kind for each in parameters[2:]} <= {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_an_import_costs_nothing():
+    heavy = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "rich", "typer")
+    code = f"import sys, mla_opt; print([m for m in {heavy!r} if m in sys.modules])"
+    done = run_python(code)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_optimizing_needs_no_torch():
+    code = "import sys, mla_opt; mla_opt.optimize; print('torch' in sys.modules)"
+    assert run_python(code).stdout.strip() == "False"
+
+
+# Passes
+
+
+def test_passes_are_the_files_of_their_folder():
+    files = {path.stem for path in (ROOT / "passes").glob("*.py")} - {"__init__"}
+    assert set(passes.BUILT_IN) == files
+
+
+def test_the_list_in_the_docstring_is_the_pipeline():
+    listed = [line.split("`")[1] for line in (passes.__doc__ or "").splitlines() if ". `" in line]
+    assert listed == list(passes.BUILT_IN)
+
+
+def test_every_pass_file_has_a_test_file():
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests/passes").glob("test_*.py")}
+    assert set(passes.BUILT_IN) <= tests
+
+
+def test_classes_are_named_after_their_files():
+    for name, kind in passes.BUILT_IN.items():
+        assert kind == "".join(word.capitalize() for word in name.split("_"))
+
+
+def test_the_folder_is_no_package_of_its_own():
+    done = run_python("import passes")
+    assert done.returncode != 0
+    assert "import the passes as mla_opt.passes" in done.stderr
+
+
+def test_one_module_however_it_is_reached():
+    first = importlib.import_module("mla_opt.passes.clean_up")
+    assert passes.load("clean_up") is first.CleanUp
+
+
+def test_listing_passes_imports_none():
+    code = (
+        "import sys, mla_opt.passes as p; p.names(); p.available();"
+        "print([m for m in sys.modules if m.startswith('mla_opt.passes.')])"
+    )
+    assert run_python(code).stdout.strip() == "[]"
+
+
+@dataclass(frozen=True)
+class NotePass(Pass):
+    """A pass of another package."""
+
+    name: ClassVar[str] = "note"
+
+    def run(self, graph) -> PassResult:
+        return PassResult(matched=len(graph.sites), notes=("seen",))
+
+
+class FakeCleanUp(NotePass):
+    name: ClassVar[str] = "clean_up"
+
+
+@pytest.fixture
+def third_party(monkeypatch):
+    def entries(*, group: str) -> list[EntryPoint]:
+        assert group == "mla_opt.passes"
+        return [
+            EntryPoint("note", f"{__name__}:NotePass", group),
+            EntryPoint("clean_up", f"{__name__}:FakeCleanUp", group),
+            EntryPoint("broken", "no_such_module:Pass", group),
+        ]
+
+    monkeypatch.setattr(passes, "entry_points", entries)
+
+
+@pytest.mark.usefixtures("third_party")
+def test_passes_of_other_packages_are_found_by_entry_point():
+    assert "note" in passes.available()
+    assert passes.load("note") is NotePass
+    result = mla_opt.optimize(
+        build(Block()), verify=False, passes=["find_latent_attention", "extract_weights", "note"]
+    )
+    (*_, note) = result.report.passes
+    assert (note.name, note.matched, note.notes) == ("note", 1, ("seen",))
+
+
+@pytest.mark.usefixtures("third_party")
+def test_no_other_package_takes_the_place_of_a_pass():
+    assert passes.load("clean_up") is not FakeCleanUp
+
+
+@pytest.mark.usefixtures("third_party")
+def test_a_broken_package_does_no_harm_until_it_is_asked_for():
+    assert "broken" in passes.available()
+    assert passes.load("find_latent_attention")
+    with pytest.raises(ModuleNotFoundError):
+        passes.load("broken")
+
+
+# The functions
+
+
+@pytest.mark.parametrize("form", ["proto", "graph", "path", "text"])
+def test_a_model_is_taken_in_every_form_and_never_changed(form, tmp_path):
+    block = Block()
+    proto = build(block)
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path)
+    given = {"proto": proto, "graph": ir.from_proto(proto), "path": path, "text": str(path)}[form]
+    before = given.graph.num_nodes() if form == "graph" else path.read_bytes()
+    result = mla_opt.optimize(given, verify=False)
+    assert len(result.report.sites) == 1
+    assert_same(block, result.model, sizes=((2, 4, 3),))
+    assert (given.graph.num_nodes() if form == "graph" else path.read_bytes()) == before
+    assert build(block) == proto
+    (found,) = mla_opt.find(given)
+    assert found.name == "layers.0.self_attn"
+
+
+def test_nothing_matched():
+    with pytest.raises(mla_opt.NothingMatchedError) as error:
+        mla_opt.optimize(build(Block(layers=0)))
+    assert str(error.value) == "the model has no attention that mla-opt can see"
+    assert error.value.report is not None
+
+
+def test_nothing_matched_says_why():
+    odd = Block(edits={"value": lambda tape, value: tape("Tanh", value)})
+    with pytest.raises(mla_opt.NothingMatchedError, match=r"none of 1 attentions .*not_linear"):
+        mla_opt.optimize(build(odd))
+    result = mla_opt.optimize(build(odd), allow_unmatched=True)
+    assert [each.code for each in result.report.refusals] == ["not_linear"]
+
+
+def test_a_failed_verification_is_raised_with_its_report(monkeypatch):
+    """A pass that doubles W_UV after the proof: only running the model can tell."""
+    from mla_opt.passes.absorb_weights import AbsorbWeights
+
+    run = AbsorbWeights.run
+
+    def doubled(self, graph):
+        result = run(self, graph)
+        stored = graph.model.graph.initializers["layers.0.self_attn/mla/w_uv"]
+        stored.const_value = ir.Tensor(stored.const_value.numpy() * 2, name=stored.name)
+        return result
+
+    monkeypatch.setattr(AbsorbWeights, "run", doubled)
+    with pytest.raises(mla_opt.VerificationError) as error:
+        mla_opt.optimize(build(Block()), absorb="factored")
+    assert error.value.report is not None
+
+
+def test_inspect_tells_of_every_attention():
+    def odd(tape, value):
+        return tape("Tanh", value) if tape.layer == 1 else value
+
+    report = mla_opt.inspect(build(Block(layers=2, edits={"value": odd})))
+    assert [(each.name, each.matched) for each in report.attentions] == [
+        ("layers.0.self_attn", True),
+        ("layers.1.self_attn", False),
+    ]
