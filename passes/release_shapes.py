@@ -131,7 +131,8 @@ def _size(sizes: tuple[int, ...], sources: Sequence[Source]) -> Size | None:
     for axes, example in sources:
         if example == sizes:
             return axes
-    return next(filter(None, (_with_constant(sizes, source) for source in sources)), None)
+    with_rest = (_with_constant(sizes, source) for source in sources)
+    return next((size for size in with_rest if size is not None), None)
 
 
 def _with_constant(sizes: tuple[int, ...], source: Source) -> Size | None:
