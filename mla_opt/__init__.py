@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from mla_opt.geometry import MlaGeometry
     from mla_opt.report import InspectionReport, OptimizationReport
-    from mla_opt.verify import ParityReport, verify
+    from mla_opt.verification import ParityReport, verify
 
 __all__ = [
     "InputError",
@@ -52,8 +52,8 @@ _HOMES = {
     "InspectionReport": "mla_opt.report",
     "OptimizationReport": "mla_opt.report",
     "MlaGeometry": "mla_opt.geometry",
-    "ParityReport": "mla_opt.verify",
-    "verify": "mla_opt.verify.verifier",
+    "ParityReport": "mla_opt.verification",
+    "verify": "mla_opt.verification.verifier",
 }
 
 

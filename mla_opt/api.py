@@ -29,7 +29,7 @@ from mla_opt.report.interface_changes import interface_changes
 from mla_opt.report.report import ModelFile, OptimizationReport, PassReport, SiteReport
 from mla_opt.report.site import SiteFacts, site_report
 from mla_opt.sites import LatentAttentionSite, PrefillForm
-from mla_opt.verify import verify as run_verification
+from mla_opt.verification import verify as run_verification
 
 ModelLike = str | PathLike[str] | onnx.ModelProto | ir.Model
 

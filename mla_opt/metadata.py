@@ -10,10 +10,10 @@ from mla_opt.graphs.protocol import Value
 from mla_opt.passes.add_prefill_branch import crossover
 from mla_opt.report.report import tool_version
 from mla_opt.sites import LatentAttentionSite
-from mla_opt.verify.interface_map import METADATA_KEY as INTERFACE_KEY
-from mla_opt.verify.interface_map import Ends, InterfaceMap, StateMap
-from mla_opt.verify.site_records import METADATA_KEY as SITES_KEY
-from mla_opt.verify.site_records import SiteRecord, sites_to_json
+from mla_opt.verification.interface_map import METADATA_KEY as INTERFACE_KEY
+from mla_opt.verification.interface_map import Ends, InterfaceMap, StateMap
+from mla_opt.verification.site_records import METADATA_KEY as SITES_KEY
+from mla_opt.verification.site_records import SiteRecord, sites_to_json
 
 VERSION_KEY = "mla_opt.version"
 

@@ -48,7 +48,7 @@ class Options:
         mode, _, capacity = self.cache.partition(":")
         if mode not in ("keep", "packed", "static") or (capacity and mode != "static"):
             raise InputError(f"cache is {self.cache!r}, not keep, packed, static or static:ROWS")
-        if ":" in self.cache and (not capacity.isdigit() or not int(capacity)):
+        if ":" in self.cache and (not capacity.isdecimal() or not int(capacity)):
             raise InputError(f"cache is {self.cache!r}: the capacity is not a number of rows")
         return mode, int(capacity) if capacity else None
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mla_opt.matching.attention_core import AttentionCore
     from mla_opt.matching.folding import OutputProjection, QueryProjection
     from mla_opt.matching.projection_walk import PastConcat
-    from mla_opt.verify.interface_map import Ends
+    from mla_opt.verification.interface_map import Ends
 
 CacheFamily = Literal["latent", "expanded", "none"]
 CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]

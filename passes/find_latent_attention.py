@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mla_opt.errors import Refusal
+from mla_opt.errors import InputError, Refusal
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Graph, Value
 from mla_opt.matching.attention_core import attention_cores
 from mla_opt.matching.latent_region import TOKEN_AXIS, NotLatentError, latent_site
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite
-from mla_opt.verify.interface_map import Ends
+from mla_opt.verification.interface_map import Ends
 
 _MODULE_PATH = re.compile(r"(?:model\.)*(.*?(?:attn|attention)(?:\.\d+)?)\.", re.IGNORECASE)
 _NAMED_WITHIN = 40
@@ -43,9 +43,9 @@ class FindLatentAttention(Pass):
             try:
                 site = latent_site(graph, core)
                 _check_causal(graph, site)
-            except NotLatentError as error:
+            except (NotLatentError, InputError) as error:
                 name = _unique(_site_name(graph, (core.value, core.key), number), names)
-                refusals.append(error.refusal(graph, name))
+                refusals.append(_refusal(graph, name, error))
                 continue
             site.name = _unique(_site_name(graph, (site.latent,), number), names)
             if site.name not in self.exclude:
@@ -53,6 +53,12 @@ class FindLatentAttention(Pass):
                 site.original_cache = _cache_names(site)
                 graph.sites.append(site)
         return PassResult(matched=len(graph.sites), refusals=tuple(refusals))
+
+
+def _refusal(graph: Graph, name: str, error: NotLatentError | InputError) -> Refusal:
+    if isinstance(error, NotLatentError):
+        return error.refusal(graph, name)
+    return Refusal(name, "inputs_not_understood", str(error))
 
 
 def _check_causal(graph: Graph, site: LatentAttentionSite) -> None:

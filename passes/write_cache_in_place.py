@@ -79,12 +79,17 @@ class _Rewriting:
             first = grown.joined[0] not in self.buffers
             buffer = self._buffer(grown)
             site.cache = buffer
-            site.rows = Rows(
-                new=buffer.new if first else (),
-                past=buffer.past if first else buffer.joined,
-                past_len=self.past_len,
-            )
+            site.rows = self._rows_of(site, buffer, first)
             self._rebuild(site, buffer)
+
+    def _rows_of(self, site: LatentAttentionSite, buffer: CacheSlots, first: bool) -> Rows:
+        """The first site of a buffer writes the new rows, the others find them written."""
+        if first:
+            return Rows(new=buffer.new, past=buffer.past, past_len=self.past_len)
+        builder = self.graph.builder(anchor(self.graph, site), f"{site.name}/mla")
+        new = builder.cast_like(builder.dimension(buffer.new[0], 2), self.past_len, "new_rows")
+        written = builder.add(self.past_len, new, "written_rows")
+        return Rows(new=(), past=buffer.joined, past_len=written)
 
     def _buffer(self, grown: CacheSlots) -> CacheSlots:
         known = self.buffers.get(grown.joined[0])

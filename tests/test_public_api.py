@@ -61,7 +61,7 @@ SHADOWED = pytest.mark.xfail(strict=True, reason="the package of the same name s
 )
 def test_every_name_is_there(name):
     _ = getattr(mla_opt, name)
-    importlib.import_module("mla_opt.verify.verifier")
+    importlib.import_module("mla_opt.verification.verifier")
     found = getattr(mla_opt, name)
     assert found.__module__.startswith("mla_opt.")
     assert found.__doc__

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from mla_opt.verify.feeds import Timeline
-from mla_opt.verify.interface_map import InterfaceMap
-from mla_opt.verify.oracle import Driver, optimized_driver, original_driver
-from mla_opt.verify.scenarios import Scenario
-from mla_opt.verify.sessions import OpenModel, open_model
+from mla_opt.verification.feeds import Timeline
+from mla_opt.verification.interface_map import InterfaceMap
+from mla_opt.verification.oracle import Driver, optimized_driver, original_driver
+from mla_opt.verification.scenarios import Scenario
+from mla_opt.verification.sessions import OpenModel, open_model
 
 _WARM_UP = 2
 _REPEATS = 7

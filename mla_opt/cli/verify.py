@@ -12,7 +12,7 @@ from mla_opt.cli._exit import exit_on_error
 from mla_opt.cli._options import Quiet, Verbose
 
 if TYPE_CHECKING:
-    from mla_opt.verify import ParityReport
+    from mla_opt.verification import ParityReport
 
 
 def verify(
@@ -40,7 +40,7 @@ def compare(original: Path, optimized: Path, screen: Screen) -> ParityReport:
         VerificationError: the optimized model cannot be loaded.
     """
     from mla_opt.model_io import read_model
-    from mla_opt.verify import verify as run
+    from mla_opt.verification import verify as run
 
     with screen.activity(f"reading {original}") as activity:
         for path in (original, optimized):
@@ -50,7 +50,7 @@ def compare(original: Path, optimized: Path, screen: Screen) -> ParityReport:
 
 def show(report: ParityReport, screen: Screen) -> None:
     """Print the report as tables."""
-    from mla_opt.verify.table import render
+    from mla_opt.verification.table import render
 
     screen.show([render(report)])
 

@@ -162,7 +162,11 @@ def _concatenated(
 def _bias(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | None:
     """All bias terms as one: boolean if there is nothing else, additive otherwise."""
     masks = [_allowed(builder, term) for term in site.core.bias if is_boolean(graph, term)]
-    addends = [term.value for term in site.core.bias if not is_boolean(graph, term)]
+    addends = [
+        _with_axes(graph, builder, term.value)
+        for term in site.core.bias
+        if not is_boolean(graph, term)
+    ]
     mask = masks[0] if masks else None
     for other in masks[1:]:
         mask = builder.both(mask, other, "mask") if mask is not None else other
@@ -173,6 +177,12 @@ def _bias(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | 
         return mask if total is None else total
     never = builder.constant(np.asarray(-np.inf, dtype=graph.dtype(site.core.query)), "never")
     return builder.where(mask, total, never, "bias")
+
+
+def _with_axes(graph: Graph, builder: Builder, value: Value) -> Value:
+    """An addend with at least one axis, as the operator takes it."""
+    one = graph.example_shape(value) == ()
+    return builder.reshape(value, builder.integers(1), "bias_with_axis") if one else value
 
 
 def is_boolean(graph: Graph, term: BiasTerm) -> bool:

@@ -233,7 +233,11 @@ class _Part:
         }
         fed = {**named, **self._weights}
         session = _session(self._proto(outputs, fed))
-        return list(session.run([self._names[value] for value in outputs], fed))
+        try:
+            return list(session.run([self._names[value] for value in outputs], fed))
+        except Exception as error:  # ONNX Runtime's own exception types share no public base
+            reason = str(error).splitlines()[0]
+            raise UnboundValueError(f"ONNX Runtime cannot run it alone: {reason}") from error
 
     def _proto(self, outputs: Sequence[ir.Value], fed: Mapping[str, Array]) -> onnx.ModelProto:
         graph = onnx.helper.make_graph(
@@ -279,7 +283,7 @@ def _session(proto: onnx.ModelProto) -> ort.InferenceSession:
             _sessions.clear()
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         try:
             _sessions[key] = ort.InferenceSession(key, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types share no public base

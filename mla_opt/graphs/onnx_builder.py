@@ -233,6 +233,14 @@ class OnnxBuilder:
             return self._one("ReduceMax", [value, self.integers(-1)], name, keepdims=1)
         return self._one("ReduceMax", [value], name, axes=[-1], keepdims=1)
 
+    def cast_like(self, value: ir.Value, like: ir.Value, name: str) -> ir.Value:
+        """The value in another's element type, which must be known."""
+        if like.dtype is None:
+            raise PassError(f"the element type of {like.name} is unknown where it has to be known")
+        (cast_value,) = self._emit("Cast", [value], name, {"to": like.dtype})
+        cast_value.dtype = like.dtype
+        return cast_value
+
     def largest(self, value: ir.Value, name: str) -> ir.Value:
         """Largest element of an integer vector, int64 ``[1]``."""
         (wide,) = self._emit("Cast", [value], f"{name}_wide", {"to": ir.DataType.INT64})

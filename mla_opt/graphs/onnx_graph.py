@@ -147,8 +147,14 @@ class OnnxGraph:
     # Shapes
 
     def example_shape(self, value: ir.Value) -> tuple[int, ...] | None:
-        """Shape at a small example of every dynamic dim."""
-        return self.nearest_binding(*EXAMPLE).shape(value)
+        """Shape at a small example of every dynamic dim; ``None`` where it cannot be told."""
+        declared = self.declared_shape(value)
+        if declared and all(isinstance(size, int) for size in declared):
+            return tuple(size for size in declared if isinstance(size, int))
+        try:
+            return self.nearest_binding(*EXAMPLE).shape(value)
+        except InputError:
+            return None
 
     def rank(self, value: ir.Value) -> int | None:
         """Number of axes."""
@@ -352,6 +358,7 @@ class OnnxGraph:
 
     def inline(self, domain: str) -> int:
         """Put the bodies of a domain's functions in place of their calls."""
+        self.prune()
         before = len(self.model.functions)
         common.InlinePass(criteria=lambda function: function.domain == domain)(self.model)
         self.model.opset_imports.pop(domain, None)
@@ -431,7 +438,17 @@ def _remove_dead_nodes(graph: ir.Graph) -> None:
     """Drop nodes without readers, last ones first; nodes with branches are judged as a whole."""
     for node in reversed(graph):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            _release_captured(node)
             graph.remove(node, safe=True)
+
+
+def _release_captured(node: ir.Node) -> None:
+    """Let the branches of a node that goes read nothing any more of the graph around them."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                for place in range(len(inner.inputs)):
+                    inner.replace_input_with(place, None)
 
 
 def _remove_unread_tensors(graph: ir.Graph) -> None:

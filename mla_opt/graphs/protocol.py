@@ -126,6 +126,9 @@ class Builder(Protocol):
     def row_maximum(self, value: Value, name: str) -> Value:
         """Maximum over the last axis, kept as an axis of size one."""
 
+    def cast_like(self, value: Value, like: Value, name: str) -> Value:
+        """The value in another's element type."""
+
     def largest(self, value: Value, name: str) -> Value:
         """Largest element of an integer vector, int64 ``[1]``."""
 

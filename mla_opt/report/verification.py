@@ -1,7 +1,7 @@
 """A verification, kept in a report as plain JSON, in one line for a person.
 
-``verify`` has its own tables (:mod:`mla_opt.verify.table`); a report may have been read from a file
-of another version, so nothing here relies on a field being there.
+``verify`` has its own tables (:mod:`mla_opt.verification.table`); a report may have been read from
+a file of another version, so nothing here relies on a field being there.
 """
 
 from __future__ import annotations

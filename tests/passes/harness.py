@@ -65,18 +65,40 @@ def prepared(
 
 def check(model: ir.Model) -> onnx.ModelProto:
     """The model as a valid proto; nodes may be out of order between passes, nothing else may."""
+    assert not named_twice(model.graph.all_nodes(), model.graph.inputs)
     proto = ir.to_proto(model)
     alive = _alive(model.graph)
-    assert not named_twice(model.graph.all_nodes(), model.graph.inputs)
-    kept = [each for each, node in zip(proto.graph.node, model.graph) if node in alive]
+    kept = {node: each for each, node in zip(proto.graph.node, model.graph) if node in alive}
+    ordered = [copied(kept[node]) for node in _in_order(alive, model.graph)]
     del proto.graph.node[:]
-    proto.graph.node.extend(kept)
-    ordered = ir.from_proto(proto)
-    ordered.graph.sort()
-    proto = ir.to_proto(ordered)
+    proto.graph.node.extend(ordered)
     onnx.checker.check_model(proto, full_check=True)
-    onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     return proto
+
+
+def copied(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _in_order(alive: set[ir.Node], graph: ir.Graph) -> list[ir.Node]:
+    """Producers before consumers, otherwise as they come."""
+    ordered: dict[ir.Node, None] = {}
+    for first in graph:
+        stack = [(first, False)] if first in alive else []
+        open_nodes: set[ir.Node] = set()
+        while stack:
+            node, ready = stack.pop()
+            if ready:
+                ordered[node] = None
+            elif node not in ordered:
+                assert node not in open_nodes, f"a cycle through {node.name}"
+                open_nodes.add(node)
+                stack.append((node, True))
+                sources = (each.producer() for each in _read(node) if each is not None)
+                stack.extend((each, False) for each in sources if each in alive)
+    return list(ordered)
 
 
 def _alive(graph: ir.Graph) -> set[ir.Node]:
@@ -200,17 +222,19 @@ def assert_generates_same(block: Block, after: ir.Model, tolerance: float = 1e-5
 
 def lines(model: ir.Model | onnx.ModelProto) -> list[str]:
     """One line a node: what it makes, of what, and how."""
-    graph = model.graph if isinstance(model, onnx.ModelProto) else ir.to_proto(model).graph
-    return [_line(node) for node in graph.node]
+    known = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
+    return [_line(node) for node in known.graph]
 
 
-def _line(node: onnx.NodeProto) -> str:
+def _line(node: ir.Node) -> str:
+    made = ", ".join(str(each.name) for each in node.outputs)
+    read = ["" if each is None else str(each.name) for each in node.inputs]
     attributes = [
-        f"{each.name}={onnx.helper.get_attribute_value(each)}"
-        for each in sorted(node.attribute, key=lambda each: each.name)
-        if each.type != onnx.AttributeProto.GRAPH
+        f"{name}={each.value}"
+        for name, each in sorted(node.attributes.items())
+        if each.type not in (ir.AttributeType.GRAPH, ir.AttributeType.TENSOR)
     ]
-    return f"{', '.join(node.output)} = {node.op_type}({', '.join([*node.input, *attributes])})"
+    return f"{made} = {node.op_type}({', '.join([*read, *attributes])})"
 
 
 def kinds(model: ir.Model | onnx.ModelProto) -> Counter[str]:

@@ -8,11 +8,11 @@ import onnx_ir as ir
 import pytest
 
 from mla_opt.graphs.interface import ModelInterface
-from mla_opt.verify.alignment import Aligner
-from mla_opt.verify.interface_map import InterfaceMap
-from mla_opt.verify.oracle import Call, Run, optimized_driver
-from mla_opt.verify.parity import Tolerance, compare
-from mla_opt.verify.scenarios import Scenario
+from mla_opt.verification.alignment import Aligner
+from mla_opt.verification.interface_map import InterfaceMap
+from mla_opt.verification.oracle import Call, Run, optimized_driver
+from mla_opt.verification.parity import Tolerance, compare
+from mla_opt.verification.scenarios import Scenario
 from tests.verify import toys
 
 RAGGED = Scenario("ragged", 2, (4,), (2, 0))

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface import ModelInterface
-from mla_opt.verify.feeds import Timeline
+from mla_opt.verification.feeds import Timeline
 from tests.verify import toys
 
 INT, FLOAT, BOOL = TensorProto.INT64, TensorProto.FLOAT, TensorProto.BOOL

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from mla_opt.errors import InputError
-from mla_opt.verify import InterfaceMap, read_sites, sites_to_json, verify
+from mla_opt.verification import InterfaceMap, read_sites, sites_to_json, verify
 from tests.verify import toys
 
 

@@ -9,10 +9,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from mla_opt.errors import InputError
-from mla_opt.verify import verify
-from mla_opt.verify.negative_controls import broken_models
-from mla_opt.verify.sessions import open_model
-from mla_opt.verify.site_records import read_sites
+from mla_opt.verification import verify
+from mla_opt.verification.negative_controls import broken_models
+from mla_opt.verification.sessions import open_model
+from mla_opt.verification.site_records import read_sites
 from tests.verify import toys
 
 

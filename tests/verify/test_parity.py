@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from mla_opt.verify.alignment import Pair
-from mla_opt.verify.parity import (
+from mla_opt.verification.alignment import Pair
+from mla_opt.verification.parity import (
     CEILINGS,
     FLOORS,
     NOISE_FACTOR,

@@ -6,7 +6,7 @@ import pytest
 
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface import Limits
-from mla_opt.verify.scenarios import DECODE_STEPS, Room, plan
+from mla_opt.verification.scenarios import DECODE_STEPS, Room, plan
 
 OPEN = Room(Limits(), stateful=True, padded=True)
 

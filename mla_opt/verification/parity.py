@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mla_opt.verify.alignment import Aligner, Kind, Pair
-from mla_opt.verify.oracle import Run
-from mla_opt.verify.scenarios import Scenario
+from mla_opt.verification.alignment import Aligner, Kind, Pair
+from mla_opt.verification.oracle import Run
+from mla_opt.verification.scenarios import Scenario
 
 Array = npt.NDArray[Any]
 

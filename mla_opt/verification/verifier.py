@@ -17,10 +17,15 @@ import onnx_ir as ir
 from mla_opt.errors import InputError, VerificationError
 from mla_opt.events import VerifyProgress
 from mla_opt.graphs.interface import Limits
-from mla_opt.verify.alignment import Aligner, joined_name
-from mla_opt.verify.interface_map import InterfaceMap, check_interfaces
-from mla_opt.verify.negative_controls import CONTROLS, BrokenModel, ControlResult, broken_models
-from mla_opt.verify.oracle import (
+from mla_opt.verification.alignment import Aligner, joined_name
+from mla_opt.verification.interface_map import InterfaceMap, check_interfaces
+from mla_opt.verification.negative_controls import (
+    CONTROLS,
+    BrokenModel,
+    ControlResult,
+    broken_models,
+)
+from mla_opt.verification.oracle import (
     Driver,
     Run,
     States,
@@ -28,11 +33,11 @@ from mla_opt.verify.oracle import (
     original_driver,
     run_scenario,
 )
-from mla_opt.verify.parity import Tolerance, compare, worst_by_name
-from mla_opt.verify.report import ParityReport
-from mla_opt.verify.scenarios import Room, Scenario, plan
-from mla_opt.verify.sessions import ModelLike, OpenModel, RunError, Session, open_model
-from mla_opt.verify.site_records import SiteRecord, read_sites
+from mla_opt.verification.parity import Tolerance, compare, worst_by_name
+from mla_opt.verification.report import ParityReport
+from mla_opt.verification.scenarios import Room, Scenario, plan
+from mla_opt.verification.sessions import ModelLike, OpenModel, RunError, Session, open_model
+from mla_opt.verification.site_records import SiteRecord, read_sites
 
 Array = npt.NDArray[Any]
 Progress = Callable[[VerifyProgress], None]

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface import ModelInterface, Port
-from mla_opt.verify.json_fields import Fields, parse
+from mla_opt.verification.json_fields import Fields, parse
 
 METADATA_KEY = "mla_opt.interface"
 VERSION = 1

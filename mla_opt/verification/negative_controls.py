@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
-from mla_opt.verify.site_records import METADATA_KEY, SiteRecord
+from mla_opt.verification.site_records import METADATA_KEY, SiteRecord
 
 #: Nearer to the operator's default than this, the right scale is the wrong one.
 SAME_SCALE = 1e-3

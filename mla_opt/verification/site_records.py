@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
-from mla_opt.verify.json_fields import Fields, objects, parse
+from mla_opt.verification.json_fields import Fields, objects, parse
 
 METADATA_KEY = "mla_opt.sites"
 

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_opt.graphs.interface import ModelInterface, State
-from mla_opt.verify.feeds import Bools, Timeline
-from mla_opt.verify.interface_map import InterfaceMap, StateMap
-from mla_opt.verify.oracle import Call, Run
+from mla_opt.verification.feeds import Bools, Timeline
+from mla_opt.verification.interface_map import InterfaceMap, StateMap
+from mla_opt.verification.oracle import Call, Run
 
 Array = npt.NDArray[Any]
 Kind = Literal["output", "state"]

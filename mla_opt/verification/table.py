@@ -6,9 +6,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mla_opt.verify.negative_controls import ControlResult
-from mla_opt.verify.parity import OutputParity, ScenarioParity
-from mla_opt.verify.report import ParityReport
+from mla_opt.verification.negative_controls import ControlResult
+from mla_opt.verification.parity import OutputParity, ScenarioParity
+from mla_opt.verification.report import ParityReport
 
 
 def render(report: ParityReport) -> Group:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mla_opt.verify.negative_controls import ControlResult
-from mla_opt.verify.parity import OutputParity, ScenarioParity, Tolerance
+from mla_opt.verification.negative_controls import ControlResult
+from mla_opt.verification.parity import OutputParity, ScenarioParity, Tolerance
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ and compares every output and every cache that both have; then breaks the optimi
 purpose and checks that the comparison notices.
 """
 
-from mla_opt.verify.interface_map import Ends, InterfaceMap, StateMap
-from mla_opt.verify.negative_controls import ControlResult
-from mla_opt.verify.parity import OutputParity, ScenarioParity, Tolerance
-from mla_opt.verify.report import ParityReport
-from mla_opt.verify.scenarios import Scenario
-from mla_opt.verify.site_records import SiteRecord, read_sites, sites_to_json
-from mla_opt.verify.verifier import verify
+from mla_opt.verification.interface_map import Ends, InterfaceMap, StateMap
+from mla_opt.verification.negative_controls import ControlResult
+from mla_opt.verification.parity import OutputParity, ScenarioParity, Tolerance
+from mla_opt.verification.report import ParityReport
+from mla_opt.verification.scenarios import Scenario
+from mla_opt.verification.site_records import SiteRecord, read_sites, sites_to_json
+from mla_opt.verification.verifier import verify
 
 __all__ = [
     "ControlResult",
