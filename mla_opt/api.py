@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from mla_opt import metadata
-from mla_opt.errors import NothingMatchedError, Refusal, VerificationError
+from mla_opt.errors import InputError, NothingMatchedError, Refusal, VerificationError
 from mla_opt.events import Observer, PassFinished, PassStarted
 from mla_opt.graphs.onnx_graph import OnnxGraph
 from mla_opt.graphs.protocol import Graph
@@ -224,7 +224,10 @@ def _verified(
     observer: Observer | None,
 ) -> OptimizationReport:
     source = Path(model) if isinstance(model, str | PathLike) else original
-    parity = run_verification(source, optimized, progress=observer)
+    try:
+        parity = run_verification(source, optimized, progress=observer)
+    except InputError as error:
+        raise InputError(f"{error}; verification can be left out (--no-verify)") from error
     report = replace(report, verification=parity.as_dict())
     if not parity.passed:
         raise VerificationError(

@@ -14,7 +14,6 @@ from mla_opt.geometry import MlaGeometry
 
 if TYPE_CHECKING:
     from mla_opt.emission.operands import Operands, StoredWeights
-    from mla_opt.emission.rows import Rows
     from mla_opt.graphs.protocol import Array, Node, Value
     from mla_opt.matching.attention_core import AttentionCore
     from mla_opt.matching.folding import OutputProjection, QueryProjection
@@ -57,7 +56,9 @@ class CacheSlots:
     """The cache of one site: graph inputs, new rows and graph outputs, a pair for split caches.
 
     ``past`` are inputs of the graph, ``new`` the rows that this call adds, ``joined`` both, one
-    behind the other. Each has one entry (packed) or two (``c_kv`` and ``k_pe``).
+    behind the other. Each has one entry (packed) or two (``c_kv`` and ``k_pe``). A buffer has
+    ``past_len`` valid rows before the call and ``written`` after it, of ``capacity`` if that is
+    fixed. Sites that read the same rows share one of these.
     """
 
     layout: CacheLayout
@@ -65,6 +66,7 @@ class CacheSlots:
     new: tuple[Value, ...]
     joined: tuple[Value, ...]
     past_len: Value | None = None
+    written: Value | None = None
     capacity: int | None = None
 
 
@@ -85,7 +87,8 @@ class LatentAttentionSite:
         only_new_rows: whether S = T in every call: there is no cache of any kind.
         original_cache: names of the cache's inputs and outputs in the model as it came.
         operands: what the rewritten site reads, once it is rewritten.
-        rows: where the rewritten site finds its rows, once its cache is fused.
+        fused: whether the operator reads the cache itself.
+        appends: whether the site adds the new rows to its cache, or another has done so before.
         output: what the rewritten site returns: ``[B, H, S, V]``, or what the output projection
             returns where that is folded in.
         query_value: the absorbed query of the rewritten site, ``[B, H, S, C + R]``.
@@ -115,7 +118,8 @@ class LatentAttentionSite:
     layout_before: CacheLayout = "rows"
     stored: StoredWeights | None = None
     operands: Operands | None = None
-    rows: Rows | None = None
+    fused: bool = False
+    appends: bool = True
     output: Value | None = None
     query_value: Value | None = None
     notes: list[str] = field(default_factory=list)

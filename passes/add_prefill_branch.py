@@ -21,7 +21,7 @@ from mla_opt.emission.operands import as_rows
 from mla_opt.emission.rows import Rows
 from mla_opt.errors import PassError
 from mla_opt.graphs.protocol import Builder, Graph, Value
-from mla_opt.passes.fuse_cache_append import adopt, anchor
+from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite
 
@@ -77,8 +77,8 @@ def _branch(graph: Graph, site: LatentAttentionSite, conditions: Conditions) -> 
 
 
 def _rows(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Rows:
-    if site.rows is not None:
-        return site.rows
+    if site.fused:
+        return rows_of(site)
     halves = (site.latent,) if site.rope is None else (site.latent, site.rope)
     return Rows(new=tuple(as_rows(graph, builder, half) for half in halves))
 

@@ -35,26 +35,36 @@ class FuseCacheAppend(Pass):
     def run(self, graph: Graph) -> PassResult:
         """Rewrite the sites in graph order."""
         cached = [site for site in graph.sites if site.cache is not None and site.form != "none"]
-        appended: dict[Value, CacheSlots] = {}
+        owned: dict[Value, CacheSlots] = {}
         for site in cached:
-            assert site.cache is not None
-            site.rows = rows_of(site.cache, appended)
-            _fuse(graph, site, site.rows)
+            _share(site, owned)
+        for site in cached:
+            _fuse(graph, site)
         return PassResult(matched=len(graph.sites), rewritten=len(cached))
 
 
-def rows_of(cache: CacheSlots, appended: dict[Value, CacheSlots]) -> Rows:
-    """Rows of a cache: to be appended to by the first that asks, read as they are by the others."""
-    first = appended.setdefault(cache.joined[0], cache)
-    if first is cache:
+def _share(site: LatentAttentionSite, owned: dict[Value, CacheSlots]) -> None:
+    """Give sites that read the same joined rows the same cache; the first of them appends."""
+    assert site.cache is not None
+    rows = site.cache.joined[0]
+    site.appends = rows not in owned
+    site.cache = owned.setdefault(rows, site.cache)
+
+
+def rows_of(site: LatentAttentionSite) -> Rows:
+    """Where a fused site finds its rows: it appends the new ones, or another has done so."""
+    cache = site.cache
+    assert cache is not None
+    if site.appends:
         return Rows(new=cache.new, past=cache.past, past_len=cache.past_len)
-    return Rows(new=(), past=first.joined, past_len=cache.past_len)
+    return Rows(new=(), past=cache.joined, past_len=cache.written)
 
 
-def _fuse(graph: Graph, site: LatentAttentionSite, rows: Rows) -> None:
-    assert site.operands is not None and site.output is not None and site.cache is not None
+def _fuse(graph: Graph, site: LatentAttentionSite) -> None:
+    assert site.operands is not None
     builder = graph.builder(anchor(graph, site), f"{site.name}/mla")
-    emitted = emit_absorbed(builder, site, site.operands, rows)
+    emitted = emit_absorbed(builder, site, site.operands, rows_of(site))
+    site.fused = True
     adopt(graph, site, emitted.values())
 
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mla_opt.emission.absorbed import emit_absorbed
-from mla_opt.emission.rows import Rows
 from mla_opt.errors import PassError
-from mla_opt.graphs.protocol import Graph, Size, Value
-from mla_opt.passes.fuse_cache_append import adopt, anchor
+from mla_opt.graphs.protocol import Builder, Graph, Size, Value
+from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite
 
@@ -36,7 +35,7 @@ class WriteCacheInPlace(Pass):
     def requires(self, graph: Graph) -> None:
         """Every cache is one tensor and handed to the operator."""
         for site in _cached(graph):
-            if site.rows is None or site.prefill != "absorbed":
+            if not site.fused or site.prefill != "absorbed":
                 raise PassError(f"{site.name} does not append to its cache in one operator")
             if site.cache is not None and len(site.cache.past) != 1:
                 raise PassError(f"{site.name} keeps its cache in two tensors; pack it first")
@@ -55,13 +54,12 @@ def _cached(graph: Graph) -> list[LatentAttentionSite]:
 
 @dataclass(slots=True)
 class _Rewriting:
-    """What the sites share: the lengths, the buffers already made, the masks already widened."""
+    """What the sites share: the lengths of the past, and the masks already widened."""
 
     graph: Graph
     capacity: int | None
     past_len: Value
     past: Value
-    buffers: dict[Value, CacheSlots]
     masks: dict[Value, Value]
 
     @classmethod
@@ -70,72 +68,62 @@ class _Rewriting:
         batch = graph.declared_shape(site.cache.past[0])[0]
         past_len = graph.add_input(PAST_LEN, "int32", (batch,))
         builder = graph.builder(graph.nodes()[0], "mla_opt")
-        return cls(graph, capacity, past_len, builder.largest(past_len, "past_tokens"), {}, {})
+        return cls(graph, capacity, past_len, builder.largest(past_len, "past_tokens"), {})
 
     def rewrite(self, sites: list[LatentAttentionSite]) -> None:
         for site in sites:
             assert site.cache is not None
-            grown = site.cache
-            first = grown.joined[0] not in self.buffers
-            buffer = self._buffer(grown)
-            site.cache = buffer
-            site.rows = self._rows_of(site, buffer, first)
-            self._rebuild(site, buffer)
+            if site.appends:
+                self._make_buffer(site.cache)
+            self._rebuild(site, site.cache)
 
-    def _rows_of(self, site: LatentAttentionSite, buffer: CacheSlots, first: bool) -> Rows:
-        """The first site of a buffer writes the new rows, the others find them written."""
-        if first:
-            return Rows(new=buffer.new, past=buffer.past, past_len=self.past_len)
-        builder = self.graph.builder(anchor(self.graph, site), f"{site.name}/mla")
-        new = builder.cast_like(builder.dimension(buffer.new[0], 2), self.past_len, "new_rows")
-        written = builder.add(self.past_len, new, "written_rows")
-        return Rows(new=(), past=buffer.joined, past_len=written)
-
-    def _buffer(self, grown: CacheSlots) -> CacheSlots:
-        known = self.buffers.get(grown.joined[0])
-        if known is not None:
-            return known
-        (past,) = grown.past
+    def _make_buffer(self, cache: CacheSlots) -> None:
+        """Turn a growing cache into a buffer, for all sites that share it."""
+        (past,) = cache.past
         batch, heads, _, width = self.graph.declared_shape(past)
         sizes: list[Size] = [((past, 0),), 1, ((self.past, None),), ((past, 3),)]
-        self._count_rows(grown, sizes)
-        buffer = self.graph.replace_input(
-            past, past.name or "", (batch, heads, self._rows(), width)
-        )
-        made = CacheSlots(
-            "static", (buffer,), grown.new, grown.joined, self.past_len, self.capacity
-        )
-        self.buffers[grown.joined[0]] = made
-        return made
+        self._count_rows(cache, sizes)
+        shape = (batch, heads, self._rows(), width)
+        cache.past = (self.graph.replace_input(past, past.name or "", shape),)
+        cache.layout, cache.capacity, cache.past_len = "static", self.capacity, self.past_len
 
-    def _count_rows(self, grown: CacheSlots, past: list[Size]) -> None:
+    def _count_rows(self, cache: CacheSlots, past: list[Size]) -> None:
         """Let those who count rows of past and present count valid rows, not the buffer's."""
-        (new,), (joined,) = grown.new, grown.joined
+        (new,), (joined,) = cache.new, cache.joined
         batch, one, length, width = past
-        for reader in self.graph.shape_readers(grown.past[0]):
+        for reader in self.graph.shape_readers(cache.past[0]):
             self.graph.replace_shape(reader, past)
         assert isinstance(length, tuple)
         total: Size = (*length, (new, 2))
         for reader in self.graph.shape_readers(joined):
             self.graph.replace_shape(reader, [batch, one, total, width])
 
-    def _rebuild(self, site: LatentAttentionSite, buffer: CacheSlots) -> None:
-        assert site.operands is not None and site.rows is not None
+    def _rebuild(self, site: LatentAttentionSite, cache: CacheSlots) -> None:
+        assert site.operands is not None
         builder = self.graph.builder(anchor(self.graph, site), f"{site.name}/mla")
-        bias = site.operands.bias
-        if bias is not None and bias not in self.masks:
-            like = site.operands.query_nope
-            rows = builder.dimension(buffer.past[0], 2)
-            self.masks[bias] = builder.widen_mask(bias, rows, like, "mask_of_buffer")
-        widened = None if bias is None else self.masks[bias]
-        site.operands = replace(site.operands, bias=widened)
-        old = buffer.joined
-        emitted = emit_absorbed(builder, site, site.operands, site.rows)
+        if not site.appends and cache.written is None:
+            cache.written = self._written(builder, cache)
+        site.operands = replace(site.operands, bias=self._mask(builder, site, cache))
+        emitted = emit_absorbed(builder, site, site.operands, rows_of(site))
         adopt(self.graph, site, emitted.values())
-        if emitted.caches:
-            self.buffers[old[0]] = buffer
-            self.buffers[emitted.caches[0]] = buffer
-            self.graph.declare_rows(emitted.caches[0], self._rows())
+        for value in emitted.caches:
+            self.graph.declare_rows(value, self._rows())
+
+    def _written(self, builder: Builder, cache: CacheSlots) -> Value:
+        """Valid rows once the new ones are written: what the sites that only read go by."""
+        new = builder.cast_like(builder.dimension(cache.new[0], 2), self.past_len, "new_rows")
+        return builder.add(self.past_len, new, "written_rows")
+
+    def _mask(self, builder: Builder, site: LatentAttentionSite, cache: CacheSlots) -> Value | None:
+        """The bias of a site with a column for every row of the buffer; made once for all."""
+        assert site.operands is not None
+        bias, like = site.operands.bias, site.operands.query_nope
+        if bias is None:
+            return None
+        if bias not in self.masks:
+            rows = builder.dimension(cache.past[0], 2)
+            self.masks[bias] = builder.widen_mask(bias, rows, like, "mask_of_buffer")
+        return self.masks[bias]
 
     def _rows(self) -> int | str:
         """Rows of a buffer as the file declares them."""

@@ -37,7 +37,6 @@ def test_what_is_not_allowed(given, message):
         Options(**given)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="isdigit() is true of it")
 def test_a_superscript_is_no_number():
     with pytest.raises(InputError):
         Options(cache="static:²")

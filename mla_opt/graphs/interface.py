@@ -26,6 +26,10 @@ from mla_opt.graphs.interface_tokens import (
 __all__ = ["Axis", "AxisRole", "KnownStates", "Limits", "ModelInterface", "Port", "State"]
 
 
+UNKNOWN_SIZE = 2
+"""Size of a dimension that has nothing to do with tokens, such as that of an unused input."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The sizes that a file fixes; ``None`` where it takes any."""
@@ -98,8 +102,8 @@ class ModelInterface:
         """Return the shape of every input for B, S and P.
 
         ``capacity`` is the number of rows of a cache buffer whose size the file leaves open; T if
-        it is not given. Raises `InputError`, naming input and dimension, where the file says
-        otherwise or does not say enough.
+        it is not given. A dimension that follows from none of them is `UNKNOWN_SIZE`. Raises
+        `InputError`, naming input and dimension, where the file says otherwise.
         """
         if past_len and not self.states:
             raise InputError(f"the model keeps no state, so it takes no past_len of {past_len}")
@@ -186,10 +190,7 @@ def _bound(
     if axis.role == "capacity" and stated is not None:
         return stated
     if wanted is None and stated is None:
-        raise InputError(
-            f"dimension {index} of input {port.name!r} is {axis.size!r}, which follows from no"
-            " batch size, query length or past length; give it a number in the model"
-        )
+        return UNKNOWN_SIZE
     if wanted is not None and stated is not None and stated != wanted:
         raise InputError(
             f"dimension {index} of input {port.name!r} is {axis.size} in the model, so it takes no"

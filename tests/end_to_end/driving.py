@@ -76,7 +76,7 @@ class Generator:
 
 def _number(dim: onnx.TensorShapeProto.Dimension) -> int:
     """The size of a fixed dim; transformers' exporter writes some as names made of digits."""
-    return dim.dim_value or int(dim.dim_param)
+    return int(dim.dim_param) if dim.HasField("dim_param") else dim.dim_value
 
 
 def _paired_by_name(inputs: dict[str, Any], outputs: list[str]) -> dict[str, str]:
@@ -121,9 +121,7 @@ def valid(tokens: Feeds, logits: np.ndarray) -> np.ndarray:
     return logits[tokens["attention_mask"][:, -logits.shape[1] :].astype(bool)]
 
 
-def largest_gap(
-    reference: Generator, candidate: Generator, tokens: Feeds, steps: int = 5
-) -> float:
+def largest_gap(reference: Generator, candidate: Generator, tokens: Feeds, steps: int = 5) -> float:
     """Prefill, then greedy decode steps of the reference: the largest difference of any logit."""
     gap = 0.0
     for _ in range(steps + 1):

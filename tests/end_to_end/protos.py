@@ -42,7 +42,7 @@ def checker_complaint(model: onnx.ModelProto) -> str:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return str(error).partition(" ==>")[0]
+        return str(error).partition(" with ")[0]
     return ""
 
 

@@ -44,7 +44,9 @@ def openvino_run(model: bytes) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("spec", "options"), CASES, ids=lambda value: getattr(value, "id", None) or "-".join(value.values())
+    ("spec", "options"),
+    CASES,
+    ids=lambda value: getattr(value, "id", None) or "-".join(value.values()),
 )
 def test_portable_agrees_with_the_original(spec: ExportSpec, options: dict[str, Any]) -> None:
     source = onnx.load(export_file(spec))

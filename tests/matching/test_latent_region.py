@@ -334,7 +334,6 @@ def test_ordinary_attention_is_told_from_latent_attention():
     assert refusal.code == "query_from_latent"
 
 
-@pytest.mark.xfail(strict=True, reason="the guard looks for the very same value")
 def test_ordinary_attention_is_told_apart_through_layout():
     (refusal,) = refusals(replace(ORDINARY, row_rank=4, edits={"c_kv": of_hidden}))
     assert refusal.code == "query_from_latent"

@@ -69,14 +69,14 @@ def check(model: ir.Model) -> onnx.ModelProto:
     proto = ir.to_proto(model)
     alive = _alive(model.graph)
     kept = {node: each for each, node in zip(proto.graph.node, model.graph) if node in alive}
-    ordered = [copied(kept[node]) for node in _in_order(alive, model.graph)]
+    ordered = [_copied(kept[node]) for node in _in_order(alive, model.graph)]
     del proto.graph.node[:]
     proto.graph.node.extend(ordered)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
 
-def copied(node: onnx.NodeProto) -> onnx.NodeProto:
+def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     return copy
@@ -107,7 +107,7 @@ def _alive(graph: ir.Graph) -> set[ir.Node]:
     pending = [value.producer() for value in graph.outputs]
     while pending:
         node = pending.pop()
-        if node is None or node in alive:
+        if node is None or node in alive or node.graph is not graph:
             continue
         alive.add(node)
         pending.extend(each.producer() for each in _read(node) if each is not None)

@@ -84,7 +84,8 @@ def test_matrices_are_stored_in_the_type_of_the_query():
 TREES = {
     "no rotary part": (
         {"rope": 0},
-        "MatMul(LatentAttention(MatMul(query_0, w_uk), present.0.keys, -, -, attention_mask), w_uv)",
+        "MatMul(LatentAttention(MatMul(query_0, w_uk), present.0.keys, "
+        "-, -, attention_mask), w_uv)",
     ),
     "dims in another order": (
         {"order": (*range(4, 12), *range(4))},

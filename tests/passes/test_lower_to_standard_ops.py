@@ -74,16 +74,21 @@ def test_numbers_call_by_call(mode):
 
 def test_functions_of_others_are_left_alone():
     graph = prepared(Block(), "compress_cache", *FUSED)
-    other = ir.Function(
-        "other", "Same", "", graph=ir.Graph([ir.Value(name="x")], [], nodes=[]), attributes=[]
-    )
+    given = ir.Value(name="x")
+    inner = ir.node("Identity", [given])
+    body = ir.Graph([given], inner.outputs, nodes=[inner], opset_imports={"": 18})
+    other = ir.Function("other", "Same", "", graph=body, attributes=[])
     graph.model.functions[other.identifier()] = other
     graph.model.opset_imports["other"] = 1
-    node = graph.model.graph.outputs[-1].producer()
-    assert node is not None
-    graph.inline("mla_opt")
+    hidden = graph.returned()[-1]
+    call = ir.node("Same", [hidden], domain="other", name="call")
+    call.outputs[0].name, call.outputs[0].shape = "same", hidden.shape
+    call.outputs[0].dtype = hidden.dtype
+    graph.model.graph.append(call)
+    graph.model.graph.outputs.append(call.outputs[0])
+    run(graph, "lower_to_standard_ops")
     assert list(graph.model.functions) == [other.identifier()]
-    assert "other" in graph.model.opset_imports
+    assert every_domain(graph.model) == {"", "other"}
 
 
 def test_a_model_without_the_operator_is_left():

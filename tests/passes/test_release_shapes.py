@@ -50,10 +50,8 @@ def test_without_it_the_keys_would_still_be_made():
         {"query_len": 1},
         {"mask_from": "cache", "query_len": 1},
         {"batch": 2},
-        pytest.param(
-            {"past_len": 8},
-            marks=pytest.mark.xfail(strict=True, reason="S + 8 is no sum that is looked for"),
-        ),
+        {"past_len": 8},
+        {"past_len": 8, "mask_from": "cache"},
     ],
     ids=str,
 )

@@ -1,0 +1,76 @@
+"""The examples run as they stand, and say what they should."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tests.end_to_end.command import command, environment
+from tests.exports.cache import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+def run(name: str, *arguments: object, cwd: Path) -> str:
+    """Standard output of an example, run from elsewhere."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_tested() -> None:
+    tested = {"optimize_in_export_pipeline.py", "custom_pass.py", "read_report.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_optimize_in_export_pipeline(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    told = run("optimize_in_export_pipeline.py", "out.onnx", cwd=tmp_path)
+    before, after = (line.partition(":")[2] for line in told.splitlines()[-2:])
+    assert before == after
+    assert len(set(before.split(","))) > 4, "all tokens are the same: nothing was compared"
+    assert "H=4 N=32 R=16 V=32 C=64 Q=48 E=96" in told
+    assert [f.name for f in onnx.load(tmp_path / "out.onnx").functions] == ["LatentAttention"]
+
+
+def test_custom_pass(tmp_path: Path) -> None:
+    told = run("custom_pass.py", cwd=tmp_path)
+    assert "report_savings: 2 matched" in told
+    # 4096 tokens of 4 heads of 32 + 16 + 36 numbers, against 64 + 16 numbers.
+    assert told.count("read 1.3 MB once, not 5.5 MB, at 4096 tokens (4.2x less)") == 2
+
+
+def test_read_report(tmp_path: Path) -> None:
+    told = run("read_report.py", cwd=tmp_path)
+    assert told.count("form factored") == 2
+    assert "noticed when broken: ['scale', 'rope', 'heads']" in told
+    assert "input: past.0.keys -> " in told
+
+
+def test_read_report_from_a_file(plain_report: Path, tmp_path: Path) -> None:
+    told = run("read_report.py", plain_report, cwd=tmp_path)
+    assert "not verified" in told
+    assert told.count("form factored") == 2
+
+
+@pytest.fixture
+def plain_report(tmp_path: Path) -> Path:
+    from mla_opt.models import demo_model
+
+    report = tmp_path / "report.json"
+    options = ("-o", tmp_path / "out.onnx", "--no-verify", "--report", report)
+    assert command("optimize", demo_model(), *options).returncode == 0
+    return report
