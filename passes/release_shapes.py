@@ -30,8 +30,9 @@ class ReleaseShapes(Pass):
 
     def run(self, graph: Graph) -> PassResult:
         """Rewrite until no live shape hangs on a dead value, or none that can be told."""
-        alive = _alive(graph)
-        readers = [node for node in graph.nodes() if node in alive and _hinders(graph, node, alive)]
+        if not graph.sites:
+            return PassResult()
+        readers = _Cones.of(graph).hindering(graph)
         if not readers:
             return PassResult()
         bindings = [graph.nearest_binding(*sizes) for sizes in (EXAMPLE, FAR)]
@@ -47,19 +48,49 @@ class ReleaseShapes(Pass):
         return PassResult(matched=len(readers), rewritten=released, notes=notes)
 
 
-def _hinders(graph: Graph, node: Node, alive: set[Node]) -> bool:
-    """Whether a node reads the shape of something dead, or of a cache that the operator will make.
+@dataclass(frozen=True, slots=True)
+class _Cones:
+    """What the outputs still need, what the sites made, and the caches that operators will make."""
 
-    The operator reads masks; a mask made from the shape of its own output would be a cycle.
-    """
-    if not graph.is_shape_reader(node):
+    alive: set[Node]
+    cores: set[Node]
+    joined: set[Value]
+
+    @classmethod
+    def of(cls, graph: Graph) -> _Cones:
+        cores = {node for site in graph.sites for node in (site.projection, *site.core.nodes)}
+        joined = {each for site in graph.sites if site.cache for each in site.cache.joined}
+        return cls(_alive(graph), cores, joined)
+
+    def hindering(self, graph: Graph) -> list[Node]:
+        """Live shape readers of what is dead, or of what the operator will make.
+
+        The operator reads masks; a mask made from the shape of its own output would be a cycle.
+        """
+        return [
+            node
+            for node in graph.nodes()
+            if node in self.alive
+            and graph.is_shape_reader(node)
+            and self._is_going(graph, graph.reads(node)[0])
+        ]
+
+    def _is_going(self, graph: Graph, value: Value) -> bool:
+        """Whether a value is dead because of a site, or part of a cache of one."""
+        return self._died_with_site(graph, value) or _is_part_of(graph, value, self.joined)
+
+    def _died_with_site(self, graph: Graph, value: Value) -> bool:
+        """What exporters compute only for its shape, with no site in it, is not ours to change."""
+        pending, seen = [graph.producer(value)], set()
+        while pending:
+            node = pending.pop()
+            if node is None or node in self.alive or node in seen:
+                continue
+            if node in self.cores:
+                return True
+            seen.add(node)
+            pending.extend(graph.producer(each) for each in graph.reads(node))
         return False
-    value = graph.reads(node)[0]
-    producer = graph.producer(value)
-    if producer is None:
-        return False
-    joined = {each for site in graph.sites if site.cache for each in site.cache.joined}
-    return producer not in alive or _is_part_of(graph, value, joined)
 
 
 def _is_part_of(graph: Graph, value: Value, wholes: set[Value]) -> bool:

@@ -171,7 +171,7 @@ def _optimize_and_write(
     settings: Settings, model: ir.Model, source: ModelFile, activity: Activity, screen: Screen
 ) -> OptimizationReport:
     from mla_opt import api
-    from mla_opt.errors import NothingMatchedError, VerificationError
+    from mla_opt.errors import InputError, NothingMatchedError, VerificationError
     from mla_opt.model_io import describe, write_model
 
     observer = _observer(settings, activity)
@@ -180,6 +180,8 @@ def _optimize_and_write(
     except (NothingMatchedError, VerificationError) as error:
         _tell_failure(settings, error, source, screen)
         raise
+    except InputError as error:
+        raise InputError(f"{settings.model}: {error}") from error
     activity.step(f"writing {settings.output}")
     files = write_model(result.model, settings.output, force=settings.force, source=settings.model)
     activity.step("hashing the output")

@@ -101,7 +101,7 @@ def extract(graph: Graph, site: LatentAttentionSite) -> LatentWeights:
         return _one_token(key), _one_token(value)
 
     key, value = trace(width + r, run)
-    return _weights(site, matrix, key, value, width)
+    return _weights(site, matrix, key, value, r)
 
 
 def _one_token(array: Array) -> Array:
@@ -110,9 +110,14 @@ def _one_token(array: Array) -> Array:
 
 
 def _weights(
-    site: LatentAttentionSite, matrix: LinearMatrix, key: Trace, value: Trace, width: int
+    site: LatentAttentionSite, matrix: LinearMatrix, key: Trace, value: Trace, r: int
 ) -> LatentWeights:
+    width = matrix.weight.shape[1]
     rope_dims, factor = _rope_dims(site, key, width)
+    if len(rope_dims) != r:
+        raise NotLatentError(
+            "rope_mixed", f"the keys hold {len(rope_dims)} of {r} dims of k_pe", (site.core.first,)
+        )
     if np.any(value.source >= width):
         raise NotLatentError("rope_in_values", "the values depend on k_pe", (site.core.last,))
     nope_dims = tuple(dim for dim in range(key.source.shape[1]) if dim not in set(rope_dims))

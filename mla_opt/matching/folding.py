@@ -188,6 +188,9 @@ def _rows(graph: Graph, output: Value, data: Value) -> Array:
     (traced,) = trace(heads * width, run)
     if not traced.moved.all() or np.any(traced.factor != 1.0):
         raise FoldBlockedError("the output is scaled on its way to W_O", _maker(graph, data))
-    rows = np.empty(heads * width, dtype=np.int64)
-    rows[traced.source] = np.arange(heads * width)
+    order = np.arange(heads * width)
+    if not np.array_equal(np.sort(traced.source), order):
+        raise FoldBlockedError("some dims reach W_O twice or never", _maker(graph, data))
+    rows = np.empty_like(order)
+    rows[traced.source] = order
     return rows.reshape(heads, width)

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.exports import cache, exporters
+from tests.exports import cache, expanded_cache, exporters
 from tests.exports.spec import ExportSpec
 
 
@@ -19,9 +19,10 @@ def export_file(spec: ExportSpec) -> Path:
         # In this process: importing transformers takes as long as many an export.
         return cache.built_once(cache.path_of(spec), lambda path: exporters.export(spec, path))
     try:
-        return cache.exported(spec)
+        expanded_cache.interpreter()
     except LookupError as error:
         pytest.skip(str(error))
+    return cache.exported(spec)
 
 
 @pytest.fixture(scope="session")

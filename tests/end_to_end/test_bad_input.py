@@ -19,6 +19,8 @@ from tests.end_to_end.conftest import export_file
 from tests.exports.controls import exported_control
 from tests.exports.spec import ExportSpec
 
+#: Those that read a model; all read it the same way.
+COMMANDS = ("optimize", "inspect", "verify")
 #: prctl option and capability, from the kernel's headers.
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 
@@ -32,11 +34,12 @@ def check_refused(done: Done, *words: str) -> None:
         assert word in done.stderr
 
 
-def check_refuses(path: Path, *words: str) -> None:
-    """Every command refuses the file, names it, and leaves the folder as it was."""
+def check_refuses(path: Path, *words: str, commands: tuple[str, ...] = ("optimize",)) -> None:
+    """The file is refused, named, and the folder left as it was."""
     before = files(path.parent)
-    for arguments in (("optimize", path), ("inspect", path), ("verify", path, path)):
-        check_refused(command(*arguments), str(path), *words)
+    for name in commands:
+        models = (path, path) if name == "verify" else (path,)
+        check_refused(command(name, *models), str(path), *words)
     assert files(path.parent) == before
 
 
@@ -71,13 +74,13 @@ def test_not_onnx(tmp_path: Path, content: bytes, words: str) -> None:
 
 
 def test_missing(tmp_path: Path) -> None:
-    check_refuses(tmp_path / "model.onnx", "no such file")
+    check_refuses(tmp_path / "model.onnx", "no such file", commands=COMMANDS)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
 def test_truncated(copy: Path, share: float) -> None:
     os.truncate(copy, int(copy.stat().st_size * share))
-    check_refuses(copy, "damaged")
+    check_refuses(copy, "damaged", commands=COMMANDS if share == 0.5 else ("optimize",))
 
 
 def with_external_data(model: onnx.ModelProto, folder: Path) -> Path:

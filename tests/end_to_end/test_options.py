@@ -26,7 +26,6 @@ COMBINATIONS = [
     for each in itertools.product(TARGETS, ABSORB, CACHES, PREFILL)
     if not ("none" in each and "static:128" in each)
 ]
-PORTABLE_BUFFER = pytest.mark.xfail(strict=True, reason="the graph is not whole")
 #: Logits have a spread of about 2; measured: below 1e-5.
 TOLERANCE = 1e-4
 #: Above the crossover of 41 new tokens, so that `auto` takes both branches.
@@ -36,12 +35,8 @@ RUNS = ((2, 7, 2, 5), (1, LONG, 0, 2), (2, 1, 0, 3))
 Call = tuple[Feeds, np.ndarray]
 
 
-def marked(combination: tuple[str, ...]) -> Any:
-    target, _, cache, _ = combination
-    broken = target == "portable" and cache.startswith("static")
-    return pytest.param(
-        *combination, marks=[PORTABLE_BUFFER] if broken else [], id="-".join(combination)
-    )
+def named(combination: tuple[str, ...]) -> Any:
+    return pytest.param(*combination, id="-".join(combination))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +61,7 @@ def optimize(path: Path, target: str, absorb: str, cache: str, prefill: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("target", "absorb", "cache", "prefill"), [marked(each) for each in COMBINATIONS]
+    ("target", "absorb", "cache", "prefill"), [named(each) for each in COMBINATIONS]
 )
 def test_combination(
     plain: Path, truth: list[list[Call]], target: str, absorb: str, cache: str, prefill: str
@@ -107,11 +102,11 @@ def check_graph(model: onnx.ModelProto, target: str, cache: str) -> None:
 @pytest.mark.parametrize(
     ("target", "absorb", "cache", "prefill"),
     [
-        marked(("onnxruntime", "fold", "packed", "auto")),
-        marked(("portable", "fold-q", "keep", "absorbed")),
-        marked(("portable", "auto", "packed", "auto")),
-        marked(("onnxruntime", "fold-o", "static:128", "absorbed")),
-        marked(("onnxruntime", "none", "packed", "auto")),
+        named(("onnxruntime", "fold", "packed", "auto")),
+        named(("portable", "fold-q", "keep", "absorbed")),
+        named(("portable", "auto", "packed", "auto")),
+        named(("onnxruntime", "fold-o", "static:128", "absorbed")),
+        named(("onnxruntime", "none", "packed", "auto")),
     ],
 )
 def test_verification_follows(

@@ -111,7 +111,6 @@ def test_stored_tensors(pair: Pair) -> None:
     assert grown < size + 1000
 
 
-@pytest.mark.xfail(strict=True, reason="such an input has no size that anything could follow from")
 def test_an_input_with_a_symbol_of_its_own(plain: Path) -> None:
     """It says nothing of attention, and must not stand in the way of it either."""
     model = onnx.load(plain)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
+from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.matching.extraction import extract
+from mla_opt.matching.latent_region import NotLatentError
 from mla_opt.sites import LatentAttentionSite
 from tests.graphs.latent_block import Block, Tape
-from tests.passes.harness import EXTRACT, graph_of, run
+from tests.passes.harness import EXTRACT, graph_of, run, value
 
 
 def site(block: Block) -> LatentAttentionSite:
@@ -139,3 +144,49 @@ def test_geometry_is_read_off_the_graph():
     geometry = site(Block()).geometry
     assert str(geometry) == "H=3 N=8 R=4 V=6 C=12 Q=14 E=20"
     assert site(Block(q_lora=None, rope=0)).geometry.q_lora_rank is None
+
+
+# What the walk keeps from happening, and extraction would notice all the same
+
+
+def found(block: Block) -> tuple[OnnxGraph, LatentAttentionSite]:
+    graph = graph_of(block)
+    run(graph, "find_latent_attention")
+    return graph, graph.sites[0]
+
+
+def test_values_that_depend_on_the_shared_row():
+    graph, site = found(Block(core="fused", opset=23))
+    site.core = replace(site.core, value=site.core.key)
+    with pytest.raises(NotLatentError, match="the values depend on k_pe") as error:
+        extract(graph, site)
+    assert error.value.code == "rope_in_values"
+
+
+def test_a_row_whose_shape_is_unknown():
+    def kept(tape: Tape, row: str) -> str:
+        keep = tape.input("keep", ("S",), TensorProto.BOOL)
+        tape("Compress", row, keep, name="some_rows", axis=2)
+        return row
+
+    graph, site = found(Block(edits={"k_pe": kept}))
+    site.rope = value(graph.model, "some_rows")
+    with pytest.raises(NotLatentError, match="the shape of some_rows") as error:
+        extract(graph, site)
+    assert error.value.code == "unknown_shape"
+
+
+@pytest.mark.xfail(strict=True, reason="only what the heads hold is looked at")
+def test_half_of_the_shared_row_is_not_enough():
+    """The heads hold a part of what is cached: the rest would be cached for nothing."""
+
+    def first_half(tape: Tape, row: str) -> str:
+        return tape("Slice", row, tape.ints(0), tape.ints(2), tape.ints(3))
+
+    def shorter(tape: Tape, query: str) -> str:
+        return tape("Slice", query, tape.ints(0), tape.ints(10), tape.ints(3))
+
+    graph, site = found(Block(edits={"key_rope": first_half, "query": shorter}))
+    with pytest.raises(NotLatentError, match="the whole of k_pe") as error:
+        extract(graph, site)
+    assert error.value.code == "rope_mixed"

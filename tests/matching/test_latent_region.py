@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from onnx import TensorProto
 
+import mla_opt
 from mla_opt.errors import Refusal
 from mla_opt.graphs.onnx_graph import OnnxGraph
 from tests.graphs.latent_block import Block, Tape
@@ -89,24 +92,6 @@ def weight_as_input(tape: Tape, value: str) -> str:
     return tape.input("kv_weight", (block.latent, width))
 
 
-def rows_of_rank_2(tape: Tape, value: str) -> str:
-    """`[B T, C]`, multiplied as such."""
-    tape.rows = value
-    return tape("Reshape", value, tape.ints(-1, tape.block.latent))
-
-
-def rank_restored(tape: Tape, value: str) -> str:
-    sizes = [tape("Shape", tape.rows, start=axis, end=axis + 1) for axis in (0, 2)]
-    shape = tape("Concat", *sizes, tape.ints(-1), axis=0)
-    return tape("Reshape", value, shape)
-
-
-def merged_heads(tape: Tape, value: str) -> str:
-    """`[B H, T, D]` from `[B, H, T, D]`."""
-    shape = tape("Shape", value, start=2)
-    return tape("Reshape", value, tape("Concat", tape.ints(-1), shape, axis=0))
-
-
 def one_head(tape: Tape, value: str) -> str:
     return tape("Slice", value, tape.ints(0), tape.ints(1), tape.ints(1))
 
@@ -145,29 +130,41 @@ def turned_tokens(tape: Tape, value: str) -> str:
     return tape("Slice", value, *backwards)
 
 
-def computed_places(tape: Tape, value: str) -> str:
-    """Elements are written where an input says."""
-    places = tape.input("places", (1, 4), TensorProto.INT64)
-    update = tape("Slice", value, tape.ints(0), tape.ints(1), tape.ints(0))
-    update = tape("Slice", update, tape.ints(0), tape.ints(1), tape.ints(1))
-    update = tape("Slice", update, tape.ints(0), tape.ints(1), tape.ints(2))
-    first = tape("Reshape", update, tape.ints(-1))
-    first = tape("Slice", first, tape.ints(0), tape.ints(1), tape.ints(0))
-    return tape("ScatterND", value, places, first)
+def grown_by_heads(name: str) -> Any:
+    """A cache that has one more head, not more tokens."""
+
+    def grown(tape: Tape, value: str) -> str:
+        width = tape.block.value if name == "values" else tape.block.width
+        past = tape.input(f"past.0.{name}", ("B", 1, "S", width))
+        joined = tape("Concat", past, value, axis=1)
+        tape.output(joined, f"present.0.{name}", ("B", 1 + tape.block.heads, "S", width))
+        present = f"present.0.{name}"
+        return tape("Slice", present, tape.ints(1), tape.ints(99), tape.ints(1))
+
+    return grown
 
 
-def key_bias(tape: Tape, value: str) -> str:
-    block = tape.block
-    offset = tape.numbers("key_bias", block.heads * (block.nope + block.value))
-    return tape("Add", value, tape.stored(offset, tape.named("key_bias")))
+def window(tape: Tape, value: str) -> str:
+    """The last few tokens only."""
+    return tape("Slice", value, tape.ints(-9), tape.ints(2**31), tape.ints(2))
 
 
-def cached_on_heads(tape: Tape, value: str) -> str:
-    """Grows along the heads."""
-    past = tape.input("past.0.odd", ("B", 1, "S", tape.block.value))
-    joined = tape("Concat", past, value, axis=1)
-    tape.output(joined, "present.0.odd", ("B", None, "S", tape.block.value))
-    return tape("Slice", "present.0.odd", tape.ints(-3), tape.ints(2**31), tape.ints(1))
+def weight_of_rank_3(tape: Tape, value: str) -> str:
+    whole = tape.numbers("kv_b_proj.weight", 12, 42)
+    return tape.stored(whole[None], tape.named("kv_b_proj.stacked"))
+
+
+def tokens_first(tape: Tape, value: str) -> str:
+    """`[B, T, 1, C]`."""
+    return tape("Transpose", value, perm=[0, 2, 1, 3])
+
+
+def without_batch(tape: Tape, value: str) -> str:
+    return tape("Squeeze", value, tape.ints(0))
+
+
+def past_read_again(tape: Tape, value: str) -> str:
+    return tape("Add", value, tape("ReduceSum", "past.0.keys", keepdims=0))
 
 
 def joined_again(tape: Tape, value: str) -> str:
@@ -255,6 +252,20 @@ CASES = [
     Case("head_count", edited("values", one_head), ("MatMul", "MatMul")),
     Case("rope_mixed", edited("key", unrolled), ("MatMul",)),
     Case("rope_mixed", edited("key_rope", half_negated), ("MatMul",)),
+    Case(
+        "cache_axis",
+        Block(
+            cache="none",
+            bias=None,
+            edits={"key": grown_by_heads("keys"), "value": grown_by_heads("values")},
+        ),
+    ),
+    Case("cache_read_twice", edited("projected", past_read_again, cache="expanded")),
+    Case("not_every_row", Block(bias=None, edits={"keys": window, "values": window})),
+    Case("projection_not_a_matrix", edited("kv_weight", weight_of_rank_3), ("MatMul",)),
+    Case("latent_rank", edited("latent", tokens_first), ("MatMul",)),
+    Case("rank", edited("values", without_batch, batch=1)),
+    Case("unknown_shape", edited("latent", unknown, cache="none", bias=None)),
     Case("certificate_failed", edited("values", turned_tokens, cache="none", bias=None)),
 ]
 
@@ -337,3 +348,26 @@ def test_ordinary_attention_is_told_from_latent_attention():
 def test_ordinary_attention_is_told_apart_through_layout():
     (refusal,) = refusals(replace(ORDINARY, row_rank=4, edits={"c_kv": of_hidden}))
     assert refusal.code == "query_from_latent"
+
+
+def test_every_code_that_is_written_is_tested():
+    """A refusal that no test provokes is a promise that nothing keeps."""
+    written = set()
+    for folder in ("matching", "passes"):
+        for path in (Path(mla_opt.__file__).parent / folder).glob("*.py"):
+            text = path.read_text()
+            calls = re.findall(r"(?:NotLatentError\(|Refusal\(\s*[\w.]+,)\s*([^,]+),", text)
+            written.update(code for call in calls for code in re.findall(r'"([a-z_]+)"', call))
+            written.update(re.findall(r'code = "(\w+)"', text))
+    elsewhere = {
+        "query_from_latent",  # the last two tests here
+        "keys_not_from_latent",
+        "rope_in_values",  # test_extraction
+        "region_not_closed",  # test_extract_weights
+        "fold_blocked",  # test_choose_form
+        "cache_not_recognized",  # test_compress_cache
+        "inputs_not_understood",  # test_find_latent_attention
+        "k_pe",  # no code
+    }
+    assert written - elsewhere == {case.code for case in CASES} - elsewhere
+    assert len(written) > 20

@@ -110,6 +110,16 @@ def read_twice(tape, context):
     return context
 
 
+def doubled_by_index(tape, flat):
+    """Half of the heads' dims twice, the other half not at all."""
+    return tape("Gather", flat, tape.ints(*range(9), *range(9)), axis=2)
+
+
+def padded(tape, flat):
+    half = tape("Slice", flat, tape.ints(0), tape.ints(9), tape.ints(2))
+    return tape("Pad", half, tape.ints(0, 0, 0, 0, 0, 9))
+
+
 def capped(tape, flat):
     return tape("Tanh", flat)
 
@@ -127,13 +137,26 @@ BLOCKED = {
     "query cut in slices": ("fold-q", "query_parts", sliced, "not split off one projection"),
     "something before W_O": ("fold-o", "flat", capped, "between the output and W_O"),
     "a factor before W_O": ("fold-o", "flat", doubled, "between the output and W_O"),
+    "some dims twice": ("fold-o", "flat", doubled_by_index, "on its way to W_O"),
+    "some dims dropped": ("fold-o", "flat", padded, "on its way to W_O"),
     "a second reader": ("fold-o", "context", read_twice, "more than the projection reads"),
     "value bias": ("fold-o", None, None, "the values have a bias"),
     "one of both": ("fold", "flat", capped, "between the output and W_O"),
 }
 
 
-@pytest.mark.parametrize("case", BLOCKED)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case,
+            marks=[pytest.mark.xfail(strict=True, reason="taken for an order of all dims")]
+            if case == "some dims twice"
+            else [],
+        )
+        for case in BLOCKED
+    ],
+)
 def test_a_fold_that_is_not_possible_is_refused_and_the_site_kept_factored(case):
     form, point, edit, reason = BLOCKED[case]
     options = {

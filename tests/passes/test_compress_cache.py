@@ -107,12 +107,22 @@ def test_layers_that_share_a_cache_share_the_packed_one():
     assert first.latent is second.latent
 
 
-@pytest.mark.parametrize("cache", ["none", "packed"])
-def test_what_is_no_cache_of_two_halves_is_left(cache):
-    block = Block(cache=cache)
+@pytest.mark.parametrize(
+    ("options", "codes"),
+    [
+        ({"cache": "none"}, []),
+        ({"cache": "packed"}, ["cache_not_recognized"]),
+        ({"row_rank": 3}, ["cache_not_recognized"]),
+    ],
+)
+def test_what_is_no_cache_of_two_halves_is_left_and_told_of(options, codes):
+    block = Block(**options)
     graph = prepared(block)
-    run(graph, PACKED)
+    (result,) = run(graph, PACKED)
     assert lines(graph.model) == lines(build(block))
+    assert [refusal.code for refusal in result.refusals] == codes
+    (kept,) = run(graph, "compress_cache")
+    assert kept.refusals == ()
 
 
 def halved(tape, key):

@@ -4,7 +4,7 @@ import pytest
 
 from mla_opt.passes.find_latent_attention import FindLatentAttention
 from tests.graphs.latent_block import Block
-from tests.passes.harness import graph_of, lines, run
+from tests.passes.harness import graph_of, lines, run, value
 
 
 def found(block: Block, **options: object):
@@ -108,3 +108,21 @@ def test_equal_names_are_told_apart():
 def test_a_graph_without_attention_has_neither_sites_nor_refusals():
     graph, result = found(Block(layers=0))
     assert (graph.sites, result.matched, result.refusals) == ([], 0, ())
+
+
+def test_an_input_without_a_shape_is_a_refusal_and_no_failure():
+    graph = graph_of(Block(layers=2))
+    value(graph.model, "past.0.keys").shape = None
+    result = FindLatentAttention().run(graph)
+    assert graph.sites == []
+    assert [each.code for each in result.refusals] == ["inputs_not_understood"] * 2
+    assert "'past.0.keys' has no shape in the model" in result.refusals[0].reason
+
+
+def test_sizes_of_unrelated_inputs_do_not_matter():
+    def sized(tape, query):
+        tape.input("images", ("N", 5))
+        return query
+
+    graph, result = found(Block(edits={"query": sized}))
+    assert (len(graph.sites), result.refusals) == (1, ())
