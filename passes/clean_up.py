@@ -19,7 +19,9 @@ class CleanUp(Pass):
     name: ClassVar[str] = "clean_up"
 
     def run(self, graph: Graph) -> PassResult:
-        """Sort, prune, and settle how functions are called."""
+        """Sort, prune, and settle how functions are called; a model without a site stays as it is."""
+        if not graph.sites:
+            return PassResult()
         removed = graph.prune()
         graph.settle_functions()
         return PassResult(notes=(f"{removed} dead nodes removed",) if removed else ())
