@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 from tests.exports import cache, expanded_cache, exporters
 from tests.exports.spec import ExportSpec
 
