@@ -19,7 +19,7 @@ class CleanUp(Pass):
     name: ClassVar[str] = "clean_up"
 
     def run(self, graph: Graph) -> PassResult:
-        """Sort, prune, and settle how functions are called; a model without a site stays as it is."""
+        """Sort, prune, settle how functions are called; without a site, nothing."""
         if not graph.sites:
             return PassResult()
         removed = graph.prune()
