@@ -10,6 +10,7 @@ from mla_opt.errors import InputError, PassError, Refusal
 from mla_opt.options import Options
 from mla_opt.pipeline import Pass, PassResult, Pipeline
 from tests.graphs.latent_block import Block
+from tests.labels import label
 from tests.passes.harness import assert_generates_same, assert_same, check, graph_of
 
 
@@ -114,7 +115,7 @@ WHOLE = [
 ]
 
 
-@pytest.mark.parametrize(("block", "options"), WHOLE, ids=str)
+@pytest.mark.parametrize(("block", "options"), WHOLE, ids=label)
 def test_a_graph_is_valid_before_and_after_every_pass(block, options):
     block = Block(**block)
     graph = graph_of(block)
@@ -143,7 +144,7 @@ def test_a_graph_is_valid_before_and_after_every_pass(block, options):
         {"opset": 14},
         {"opset": 23, "core": "fused", "bias": None, "causal": True, "cache": "none"},
     ],
-    ids=str,
+    ids=label,
 )
 def test_sizes_types_and_versions(block):
     block = Block(**block)

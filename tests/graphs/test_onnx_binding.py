@@ -13,6 +13,7 @@ from mla_opt.errors import MlaOptError
 from mla_opt.graphs.onnx_binding import OnnxBinding, UnboundValueError
 from mla_opt.graphs.onnx_graph import OnnxGraph
 from tests.graphs.latent_block import Block, Tape, build, feeds
+from tests.labels import label
 from tests.passes.harness import compute, graph_of, value
 
 
@@ -227,7 +228,7 @@ def test_element_types_are_inferred():
         ({"batch": 3, "query_len": 4, "past_len": 8}, (3, 4, 8)),
         ({"cache": "none"}, (2, 4, 0)),
     ],
-    ids=str,
+    ids=label,
 )
 def test_fixed_sizes_win(options, sizes):
     graph = graph_of(Block(**options))

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.onnx_graph import OnnxGraph
+from tests.labels import label
 
 FLOAT, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
@@ -81,7 +82,7 @@ def kind(*args: Any, **attributes: Any) -> type:
         (("Pad", "x", "shape"), {}),
         (("Pad", "x", "shape", "zero"), {"mode": "constant"}),
     ],
-    ids=str,
+    ids=label,
 )
 def test_layout_moves_its_first_operand(inputs, attributes):
     found = read(*inputs, **attributes)
@@ -119,7 +120,7 @@ def test_repetition_and_filling():
         (("Div", "x", "two"), 0.5),
         (("Neg", "x"), -1.0),
     ],
-    ids=str,
+    ids=label,
 )
 def test_a_stored_number_scales(inputs, factor):
     found = read(*inputs)
@@ -141,7 +142,7 @@ def test_a_stored_number_scales(inputs, factor):
         ("MatMul", "weight", "x"),
         ("CumSum", "x", "index"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_what_no_walk_goes_through(inputs):
     assert kind(*inputs) is op.Opaque

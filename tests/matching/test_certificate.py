@@ -16,6 +16,7 @@ from mla_opt.matching.attention_core import BiasTerm
 from mla_opt.matching.certificate import certify
 from mla_opt.sites import LatentAttentionSite, LatentWeights
 from tests.graphs.latent_block import Block
+from tests.labels import label
 from tests.passes.harness import EXTRACT, graph_of, run
 
 VARIANTS: list[dict[str, Any]] = [
@@ -49,7 +50,7 @@ def _extracted(options: tuple[tuple[str, Any], ...]) -> OnnxGraph:
     return graph
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("options", VARIANTS, ids=label)
 def test_holds(options):
     graph, site = extracted(**options)
     certificate = certify(graph, site, site.weights)

@@ -14,6 +14,7 @@ from mla_opt.matching.extraction import extract
 from mla_opt.matching.latent_region import NotLatentError
 from mla_opt.sites import LatentAttentionSite
 from tests.graphs.latent_block import Block, Tape
+from tests.labels import label
 from tests.passes.harness import EXTRACT, graph_of, run, value
 
 
@@ -52,7 +53,7 @@ def written(block: Block) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         {"batch": 2, "query_len": 4, "past_len": 8},
         {"dtype": "float16"},
     ],
-    ids=str,
+    ids=label,
 )
 def test_matrices_are_those_written(options):
     block = Block(**options)

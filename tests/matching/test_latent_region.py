@@ -14,6 +14,7 @@ import mla_opt
 from mla_opt.errors import Refusal
 from mla_opt.graphs.onnx_graph import OnnxGraph
 from tests.graphs.latent_block import Block, Tape
+from tests.labels import label
 from tests.passes.harness import EXTRACT, graph_of, lines, run
 
 
@@ -325,7 +326,7 @@ def test_a_look_alike_is_refused(case):
         {"sink": True, "guarded": True},
         {"order": tuple(reversed(range(12)))},
     ],
-    ids=str,
+    ids=label,
 )
 def test_the_real_thing_is_not_refused(options):
     assert refusals(Block(**options)) == []

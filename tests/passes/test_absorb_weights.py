@@ -5,6 +5,7 @@ import pytest
 
 from mla_opt.errors import PassError
 from tests.graphs.latent_block import Block, build
+from tests.labels import label
 from tests.passes.harness import (
     EXTRACT,
     FIND,
@@ -189,7 +190,7 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "absorb"), NUMBERS, ids=str)
+@pytest.mark.parametrize(("options", "absorb"), NUMBERS, ids=label)
 def test_numbers(options, absorb):
     block = Block(**options)
     graph = absorbed(block, absorb)

@@ -6,6 +6,7 @@ import pytest
 from mla_opt.errors import PassError
 from mla_opt.passes.compress_cache import CompressCache
 from tests.graphs.latent_block import Block, feeds
+from tests.labels import label
 from tests.passes.harness import (
     assert_generates_same,
     assert_same,
@@ -154,7 +155,7 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize("options", NUMBERS, ids=str)
+@pytest.mark.parametrize("options", NUMBERS, ids=label)
 def test_numbers_on_both_sides(options):
     block = Block(**options)
     graph, _ = branched(block)
@@ -164,7 +165,7 @@ def test_numbers_on_both_sides(options):
 @pytest.mark.parametrize(
     ("options", "prefill"),
     [({}, "expanded"), ({"cache": "expanded"}, "expanded"), ({"layers": 2, "share": True}, "auto")],
-    ids=str,
+    ids=label,
 )
 def test_numbers_call_by_call(options, prefill):
     block = Block(**options)

@@ -7,7 +7,8 @@ from tests.passes.harness import graph_of, lines, prepared, run
 
 
 def cleaned(block: Block):
-    graph = graph_of(block)
+    """Clean up behind passes that found a site and have not rewritten anything yet."""
+    graph = prepared(block)
     (result,) = run(graph, "clean_up")
     return graph, result
 
@@ -23,6 +24,15 @@ def test_dead_nodes_and_their_stored_tensors_go():
     assert result.notes == ("3 dead nodes removed",)
     assert not any("dead" in name for name in graph.model.graph.initializers)
     assert not any(node.outputs[0].name == "dead_end" for node in graph.model.graph)
+
+
+def test_a_model_without_a_site_stays_as_it_is_dead_nodes_and_all():
+    block = Block(edits={"c_kv": dead, "value": lambda tape, x: tape("Tanh", x)})
+    graph = graph_of(block)
+    find, result = run(graph, "find_latent_attention", "clean_up")
+    assert len(find.refusals) == 1
+    assert result.notes == ()
+    assert lines(graph.model) == lines(build(block))
 
 
 def test_what_is_needed_stays_as_it_is():
@@ -43,7 +53,7 @@ def test_an_input_that_nothing_reads_stays():
 
 
 def test_metadata_and_opset_imports_stay():
-    graph = graph_of(Block())
+    graph = prepared(Block())
     graph.model.metadata_props["who"] = "someone"
     graph.model.opset_imports["never.used"] = 3
     run(graph, "clean_up")
@@ -52,7 +62,7 @@ def test_metadata_and_opset_imports_stay():
 
 
 def test_nodes_are_put_in_order():
-    graph = graph_of(Block())
+    graph = prepared(Block())
     nodes = list(graph.model.graph)
     graph.model.graph.remove(nodes[0])
     graph.model.graph.append(nodes[0])
@@ -77,7 +87,7 @@ def test_a_default_that_may_be_overridden_stays():
     info.type.tensor_type.elem_type = spare.data_type
     for size in spare.dims:
         info.type.tensor_type.shape.dim.add().dim_value = size
-    graph = graph_of(proto)
+    graph = prepared(proto)
     run(graph, "clean_up")
     assert "spare" in graph.model.graph.initializers
 

@@ -5,6 +5,7 @@ import pytest
 from mla_opt.errors import InputError, PassError
 from mla_opt.passes.compress_cache import CompressCache, packed_name
 from tests.graphs.latent_block import Block, build
+from tests.labels import label
 from tests.passes.harness import (
     FIND,
     assert_generates_same,
@@ -146,7 +147,7 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "options"), NUMBERS, ids=str)
+@pytest.mark.parametrize(("mode", "options"), NUMBERS, ids=label)
 def test_numbers_call_by_call(mode, options):
     block = Block(**options)
     graph = prepared(block)

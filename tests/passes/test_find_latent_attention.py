@@ -91,17 +91,17 @@ def test_refusals_and_sites_of_one_graph():
 def test_names_come_from_stored_tensors_or_else_are_numbers():
     block = Block(layers=2)
     graph = graph_of(block)
-    for number, value in enumerate(list(graph.model.graph.initializers.values())):
-        value.name = f"w{number}"
+    for number, stored in enumerate(list(graph.model.graph.initializers.values())):
+        stored.name = f"w{number}"
     run(graph, "find_latent_attention")
     assert [site.name for site in graph.sites] == ["attention.0", "attention.1"]
 
 
 def test_equal_names_are_told_apart():
     graph = graph_of(Block(layers=2))
-    for name, value in list(graph.model.graph.initializers.items()):
+    for name, stored in list(graph.model.graph.initializers.items()):
         if "layers.1" in name:
-            value.name = name.replace("layers.1", "layers.0") + "_again"
+            stored.name = name.replace("layers.1", "layers.0") + "_again"
     run(graph, "find_latent_attention")
     assert [site.name for site in graph.sites] == ["layers.0.self_attn", "layers.0.self_attn#2"]
 

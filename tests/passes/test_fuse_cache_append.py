@@ -5,6 +5,7 @@ import pytest
 from mla_opt.errors import PassError
 from mla_opt.passes.compress_cache import CompressCache
 from tests.graphs.latent_block import Block
+from tests.labels import label
 from tests.passes.harness import (
     assert_generates_same,
     assert_same,
@@ -99,7 +100,7 @@ def test_what_is_not_absorbed_is_left():
         ({"layers": 2, "share": True}, "packed", "fold-o"),
         ({"rope": 0, "bias": "boolean"}, "keep", "factored"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_numbers_call_by_call(options, mode, absorb):
     block = Block(**options)

@@ -6,6 +6,7 @@ import pytest
 from mla_opt.passes.compress_cache import CompressCache
 from mla_opt.passes.write_cache_in_place import WriteCacheInPlace
 from tests.graphs.latent_block import Block, build
+from tests.labels import label
 from tests.passes.harness import assert_generates_same, assert_same, lines, prepared, run
 
 FUSED = ("absorb_weights", "release_shapes", "fuse_cache_append", "add_prefill_branch")
@@ -56,7 +57,7 @@ def test_the_interface_is_kept():
         {"opset": 23, "core": "fused"},
         {"layers": 2, "share": True},
     ],
-    ids=str,
+    ids=label,
 )
 def test_numbers(options):
     block = Block(**options)

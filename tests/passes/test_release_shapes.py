@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tests.graphs.latent_block import Block
-from tests.passes.harness import assert_same, changed, kinds, lines, prepared, run, tree
+from tests.labels import label
+from tests.passes.harness import assert_same, changed, graph_of, kinds, lines, prepared, run, tree
 
 BEFORE = ("compress_cache", "absorb_weights")
 
@@ -53,7 +54,7 @@ def test_without_it_the_keys_would_still_be_made():
         {"past_len": 8},
         {"past_len": 8, "mask_from": "cache"},
     ],
-    ids=str,
+    ids=label,
 )
 def test_numbers_and_no_cycle_when_the_operator_appends(options):
     block = Block(bias="computed", **options)
@@ -126,4 +127,28 @@ def test_twice_changes_nothing_more():
     before = lines(graph.model)
     (result,) = run(graph, "release_shapes")
     assert result.rewritten == 0
+    assert lines(graph.model) == before
+
+
+def test_what_others_compute_only_for_its_shape_is_not_touched():
+    """A dead value that no attention made."""
+
+    def counted(tape, rows):
+        wasted = tape("Tanh", tape("MatMul", rows, tape.weight("wasted", 12, 5)))
+        size = tape("Cast", tape("Shape", wasted, start=2, end=3), to=1)
+        return tape("Mul", rows, size)
+
+    block = Block(bias="computed", edits={"c_kv": counted})
+    graph = prepared(block, *BEFORE)
+    (result,) = run(graph, "release_shapes")
+    assert (result.matched, result.rewritten) == (1, 1)
+    run(graph, "clean_up")
+    assert any(name.startswith("tanh") for name in shapes_read(graph))
+
+
+def test_a_model_without_a_site_is_left():
+    graph = graph_of(Block(bias="computed"))
+    before = lines(graph.model)
+    (result,) = run(graph, "release_shapes")
+    assert result.matched == 0
     assert lines(graph.model) == before

@@ -7,6 +7,7 @@ from mla_opt.errors import InputError, PassError
 from mla_opt.passes.compress_cache import CompressCache
 from mla_opt.passes.write_cache_in_place import WriteCacheInPlace
 from tests.graphs.latent_block import Block, build, feeds
+from tests.labels import label
 from tests.passes.harness import (
     assert_close,
     assert_generates_same,
@@ -80,7 +81,7 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize("options", NUMBERS, ids=str)
+@pytest.mark.parametrize("options", NUMBERS, ids=label)
 def test_numbers_call_by_call(options):
     block = Block(**options)
     graph, _ = written(block)
