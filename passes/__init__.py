@@ -68,6 +68,8 @@ def load(name: str) -> type[Pass]:
     Raises:
         InputError: there is no such pass; the message lists those there are.
     """
+    if name in BUILT_IN:
+        return _loader(name, BUILT_IN[name])()
     passes = available()
     if name not in passes:
         raise InputError(f"no pass is called {name!r}; there are {', '.join(passes)}")

@@ -116,7 +116,9 @@ def _weights(
     rope_dims, factor = _rope_dims(site, key, width)
     if len(rope_dims) != r:
         raise NotLatentError(
-            "rope_mixed", f"the keys hold {len(rope_dims)} of {r} dims of k_pe", (site.core.first,)
+            "rope_mixed",
+            f"the heads do not hold the whole of k_pe: {len(rope_dims)} of {r} dims",
+            (site.core.first,),
         )
     if np.any(value.source >= width):
         raise NotLatentError("rope_in_values", "the values depend on k_pe", (site.core.last,))

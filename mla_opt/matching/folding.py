@@ -190,7 +190,9 @@ def _rows(graph: Graph, output: Value, data: Value) -> Array:
         raise FoldBlockedError("the output is scaled on its way to W_O", _maker(graph, data))
     order = np.arange(heads * width)
     if not np.array_equal(np.sort(traced.source), order):
-        raise FoldBlockedError("some dims reach W_O twice or never", _maker(graph, data))
+        raise FoldBlockedError(
+            "dims of the output are lost or doubled on its way to W_O", _maker(graph, data)
+        )
     rows = np.empty_like(order)
     rows[traced.source] = order
     return rows.reshape(heads, width)

@@ -177,7 +177,6 @@ def test_a_row_whose_shape_is_unknown():
     assert error.value.code == "unknown_shape"
 
 
-@pytest.mark.xfail(strict=True, reason="only what the heads hold is looked at")
 def test_half_of_the_shared_row_is_not_enough():
     """The heads hold a part of what is cached: the rest would be cached for nothing."""
 

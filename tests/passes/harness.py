@@ -6,6 +6,7 @@ inference, and for names that are made once.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,6 +29,12 @@ FIND = ("find_latent_attention",)
 EXTRACT = (*FIND, "extract_weights")
 
 
+@functools.cache
+def kind_of(name: str) -> Any:
+    """The class of a pass; looking one up reads the metadata of all that is installed."""
+    return passes.load(name)
+
+
 def graph_of(source: Block | onnx.ModelProto | ir.Model) -> OnnxGraph:
     if isinstance(source, Block):
         source = build(source)
@@ -42,7 +49,7 @@ def run(graph: OnnxGraph, *steps: Step) -> list[PassResult]:
     checked: list[str] = []
     for step in (None, *steps):
         if step is not None:
-            each = passes.load(step)() if isinstance(step, str) else step
+            each = kind_of(step)() if isinstance(step, str) else step
             each.requires(graph)
             results.append(each.run(graph))
             each.ensures(graph)
@@ -58,7 +65,7 @@ def prepared(
 ) -> OnnxGraph:
     """A graph with its sites found, proved and decided on, then `steps`."""
     graph = graph_of(source)
-    choose = passes.load("choose_form")(absorb=absorb, prefill=prefill)
+    choose = kind_of("choose_form")(absorb=absorb, prefill=prefill)
     run(graph, *EXTRACT, choose, *steps)
     return graph
 

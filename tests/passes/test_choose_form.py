@@ -145,18 +145,7 @@ BLOCKED = {
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            case,
-            marks=[pytest.mark.xfail(strict=True, reason="taken for an order of all dims")]
-            if case == "some dims twice"
-            else [],
-        )
-        for case in BLOCKED
-    ],
-)
+@pytest.mark.parametrize("case", BLOCKED)
 def test_a_fold_that_is_not_possible_is_refused_and_the_site_kept_factored(case):
     form, point, edit, reason = BLOCKED[case]
     options = {
