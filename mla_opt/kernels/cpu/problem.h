@@ -1,0 +1,68 @@
+// What every part of the kernel needs to know of a problem, worked out once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "latent_attention.h"
+
+namespace mla_opt {
+
+using Problem = mla_opt_latent_attention;
+
+// Fills failure and returns false for a problem that cannot be computed. Reads past_len, nothing
+// else that a pointer leads to.
+bool check(const Problem& problem, mla_opt_failure& failure);
+
+inline int64_t row_width(const Problem& p) { return p.kv_lora_rank + p.rope_dim; }
+
+inline bool in_place(const Problem& p) { return p.past_len != nullptr; }
+
+inline bool writes_cache(const Problem& p) { return p.new_cache != nullptr; }
+
+// Rows of the new cache of one sequence.
+inline int64_t new_cache_len(const Problem& p) {
+  return in_place(p) ? p.cache_len : p.cache_len + p.new_len;
+}
+
+// Rows that a sequence may attend to, the new ones among them.
+inline int64_t valid_len(const Problem& p, int64_t sequence) {
+  return (in_place(p) ? p.past_len[sequence] : p.cache_len) + p.new_len;
+}
+
+// Queries are taken position by position, the heads of one position side by side: neighbouring
+// rows then share their mask. Row m is query position m / H of head m % H.
+inline int64_t query_rows(const Problem& p) { return p.query_len * p.heads; }
+
+// Elements before the query (or output) row m of a sequence, for rows of this width.
+inline int64_t query_offset(const Problem& p, int64_t sequence, int64_t m, int64_t width) {
+  const int64_t head = m % p.heads, position = m / p.heads;
+  return ((sequence * p.heads + head) * p.query_len + position) * width;
+}
+
+// The last key that query row m may see; -1 for none.
+inline int64_t last_key(const Problem& p, int64_t valid, int64_t m) {
+  if (!p.causal) return valid - 1;
+  const int64_t last = valid - p.query_len + m / p.heads;
+  return last < 0 ? -1 : last;
+}
+
+// Latent rows that lie one behind the other: keys first .. first + count of a sequence.
+struct Segment {
+  const char* c_kv;      // of key `first`
+  const char* k_pe;      // likewise; unused when R is 0
+  ptrdiff_t c_kv_stride; // elements from one row to the next
+  ptrdiff_t k_pe_stride;
+  int64_t first, count;
+  int32_t type;
+};
+
+// The rows of a sequence, in the order of their keys; new rows are read from where they were
+// written, so that what is attended to is what is kept.
+struct Segments {
+  Segment segment[2];
+  int count;
+};
+Segments segments(const Problem& problem, int64_t sequence);
+
+}  // namespace mla_opt

@@ -1,0 +1,30 @@
+// NEON: 32 registers of 4 floats.
+#include <math.h>
+
+#include "copy.h"
+#include "element.h"
+#include "tier.h"
+
+#if defined(__aarch64__)
+
+#define LANES 4
+#define SCORE_VECTORS 4
+#define SCORE_KEYS_WIDE 5
+#define SCORE_KEYS_ONE 16
+#define VALUE_VECTORS 4
+#define VALUE_ROWS 5
+
+namespace mla_opt {
+namespace neon {
+namespace {
+#include "flash.inl"
+
+bool runs_here() { return true; }
+}  // namespace
+
+extern const Tier tier = {"neon",     runs_here, LANES,  partial_stride, query_bytes,
+                          pack_query, attend,    finish};
+}  // namespace neon
+}  // namespace mla_opt
+
+#endif
