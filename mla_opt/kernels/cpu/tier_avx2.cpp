@@ -24,6 +24,8 @@
 namespace mla_opt {
 namespace avx2 {
 namespace {
+#include "vectors.inl"
+#include "products_fp32.inl"
 #include "flash.inl"
 
 bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }

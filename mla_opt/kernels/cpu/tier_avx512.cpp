@@ -25,6 +25,8 @@
 namespace mla_opt {
 namespace avx512 {
 namespace {
+#include "vectors.inl"
+#include "products_fp32.inl"
 #include "flash.inl"
 
 bool runs_here() {

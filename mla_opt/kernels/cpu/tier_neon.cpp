@@ -17,6 +17,8 @@
 namespace mla_opt {
 namespace neon {
 namespace {
+#include "vectors.inl"
+#include "products_fp32.inl"
 #include "flash.inl"
 
 bool runs_here() { return true; }

@@ -15,6 +15,8 @@
 namespace mla_opt {
 namespace portable {
 namespace {
+#include "vectors.inl"
+#include "products_fp32.inl"
 #include "flash.inl"
 
 bool runs_here() { return true; }

@@ -1,5 +1,5 @@
 // Vectors of LANES floats as the compiler's own vector types: one source for every instruction set.
-// Included by flash.inl, inside the namespace of a tier.
+// Included by each tier, inside its own namespace.
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
 typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
@@ -31,4 +31,45 @@ inline Vector exp2_nonpositive(Vector x) {
   const Integers exponent = reinterpret_cast<Integers>(shifted) << 23;
   const Vector scaled = reinterpret_cast<Vector>(reinterpret_cast<Integers>(power) + exponent);
   return x > lowest ? scaled : Vector{};
+}
+
+// Not the standard library's: templates of another namespace that are compiled for a tier's
+// instructions could become the copy that the linker keeps for everyone.
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
+inline void fill(float* to, int64_t count, float value) {
+  for (int64_t i = 0; i < count; ++i) to[i] = value;
+}
+template <int N>
+struct Size {
+  static constexpr int value = N;
+};
+
+// Rounded up to full vectors, and to full cache lines.
+inline int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+inline int64_t in_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+int64_t partial_stride(const Problem& p) { return padded(p.kv_lora_rank); }
+
+// The rows of the next block, brought nearer while this one is multiplied: the score tiles read
+// from many rows at once, too many streams for the processor to foresee.
+struct Ahead {
+  const char* at = nullptr;
+  const char* end = nullptr;
+
+  inline __attribute__((always_inline)) void fetch() {
+    if (at >= end) return;
+    __builtin_prefetch(at, 0, 2);
+    __builtin_prefetch(at + kLine, 0, 2);
+    at += 2 * kLine;
+  }
+
+  static constexpr int kLine = 64;
+};
+
+Ahead ahead_of(const Segment& rows, int64_t first, int64_t count) {
+  if (count <= 0) return {};
+  const auto size = static_cast<int64_t>(element_size(rows.type));
+  const char* start = rows.c_kv + (first - rows.first) * rows.c_kv_stride * size;
+  return {start, start + count * rows.c_kv_stride * size};
 }

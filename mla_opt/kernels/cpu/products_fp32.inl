@@ -1,0 +1,238 @@
+// Scores and weighted sums in float32, for rows of every type. Included by a tier that defines the
+// shape of the register tiles:
+//   SCORE_VECTORS    vectors of query rows a score tile has at most
+//   SCORE_KEYS_WIDE  keys it has when it has that many vectors
+//   SCORE_KEYS_ONE   keys it has with one vector
+//   VALUE_VECTORS    vectors of columns a value tile has at most
+//   VALUE_ROWS       query rows it has
+
+constexpr int kBlockKeys = 96;
+
+// ---- the query, packed
+// Vectors in the group of query rows that starts at vector `at` of `count`.
+inline int group_vectors(int64_t at, int64_t count) {
+  return count - at < SCORE_VECTORS ? 1 : SCORE_VECTORS;
+}
+
+size_t query_bytes(const Problem& p, int64_t rows) {
+  return static_cast<size_t>(padded(rows) * row_width(p)) * sizeof(float);
+}
+
+template <class T>
+void pack_rows(const Problem& p, const Tile& tile, float* packed) {
+  const int64_t width = row_width(p), vectors = padded(tile.count) / LANES;
+  const auto scale = static_cast<float>(p.scale);
+  for (int64_t at = 0; at < vectors;) {
+    const int group = group_vectors(at, vectors);
+    const int64_t lanes = group * LANES;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t row = at * LANES + lane;
+      float* to = packed + lane;
+      if (row < tile.count) {
+        const T* from = static_cast<const T*>(p.query) +
+                        query_offset(p, tile.sequence, tile.first + row, width);
+        for (int64_t d = 0; d < width; ++d) to[d * lanes] = scale * to_float(from[d]);
+      } else {
+        for (int64_t d = 0; d < width; ++d) to[d * lanes] = 0.0f;
+      }
+    }
+    packed += lanes * width;
+    at += group;
+  }
+}
+
+void pack_query(const Problem& p, const Tile& tile, void* packed) {
+  auto* to = static_cast<float*>(packed);
+  if (p.type == MLA_OPT_FLOAT32) return pack_rows<float>(p, tile, to);
+  if (p.type == MLA_OPT_FLOAT16) return pack_rows<Half>(p, tile, to);
+  return pack_rows<BFloat16>(p, tile, to);
+}
+
+// ---- latent rows
+// Keys as the register tiles read them; c_kv has full vectors behind every row's start.
+struct Block {
+  const float* c_kv;
+  const float* k_pe;
+  ptrdiff_t c_kv_stride, k_pe_stride;
+  int64_t first;
+  int keys;
+};
+
+template <class T>
+void widen(const T* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
+}
+
+// Rows of another type, or not of full vectors, as floats with zeros behind c_kv.
+template <class T>
+Block widened(const Problem& p, const Segment& rows, int64_t first, int keys, float* to) {
+  const int64_t rank = p.kv_lora_rank, stride = padded(rank) + p.rope_dim;
+  const auto* c_kv = reinterpret_cast<const T*>(rows.c_kv) + (first - rows.first) * rows.c_kv_stride;
+  const auto* k_pe = reinterpret_cast<const T*>(rows.k_pe) + (first - rows.first) * rows.k_pe_stride;
+  for (int key = 0; key < keys; ++key) {
+    float* row = to + key * stride;
+    widen(c_kv + key * rows.c_kv_stride, row, rank);
+    for (int64_t d = rank; d < padded(rank); ++d) row[d] = 0.0f;
+    if (p.rope_dim) widen(k_pe + key * rows.k_pe_stride, row + padded(rank), p.rope_dim);
+  }
+  return {to, to + padded(rank), stride, stride, first, keys};
+}
+
+int64_t block_floats(const Problem& p) {
+  return kBlockKeys * (padded(p.kv_lora_rank) + p.rope_dim);
+}
+
+inline bool read_in_place(const Problem& p, const Segment& rows) {
+  return rows.type == MLA_OPT_FLOAT32 && p.kv_lora_rank % LANES == 0;
+}
+
+Block block_of(const Problem& p, const Segment& rows, int64_t first, int keys, float* buffer) {
+  if (read_in_place(p, rows)) {
+    const int64_t row = first - rows.first;
+    return {reinterpret_cast<const float*>(rows.c_kv) + row * rows.c_kv_stride,
+            reinterpret_cast<const float*>(rows.k_pe) + row * rows.k_pe_stride,
+            rows.c_kv_stride, rows.k_pe_stride, first, keys};
+  }
+  if (rows.type == MLA_OPT_FLOAT32) return widened<float>(p, rows, first, keys, buffer);
+  if (rows.type == MLA_OPT_FLOAT16) return widened<Half>(p, rows, first, keys, buffer);
+  return widened<BFloat16>(p, rows, first, keys, buffer);
+}
+
+// ---- scores
+// Adds the products over `width` dims to a tile of KEYS keys and VECTORS vectors of query rows.
+template <int KEYS, int VECTORS, int STRIDE>
+inline __attribute__((always_inline)) void multiply(Vector (&tile)[KEYS][VECTORS], const float* rows,
+                                                    ptrdiff_t stride, const float* query,
+                                                    int64_t width) {
+  // A stride known to the compiler becomes part of the address, and saves a register per key.
+  const ptrdiff_t step = STRIDE ? STRIDE : stride;
+  for (int64_t d = 0; d < width; ++d) {
+    Vector q[VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) q[v] = load(query + (d * VECTORS + v) * LANES);
+#pragma GCC unroll 32
+    for (int k = 0; k < KEYS; ++k) {
+      const Vector key = broadcast(rows[k * step + d]);
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) tile[k][v] += key * q[v];
+    }
+  }
+}
+
+template <int KEYS, int VECTORS, int STRIDE>
+void score_tile(const Problem& p, const Block& block, int key, const float* query, float* scores,
+                int64_t score_stride) {
+  Vector tile[KEYS][VECTORS] = {};
+  multiply<KEYS, VECTORS, STRIDE>(tile, block.c_kv + key * block.c_kv_stride, block.c_kv_stride,
+                                  query, p.kv_lora_rank);
+  if (p.rope_dim)
+    multiply<KEYS, VECTORS, STRIDE>(tile, block.k_pe + key * block.k_pe_stride, block.k_pe_stride,
+                                    query + p.kv_lora_rank * VECTORS * LANES, p.rope_dim);
+#pragma GCC unroll 32
+  for (int k = 0; k < KEYS; ++k)
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) store(scores + (key + k) * score_stride + v * LANES, tile[k][v]);
+}
+
+template <int KEYS, int VECTORS, int STRIDE>
+void score_keys(const Problem& p, const Block& block, const float* query, float* scores,
+                int64_t score_stride) {
+  int key = 0;
+  for (; key + KEYS <= block.keys; key += KEYS)
+    score_tile<KEYS, VECTORS, STRIDE>(p, block, key, query, scores, score_stride);
+  for (; key + 4 <= block.keys; key += 4)
+    score_tile<4, VECTORS, STRIDE>(p, block, key, query, scores, score_stride);
+  for (; key < block.keys; ++key)
+    score_tile<1, VECTORS, STRIDE>(p, block, key, query, scores, score_stride);
+}
+
+template <int STRIDE>
+void score_block(const Problem& p, const Block& block, const float* query, int64_t vectors,
+                 float* scores) {
+  const int64_t stride = vectors * LANES;
+  for (int64_t at = 0; at < vectors;) {
+    const int group = group_vectors(at, vectors);
+    float* to = scores + at * LANES;
+    if (group == SCORE_VECTORS)
+      score_keys<SCORE_KEYS_WIDE, SCORE_VECTORS, STRIDE>(p, block, query, to, stride);
+    else
+      score_keys<SCORE_KEYS_ONE, 1, STRIDE>(p, block, query, to, stride);
+    query += group * LANES * row_width(p);
+    at += group;
+  }
+}
+
+// Rows of the widths in use get addresses of their own.
+void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
+           float* scores) {
+  const auto* query = static_cast<const float*>(packed);
+  const bool joined = block.c_kv_stride == block.k_pe_stride || p.rope_dim == 0;
+  if (joined && block.c_kv_stride == 576) return score_block<576>(p, block, query, vectors, scores);
+  if (joined && block.c_kv_stride == 512) return score_block<512>(p, block, query, vectors, scores);
+  if (joined && block.c_kv_stride == 288) return score_block<288>(p, block, query, vectors, scores);
+  return score_block<0>(p, block, query, vectors, scores);
+}
+
+// ---- weighted sums of the rows
+template <int ROWS, int VECTORS>
+void value_tile(const Block& block, const float* probabilities, int64_t probability_stride,
+                const float* keep, int64_t column, float* output, int64_t output_stride,
+                Ahead& ahead) {
+  Vector tile[ROWS][VECTORS];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v)
+      tile[r][v] = load(output + r * output_stride + column + v * LANES) * keep[r];
+  const float* values = block.c_kv + column;
+  for (int key = 0; key < block.keys; ++key) {
+    ahead.fetch();
+    Vector value[VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) value[v] = load(values + v * LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const Vector probability = broadcast(probabilities[r]);
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) tile[r][v] += probability * value[v];
+    }
+    values += block.c_kv_stride;
+    probabilities += probability_stride;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) store(output + r * output_stride + column + v * LANES, tile[r][v]);
+}
+
+template <int VECTORS>
+void value_columns(const Block& block, const float* probabilities, int64_t probability_stride,
+                   const float* keep, int64_t rows, int64_t column, float* output,
+                   int64_t output_stride, Ahead& ahead) {
+  int64_t row = 0;
+  const auto tile = [&](auto size) {
+    for (; row + size.value <= rows; row += size.value)
+      value_tile<size.value, VECTORS>(block, probabilities + row, probability_stride, keep + row,
+                                      column, output + row * output_stride, output_stride, ahead);
+  };
+  tile(Size<VALUE_ROWS>{});
+  if (VALUE_ROWS > 4) tile(Size<4>{});
+  if (VALUE_ROWS > 2) tile(Size<2>{});
+  tile(Size<1>{});
+}
+
+// Columns outermost: a strip of the block then stays in the first-level cache for all rows.
+void add_values(const Problem& p, const Block& block, const float* probabilities,
+                int64_t probability_stride, const float* keep, int64_t rows, float* output,
+                float* /*buffer*/, Ahead& ahead) {
+  int64_t column = 0;
+  const int64_t stride = padded(p.kv_lora_rank);
+  for (; column + VALUE_VECTORS * LANES <= stride; column += VALUE_VECTORS * LANES)
+    value_columns<VALUE_VECTORS>(block, probabilities, probability_stride, keep, rows, column,
+                                 output, stride, ahead);
+  for (; column < stride; column += LANES)
+    value_columns<1>(block, probabilities, probability_stride, keep, rows, column, output, stride, ahead);
+}
+
+// Columns are where they belong.
+void settle(const Problem&, float*, int64_t) {}
