@@ -19,7 +19,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import figures, machine, models
+from mla_opt.benchmarking import machine
+from tests.benchmarks import figures, models, runner
 from tests.benchmarks.sections import SECTIONS, Bench
 from tests.benchmarks.sheet import figure_sheet
 from tests.benchmarks.suite import FULL, QUICK
@@ -103,7 +104,9 @@ def main(arguments: Sequence[str]) -> int:
         log.print(f"{time.perf_counter() - start:7.1f} s  {line}", markup=False, highlight=False)
 
     say(f"models are kept in {models.cache_folder()}")
-    bench = Bench(QUICK if options.quick else FULL, machine.measure(options.quick), say)
+    bench = Bench(
+        QUICK if options.quick else FULL, machine.measure(runner.THREADS, options.quick), say
+    )
     for name, section in SECTIONS.items():
         if not options.only or name in options.only:
             section(bench)

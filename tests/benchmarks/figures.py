@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mla_opt.benchmarking.machine import Machine
+from mla_opt.benchmarking.turns import Timing
 from tests.benchmarks.dims import Dims
-from tests.benchmarks.machine import Machine
-from tests.benchmarks.runner import Case, Timing
+from tests.benchmarks.runner import Case
 
 #: Variants, by what tables call them. The first is what the others are compared with.
 ORIGINAL, CLEAN, CLEAN_BY_HAND = "original", "clean", "clean by hand"

@@ -17,7 +17,7 @@ from typing import Any
 
 import onnx_ir
 
-from tests.benchmarks.worker import memory, reset_peak
+from mla_opt.benchmarking.memory import memory, reset_peak
 
 #: Initializers below this stay inside the file.
 SMALL = 1024

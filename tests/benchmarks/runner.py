@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from mla_opt.benchmarking import turns
+from mla_opt.benchmarking.process import WorkerProcess
+from mla_opt.benchmarking.turns import Timing
+
 THREADS = 2
-PAUSE = 0.05
-#: A step that takes longer than this is warmed up once instead of twice.
-LONG_MS = 500.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,83 +38,10 @@ class Case:
     only: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """What one variant took in one case."""
-
-    samples_ms: tuple[float, ...]
-    loaded_mb: float
-    beyond_mb: float
-    error: float | None
-
-    @property
-    def best(self) -> float:
-        """The fastest step."""
-        return min(self.samples_ms)
-
-    @property
-    def median(self) -> float:
-        """The median step."""
-        return statistics.median(self.samples_ms)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready summary."""
-        return {
-            "min_ms": self.best,
-            "median_ms": self.median,
-            "n": len(self.samples_ms),
-            "loaded_mb": self.loaded_mb,
-            "beyond_loaded_mb": self.beyond_mb,
-            "logits_error": self.error,
-        }
-
-
-class Process:
-    """A `worker` and the pipe to it."""
-
-    def __init__(self, model: Path, threads: int = THREADS):
-        command = [sys.executable, "-m", "tests.benchmarks.worker", str(model), str(threads)]
-        root = Path(__file__).parents[2]
-        self.process = subprocess.Popen(
-            command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.model = model
-        self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """The next line that the worker writes."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the worker of {self.model.name} ended, exit {self.process.wait()}")
-        return dict(json.loads(line))
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """One request and its answer."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def step(self) -> float:
-        """Milliseconds of one step."""
-        return float(self.ask("step")["ms"])
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def turn(process: Process, turn_ms: float) -> list[float]:
-    """Steps of one variant until `turn_ms` have gone."""
-    samples = [process.step()]
-    while sum(samples) + samples[-1] < turn_ms:
-        samples.append(process.step())
-    return samples
+def process(name: str, model: Path) -> WorkerProcess:
+    """A `worker` of one model."""
+    arguments = [str(model), str(THREADS)]
+    return WorkerProcess(name, "tests.benchmarks.worker", arguments, Path(__file__).parents[2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +62,12 @@ class Start:
         return float(abs(self.logits - reference.logits).max() / reference.logits.std())
 
 
-def warm_up(process: Process, case: Case) -> Start:
+def warm_up(process: WorkerProcess, case: Case) -> Start:
     """Set up, and discard the first steps."""
     setup = process.ask("setup", past=case.past, new=case.new, feed_back=case.new == 1)
     first = process.step()
     logits = np.array(process.ask("logits")["logits"])
-    if first < LONG_MS:
-        process.step()
+    turns.warm_up(process, first)
     return Start(float(setup["loaded_mb"]), setup["states"], logits)
 
 
@@ -153,13 +75,9 @@ def measure(case: Case, models: Mapping[str, Path]) -> dict[str, Timing]:
     """Run one case; the first model is the reference that the others' logits are compared with."""
     chosen = {k: v for k, v in models.items() if not case.only or k in case.only}
     with ExitStack() as stack:
-        workers = {k: stack.enter_context(Process(v)) for k, v in chosen.items()}
+        workers = {k: stack.enter_context(process(k, v)) for k, v in chosen.items()}
         warm = {k: warm_up(worker, case) for k, worker in workers.items()}
-        samples: dict[str, list[float]] = {k: [] for k in workers}
-        for _ in range(case.rounds):
-            for name, worker in workers.items():
-                time.sleep(PAUSE)
-                samples[name] += turn(worker, case.turn_ms)
+        samples = turns.take_turns(workers, case.rounds, case.turn_ms)
         peaks = {k: worker.ask("peak")["beyond_mb"] for k, worker in workers.items()}
     reference = next(iter(warm.values()))
     return {

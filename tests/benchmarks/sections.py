@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mla_opt.benchmarking.machine import Machine
+from mla_opt.benchmarking.turns import Timing
 from tests.benchmarks import figures, models, optimize_time, runner, suite
 from tests.benchmarks.dims import Dims
 from tests.benchmarks.figures import Figure
-from tests.benchmarks.machine import Machine
-from tests.benchmarks.runner import Case, Timing
+from tests.benchmarks.runner import Case
 from tests.benchmarks.sheet import Sheet, depth_sheet, timing_sheet
 from tests.benchmarks.suite import Suite
 

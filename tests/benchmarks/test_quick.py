@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from mla_opt.benchmarking.turns import Timing
 from tests.benchmarks import figures, models, optimize_time
 from tests.benchmarks.optimize_time import Depth, Run
-from tests.benchmarks.runner import Timing
 from tests.benchmarks.sections import SECTIONS
 
 pytest.importorskip("torch")

@@ -10,30 +10,18 @@ nothing is copied to or from NumPy in the timed region, and present caches go ba
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from mla_opt.benchmarking.memory import memory, reset_peak
+from mla_opt.benchmarking.serving import serve
+
 TOKENS = ("input_ids", "attention_mask", "position_ids")
-
-
-def memory(field: str) -> float:
-    """`VmRSS` or `VmHWM` of this process in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise KeyError(field)
-
-
-def reset_peak() -> None:
-    """Make `VmHWM` start again from what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def session(path: str, threads: int) -> ort.InferenceSession:
@@ -128,15 +116,5 @@ class Worker:
         return {"beyond_mb": peak - self.loaded_mb, "peak_mb": peak}
 
 
-def main(path: str, threads: int) -> None:
-    """Serve requests until standard input ends."""
-    worker = Worker(path, threads)
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer = getattr(worker, request.pop("do"))(**request)
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    serve(lambda: Worker(sys.argv[1], int(sys.argv[2])))

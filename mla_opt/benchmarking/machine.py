@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,20 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from tests.benchmarks.runner import THREADS
-
 REPEATS = 8
+#: Edge of the measured product, and megabytes of the array that is read.
+SIZE, MEGABYTES = 2048, 512
+QUICK_SIZE, QUICK_MEGABYTES = 256, 16
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine, by name and by measurement."""
+    """The machine, by name and by measurement.
+
+    Attributes:
+        gemm_gflops: 10^9 fp32 operations per second, as `gemm_by` measured them.
+        read_gbps: 10^9 bytes per second read from main memory by all threads together.
+    """
 
     cpu: str
     cores: int
@@ -32,6 +38,7 @@ class Machine:
     threads: int
     gemm_gflops: float
     read_gbps: float
+    gemm_by: str = ""
 
 
 def cpu_model() -> str:
@@ -55,8 +62,8 @@ def best_seconds(work: Callable[[], object]) -> float:
     return min(spent)
 
 
-def gemm_gflops(size: int) -> float:
-    """Rate of ONNX Runtime's own square MatMul: about 90 % of the FMA units."""
+def gemm_gflops(size: int, threads: int) -> float:
+    """Rate of ONNX Runtime's own square fp32 MatMul: about 90 % of the FMA units."""
     info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [size, size]) for n in "abc"]
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["a", "b"], ["c"])], "g", info[:2], info[2:]
@@ -64,7 +71,7 @@ def gemm_gflops(size: int) -> float:
     imports = [helper.make_opsetid("", 21)]
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=imports, ir_version=10)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -72,30 +79,31 @@ def gemm_gflops(size: int) -> float:
     return 2 * size**3 / best_seconds(lambda: session.run(None, feeds)) / 1e9
 
 
-def read_gbps(megabytes: int) -> float:
+def read_gbps(megabytes: int, threads: int) -> float:
     """Rate at which the threads together read memory that is in no cache."""
-    halves = np.array_split(np.ones(megabytes << 18, np.float32), THREADS)
+    parts = np.array_split(np.ones(megabytes << 18, np.float32), threads)
 
     def read() -> None:
-        threads = [threading.Thread(target=half.max) for half in halves]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        readers = [threading.Thread(target=part.max) for part in parts]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
 
     return megabytes * 2**20 / best_seconds(read) / 1e9
 
 
-def measure(quick: bool = False) -> Machine:
-    """Describe and measure this machine."""
+def measure(threads: int, quick: bool = False) -> Machine:
+    """Describe and measure this machine; `quick` measures too little to be quoted."""
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Machine(
-        cpu_model(),
-        os.cpu_count() or 1,
-        round(pages / 2**30, 1),
-        f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        ort.__version__,
-        THREADS,
-        gemm_gflops(256 if quick else 2048),
-        read_gbps(16 if quick else 512),
+        cpu=cpu_model(),
+        cores=os.cpu_count() or 1,
+        memory_gb=round(pages / 2**30, 1),
+        system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        onnxruntime=ort.__version__,
+        threads=threads,
+        gemm_gflops=gemm_gflops(QUICK_SIZE if quick else SIZE, threads),
+        read_gbps=read_gbps(QUICK_MEGABYTES if quick else MEGABYTES, threads),
+        gemm_by="an fp32 MatMul of ONNX Runtime",
     )

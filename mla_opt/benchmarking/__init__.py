@@ -1,0 +1,1 @@
+"""Timing models against each other: in turns, each in its own process, their outputs compared."""
