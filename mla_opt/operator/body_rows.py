@@ -5,7 +5,8 @@
     split       the same, for the c_kv and the k_pe columns apart
     one source  rows = latent, or cache                       no new_cache
 
-Before TensorScatter (opset 24) the buffer is written with ScatterND.
+Before TensorScatter (opset 24) the buffer is written with ScatterND. Narrow caches take new rows
+rounded to their type, and are read as the query's.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ TENSOR_SCATTER_SINCE = 24
 class Rows:
     """Latent rows [B, 1, T, ...] to attend to.
 
-    ``parts`` are the packed rows, or their c_kv and k_pe columns when split. ``valid`` [B] int64
-    counts the rows that hold something; None: all.
+    ``parts`` are the packed rows, or their c_kv and k_pe columns when split, in the query's type;
+    ``stored`` are the same as the cache keeps them. ``valid`` [B] int64 counts the rows that hold
+    something; None: all.
     """
 
     parts: tuple[ir.Value, ...]
+    stored: tuple[ir.Value, ...]
     valid: ir.Value | None = None
 
     @property
@@ -40,18 +43,33 @@ class Rows:
 
 def store_rows(tape: BodyTape, signature: Signature, inputs: Mapping[str, ir.Value]) -> Rows:
     """Record what makes the rows that the queries attend to, the new ones included."""
+    past_len = valid = _past_len(tape, signature, inputs)
+    if past_len is not None and signature.has_latent:
+        valid = tape.op("Add", past_len, tape.size(inputs["latent"], 2))
+    stored = _stored(tape, signature, inputs, past_len)
+    parts = tuple(tape.like_query(part) for part in stored) if signature.narrow else stored
+    return Rows(parts, stored, valid)
+
+
+def _stored(
+    tape: BodyTape,
+    signature: Signature,
+    inputs: Mapping[str, ir.Value],
+    past_len: ir.Value | None,
+) -> tuple[ir.Value, ...]:
+    """Return the rows in the type and the layout of the cache."""
     if not signature.has_cache:
-        return Rows((inputs["latent"],))
+        return (inputs["latent"],)
     names = ("cache", "rope_cache") if signature.split else ("cache",)
     past = tuple(inputs[name] for name in names)
-    past_len = _past_len(tape, signature, inputs)
     if not signature.has_latent:
-        return Rows(past, past_len)
+        return past
     new = _parts(tape, signature, inputs["latent"])
+    if signature.narrow:
+        new = tuple(tape.like(rows, past[0]) for rows in new)
     if past_len is None:
-        return Rows(tuple(tape.op("Concat", a, b, axis=2) for a, b in zip(past, new)))
-    valid = tape.op("Add", past_len, tape.size(inputs["latent"], 2))
-    return Rows(_write(tape, past, new, past_len), valid)
+        return tuple(tape.op("Concat", a, b, axis=2) for a, b in zip(past, new))
+    return _write(tape, past, new, past_len)
 
 
 def _past_len(

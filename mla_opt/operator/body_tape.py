@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from mla_opt.errors import InputError
+
 CAST_LIKE_SINCE = 15
 REDUCE_AXES_INPUT_SINCE = 18
 
@@ -85,6 +87,19 @@ class BodyTape:
         if self.opset_version < CAST_LIKE_SINCE:
             return self.op("Cast", value, to=int(self._element_type))
         return self.op("CastLike", value, self._query)
+
+    def like(self, value: ir.Value, other: ir.Value) -> ir.Value:
+        """Convert to the element type of ``other``.
+
+        Raises:
+            InputError: the opset has no operator that could do it without knowing the type.
+        """
+        if self.opset_version < CAST_LIKE_SINCE:
+            raise InputError(
+                f"a cache of another type than the query needs opset {CAST_LIKE_SINCE};"
+                f" the model has {self.opset_version}"
+            )
+        return self.op("CastLike", value, other)
 
     def size(self, value: ir.Value, axis: int) -> ir.Value:
         """Return one dimension as a scalar."""

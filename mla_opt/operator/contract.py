@@ -31,6 +31,9 @@ The new caches have the buffer's shape and may share its memory. Without ``laten
 ``past_len[b]`` counts the rows that another attention has already written. Rows that are not valid
 take no part, but must be finite.
 
+*Narrow* (the caches are float16 or bfloat16, everything else is float32): new rows are rounded to
+the caches' type, and what the queries attend to are the rounded rows.
+
 ``output = softmax(scale * query @ rows^T + bias [, sink]) @ c_kv``, over the columns that are
 valid, that a boolean bias allows and, when ``causal`` is 1, that query row i may see: those at or
 before ``valid - S + i`` (aligned bottom right; per sequence when in place). A query row that may
@@ -82,6 +85,7 @@ class Signature:
     bias: BiasKind = "none"
     sink: bool = False
     causal: bool = False
+    narrow: bool = False
 
     def __post_init__(self) -> None:
         if self.bias not in get_args(BiasKind):
@@ -92,6 +96,8 @@ class Signature:
             raise InputError(f"{OP_TYPE}: past_len is given without the cache it counts rows of")
         if self.split and not self.has_cache:
             raise InputError(f"{OP_TYPE}: rope_cache is given without cache, its other half")
+        if self.narrow and not self.has_cache:
+            raise InputError(f"{OP_TYPE}: no cache is given whose type could be a narrower one")
 
     @property
     def writes_cache(self) -> bool:
@@ -141,6 +147,7 @@ class Signature:
             (self.bias != "none", self.bias),
             (self.sink, "sink"),
             (self.causal, "causal"),
+            (self.narrow, "narrow"),
         )
         return "_".join(word for present, word in parts if present)
 

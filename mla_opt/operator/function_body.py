@@ -59,7 +59,7 @@ def function_body(
     tape = BodyTape(inputs["query"], opset_version, element_type)
     rows = store_rows(tape, signature, inputs)
     output = _attend(tape, signature, inputs, rows, adaptive)
-    outputs = (output, *rows.parts) if signature.writes_cache else (output,)
+    outputs = (output, *rows.stored) if signature.writes_cache else (output,)
     for name, value in zip(signature.outputs, outputs):
         value.name = name
     graph = ir.Graph(

@@ -50,13 +50,20 @@ def latent_attention(
     _check_sources(query, latent, cache, rope_cache, kv_lora_rank)
     _check_past_len(query, latent, cache, past_len)
     past = _packed(cache, rope_cache)
-    seen, updated = _store(query.shape[0], latent, past, past_len)
+    seen, updated = _store(query.shape[0], _rounded(latent, cache), past, past_len)
     _check_sink(query, sink)
     scores = scale * (query.astype(np.float64) @ seen.rows[:, None].swapaxes(-1, -2))
     scores = scores + _bias(bias, scores.shape)
     scores = np.where(_allowed(scores.shape, seen.valid, causal), scores, -np.inf)
     output = _softmax(scores, sink) @ seen.rows[:, None, :, :kv_lora_rank]
     return LatentAttentionOutputs(output, *_unpacked(updated, rope_cache, kv_lora_rank))
+
+
+def _rounded(latent: AnyArray | None, cache: AnyArray | None) -> AnyArray | None:
+    """Return the new rows as a cache of 16 bits would keep them."""
+    if latent is None or cache is None or cache.dtype.itemsize >= latent.dtype.itemsize:
+        return latent
+    return latent.astype(cache.dtype)
 
 
 def _packed(cache: AnyArray | None, rope_cache: AnyArray | None) -> Array | None:

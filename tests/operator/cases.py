@@ -45,6 +45,15 @@ REDUCED_SIGNATURES = [
     Signature(has_latent=False, has_cache=True, in_place=True, bias="boolean"),
 ]
 
+# A float32 query on a cache of 16 bits.
+NARROW_SIGNATURES = [
+    Signature(has_cache=True, narrow=True, causal=True),
+    Signature(has_cache=True, split=True, narrow=True, bias="additive"),
+    Signature(has_cache=True, in_place=True, narrow=True, sink=True, causal=True),
+    Signature(has_cache=True, in_place=True, split=True, narrow=True, bias="boolean"),
+    Signature(has_latent=False, has_cache=True, narrow=True),
+]
+
 
 def name(signature: Signature) -> str:
     return signature.overload
@@ -57,25 +66,30 @@ def operands(
     past: int = PAST,
     rope: int = ROPE,
     dtype: Any = np.float32,
+    cache_dtype: Any = None,
     seed: int = 0,
 ) -> Feeds:
-    """Random operands; in place, the sequences are 0, past // 2 and past rows long."""
+    """Random operands; in place, the sequences are 0, past // 2 and past rows long.
+
+    The caches have ``cache_dtype``; without it float16 if the signature is narrow, else ``dtype``.
+    """
     random = np.random.default_rng(seed)
 
     def normal(*shape: int) -> np.ndarray:
         return random.standard_normal(shape).astype(dtype)
 
+    kept = cache_dtype or (np.float16 if signature.narrow else dtype)
     new = query_len if signature.has_latent else 0
     rows = past + new if signature.in_place else past
     total = rows if signature.in_place else new + (past if signature.has_cache else 0)
     feeds = {
         "query": normal(BATCH, HEADS, query_len, RANK + rope),
         "latent": normal(BATCH, 1, query_len, RANK + rope),
-        "cache": normal(BATCH, 1, rows, RANK + (0 if signature.split else rope)),
+        "cache": normal(BATCH, 1, rows, RANK + (0 if signature.split else rope)).astype(kept),
         "past_len": np.array([0, past // 2, past], np.int32),
         "bias": _bias(signature, random, (BATCH, 1, query_len, total), dtype),
         "sink": normal(HEADS),
-        "rope_cache": normal(BATCH, 1, rows, rope),
+        "rope_cache": normal(BATCH, 1, rows, rope).astype(kept),
     }
     return {key: feeds[key] for key in signature.inputs}
 
@@ -106,8 +120,11 @@ def model(
     body = function_body(
         signature, opset, signature.overload, element_type=element, adaptive=adaptive
     )
-    inputs = {key: _symbolic(key, feed, element) for key, feed in feeds.items()}
-    outputs = [_output(key, element) for key in signature.outputs]
+    kinds = {key: _kind(key, feed, element, signature) for key, feed in feeds.items()}
+    inputs = {key: _symbolic(key, feed, kinds[key]) for key, feed in feeds.items()}
+    outputs = [
+        _output(key, kinds.get(key.removeprefix("new_"), element)) for key in signature.outputs
+    ]
     node = ir.Node(
         DOMAIN,
         OP_TYPE,
@@ -123,10 +140,16 @@ def model(
     return ir.serde.serialize_model(ir.Model(graph, ir_version=10, functions=[body]))
 
 
-def _symbolic(key: str, feed: np.ndarray, element: ir.DataType) -> ir.Value:
-    """An input of the rank of its feed; floating-point ones have the model's element type."""
-    floating = np.issubdtype(feed.dtype, np.floating)
-    kind = element if floating else ir.DataType.from_numpy(feed.dtype)
+def _kind(key: str, feed: np.ndarray, element: ir.DataType, signature: Signature) -> ir.DataType:
+    """Floating-point operands have the model's element type, narrow caches one of their own."""
+    own = ir.DataType.from_numpy(feed.dtype)
+    if signature.narrow and key in ("cache", "rope_cache"):
+        return own
+    return element if own.is_floating_point() else own
+
+
+def _symbolic(key: str, feed: np.ndarray, kind: ir.DataType) -> ir.Value:
+    """An input of the rank of its feed."""
     shape = ir.Shape([f"{key}_{axis}" for axis in range(feed.ndim)])
     return ir.Value(name=key, type=ir.TensorType(kind), shape=shape)
 

@@ -14,6 +14,7 @@ from tests.operator.cases import (
     ALL_SIGNATURES,
     BATCH,
     HEADS,
+    NARROW_SIGNATURES,
     PAST,
     RANK,
     REDUCED_SIGNATURES,
@@ -62,6 +63,22 @@ def test_every_opset_matches_the_reference(signature, opset):
 def test_every_element_type_matches_the_reference(signature, dtype, opset):
     feeds = operands(signature, dtype=dtype)
     assert_matches(run(model(signature, feeds, opset=opset), feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("opset", [15, 18, 23, 24])
+@pytest.mark.parametrize("signature", NARROW_SIGNATURES, ids=name)
+def test_narrow_caches_match_the_reference(signature, opset):
+    """New rows are rounded, and the rounded rows are what is attended to."""
+    proto = model(signature, operands(signature), opset=opset)
+    onnx.checker.check_model(proto, full_check=True)
+    for query_len in (1, 5):
+        feeds = operands(signature, query_len=query_len)
+        assert_matches(run(proto, feeds), signature, feeds)
+
+
+def test_narrow_caches_need_an_opset_that_can_convert_to_them():
+    with pytest.raises(InputError, match="needs opset 15; the model has 14"):
+        function_body(NARROW_SIGNATURES[0], 14)
 
 
 @pytest.mark.parametrize("opset", [14, 16, 18, 21, 24, 25])
