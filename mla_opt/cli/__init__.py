@@ -1,4 +1,4 @@
-"""The command line: ``mla-opt optimize | inspect | verify | demo``, one file per command.
+"""The command line: ``mla-opt optimize | inspect | verify | bench | demo``, one file per command.
 
 Modules here import only what ``--help`` needs; everything heavy is imported when a command runs.
 """

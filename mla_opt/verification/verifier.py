@@ -211,7 +211,7 @@ class _Verifier:
     def _tolerance(self, given: float | None, noise: dict[str, float]) -> Tolerance:
         if given is not None:
             return Tolerance.fixed(given, noise)
-        return Tolerance.for_bytes(_weight_bytes(self.models.original.model), noise)
+        return Tolerance.for_bytes(weight_bytes(self.models.original.model), noise)
 
     def _controls(self, reference: Sequence[Run], limits: Tolerance) -> tuple[ControlResult, ...]:
         run = _control_run(reference)
@@ -265,7 +265,7 @@ def _control_run(runs: Sequence[Run]) -> Run:
     return max(short, key=lambda run: run.scenario.total_len)
 
 
-def _weight_bytes(model: ir.Model) -> int:
+def weight_bytes(model: ir.Model) -> int:
     """Bytes of the type that most float weights are stored in."""
     counts: Counter[int] = Counter()
     for graph in model.graphs():

@@ -1,0 +1,89 @@
+"""Who takes turns: the models under test, and peers. Each runs in a process of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mla_opt.benchmarking.onnx_worker import Job
+from mla_opt.benchmarking.pair import Pair, Side
+from mla_opt.benchmarking.process import WorkerProcess
+from mla_opt.benchmarking.report import Kind
+from mla_opt.benchmarking.sessions import kernel_library
+from mla_opt.cost_model import CostForm
+
+ORIGINAL, BODY, KERNEL = "original", "optimized", "optimized, kernel"
+
+
+class Participant(Protocol):
+    """Something that is timed."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+
+    @property
+    def kind(self) -> Kind:
+        """Whether it is one of the two models or something else that runs the same weights."""
+
+    @property
+    def inside(self) -> str:
+        """What it does with the cache, in one line."""
+
+    def start(self, folder: Path) -> WorkerProcess:
+        """Start a process with the model loaded; `folder` is for what it needs to be told.
+
+        Raises:
+            WorkerError: it cannot be loaded.
+        """
+
+    def form(self, query: int) -> CostForm | None:
+        """How its attention computes `query` new tokens, if that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One of the two ONNX models, in ONNX Runtime."""
+
+    name: str
+    kind: Kind
+    inside: str
+    pair: Pair
+    side: Side
+    threads: int
+    kernel: bool = False
+
+    def start(self, folder: Path) -> WorkerProcess:
+        """Load it in a process of its own."""
+        job = Job(self.pair, self.side, self.threads, self.kernel)
+        path = job.write(folder / f"{self.side}-{'kernel' if self.kernel else 'plain'}.job")
+        return WorkerProcess(self.name, "mla_opt.benchmarking.onnx_worker", [str(path)])
+
+    def form(self, query: int) -> CostForm | None:
+        """How its attention computes `query` new tokens."""
+        return self.pair.form(self.side, query)
+
+
+_INSIDE: dict[str | None, str] = {
+    "expanded": "caches latent rows, expands all of them again at every step",
+    "expanded-cache": "caches expanded keys and values",
+    "factored": "caches latent rows and attends to them as they are",
+    None: "no latent attention was found in it",
+}
+
+
+def variants(pair: Pair, threads: int) -> tuple[tuple[Variant, ...], tuple[str, ...]]:
+    """Return every way to run the two models here, and what cannot be shown, in words."""
+    inside = _INSIDE[pair.form("optimized", 1)]
+    found = [
+        Variant(ORIGINAL, "original", _INSIDE[pair.form("original", 1)], pair, "original", threads),
+        Variant(BODY, "optimized", f"{inside}; standard operators", pair, "optimized", threads),
+    ]
+    if not pair.has_operator:
+        return tuple(found), ("no kernel: the optimized model holds no mla_opt::LatentAttention",)
+    if kernel_library() is None:
+        return tuple(found), ("no kernel: this installation was made without the kernel library",)
+    text = f"{inside}; one fused kernel"
+    found.append(Variant(KERNEL, "optimized", text, pair, "optimized", threads, kernel=True))
+    return tuple(found), ()

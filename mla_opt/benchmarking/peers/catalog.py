@@ -1,0 +1,86 @@
+"""Which peers there are, what each does inside, and what would install it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mla_opt.benchmarking.process import WorkerProcess
+from mla_opt.benchmarking.report import Kind, MissingPeer
+from mla_opt.cost_model import CostForm
+
+#: Largest difference of logits over their spread that each precision explains.
+FLOAT32, FLOAT16 = 1e-3, 5e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Something else that runs the same weights.
+
+    Attributes:
+        inside: what it does with the cache, in one line.
+        module: its worker.
+        arguments: of that worker, before the model's folder and the number of threads.
+        imports: what must be importable.
+        install: what would make it so.
+        attention: how its attention computes, in the terms of the cost model.
+        tolerance: largest difference of logits, relative to their spread, that is no mistake.
+    """
+
+    name: str
+    inside: str
+    module: str
+    arguments: tuple[str, ...]
+    imports: tuple[str, ...]
+    install: str
+    attention: CostForm
+    tolerance: float = FLOAT32
+    model: Path = Path()
+    threads: int = 1
+
+    @property
+    def kind(self) -> Kind:
+        """A peer."""
+        return "peer"
+
+    def start(self, folder: Path) -> WorkerProcess:
+        """Start a process with the model loaded; what is made from it is kept in `folder`."""
+        common = [str(self.model), str(self.threads), str(folder)]
+        return WorkerProcess(self.name, self.module, [*self.arguments, *common])
+
+    def form(self, query: int) -> CostForm | None:
+        """How its attention computes `query` new tokens."""
+        del query
+        return self.attention
+
+    def logits(self, worker: WorkerProcess, ids: Sequence[Any], folder: Path) -> npt.NDArray[Any]:
+        """Logits ``[1, vocabulary]`` after the prompt `ids`, ``[1, S]``, from an empty cache on."""
+        path = folder / "logits.npy"
+        worker.ask("prompt", ids=list(ids), path=str(path))
+        logits: npt.NDArray[Any] = np.load(path)
+        return logits
+
+
+PEERS: tuple[Peer, ...] = ()
+
+
+def installed(model: Path, threads: int) -> tuple[list[Peer], list[MissingPeer]]:
+    """Return the peers that can be imported here, and the others with what would install them."""
+    from dataclasses import replace
+
+    there: list[Peer] = []
+    missing: list[MissingPeer] = []
+    for peer in PEERS:
+        absent = [name for name in peer.imports if importlib.util.find_spec(name) is None]
+        if absent:
+            reason = f"{', '.join(absent)} cannot be imported"
+            missing.append(MissingPeer(peer.name, reason, peer.install))
+        else:
+            there.append(replace(peer, model=model, threads=threads))
+    return there, missing
