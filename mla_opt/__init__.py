@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mla_opt.api import OptimizeResult, find, inspect, optimize
     from mla_opt.errors import (
         InputError,
+        KernelUnavailableError,
         MlaOptError,
         NothingMatchedError,
         PassError,
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from mla_opt.geometry import MlaGeometry
+    from mla_opt.kernels import kernel_library
     from mla_opt.report import InspectionReport, OptimizationReport
     from mla_opt.verification import ParityReport, verify
 
 __all__ = [
     "InputError",
     "InspectionReport",
+    "KernelUnavailableError",
     "MlaGeometry",
     "MlaOptError",
     "NothingMatchedError",
@@ -40,6 +43,7 @@ __all__ = [
     "VerificationError",
     "find",
     "inspect",
+    "kernel_library",
     "optimize",
     "verify",
 ]
@@ -52,6 +56,7 @@ _HOMES = {
     "InspectionReport": "mla_opt.report",
     "OptimizationReport": "mla_opt.report",
     "MlaGeometry": "mla_opt.geometry",
+    "kernel_library": "mla_opt.kernels",
     "ParityReport": "mla_opt.verification",
     "verify": "mla_opt.verification.verifier",
 }

@@ -36,6 +36,10 @@ class VerificationError(ReportedError):
     """The optimized model does not compute what the original computes. Exit code 4."""
 
 
+class KernelUnavailableError(MlaOptError):
+    """There is no compiled kernel library, and something was asked of it."""
+
+
 class PassError(MlaOptError):
     """A pass found its pre- or postcondition broken: a defect of ours, never of the input."""
 

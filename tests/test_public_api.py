@@ -35,6 +35,7 @@ def test_names():
     assert set(mla_opt.__all__) == {
         "InputError",
         "InspectionReport",
+        "KernelUnavailableError",
         "MlaGeometry",
         "MlaOptError",
         "NothingMatchedError",
@@ -46,6 +47,7 @@ def test_names():
         "VerificationError",
         "find",
         "inspect",
+        "kernel_library",
         "optimize",
         "verify",
     }

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+
+from mla_opt.kernels import cpu_tiers, use_cpu_tier
+from mla_opt.kernels.build import LIBRARY, is_current
+
+
+@pytest.fixture(scope="session", autouse=True)
+def current_library():
+    """What is tested is what the sources say."""
+    assert is_current(LIBRARY), "the library is missing or old: run `python -m mla_opt.kernels`"
+
+
+@pytest.fixture(params=("avx512bf16", "avx512", "avx2", "portable"))
+def tier(request):
+    """Every tier that this machine has."""
+    if request.param not in cpu_tiers():
+        pytest.skip(f"this machine has no {request.param}")
+    use_cpu_tier(request.param)
+    yield request.param
+    use_cpu_tier(None)

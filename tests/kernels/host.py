@@ -1,0 +1,58 @@
+"""ONNX Runtime sessions with the kernel library, and tensors of every type."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+import mla_opt
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def session(
+    proto: onnx.ModelProto, *, threads: int = 2, optimized: Path | None = None
+) -> ort.InferenceSession:
+    """A session in which the kernel stands for the operator."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    options.register_custom_ops_library(str(mla_opt.kernel_library()))
+    return ort.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def ort_value(array: np.ndarray) -> ort.OrtValue:
+    """The array as ONNX Runtime takes it; bfloat16 goes by its bits."""
+    if array.dtype == BFLOAT16:
+        kind = onnx.TensorProto.BFLOAT16
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), kind)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def from_ort_value(value: ort.OrtValue) -> np.ndarray:
+    """The tensor as an array; ONNX Runtime does not give bfloat16 to NumPy, so that is read."""
+    if value.element_type() != onnx.TensorProto.BFLOAT16:
+        return value.numpy()
+    shape = value.shape()
+    size = 2 * int(np.prod(shape))
+    return np.frombuffer(ctypes.string_at(value.data_ptr(), size), BFLOAT16).reshape(shape)
+
+
+def run(runtime: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """All outputs."""
+    binding = runtime.io_binding()
+    for name, feed in feeds.items():
+        binding.bind_ortvalue_input(name, ort_value(feed))
+    for output in runtime.get_outputs():
+        binding.bind_output(output.name)
+    runtime.run_with_iobinding(binding)
+    return [from_ort_value(value) for value in binding.get_outputs()]

@@ -1,0 +1,178 @@
+"""The kernel in ONNX Runtime against the float64 reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from mla_opt.operator import Signature, latent_attention
+from tests.kernels.host import BFLOAT16, ort_value, run, session
+from tests.operator import cases
+
+TOLERANCE = {
+    np.dtype(np.float64): 1e-13,
+    np.dtype(np.float32): 3e-6,
+    np.dtype(np.float16): 2e-3,
+    BFLOAT16: 2e-2,
+}
+TYPES = [np.float32, np.float16, np.float64, BFLOAT16]
+
+
+def matches(outputs, signature, feeds, *, scale=cases.SCALE, rank=cases.RANK, tolerance=None):
+    expected = latent_attention(**feeds, scale=scale, kv_lora_rank=rank, causal=signature.causal)
+    limit = tolerance or TOLERANCE[feeds["query"].dtype]
+    assert len(outputs) == len(signature.outputs)
+    for actual, cache in zip(outputs[1:], expected[1:]):
+        np.testing.assert_array_equal(actual.astype(np.float64), cache)
+    return cases.difference(outputs[0], expected.output) <= limit
+
+
+def test_the_kernel_takes_the_place_of_the_node(tmp_path):
+    signature = Signature(has_cache=True, causal=True)
+    session(cases.model(signature, cases.operands(signature)), optimized=tmp_path / "out.onnx")
+    graph = onnx.load(tmp_path / "out.onnx").graph
+    assert [node.op_type for node in graph.node] == ["LatentAttention"]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("signature", cases.ALL_SIGNATURES, ids=cases.name)
+def test_every_signature_and_type(signature, dtype):
+    runtime = session(cases.model(signature, cases.operands(signature, dtype=dtype)))
+    for query_len in (1, 5):
+        for past in (cases.PAST, 0) if signature.has_latent else (cases.PAST,):
+            feeds = cases.operands(signature, query_len=query_len, past=past, dtype=dtype)
+            assert matches(run(runtime, feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("signature", cases.NARROW_SIGNATURES, ids=cases.name)
+def test_narrow_caches(signature, dtype):
+    feeds = cases.operands(signature, cache_dtype=dtype)
+    assert matches(run(session(cases.model(signature, feeds)), feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("dtype", TYPES[:1] + TYPES[3:], ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("rope", [0, 3, 4])
+@pytest.mark.parametrize("query_len", [1, 3, 64])
+def test_every_tier(tier, query_len, rope, dtype):
+    """Masks, sinks and lengths that fill no vector."""
+    signature = Signature(has_cache=True, in_place=True, bias="additive", sink=True, causal=True)
+    feeds = cases.operands(signature, query_len=query_len, past=150, rope=rope, dtype=dtype)
+    assert matches(run(session(cases.model(signature, feeds)), feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize(("rank", "rope"), [(512, 64), (256, 32), (512, 0), (96, 30)])
+@pytest.mark.parametrize("heads", [1, 3, 16, 20])
+def test_widths_and_heads_in_use(tier, heads, rank, rope, dtype):
+    random = np.random.default_rng(heads)
+    signature = Signature(has_cache=True, causal=True)
+    shapes = {
+        "query": (2, heads, 2, rank + rope),
+        "latent": (2, 1, 2, rank + rope),
+        "cache": (2, 1, 300, rank + rope),
+    }
+    feeds = {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    scale = (rank + rope) ** -0.5
+    runtime = session(cases.model(signature, feeds, scale=scale, rank=rank))
+    assert matches(run(runtime, feeds), signature, feeds, scale=scale, rank=rank)
+
+
+def test_the_comparison_notices_a_wrong_scale():
+    signature = Signature(has_cache=True, causal=True)
+    feeds = cases.operands(signature)
+    outputs = run(session(cases.model(signature, feeds, scale=0.2)), feeds)
+    assert not matches(outputs, signature, feeds)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_bound_buffer_is_written_in_place_and_nowhere_else(split):
+    """Input and output are one buffer; only the rows behind each length change."""
+    signature = Signature(has_cache=True, in_place=True, split=split, causal=True)
+    feeds = cases.operands(signature, query_len=2, past=9)
+    runtime = session(cases.model(signature, feeds))
+    values = {name: ort_value(feed.copy()) for name, feed in feeds.items()}
+    binding = runtime.io_binding()
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output("output")
+    names = ["cache", "rope_cache"] if split else ["cache"]
+    for name in names:
+        binding.bind_ortvalue_output(f"new_{name}", values[name])
+    runtime.run_with_iobinding(binding)
+    rank, rope = cases.RANK, cases.ROPE
+    columns = {"cache": slice(0, rank if split else rank + rope), "rope_cache": slice(rank, None)}
+    for name in names:
+        expected = feeds[name].copy()
+        for sequence, past in enumerate(feeds["past_len"]):
+            new = feeds["latent"][sequence, 0][:, columns[name]]
+            expected[sequence, 0, past : past + 2] = new
+        np.testing.assert_array_equal(values[name].numpy(), expected)
+
+
+def test_one_thread_and_several_agree_to_rounding():
+    random = np.random.default_rng(0)
+    signature = Signature(has_cache=True)
+    feeds = {
+        "query": random.standard_normal((1, 16, 1, 576), np.float32),
+        "latent": random.standard_normal((1, 1, 1, 576), np.float32),
+        "cache": random.standard_normal((1, 1, 5000, 576), np.float32),
+    }
+    proto = cases.model(signature, feeds, rank=512)
+    one, two = (run(session(proto, threads=threads), feeds) for threads in (1, 2))
+    np.testing.assert_array_equal(one[0], two[0])
+
+
+IN_PLACE = Signature(has_cache=True, in_place=True, causal=True)
+SPLIT = Signature(has_cache=True, split=True)
+MASKED = Signature(has_cache=True, bias="additive", sink=True)
+
+
+def _reshaped(feeds, name, *shape):
+    return {**feeds, name: np.zeros(shape, feeds[name].dtype)}
+
+
+@pytest.mark.parametrize(
+    ("signature", "name", "shape", "message"),
+    [
+        (SPLIT, "query", (3, 2, 5), "query has rank 3, expected 4"),
+        (SPLIT, "query", (3, 2, 5, 5), "kv_lora_rank is 6, but query has width 5"),
+        (SPLIT, "latent", (2, 1, 5, 10), "latent has batch 2, expected 3"),
+        (SPLIT, "latent", (3, 2, 5, 10), "latent has axis 1 2, expected 1"),
+        (SPLIT, "latent", (3, 1, 5, 9), "latent has width 9, expected 10"),
+        (SPLIT, "cache", (3, 1, 5, 7), "cache has width 7, expected 6"),
+        (SPLIT, "rope_cache", (3, 1, 4, 4), "rope_cache has 4 rows, cache has 5"),
+        (MASKED, "sink", (3,), "sink has 3 elements, expected 2"),
+        (MASKED, "bias", (3, 1, 5, 9), "bias has size 9 on axis 3 .* expected 1 or 10"),
+        (MASKED, "bias", (1, 3, 1, 5, 10), "bias has rank 5, expected 1 to 4"),
+        (IN_PLACE, "past_len", (2,), "past_len has 2 elements, expected 3"),
+        (IN_PLACE, "past_len", (3, 1), "past_len has rank 2, expected 1"),
+    ],
+)
+def test_wrong_shapes_are_refused(signature, name, shape, message):
+    good = cases.operands(signature)
+    proto = cases.model(signature, good)
+    for value in [*proto.graph.input, *proto.graph.output]:
+        value.type.tensor_type.ClearField("shape")
+    with pytest.raises(Exception, match=message):
+        run(session(proto), _reshaped(good, name, *shape))
+
+
+@pytest.mark.parametrize("past", [-1, 6, 2**31 - 1])
+def test_wrong_lengths_are_refused_before_anything_is_written(past):
+    feeds = cases.operands(IN_PLACE)
+    feeds["past_len"] = np.array([0, past, 0], np.int32)
+    message = rf"past_len\[1\] is {past}; cache has 10 rows, and 5 are to be added"
+    with pytest.raises(Exception, match=message):
+        run(session(cases.model(IN_PLACE, feeds)), feeds)
+
+
+def test_a_bias_of_another_type_is_refused():
+    feeds = cases.operands(MASKED)
+    proto = cases.model(MASKED, feeds)
+    del proto.functions[:]
+    (bias,) = (value for value in proto.graph.input if value.name == "bias")
+    bias.type.tensor_type.elem_type = onnx.TensorProto.INT64
+    with pytest.raises(Exception, match="bias is an unknown type, expected bool or float32"):
+        run(session(proto), {**feeds, "bias": feeds["bias"].astype(np.int64)})
