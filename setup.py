@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -43,18 +43,21 @@ class BuildWithKernels(build_py):
             print("mla-opt: models will run by their function bodies", file=sys.stderr)
 
 
-class PlatformWheel(bdist_wheel):
-    """A library, but none that knows Python's ABI: a wheel for every Python 3 of a platform."""
+class PlatformDistribution(Distribution):
+    """Belongs to a platform where there will be a library."""
 
-    def finalize_options(self) -> None:
-        """Expect a library where there is a compiler."""
-        super().finalize_options()
+    def has_ext_modules(self) -> bool:
+        """Whether there is a compiler: known before anything is compiled."""
         builder = _builder()
         try:
             builder.compiler()
         except builder.BuildError:
-            return
-        self.root_is_pure = False
+            return False
+        return True
+
+
+class PlatformWheel(bdist_wheel):
+    """A library, but none that knows Python's ABI: a wheel for every Python 3 of a platform."""
 
     def get_tag(self) -> tuple[str, str, str]:
         """Return the tags of Python, its ABI and the platform."""
@@ -62,4 +65,7 @@ class PlatformWheel(bdist_wheel):
         return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
 
 
-setup(cmdclass={"build_py": BuildWithKernels, "bdist_wheel": PlatformWheel})
+setup(
+    cmdclass={"build_py": BuildWithKernels, "bdist_wheel": PlatformWheel},
+    distclass=PlatformDistribution,
+)
