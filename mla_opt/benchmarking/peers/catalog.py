@@ -67,7 +67,39 @@ class Peer:
         return logits
 
 
-PEERS: tuple[Peer, ...] = ()
+_TORCH = "mla_opt.benchmarking.peers.torch_worker"
+_HUGGING_FACE = ("torch", "transformers")
+
+PEERS: tuple[Peer, ...] = (
+    Peer(
+        name="Hugging Face eager",
+        inside="caches latent rows by concatenation, expands all of them at every step; float32",
+        module=_TORCH,
+        arguments=("eager",),
+        imports=_HUGGING_FACE,
+        install="pip install torch transformers",
+        attention="expanded",
+    ),
+    Peer(
+        name="Hugging Face sdpa",
+        inside="the same, then one fused attention over the expanded keys and values; float32",
+        module=_TORCH,
+        arguments=("sdpa",),
+        imports=_HUGGING_FACE,
+        install="pip install torch transformers",
+        attention="expanded",
+    ),
+    Peer(
+        name="OpenVINO",
+        inside="keeps latent rows as state, expands all of them at every step, then MatMul and"
+        " Softmax; float32",
+        module="mla_opt.benchmarking.peers.openvino_worker",
+        arguments=(),
+        imports=("openvino", *_HUGGING_FACE),
+        install="pip install openvino torch transformers",
+        attention="expanded",
+    ),
+)
 
 
 def installed(model: Path, threads: int) -> tuple[list[Peer], list[MissingPeer]]:
