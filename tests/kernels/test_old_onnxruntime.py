@@ -1,0 +1,64 @@
+"""One library file runs on every ONNX Runtime from 1.20 on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import mla_opt
+from tests.kernels.test_onnxruntime import matches
+from tests.operator import cases
+
+RUN = Path(__file__).with_name("run_old.py")
+SIGNATURES = [*cases.REDUCED_SIGNATURES, cases.NARROW_SIGNATURES[0]]
+TYPES = [np.float32, np.float16, np.float64]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Models of opset 18, which all of them read, and what they are fed."""
+    folder = tmp_path_factory.mktemp("models")
+    written = {}
+    for signature in SIGNATURES:
+        for dtype in TYPES[:1] if signature.narrow else TYPES:
+            name = f"{signature.overload}_{np.dtype(dtype).name}"
+            feeds = cases.operands(signature, dtype=dtype)
+            onnx.save(cases.model(signature, feeds), folder / f"{name}.onnx")
+            np.savez(folder / f"{name}.npz", **feeds)
+            written[name] = signature, feeds
+    return folder, written
+
+
+@pytest.mark.old_onnxruntime
+@pytest.mark.parametrize("version", ["1.20.1", "1.23.2", "1.27.0"])
+def test_an_older_onnxruntime(models, version, tmp_path):
+    folder, written = models
+    venv.create(tmp_path / "env", with_pip=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    install = [python, "-m", "pip", "install", "-q", f"onnxruntime=={version}", "numpy<2.4"]
+    subprocess.run(install, check=True)
+    command = [python, str(RUN), str(mla_opt.kernel_library()), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-1] == version
+    for name, (signature, feeds) in written.items():
+        outputs = np.load(folder / f"{name}.out.npz")
+        assert matches([outputs[key] for key in signature.outputs], signature, feeds), name
+        optimized = onnx.load(folder / f"{name}.optimized").graph
+        assert [node.op_type for node in optimized.node] == ["LatentAttention"], name
+
+
+def test_the_same_script_in_this_onnxruntime(models):
+    """So that what the nightly run relies on is run each time."""
+    folder, written = models
+    command = [sys.executable, str(RUN), str(mla_opt.kernel_library()), str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    for name, (signature, feeds) in written.items():
+        outputs = np.load(folder / f"{name}.out.npz")
+        assert matches([outputs[key] for key in signature.outputs], signature, feeds), name
