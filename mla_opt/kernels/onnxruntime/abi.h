@@ -3,7 +3,7 @@
 // ONNX Runtime's headers come with none of its Python packages. Its C ABI is append-only: OrtApi is
 // a table of functions whose places never change, and OrtCustomOp is versioned by its first field.
 // Named here are only the places that are used. Each was compared with ONNX Runtime's own headers
-// of API versions 18 to 23 (tests/kernels/native/check_abi.cpp).
+// of releases 1.21 and 1.23 (tests/kernels/native/check_abi.cpp).
 #pragma once
 
 #include <cstddef>
