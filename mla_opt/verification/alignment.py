@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_opt.graphs.interface import ModelInterface, State
-from mla_opt.verification.feeds import Bools, Timeline
+from mla_opt.graphs.interface_feeds import Bools
+from mla_opt.verification.feeds import Timeline
 from mla_opt.verification.interface_map import InterfaceMap, StateMap
 from mla_opt.verification.oracle import Call, Run
 

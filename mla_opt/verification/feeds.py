@@ -9,16 +9,20 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface import ModelInterface, Port
-
-Array = npt.NDArray[Any]
-Bools = npt.NDArray[np.bool_]
+from mla_opt.graphs.interface_feeds import (
+    Array,
+    Bools,
+    mask_feed,
+    numpy_dtype,
+    position_feed,
+    positions,
+)
 
 #: Ids to draw from where no table was found that they index.
 UNKNOWN_VOCABULARY = 16
@@ -54,7 +58,7 @@ class Timeline:
     @property
     def positions(self) -> npt.NDArray[np.int64]:
         """``[B, T]``: how many valid tokens come before, 0 for padding."""
-        return np.maximum(np.cumsum(self.valid, axis=1, dtype=np.int64) - 1, 0)
+        return positions(self.valid)
 
     def call(
         self, interface: ModelInterface, start: int, stop: int, capacity: int | None = None
@@ -66,9 +70,10 @@ class Timeline:
             feeds[interface.tokens.name] = self._tokens(interface, interface.tokens, start, stop)
         if interface.attention_mask is not None:
             mask = interface.attention_mask
-            feeds[mask.name] = self._mask(mask, shapes[mask.name], start, stop)
+            feeds[mask.name] = mask_feed(mask, shapes[mask.name], self.valid[:, :stop], start)
         for port in interface.positions:
-            feeds[port.name] = self._positions(port, shapes[port.name], start, stop)
+            counted = self.positions[:, :stop]
+            feeds[port.name] = position_feed(port, shapes[port.name], counted, start)
         for port in interface.others:
             feeds[port.name] = self._other(port, shapes[port.name], start)
         return feeds
@@ -87,30 +92,6 @@ class Timeline:
     def _ids(self, name: str, vocabulary: int) -> Array:
         first = FIRST_ORDINARY_TOKEN if vocabulary > FIRST_ORDINARY_TOKEN else 0
         return self._generator(name).integers(first, vocabulary, self.valid.shape)
-
-    def _mask(self, port: Port, shape: tuple[int, ...], start: int, stop: int) -> Array:
-        if len(shape) == 2:
-            return self.valid[:, :stop].astype(numpy_dtype(port))
-        visible = self._visible(start, stop)
-        if port.axis_of("query_len") is None:
-            visible = visible[:, -1:]
-        if len(shape) == 4:
-            visible = visible[:, None]
-        visible = np.broadcast_to(visible, shape)
-        return as_mask(visible, numpy_dtype(port))
-
-    def _visible(self, start: int, stop: int) -> Bools:
-        """``[B, S, T]``: causal, and no padding but for a padding token's own sight of itself."""
-        queries, keys = np.arange(start, stop)[:, None], np.arange(stop)[None, :]
-        causal, own = (keys <= queries)[None], (keys == queries)[None]
-        visible: Bools = np.logical_or(np.logical_and(causal, self.valid[:, None, :stop]), own)
-        return visible
-
-    def _positions(self, port: Port, shape: tuple[int, ...], start: int, stop: int) -> Array:
-        """Positions of each row, or of the slots where one line of them serves all rows."""
-        per_row = port.axis_of("batch") is not None
-        values = self.positions[:, start:stop] if per_row else np.arange(start, stop)
-        return np.broadcast_to(values, shape).astype(numpy_dtype(port))
 
     def _other(self, port: Port, shape: tuple[int, ...], start: int) -> Array:
         """True, 0 and 1 are what flags, counts and factors do least harm with.
@@ -134,19 +115,3 @@ def random_state(port: Port, shape: tuple[int, ...], seed: int) -> Array:
     """Return a made-up past of ``shape``; unit normal, like rows that come out of a norm."""
     generator = np.random.default_rng([seed, zlib.crc32(port.name.encode())])
     return generator.standard_normal(shape).astype(numpy_dtype(port))
-
-
-def as_mask(visible: Bools, dtype: np.dtype[Any]) -> Array:
-    """Write ``visible`` as this type of mask: additive for floats, 1 and 0 for others."""
-    if dtype.kind in "biu":
-        return visible.astype(dtype)
-    lowest = np.finfo(np.float16 if dtype.itemsize == 2 else np.float32).min
-    return np.where(visible, 0.0, float(lowest)).astype(dtype)
-
-
-def numpy_dtype(port: Port) -> np.dtype[Any]:
-    """Return the element type of ``port``. Raises `InputError` where there is no NumPy type."""
-    try:
-        return np.dtype(port.dtype.numpy()) if port.dtype is not None else np.dtype(np.float32)
-    except TypeError:
-        raise InputError(f"input {port.name!r} is {port.dtype}, which cannot be fed") from None
