@@ -69,6 +69,8 @@ class Peer:
 
 _TORCH = "mla_opt.benchmarking.peers.torch_worker"
 _HUGGING_FACE = ("torch", "transformers")
+_LLAMA = "mla_opt.benchmarking.peers.llama_worker"
+_GGML = ("llama_cpp", "gguf", "safetensors", "torch")
 
 PEERS: tuple[Peer, ...] = (
     Peer(
@@ -98,6 +100,26 @@ PEERS: tuple[Peer, ...] = (
         imports=("openvino", *_HUGGING_FACE),
         install="pip install openvino torch transformers",
         attention="expanded",
+    ),
+    Peer(
+        name="llama.cpp f16",
+        inside="absorbed: caches latent rows and attends to them by flash attention; 16-bit weights"
+        " and cache, its default; beyond 512 tokens the cache repeats",
+        module=_LLAMA,
+        arguments=("f16",),
+        imports=_GGML,
+        install="pip install llama-cpp-python gguf safetensors torch",
+        attention="factored",
+        tolerance=FLOAT16,
+    ),
+    Peer(
+        name="llama.cpp f32",
+        inside="absorbed, by separate matrix products and softmax; 32-bit weights and cache",
+        module=_LLAMA,
+        arguments=("f32",),
+        imports=_GGML,
+        install="pip install llama-cpp-python gguf safetensors torch",
+        attention="factored",
     ),
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 #: Characters of an error message that are shown.
@@ -18,8 +19,8 @@ class ConversionError(Exception):
     """A model could not be converted; says why."""
 
 
-def converted(module: str, model: str, target: Path) -> Path:
-    """Return `target`, made by `python -m MODULE MODEL TARGET` where it is not there yet.
+def converted(module: str, arguments: Sequence[str], target: Path) -> Path:
+    """Return `target`, made by `python -m MODULE ARGUMENTS TARGET` where it is not there yet.
 
     Raises:
         ConversionError: that failed, now or before in this run.
@@ -28,7 +29,7 @@ def converted(module: str, model: str, target: Path) -> Path:
     if failure.exists():
         raise ConversionError(failure.read_text())
     if not target.exists():
-        command = [sys.executable, "-m", module, model, str(target)]
+        command = [sys.executable, "-m", module, *arguments, str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]

@@ -90,7 +90,7 @@ def main(model: str, threads: str, folder: str) -> None:
     """Serve requests until standard input ends."""
     die_first()
     path = Path(folder) / "openvino.xml"
-    serve(lambda: OpenVinoWorker(converted(CONVERTER, model, path), int(threads)))
+    serve(lambda: OpenVinoWorker(converted(CONVERTER, [model], path), int(threads)))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,10 @@ class SteppingWorker(ABC):
     def restore(self) -> None:
         """Make the cache hold what `fill` put there, and no more."""
 
+    def rewind(self) -> None:
+        """The same after single tokens were fed back; from nothing, where that is as good."""
+        self.fill()
+
     @abstractmethod
     def prepare(self, start: int) -> Any:
         """Make what a step of ``point.query`` tokens from position ``start`` on is fed."""
@@ -52,7 +56,9 @@ class SteppingWorker(ABC):
         """Fill the cache with `context` rows for steps of `query` tokens."""
         self.point = Point(context, batch, query)
         self.peak_mb = 0.0
-        self._begin()
+        self.fill()
+        self.done = 0
+        reset_peak()
         return {"loaded_mb": self.loaded_mb}
 
     def step(self) -> dict[str, float]:
@@ -61,7 +67,9 @@ class SteppingWorker(ABC):
             self.restore()
         elif self.done == self.point.growth:
             self.peak_mb = max(self.peak_mb, memory("VmHWM"))
-            self._begin()
+            self.rewind()
+            self.done = 0
+            reset_peak()
         ahead = self.done * self.point.query if self.point.fed_back else 0
         prepared = self.prepare(self.point.context + ahead)
         start = time.perf_counter()
@@ -78,8 +86,3 @@ class SteppingWorker(ABC):
     def peak(self) -> dict[str, float]:
         """Most memory since `setup`, beyond the loaded model."""
         return {"beyond_mb": max(self.peak_mb, memory("VmHWM")) - self.loaded_mb}
-
-    def _begin(self) -> None:
-        self.fill()
-        self.done = 0
-        reset_peak()

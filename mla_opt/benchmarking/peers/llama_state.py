@@ -1,0 +1,79 @@
+"""llama.cpp's bytes of one sequence's cache, made longer by repeating it.
+
+A deep cache takes llama.cpp minutes to fill, and the time of a step depends on how many rows there
+are, not on what is in them. Of a cache without values (latent rows only) the bytes are::
+
+    magic u32, sequence i32, streams u32,
+    for each stream: cells u32, and unless that is 0
+        for each cell: position i32, sequences u32 (1), sequence i32
+        transposed u32, layers u32
+        for each layer: type i32, bytes of a row u64, the rows
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+_CELL = np.dtype([("position", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
+_HEAD, _COUNT, _LAYERS, _LAYER = "<IiI", "<I", "<II", "<iQ"
+
+
+def lengthened(state: bytes, rows: int) -> bytes:
+    """Return the state with ``rows`` cells at positions 0 to ``rows - 1``.
+
+    Raises:
+        ValueError: it is laid out otherwise, which another version of llama.cpp may do.
+    """
+    try:
+        return b"".join(_parts(state, rows))
+    except (struct.error, ValueError) as error:
+        raise ValueError(f"llama.cpp wrote a state of another layout: {error}") from error
+
+
+def _parts(state: bytes, rows: int) -> list[bytes]:
+    _magic, sequence, streams = struct.unpack_from(_HEAD, state)
+    at = struct.calcsize(_HEAD)
+    parts = [state[:at]]
+    for _ in range(streams):
+        (cells,) = struct.unpack_from(_COUNT, state, at)
+        at += 4
+        if cells == 0:
+            parts.append(struct.pack(_COUNT, 0))
+            continue
+        known = np.frombuffer(state, _CELL, cells, at)
+        at += known.nbytes
+        if (known["sequences"] != 1).any():
+            raise ValueError("cells of more than one sequence")
+        parts += [struct.pack(_COUNT, rows), _cells(rows, sequence)]
+        layers, at = _layers(state, at, cells, rows)
+        parts += layers
+    if at != len(state):
+        raise ValueError(f"{len(state) - at} bytes are left")
+    return parts
+
+
+def _cells(rows: int, sequence: int) -> bytes:
+    cells = np.zeros(rows, _CELL)
+    cells["position"], cells["sequences"], cells["sequence"] = np.arange(rows), 1, sequence
+    return cells.tobytes()
+
+
+def _layers(state: bytes, at: int, cells: int, rows: int) -> tuple[list[bytes], int]:
+    _, layers = struct.unpack_from(_LAYERS, state, at)
+    parts = [state[at : at + 8]]
+    at += 8
+    for _ in range(layers):
+        _, width = struct.unpack_from(_LAYER, state, at)
+        size = struct.calcsize(_LAYER)
+        parts.append(state[at : at + size])
+        at += size
+        kept: npt.NDArray[Any] = np.frombuffer(state, np.uint8, cells * width, at)
+        parts.append(np.resize(kept, rows * width).tobytes())
+        at += cells * width
+    return parts, at
