@@ -22,7 +22,7 @@ from mla_opt.events import Observer, PassFinished, PassStarted
 from mla_opt.graphs.onnx_graph import OnnxGraph
 from mla_opt.graphs.protocol import Graph
 from mla_opt.model_io import describe, model_files, read_model
-from mla_opt.options import Absorb, Options, Target
+from mla_opt.options import Absorb, CacheType, Options, Target
 from mla_opt.pipeline import Pass, PassRecord, Pipeline
 from mla_opt.report.inspection import AttentionReport, InspectionReport
 from mla_opt.report.interface_changes import interface_changes
@@ -48,6 +48,7 @@ def optimize(
     target: Target = "onnxruntime",
     absorb: Absorb = "auto",
     cache: str = "keep",
+    cache_type: CacheType = "keep",
     prefill: PrefillForm = "auto",
     verify: bool = True,
     passes: Sequence[str] | None = None,
@@ -64,6 +65,7 @@ def optimize(
             them into their neighbours, ``auto`` asks the cost model, ``none`` only rebuilds the
             attention without what its exporter added.
         cache: ``keep``, ``packed`` or ``static[:CAPACITY]``.
+        cache_type: ``float16`` or ``bfloat16`` keeps the rows of a float32 model in 16 bits.
         prefill: the form for long queries; ``auto`` chooses at run time.
         verify: run both models and compare before returning.
         passes: names of passes to run instead of the default ones.
@@ -75,7 +77,7 @@ def optimize(
         NothingMatchedError: no latent attention was found; carries the report.
         VerificationError: the result computes something else; carries the report.
     """
-    options = Options(target, absorb, cache, prefill, passes)
+    options = Options(target, absorb, cache, prefill, cache_type, passes)
     original = load(model)
     optimized = original.clone()
     graph = OnnxGraph(optimized)

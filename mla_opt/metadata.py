@@ -55,7 +55,7 @@ def _interface(sites: Sequence[LatentAttentionSite]) -> InterfaceMap:
             continue
         original, optimized = site.original_cache, _ends(site)
         layout = site.cache.layout
-        if layout == "split" and site.family == "latent":
+        if layout == "split" and site.family == "latent" and site.cache.kept_as is None:
             continue
         states.setdefault(original.inputs, _state(site, original, optimized))
         if site.cache.past_len is not None:

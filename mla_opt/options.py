@@ -13,6 +13,7 @@ from mla_opt.pipeline import Pass, Pipeline
 from mla_opt.sites import PrefillForm
 
 Target = Literal["onnxruntime", "portable"]
+CacheType = Literal["keep", "float16", "bfloat16"]
 Absorb = Literal["auto", "factored", "fold-q", "fold-o", "fold", "none"]
 
 
@@ -26,6 +27,7 @@ class Options:
         absorb: what becomes of W_UK and W_UV; ``auto`` asks the cost model.
         cache: ``keep``, ``packed``, ``static`` or ``static:CAPACITY``.
         prefill: the form for long queries.
+        cache_type: what the rows of a float32 model's cache are rounded to.
         passes: names of passes to run instead of the default ones.
     """
 
@@ -33,15 +35,24 @@ class Options:
     absorb: Absorb = "auto"
     cache: str = "keep"
     prefill: PrefillForm = "auto"
+    cache_type: CacheType = "keep"
     passes: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("target", Target), ("absorb", Absorb), ("prefill", PrefillForm)):
+        kinds = {
+            "target": Target,
+            "absorb": Absorb,
+            "prefill": PrefillForm,
+            "cache_type": CacheType,
+        }
+        for name, kind in kinds.items():
             allowed = get_args(kind)
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}, not {_listed(allowed)}")
         if self.cache_mode()[0] == "static" and self.absorb == "none":
             raise InputError("cache static needs absorbed attention; absorb is 'none'")
+        if self.cache_type != "keep" and self.absorb == "none":
+            raise InputError(f"cache type {self.cache_type} needs absorbed attention, not 'none'")
 
     def cache_mode(self) -> tuple[str, int | None]:
         """The cache mode, and the capacity where one is given."""
@@ -57,7 +68,11 @@ class Options:
         names = self.passes
         if names is None:
             static = self.cache_mode()[0] == "static"
-            names = passes.names(portable=self.target == "portable", static=static)
+            names = passes.names(
+                portable=self.target == "portable",
+                static=static,
+                narrow=self.cache_type != "keep",
+            )
         _check_order(names)
         return Pipeline([self._make(passes.load(name)) for name in names])
 
@@ -70,6 +85,7 @@ class Options:
                 "in_place": mode == "static",
             },
             "compress_cache": {"mode": mode},
+            "narrow_cache": {"cache_type": self.cache_type},
             "write_cache_in_place": {"capacity": capacity},
         }
         return kind(**given.get(kind.name, {}))

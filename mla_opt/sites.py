@@ -58,7 +58,8 @@ class CacheSlots:
     ``past`` are inputs of the graph, ``new`` the rows that this call adds, ``joined`` both, one
     behind the other. Each has one entry (packed) or two (``c_kv`` and ``k_pe``). A buffer has
     ``past_len`` valid rows before the call and ``written`` after it, of ``capacity`` if that is
-    fixed. Sites that read the same rows share one of these.
+    fixed. ``kept_as`` names the 16-bit type of a cache whose new rows have more bits. Sites that
+    read the same rows share one of these.
     """
 
     layout: CacheLayout
@@ -68,6 +69,7 @@ class CacheSlots:
     past_len: Value | None = None
     written: Value | None = None
     capacity: int | None = None
+    kept_as: str | None = None
 
 
 @dataclass(slots=True)

@@ -7,10 +7,11 @@
 5. `absorb_weights`: put W_UK on the query and W_UV on the output, attend to latent rows
 6. `release_shapes`: let nothing be computed only for its shape to be read
 7. `fuse_cache_append`: let the operator append to the cache
-8. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
-9. `write_cache_in_place`: for static caches, buffers that are written in place
-10. `lower_to_standard_ops`: for the portable target, no custom operator is left
-11. `clean_up`: drop what nothing reads any more
+8. `narrow_cache`: on request, keep the rows of the cache in 16 bits
+9. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
+10. `write_cache_in_place`: for static caches, buffers that are written in place
+11. `lower_to_standard_ops`: for the portable target, no custom operator is left
+12. `clean_up`: drop what nothing reads any more
 
 Passes of other packages are found through the entry-point group ``mla_opt.passes``.
 """
@@ -37,6 +38,7 @@ BUILT_IN: dict[str, str] = {
     "absorb_weights": "AbsorbWeights",
     "release_shapes": "ReleaseShapes",
     "fuse_cache_append": "FuseCacheAppend",
+    "narrow_cache": "NarrowCache",
     "add_prefill_branch": "AddPrefillBranch",
     "write_cache_in_place": "WriteCacheInPlace",
     "lower_to_standard_ops": "LowerToStandardOps",
@@ -76,7 +78,11 @@ def load(name: str) -> type[Pass]:
     return passes[name]()
 
 
-def names(*, portable: bool = False, static: bool = False) -> Sequence[str]:
-    """The passes that run by default, in order; two of them only when asked for."""
-    optional = {"lower_to_standard_ops": portable, "write_cache_in_place": static}
+def names(*, portable: bool = False, static: bool = False, narrow: bool = False) -> Sequence[str]:
+    """The passes that run by default, in order; three of them only when asked for."""
+    optional = {
+        "lower_to_standard_ops": portable,
+        "write_cache_in_place": static,
+        "narrow_cache": narrow,
+    }
     return [name for name in BUILT_IN if optional.get(name, True)]

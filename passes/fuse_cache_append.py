@@ -39,7 +39,7 @@ class FuseCacheAppend(Pass):
         for site in cached:
             _share(site, owned)
         for site in cached:
-            _fuse(graph, site)
+            append_in_operator(graph, site)
         return PassResult(matched=len(graph.sites), rewritten=len(cached))
 
 
@@ -56,11 +56,12 @@ def rows_of(site: LatentAttentionSite) -> Rows:
     cache = site.cache
     assert cache is not None
     if site.appends:
-        return Rows(new=cache.new, past=cache.past, past_len=cache.past_len)
-    return Rows(new=(), past=cache.joined, past_len=cache.written)
+        return Rows(cache.new, cache.past, cache.past_len, cache.kept_as is not None)
+    return Rows((), cache.joined, cache.written, cache.kept_as is not None)
 
 
-def _fuse(graph: Graph, site: LatentAttentionSite) -> None:
+def append_in_operator(graph: Graph, site: LatentAttentionSite) -> None:
+    """Emit a site anew, with an operator that reads its cache and returns the longer one."""
     assert site.operands is not None
     builder = graph.builder(anchor(graph, site), f"{site.name}/mla")
     emitted = emit_absorbed(builder, site, site.operands, rows_of(site))

@@ -30,6 +30,8 @@ def step(options: Options, name: str):
         ({"cache": "static:-4"}, "cache is 'static:-4': the capacity is not a number of rows"),
         ({"cache": "static:many"}, "cache is 'static:many': the capacity is not a number of rows"),
         ({"cache": "static", "absorb": "none"}, "cache static needs absorbed attention"),
+        ({"cache_type": "int8"}, "cache_type is 'int8', not keep, float16 or bfloat16"),
+        ({"cache_type": "float16", "absorb": "none"}, "cache type float16 needs absorbed"),
     ],
 )
 def test_what_is_not_allowed(given, message):
@@ -56,7 +58,7 @@ def test_cache_modes(cache, mode):
 
 
 def test_the_default_pipeline_in_order():
-    left_out = {"write_cache_in_place", "lower_to_standard_ops"}
+    left_out = {"write_cache_in_place", "lower_to_standard_ops", "narrow_cache"}
     assert names(Options()) == [name for name in passes.BUILT_IN if name not in left_out]
 
 
@@ -65,6 +67,7 @@ def test_the_default_pipeline_in_order():
     [
         ({"target": "portable"}, "lower_to_standard_ops"),
         ({"cache": "static"}, "write_cache_in_place"),
+        ({"cache_type": "bfloat16"}, "narrow_cache"),
     ],
 )
 def test_passes_that_run_only_when_asked_for(given, added):
@@ -74,11 +77,12 @@ def test_passes_that_run_only_when_asked_for(given, added):
 
 
 def test_options_reach_their_passes():
-    options = Options(absorb="fold-q", prefill="absorbed", cache="static:64")
+    options = Options(absorb="fold-q", prefill="absorbed", cache="static:64", cache_type="bfloat16")
     form = step(options, "choose_form")
     assert (form.absorb, form.prefill, form.in_place) == ("fold-q", "absorbed", True)
     assert step(options, "compress_cache").mode == "static"
     assert step(options, "write_cache_in_place").capacity == 64
+    assert step(options, "narrow_cache").cache_type == "bfloat16"
     assert not step(Options(), "choose_form").in_place
 
 
@@ -124,5 +128,6 @@ def test_as_dict_is_what_was_given():
         "absorb": "auto",
         "cache": "packed",
         "prefill": "auto",
+        "cache_type": "keep",
         "passes": None,
     }

@@ -74,6 +74,7 @@ SIGNATURES = {
         "target": "onnxruntime",
         "absorb": "auto",
         "cache": "keep",
+        "cache_type": "keep",
         "prefill": "auto",
         "verify": True,
         "passes": None,

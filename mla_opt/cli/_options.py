@@ -27,6 +27,14 @@ class Absorb(StrEnum):
     NONE = "none"
 
 
+class CacheType(StrEnum):
+    """What the rows of a cache are rounded to."""
+
+    KEEP = "keep"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
 class Prefill(StrEnum):
     """The form for long queries."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ from mla_opt.cli._console import Activity, Screen
 from mla_opt.cli._exit import exit_on_error
 from mla_opt.cli._options import (
     Absorb,
+    CacheType,
     Model,
     Prefill,
     Quiet,
@@ -38,6 +39,7 @@ class Settings:
     target: str = "onnxruntime"
     absorb: str = "auto"
     cache: str = "keep"
+    cache_type: str = "keep"
     prefill: str = "auto"
     verify: bool = True
     passes: tuple[str, ...] | None = None
@@ -49,8 +51,10 @@ class Settings:
 
     def api_options(self) -> dict[str, Any]:
         """Return the keyword arguments of ``mla_opt.api.optimize``."""
-        names = ("target", "absorb", "cache", "prefill", "verify", "passes", "allow_unmatched")
-        return {name: getattr(self, name) for name in names}
+        own = ("model", "output", "force", "report", "print_between_passes", "time_passes")
+        return {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in own
+        }
 
 
 def optimize(
@@ -82,6 +86,13 @@ def optimize(
             "written in place.",
         ),
     ] = "keep",
+    cache_type: Annotated[
+        CacheType,
+        typer.Option(
+            help="Keep the rows of a float32 model's cache in 16 bits: half the memory, for an "
+            "error of the rounding."
+        ),
+    ] = CacheType.KEEP,
     prefill: Annotated[
         Prefill,
         typer.Option(help="The form for long queries; auto: whichever is cheaper at each length."),
@@ -123,6 +134,7 @@ def optimize(
             target=target.value,
             absorb=absorb.value,
             cache=cache,
+            cache_type=cache_type.value,
             prefill=prefill.value,
             verify=verify,
             passes=names,

@@ -25,7 +25,7 @@ def emit_expanded(
 ) -> Emitted:
     """Emit one site expanded; the output is ``[B, H, S, V]``."""
     caches = _append(builder, rows)
-    latent, rope = _parts(builder, site, caches)
+    latent, rope = _parts(builder, site, _widened(builder, rows, caches, operands.query_nope))
     keys = expanded_keys(builder, site, operands.weights, latent, rope)
     values = expanded_values(builder, operands.weights, latent)
     query = operands.query_nope
@@ -80,9 +80,22 @@ def _append(builder: Builder, rows: Rows) -> tuple[Value, ...]:
     new = rows.new
     if len(new) > len(rows.past):
         new = (builder.concat(new, 3, "latent"),)
+    if rows.narrow:
+        new = tuple(builder.cast_like(added, rows.past[0], "rows_kept") for added in new)
     return tuple(
         builder.concat((past, added), 2, f"cache_{index}")
         for index, (past, added) in enumerate(zip(rows.past, new))
+    )
+
+
+def _widened(
+    builder: Builder, rows: Rows, caches: tuple[Value, ...], like: Value
+) -> tuple[Value, ...]:
+    """The rows as keys and values are made of them; those that were kept are the rounded ones."""
+    if not rows.narrow:
+        return caches
+    return tuple(
+        builder.cast_like(cache, like, f"rows_{index}") for index, cache in enumerate(caches)
     )
 
 

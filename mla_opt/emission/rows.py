@@ -13,11 +13,13 @@ class Rows:
 
     Each field has two values (split), one (packed, or R = 0), or none. ``new`` are rows that this
     call adds, ``past`` rows that were there before it. Without ``new``, every row is in ``past``.
+    ``narrow`` says that the past rows have fewer bits than the new ones.
     """
 
     new: tuple[Value, ...]
     past: tuple[Value, ...] = ()
     past_len: Value | None = None
+    narrow: bool = False
 
     def packed_new(self, builder: Builder) -> Value | None:
         """The new rows ``[B, 1, S, C + R]``."""

@@ -289,8 +289,10 @@ class OnnxBuilder:
             domain=contract.DOMAIN,
             overload=signature.overload,
         )
-        for value in values:
-            _set_dtype(value, operands["query"].dtype)
+        output, *caches = values
+        _set_dtype(output, operands["query"].dtype)
+        for cache in caches:
+            _set_dtype(cache, operands["cache"].dtype)
         return values
 
     def _define(self, signature: contract.Signature, element_type: ir.DataType | None) -> None:
@@ -352,6 +354,7 @@ def _signature(operands: Mapping[str, ir.Value], causal: bool) -> contract.Signa
         bias=_bias_kind(operands),
         sink="sink" in operands,
         causal=causal,
+        narrow="cache" in operands and operands["cache"].dtype != operands["query"].dtype,
     )
 
 

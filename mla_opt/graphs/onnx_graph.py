@@ -244,10 +244,15 @@ class OnnxGraph:
         return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
 
     def replace_input(
-        self, old: ir.Value, name: str, shape: Sequence[int | str | None]
+        self,
+        old: ir.Value,
+        name: str,
+        shape: Sequence[int | str | None],
+        dtype: str | None = None,
     ) -> ir.Value:
         """Put another input in the place of ``old``, and redirect those who read its shape."""
-        new = ir.Value(name=name, shape=ir.Shape(shape), type=old.type)
+        kind = old.type if dtype is None else ir.TensorType(ir.DataType[dtype.upper()])
+        new = ir.Value(name=name, shape=ir.Shape(shape), type=kind)
         new.metadata_props.update(old.metadata_props)
         inputs = self.model.graph.inputs
         place = list(inputs).index(old)

@@ -232,8 +232,14 @@ class Graph(Protocol):
     def declared_shape(self, value: Value) -> tuple[int | str | None, ...]:
         """Shape as the file declares it; symbols are strings. Empty when it declares none."""
 
-    def replace_input(self, old: Value, name: str, shape: Sequence[int | str | None]) -> Value:
-        """Put another input, with ``old``'s element type, in the place of ``old``.
+    def replace_input(
+        self,
+        old: Value,
+        name: str,
+        shape: Sequence[int | str | None],
+        dtype: str | None = None,
+    ) -> Value:
+        """Put another input, with ``old``'s element type or another, in the place of ``old``.
 
         What read the shape of ``old`` keeps seeing the sizes that ``old`` would have had, as far as
         the new input has them; nothing else may still read ``old`` when the rewriting is done.

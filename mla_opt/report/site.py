@@ -35,6 +35,7 @@ class SiteFacts:
     weight_bytes_before: int
     weight_bytes_after: int
     notes: tuple[str, ...] = ()
+    cache_dtype_after: str | None = None
 
     @classmethod
     def of(cls, site: LatentAttentionSite, dtype: str) -> SiteFacts:
@@ -57,6 +58,7 @@ class SiteFacts:
             weight_bytes_before=cost_model.weight_bytes(site.geometry, "factored", size),
             weight_bytes_after=cost_model.weight_bytes(site.geometry, stored, size),
             notes=tuple(site.notes),
+            cache_dtype_after=None if site.cache is None else site.cache.kept_as,
         )
 
 
@@ -95,7 +97,7 @@ def site_report(facts: SiteFacts, *, context: int = 8192) -> SiteReport:
         cache_layout_before=facts.cache_layout_before,
         cache_layout_after=facts.cache_layout_after,
         cache_bytes_per_token_before=cost_model.cache_bytes_per_token(geometry, family, size),
-        cache_bytes_per_token_after=_cache_after(facts, size),
+        cache_bytes_per_token_after=_cache_after(facts),
         weight_bytes_before=facts.weight_bytes_before,
         weight_bytes_after=facts.weight_bytes_after,
         decode_context=context,
@@ -106,8 +108,8 @@ def site_report(facts: SiteFacts, *, context: int = 8192) -> SiteReport:
     )
 
 
-def _cache_after(facts: SiteFacts, size: int) -> int:
-    family = facts.cache_family
+def _cache_after(facts: SiteFacts) -> int:
+    size, family = dtype_bytes(facts.cache_dtype_after or facts.dtype), facts.cache_family
     if family != "none" and facts.form != "none":
         family = "latent"
     return cost_model.cache_bytes_per_token(facts.geometry, family, size)

@@ -30,6 +30,9 @@ Array = npt.NDArray[Any]
 FLOORS = {2: 5e-2, 4: 2e-4, 8: 1e-9}
 CEILINGS = {2: 2e-1, 4: 1e-2, 8: 1e-6}
 NOISE_FACTOR = 10.0
+#: The same for float32 models whose caches were rounded: two layers are up to 4e-3 (float16) and
+#: 4.5e-2 (bfloat16) from themselves with caches of float32.
+ROUNDED_FLOORS = {"float16": 2e-2, "bfloat16": 1.5e-1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,12 @@ class Tolerance:
     def for_bytes(cls, size: int, noise: Mapping[str, float]) -> Tolerance:
         """Tolerance for a model whose weights take ``size`` bytes each."""
         return cls(FLOORS[size], CEILINGS[size], noise)
+
+    @classmethod
+    def for_rounded(cls, cache_type: str, noise: Mapping[str, float]) -> Tolerance:
+        """Tolerance for a model whose caches were rounded to ``cache_type``."""
+        floor = ROUNDED_FLOORS[cache_type]
+        return cls(floor, max(floor, CEILINGS[2]), noise)
 
     @classmethod
     def fixed(cls, value: float, noise: Mapping[str, float]) -> Tolerance:

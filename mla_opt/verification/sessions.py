@@ -16,6 +16,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from mla_opt.errors import InputError, MlaOptError
+from mla_opt.ort_values import from_ort_value, to_ort_value
 
 Array = npt.NDArray[Any]
 ModelLike = str | PathLike[str] | onnx.ModelProto | ir.Model
@@ -95,8 +96,9 @@ class Session:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name. Raises `RunError`."""
         names = [output.name for output in self._session.get_outputs()]
-        values = _guarded(self.label, "run", self._session.run, names, dict(feeds))
-        return dict(zip(names, values))
+        tensors = {name: to_ort_value(feed) for name, feed in feeds.items()}
+        values = _guarded(self.label, "run", self._session.run_with_ort_values, names, tensors)
+        return dict(zip(names, map(from_ort_value, values)))
 
 
 def open_model(model: ModelLike, label: str, libraries: Sequence[Path] = ()) -> OpenModel:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from mla_opt.errors import InputError, VerificationError
 from mla_opt.events import VerifyProgress
-from mla_opt.graphs.interface import Limits
+from mla_opt.graphs.interface import Limits, ModelInterface
 from mla_opt.verification.alignment import Aligner, joined_name
 from mla_opt.verification.interface_map import InterfaceMap, check_interfaces
 from mla_opt.verification.negative_controls import (
@@ -211,7 +211,11 @@ class _Verifier:
     def _tolerance(self, given: float | None, noise: dict[str, float]) -> Tolerance:
         if given is not None:
             return Tolerance.fixed(given, noise)
-        return Tolerance.for_bytes(weight_bytes(self.models.original.model), noise)
+        size = weight_bytes(self.models.original.model)
+        rounded = rounded_cache_type(self.models.after.interface)
+        if size > 2 and rounded is not None:
+            return Tolerance.for_rounded(rounded, noise)
+        return Tolerance.for_bytes(size, noise)
 
     def _controls(self, reference: Sequence[Run], limits: Tolerance) -> tuple[ControlResult, ...]:
         run = _control_run(reference)
@@ -263,6 +267,15 @@ def _control_run(runs: Sequence[Run]) -> Run:
     usable = [run for run in runs if run.error is None]
     short = [run for run in usable if run.scenario.name != LONG_SCENARIO] or usable
     return max(short, key=lambda run: run.scenario.total_len)
+
+
+def rounded_cache_type(interface: ModelInterface) -> str | None:
+    """The coarsest 16-bit type among a model's states; None if there is none."""
+    kinds = {state.input.dtype for state in interface.states}
+    for kind in (ir.DataType.BFLOAT16, ir.DataType.FLOAT16):
+        if kind in kinds:
+            return kind.name.lower()
+    return None
 
 
 def weight_bytes(model: ir.Model) -> int:

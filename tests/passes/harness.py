@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from mla_opt import passes
 from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.ort_values import from_ort_value, to_ort_value
 from mla_opt.pipeline import Pass, PassResult
 from tests.graphs.latent_block import Block, build, feeds
 
@@ -146,9 +147,9 @@ def compute(model: onnx.ModelProto | ir.Model, given: Mapping[str, Any]) -> Arra
     session = ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    wanted = {value.name: given[value.name] for value in session.get_inputs()}
+    wanted = {value.name: to_ort_value(given[value.name]) for value in session.get_inputs()}
     names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, wanted)))
+    return dict(zip(names, map(from_ort_value, session.run_with_ort_values(names, wanted))))
 
 
 SIZES = ((2, 4, 3), (1, 1, 9), (1, 5, 0), (2, 23, 40))

@@ -190,7 +190,8 @@ def test_only_one_session_is_open_at_a_time(monkeypatch):
 
     class Held:
         def __init__(self, session):
-            self.run, self.get_outputs = session.run, session.get_outputs
+            self.run_with_ort_values = session.run_with_ort_values
+            self.get_outputs = session.get_outputs
 
     def counting(*arguments):
         gc.collect()

@@ -1,0 +1,38 @@
+"""Tensors between NumPy and ONNX Runtime, bfloat16 among them.
+
+ONNX Runtime's Python interface knows no NumPy type for bfloat16: its tensors are made from their
+bits and read by their address.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+Array = npt.NDArray[Any]
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def to_ort_value(array: Array) -> ort.OrtValue:
+    """Return a tensor that may share the array's memory: keep the array while it is used."""
+    if array.dtype != BFLOAT16:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    bits = np.ascontiguousarray(array).view(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
+
+
+def from_ort_value(value: ort.OrtValue) -> Array:
+    """Return a copy of a tensor on the CPU."""
+    if value.element_type() != onnx.TensorProto.BFLOAT16:
+        array: Array = value.numpy()
+        return array
+    shape = value.shape()
+    size = BFLOAT16.itemsize * int(np.prod(shape))
+    data = ctypes.string_at(value.data_ptr(), size) if size else b""
+    return np.frombuffer(data, BFLOAT16).reshape(shape)
