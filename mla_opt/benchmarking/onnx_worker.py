@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
@@ -25,6 +24,7 @@ from mla_opt.benchmarking.pair import Pair, Side
 from mla_opt.benchmarking.points import Point
 from mla_opt.benchmarking.serving import serve
 from mla_opt.benchmarking.sessions import open_session
+from mla_opt.ort_values import from_ort_value, to_ort_value
 from mla_opt.verification.feeds import Timeline
 from mla_opt.verification.oracle import Call, Run, run_scenario
 from mla_opt.verification.sessions import Session
@@ -93,7 +93,7 @@ class OnnxWorker:
         spent = (time.perf_counter() - start) * 1e3
         if self.first is None:
             names = self.driver.interface.state_outputs
-            self.first = {n: v.numpy() for n, v in results.items() if n not in names}
+            self.first = {n: from_ort_value(v) for n, v in results.items() if n not in names}
         if self.most > 1:
             self.done += 1
             pairs = self.driver.interface.states
@@ -131,7 +131,7 @@ class OnnxWorker:
             self.peak_mb = self._peak()
         self.states.clear()
         past = self.pair.past(self.side, self.scenario)
-        self.states = {name: _value(past.pop(name)) for name in tuple(past)}
+        self.states = {name: to_ort_value(past.pop(name)) for name in tuple(past)}
         self.done = 0
         self.fed: dict[str, ort.OrtValue] = {}
         reset_peak()
@@ -142,7 +142,7 @@ class OnnxWorker:
             start = self.point.context + self.done * self.point.query
             stop = start + self.point.query
             feeds = self.driver.feeds(self.timeline, start, stop, self.scenario)
-            self.fed = {name: _value(feed) for name, feed in feeds.items()}
+            self.fed = {name: to_ort_value(feed) for name, feed in feeds.items()}
         return self.fed
 
     def _run(self, values: dict[str, ort.OrtValue]) -> dict[str, ort.OrtValue]:
@@ -164,10 +164,6 @@ class OnnxWorker:
         results = dict(zip(self.outputs, binding.get_outputs(), strict=True))
         binding.clear_binding_inputs()
         return results | buffers
-
-
-def _value(array: Array) -> ort.OrtValue:
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
 def _write(path: str, run: Run) -> None:

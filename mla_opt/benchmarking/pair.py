@@ -28,7 +28,7 @@ from mla_opt.verification.oracle import Driver, optimized_driver, original_drive
 from mla_opt.verification.parity import Tolerance
 from mla_opt.verification.scenarios import Scenario
 from mla_opt.verification.site_records import SiteRecord, read_sites
-from mla_opt.verification.verifier import weight_bytes
+from mla_opt.verification.verifier import rounded_cache_type, tolerance_for
 
 Array = npt.NDArray[Any]
 Side = Literal["original", "optimized"]
@@ -96,7 +96,7 @@ class Pair:
             original=Model.of(original, before, first),
             optimized=Model.of(optimized, after, second),
             aligner=Aligner(first.interface, second.interface, changes),
-            tolerance=Tolerance.for_bytes(weight_bytes(before), {}),
+            tolerance=tolerance_for(before, second.interface, {}),
             attentions=tuple(a for a in api.inspect(before).attentions if a.matched),
             sites=read_sites(after),
             has_operator=_has_operator(after),
@@ -182,11 +182,24 @@ class Pair:
         expanded = widest * point.batch * (point.context + point.query)
         return model.file_bytes + copies * model.state_bytes(point) + expanded
 
-    def work(self, form: CostForm, point: Point) -> tuple[float, float]:
-        """Operations and bytes of all attentions of one step, without projections."""
+    def cache_bytes(self, side: Side) -> int | None:
+        """Bytes of a number in the caches of one side, where they are narrower than the rest."""
+        rounded = rounded_cache_type(self.model(side).driver.interface)
+        return None if rounded is None else dtype_bytes(rounded)
+
+    def work(
+        self, form: CostForm, point: Point, cache_bytes: int | None = None
+    ) -> tuple[float, float]:
+        """Operations and bytes of all attentions of one step, without projections.
+
+        ``cache_bytes`` is what a number of the cache takes; if not given, what others take.
+        """
         stages = [
             attention_stage(
-                a.geometry, form, dtype_bytes=dtype_bytes(a.dtype), workload=point.workload
+                a.geometry,
+                form,
+                dtype_bytes=cache_bytes or dtype_bytes(a.dtype),
+                workload=point.workload,
             )
             for a in self.attentions
             if a.geometry is not None

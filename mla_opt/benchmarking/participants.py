@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mla_opt import kernels
 from mla_opt.benchmarking.onnx_worker import Job
 from mla_opt.benchmarking.pair import Pair, Side
 from mla_opt.benchmarking.process import WorkerProcess
 from mla_opt.benchmarking.report import Kind
-from mla_opt.benchmarking.sessions import kernel_library
 from mla_opt.cost_model import CostForm
 
 ORIGINAL, BODY, KERNEL = "original", "optimized", "optimized, kernel"
@@ -38,6 +38,10 @@ class Participant(Protocol):
             WorkerError: it cannot be loaded.
         """
 
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes of a number in its cache; `None`: as many as the original's numbers."""
+
     def form(self, query: int) -> CostForm | None:
         """How its attention computes `query` new tokens, if that is known."""
 
@@ -59,6 +63,11 @@ class Variant:
         job = Job(self.pair, self.side, self.threads, self.kernel)
         path = job.write(folder / f"{self.side}-{'kernel' if self.kernel else 'plain'}.job")
         return WorkerProcess(self.name, "mla_opt.benchmarking.onnx_worker", [str(path)])
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes of a number in its cache, where they are narrower than the rest."""
+        return self.pair.cache_bytes(self.side)
 
     def form(self, query: int) -> CostForm | None:
         """How its attention computes `query` new tokens."""
@@ -82,8 +91,8 @@ def variants(pair: Pair, threads: int) -> tuple[tuple[Variant, ...], tuple[str, 
     ]
     if not pair.has_operator:
         return tuple(found), ("no kernel: the optimized model holds no mla_opt::LatentAttention",)
-    if kernel_library() is None:
+    if not kernels.kernel_available():
         return tuple(found), ("no kernel: this installation was made without the kernel library",)
-    text = f"{inside}; one fused kernel"
+    text = f"{inside}; one fused kernel ({kernels.cpu_tier()})"
     found.append(Variant(KERNEL, "optimized", text, pair, "optimized", threads, kernel=True))
     return tuple(found), ()

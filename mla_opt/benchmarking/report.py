@@ -87,7 +87,10 @@ class MissingPeer:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """One run: the machine, who took part, and every measurement."""
+    """One run: the machine, who took part, and every measurement.
+
+    ``others_busy`` counts the cores that other processes kept busy meanwhile, on average.
+    """
 
     original: str
     optimized: str
@@ -95,6 +98,7 @@ class BenchReport:
     participants: tuple[ParticipantReport, ...]
     measurements: tuple[Measurement, ...]
     missing: tuple[MissingPeer, ...] = ()
+    others_busy: float = 0.0
     notes: tuple[str, ...] = ()
     schema_version: int = BENCH_SCHEMA_VERSION
     tool: str = "mla-opt"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mla_opt.benchmarking import machine
+from mla_opt.benchmarking.disturbance import Reading
 from mla_opt.benchmarking.failures import check_memory
 from mla_opt.benchmarking.limits import Load, rates
 from mla_opt.benchmarking.pair import Pair
@@ -41,6 +42,7 @@ def bench(
     say("measuring the machine", 0, 0)
     rated = machine.measure(settings.threads, settings.quick)
     found = Found(missing=list(missing))
+    before = Reading.now()
     with tempfile.TemporaryDirectory(prefix="mla-opt-bench-") as folder:
         for done, point in enumerate(settings.points):
             say(f"{point}", done, len(settings.points))
@@ -56,6 +58,7 @@ def bench(
         ),
         measurements=_with_rates(found.measurements, pair, everyone, rated),
         missing=tuple(found.missing),
+        others_busy=Reading.now().others(before),
         notes=(*notes, *_notes(settings.points, pair)),
     )
 
@@ -67,15 +70,17 @@ def _with_rates(
     rated: machine.Machine,
 ) -> tuple[Measurement, ...]:
     """Add what the attention reaches, where a shorter context tells it from the rest."""
-    forms = {who.name: who.form for who in everyone}
+    by_name = {who.name: who for who in everyone}
     done: list[Measurement] = []
     for one in measurements:
         same = [m for m in measurements if _series(m) == _series(one)]
         near = min(same, key=lambda m: m.context)
-        form = forms[one.participant](one.query)
+        who = by_name[one.participant]
+        form = who.form(one.query)
         reached = None
         if form is not None and near.context < one.context:
-            reached = rates(_load(pair, form, near), _load(pair, form, one), rated)
+            loads = [_load(pair, form, who.cache_bytes, m) for m in (near, one)]
+            reached = rates(loads[0], loads[1], rated)
         done.append(replace(one, attention=reached))
     return tuple(done)
 
@@ -84,8 +89,8 @@ def _series(one: Measurement) -> tuple[str, int, int]:
     return one.participant, one.batch, one.query
 
 
-def _load(pair: Pair, form: CostForm, one: Measurement) -> Load:
-    flops, moved = pair.work(form, Point(one.context, one.batch, one.query))
+def _load(pair: Pair, form: CostForm, cache_bytes: int | None, one: Measurement) -> Load:
+    flops, moved = pair.work(form, Point(one.context, one.batch, one.query), cache_bytes)
     return Load(flops, moved, one.min_ms)
 
 

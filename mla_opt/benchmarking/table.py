@@ -12,6 +12,8 @@ from mla_opt.benchmarking.limits import Rates
 from mla_opt.benchmarking.report import Agreement, BenchReport, Measurement
 
 WRONG = "WRONG"
+#: Share of the machine that others may use before it is told.
+QUIET = 0.05
 
 
 def bench_tables(report: BenchReport) -> Iterator[RenderableType]:
@@ -27,6 +29,9 @@ def bench_tables(report: BenchReport) -> Iterator[RenderableType]:
         if one.agreement.problem is not None:
             where = f"batch {one.batch}, {one.query} on {one.context}"
             yield Text(f"{one.participant}, {where}: {one.agreement.problem}")
+    if report.others_busy > QUIET * report.machine.cores:
+        cores = f"{report.others_busy:.1f} of {report.machine.cores} cores"
+        yield Text(f"disturbed: other processes kept {cores} busy, which makes times longer")
     yield from (Text(f"note: {note}") for note in report.notes)
 
 

@@ -6,7 +6,7 @@ One session is open at a time: what the original said is kept, its session is no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -211,11 +211,7 @@ class _Verifier:
     def _tolerance(self, given: float | None, noise: dict[str, float]) -> Tolerance:
         if given is not None:
             return Tolerance.fixed(given, noise)
-        size = weight_bytes(self.models.original.model)
-        rounded = rounded_cache_type(self.models.after.interface)
-        if size > 2 and rounded is not None:
-            return Tolerance.for_rounded(rounded, noise)
-        return Tolerance.for_bytes(size, noise)
+        return tolerance_for(self.models.original.model, self.models.after.interface, noise)
 
     def _controls(self, reference: Sequence[Run], limits: Tolerance) -> tuple[ControlResult, ...]:
         run = _control_run(reference)
@@ -267,6 +263,17 @@ def _control_run(runs: Sequence[Run]) -> Run:
     usable = [run for run in runs if run.error is None]
     short = [run for run in usable if run.scenario.name != LONG_SCENARIO] or usable
     return max(short, key=lambda run: run.scenario.total_len)
+
+
+def tolerance_for(
+    original: ir.Model, optimized: ModelInterface, noise: Mapping[str, float]
+) -> Tolerance:
+    """The tolerance that the original's precision and the optimized model's caches ask for."""
+    size = weight_bytes(original)
+    rounded = rounded_cache_type(optimized)
+    if size > 2 and rounded is not None:
+        return Tolerance.for_rounded(rounded, noise)
+    return Tolerance.for_bytes(size, noise)
 
 
 def rounded_cache_type(interface: ModelInterface) -> str | None:

@@ -31,6 +31,7 @@ class Peer:
         install: what would make it so.
         attention: how its attention computes, in the terms of the cost model.
         tolerance: largest difference of logits, relative to their spread, that is no mistake.
+        cache_bytes: bytes of a number in its cache; `None`: as many as the original's numbers.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Peer:
     install: str
     attention: CostForm
     tolerance: float = FLOAT32
+    cache_bytes: int | None = None
     model: Path = Path()
     threads: int = 1
 
@@ -111,6 +113,7 @@ PEERS: tuple[Peer, ...] = (
         install="pip install llama-cpp-python gguf safetensors torch",
         attention="factored",
         tolerance=FLOAT16,
+        cache_bytes=2,
     ),
     Peer(
         name="llama.cpp f32",
