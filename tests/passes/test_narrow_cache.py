@@ -81,6 +81,15 @@ def test_a_model_without_a_cache_stays_as_it_is():
     assert (result.rewritten, result.refusals) == (0, ())
 
 
+def test_a_cache_that_is_not_absorbed_keeps_its_type():
+    graph = prepared(Block(), CompressCache("keep"), *APPENDED, absorb="none")
+    (result,) = run(graph, NarrowCache("float16"))
+    assert result.rewritten == 0
+    (refusal,) = result.refusals
+    assert (refusal.site, refusal.code) == ("layers.0.self_attn", "cache_type_kept")
+    assert "FLOAT16" not in types(graph).values()
+
+
 def test_keep_changes_nothing():
     graph, result = narrowed(Block(), "keep")
     assert result.rewritten == 0
