@@ -179,7 +179,7 @@ def _pass(record: PassRecord) -> PassReport:
 
 
 def _site(graph: OnnxGraph, site: LatentAttentionSite) -> SiteReport:
-    return site_report(SiteFacts.of(site, str(graph.element_type_name(site))))
+    return site_report(SiteFacts.of(site, _element_type(graph, site)))
 
 
 def _attention(graph: OnnxGraph, site: LatentAttentionSite) -> AttentionReport:
@@ -189,8 +189,13 @@ def _attention(graph: OnnxGraph, site: LatentAttentionSite) -> AttentionReport:
         geometry=site.geometry,
         cache_family=site.family,
         nodes=tuple(graph.label(cast(ir.Node, node)) for node in site.core.nodes),
-        dtype=graph.element_type_name(site),
+        dtype=_element_type(graph, site),
     )
+
+
+def _element_type(graph: OnnxGraph, site: LatentAttentionSite) -> str:
+    """Element type of a site's activations, in NumPy's words."""
+    return str(graph.dtype(cast(ir.Value, site.core.query)))
 
 
 def _refused(refusal: Refusal) -> AttentionReport:

@@ -5,11 +5,9 @@ A message says what is wrong, where (file, node, attribute), and what to do abou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mla_opt.report.report import OptimizationReport
+from typing import Any, Protocol
 
 
 class MlaOptError(Exception):
@@ -20,10 +18,29 @@ class InputError(MlaOptError):
     """A file, option or model that cannot be used. The command line exits with 2."""
 
 
+class Report(Protocol):
+    """What is read of a report that came to no success: `mla_opt.OptimizationReport` is one."""
+
+    @property
+    def sites(self) -> tuple[Any, ...]:
+        """The attentions that were rewritten."""
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Why the others were not."""
+
+    @property
+    def verification(self) -> Mapping[str, object] | None:
+        """The parity report as plain JSON; ``None`` when it did not run."""
+
+    def to_json(self) -> str:
+        """All of it."""
+
+
 class ReportedError(MlaOptError):
     """An outcome that is no success, with the report of how it came about."""
 
-    def __init__(self, message: str, report: OptimizationReport | None = None) -> None:
+    def __init__(self, message: str, report: Report | None = None) -> None:
         super().__init__(message)
         self.report = report
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from mla_opt.graphs.protocol import Value
+from mla_opt.handles import Value
 from mla_opt.passes.add_prefill_branch import crossover
 from mla_opt.report.report import tool_version
-from mla_opt.sites import LatentAttentionSite
+from mla_opt.sites import Ends, LatentAttentionSite
 from mla_opt.verification.interface_map import METADATA_KEY as INTERFACE_KEY
-from mla_opt.verification.interface_map import Ends, InterfaceMap, StateMap
+from mla_opt.verification.interface_map import InterfaceMap, StateMap
 from mla_opt.verification.site_records import METADATA_KEY as SITES_KEY
 from mla_opt.verification.site_records import SiteRecord, sites_to_json
 

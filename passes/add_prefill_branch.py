@@ -20,7 +20,8 @@ from mla_opt.emission.expanded import emit_expanded
 from mla_opt.emission.operands import as_rows
 from mla_opt.emission.rows import Rows
 from mla_opt.errors import PassError
-from mla_opt.graphs.protocol import Builder, Graph, Value
+from mla_opt.graphs.protocol import Builder, Graph
+from mla_opt.handles import Value
 from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite

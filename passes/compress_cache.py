@@ -20,10 +20,10 @@ from typing import ClassVar, Literal
 from mla_opt.emission.expanded import expanded_keys, expanded_values
 from mla_opt.emission.operands import as_rows, store_weights
 from mla_opt.errors import InputError, PassError, Refusal
-from mla_opt.graphs.protocol import Builder, Graph, Size, Value
-from mla_opt.matching.projection_walk import PastConcat
+from mla_opt.graphs.protocol import Builder, Graph, Size
+from mla_opt.handles import Value
 from mla_opt.pipeline import Pass, PassResult
-from mla_opt.sites import CacheSlots, LatentAttentionSite
+from mla_opt.sites import CacheSlots, LatentAttentionSite, PastConcat
 
 _SEPARATORS = "._/"
 

@@ -17,12 +17,12 @@ from typing import ClassVar
 
 from mla_opt.errors import InputError, Refusal
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import Graph, Value
+from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Value
 from mla_opt.matching.attention_core import attention_cores
 from mla_opt.matching.latent_region import TOKEN_AXIS, NotLatentError, latent_site
 from mla_opt.pipeline import Pass, PassResult
-from mla_opt.sites import CacheSlots, LatentAttentionSite
-from mla_opt.verification.interface_map import Ends
+from mla_opt.sites import CacheSlots, Ends, LatentAttentionSite
 
 _MODULE_PATH = re.compile(r"(?:model\.)*(.*?(?:attn|attention)(?:\.\d+)?)\.", re.IGNORECASE)
 _NAMED_WITHIN = 40

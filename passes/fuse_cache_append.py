@@ -16,7 +16,8 @@ from typing import ClassVar
 from mla_opt.emission.absorbed import emit_absorbed
 from mla_opt.emission.rows import Rows
 from mla_opt.errors import PassError
-from mla_opt.graphs.protocol import Graph, Node, Value
+from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Node, Value
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite
 

@@ -13,9 +13,8 @@ from itertools import combinations
 from typing import ClassVar
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import Binding, Graph, Node, Size, Value
-from mla_opt.matching.extraction import EXAMPLE
-from mla_opt.matching.latent_region import FAR
+from mla_opt.graphs.protocol import EXAMPLE, FAR, Binding, Graph, Size
+from mla_opt.handles import Node, Value
 from mla_opt.pipeline import Pass, PassResult
 
 Source = tuple[tuple[int | tuple[Value, int | None], ...], tuple[int, ...]]

@@ -16,7 +16,8 @@ from typing import ClassVar
 
 from mla_opt.emission.absorbed import emit_absorbed
 from mla_opt.errors import PassError
-from mla_opt.graphs.protocol import Builder, Graph, Size, Value
+from mla_opt.graphs.protocol import Builder, Graph, Size
+from mla_opt.handles import Value
 from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite

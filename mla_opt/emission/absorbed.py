@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mla_opt.emission.operands import Operands
 from mla_opt.emission.rows import Rows
-from mla_opt.graphs.protocol import Builder, Value
-from mla_opt.sites import LatentAttentionSite
+from mla_opt.graphs.protocol import Builder
+from mla_opt.handles import Value
+from mla_opt.sites import LatentAttentionSite, Operands
 
 
 @dataclass(frozen=True, slots=True)

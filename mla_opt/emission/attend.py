@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mla_opt.graphs.protocol import Builder, Value
+from mla_opt.graphs.protocol import Builder
+from mla_opt.handles import Value
 
 
 def attend(

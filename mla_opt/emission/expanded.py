@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from mla_opt.emission.absorbed import Emitted
 from mla_opt.emission.attend import attend
-from mla_opt.emission.operands import Operands, StoredWeights
 from mla_opt.emission.rows import Rows
-from mla_opt.graphs.protocol import Builder, Value
-from mla_opt.sites import LatentAttentionSite
+from mla_opt.graphs.protocol import Builder
+from mla_opt.handles import Value
+from mla_opt.sites import LatentAttentionSite, Operands, StoredWeights
 
 
 def emit_expanded(

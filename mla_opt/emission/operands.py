@@ -2,47 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import Builder, Graph, Value
-from mla_opt.matching.attention_core import BiasTerm
-from mla_opt.matching.extraction import EXAMPLE
-from mla_opt.sites import LatentAttentionSite, LatentWeights
-
-
-@dataclass(frozen=True, slots=True)
-class StoredWeights:
-    """The matrices of a site as stored tensors: ``w_uk [H, N, C]``, ``w_uv [H, C, V]``."""
-
-    w_uk: Value
-    w_uv: Value
-    value_bias: Value | None
-
-
-@dataclass(slots=True)
-class Operands:
-    """Values of the graph that a site is rebuilt from.
-
-    Attributes:
-        query_nope: ``[B, H, S, N]``.
-        query_rope: ``[B, H, S, R]``, or ``None`` when R is 0.
-        weights: the matrices.
-        bias: one additive or boolean tensor, broadcastable to ``[B, H, S, T]``.
-        sink: ``[H]``.
-        query_absorbed: ``[B, H, S, C]``, when W_UK is folded into the query's own projection.
-        output_weight: ``[H C, E]``, when W_UV is folded into the output's projection.
-    """
-
-    query_nope: Value
-    query_rope: Value | None
-    weights: StoredWeights
-    bias: Value | None
-    sink: Value | None
-    query_absorbed: Value | None = None
-    output_weight: Value | None = None
+from mla_opt.graphs.protocol import EXAMPLE, Builder, Graph
+from mla_opt.handles import Value
+from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights, Operands, StoredWeights
 
 
 def operands(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Operands:

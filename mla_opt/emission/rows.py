@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mla_opt.graphs.protocol import Builder, Value
+from mla_opt.graphs.protocol import Builder
+from mla_opt.handles import Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from mla_opt.errors import MlaOptError
-from mla_opt.graphs.protocol import Array
+from mla_opt.handles import Array
 
 logger = logging.getLogger(__name__)
 

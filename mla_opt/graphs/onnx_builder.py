@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from mla_opt.errors import PassError
-from mla_opt.graphs.protocol import Array, BranchBody, Builder
+from mla_opt.graphs.protocol import BranchBody, Builder
+from mla_opt.handles import Array
 from mla_opt.operator import contract
 from mla_opt.operator.function_body import function_body
 

@@ -16,12 +16,10 @@ from mla_opt.graphs.interface import Limits, ModelInterface
 from mla_opt.graphs.onnx_binding import OnnxBinding
 from mla_opt.graphs.onnx_builder import OnnxBuilder
 from mla_opt.graphs.onnx_operations import read
-from mla_opt.graphs.protocol import Array, Size, Value
+from mla_opt.graphs.protocol import EXAMPLE, Size
+from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
 from mla_opt.sites import LatentAttentionSite
-
-EXAMPLE = (2, 4, 3)
-"""Batch, query length and past length at which example shapes are told."""
 
 _IR_VERSION_OF_FUNCTIONS = 8
 _IR_VERSION_OF_OVERLOADS = 10
@@ -176,10 +174,6 @@ class OnnxGraph:
         if known is None:
             known = value.dtype = self.nearest_binding(*EXAMPLE).element_type(value)
         return np.dtype(known.numpy())
-
-    def element_type_name(self, site: LatentAttentionSite) -> str:
-        """Element type of a site's activations, in NumPy's words."""
-        return str(self.dtype(cast(ir.Value, site.core.query)))
 
     def nearest_binding(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
         """Like :meth:`bind`, with the sizes that the file fixes in place of those asked for."""

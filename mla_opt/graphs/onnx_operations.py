@@ -8,25 +8,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import onnx_ir as ir
 
 from mla_opt.graphs import operations as op
+from mla_opt.handles import Array
 
-if TYPE_CHECKING:
-    from mla_opt.graphs.onnx_graph import OnnxGraph
 
-Reader = Callable[["OnnxGraph", ir.Node], op.Operation]
+class Facts(Protocol):
+    """What has to be known of values to read the nodes between them."""
+
+    def is_constant(self, value: ir.Value) -> bool:
+        """Whether the value depends on stored tensors only."""
+
+    def small_constant(self, value: ir.Value) -> Array | None:
+        """Content of a stored tensor that is small enough to be read while matching."""
+
+    def rank(self, value: ir.Value) -> int | None:
+        """Number of axes; ``None`` where it cannot be told."""
+
+    def width(self, value: ir.Value) -> int | None:
+        """Size of the last axis; ``None`` where it cannot be told."""
+
+
+Reader = Callable[[Facts, ir.Node], op.Operation]
 
 OPAQUE = op.Opaque()
 
 
-def read(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def read(facts: Facts, node: ir.Node) -> op.Operation:
     """Translate one node; :class:`Opaque` when nothing is known of it."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     reader = READERS.get((domain, node.op_type))
-    return OPAQUE if reader is None else reader(graph, node)
+    return OPAQUE if reader is None else reader(facts, node)
 
 
 def _operand(node: ir.Node, index: int) -> ir.Value | None:
@@ -38,44 +53,44 @@ def _attribute(node: ir.Node, name: str, default: int | float) -> int | float:
     return default if attribute is None else attribute.value
 
 
-def _scalar(graph: OnnxGraph, value: ir.Value | None) -> float | None:
+def _scalar(facts: Facts, value: ir.Value | None) -> float | None:
     """The number a value holds, if it is a stored tensor of one element."""
     if value is None:
         return None
-    array = graph.small_constant(value)
+    array = facts.small_constant(value)
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
-def _first_operand_layout(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _first_operand_layout(facts: Facts, node: ir.Node) -> op.Operation:
     data = _operand(node, 0)
     return OPAQUE if data is None else op.Layout((data,))
 
 
-def _gather(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _gather(facts: Facts, node: ir.Node) -> op.Operation:
     data, indices = _operand(node, 0), _operand(node, 1)
-    if data is None or indices is None or not graph.is_constant(indices):
+    if data is None or indices is None or not facts.is_constant(indices):
         return OPAQUE
     return op.Layout((data,))
 
 
-def _pad(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _pad(facts: Facts, node: ir.Node) -> op.Operation:
     fill = _operand(node, 2)
     mode = node.attributes.get("mode")
-    zero = fill is None or _scalar(graph, fill) == 0.0
+    zero = fill is None or _scalar(facts, fill) == 0.0
     plain = mode is None or mode.value == "constant"
-    return _first_operand_layout(graph, node) if zero and plain else OPAQUE
+    return _first_operand_layout(facts, node) if zero and plain else OPAQUE
 
 
-def _concat(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _concat(facts: Facts, node: ir.Node) -> op.Operation:
     parts = tuple(value for value in node.inputs if value is not None)
     axis = int(_attribute(node, "axis", 0))
-    rank = graph.rank(node.outputs[0])
+    rank = facts.rank(node.outputs[0])
     if axis >= 0:
         axis = axis - rank if rank is not None else axis
     return op.Layout(parts, concat_axis=axis)
 
 
-def _scatter(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _scatter(facts: Facts, node: ir.Node) -> op.Operation:
     reduction = node.attributes.get("reduction")
     if reduction is not None and reduction.value != "none":
         return OPAQUE
@@ -83,16 +98,16 @@ def _scatter(graph: OnnxGraph, node: ir.Node) -> op.Operation:
     return OPAQUE if data is None or updates is None else op.Layout((data, updates))
 
 
-def _expand(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _expand(facts: Facts, node: ir.Node) -> op.Operation:
     data = _operand(node, 0)
     return OPAQUE if data is None else op.Broadcast(data)
 
 
-def _filled(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _filled(facts: Facts, node: ir.Node) -> op.Operation:
     return op.Filled()
 
 
-def _cast(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _cast(facts: Facts, node: ir.Node) -> op.Operation:
     data = _operand(node, 0)
     if data is None:
         return OPAQUE
@@ -101,107 +116,107 @@ def _cast(graph: OnnxGraph, node: ir.Node) -> op.Operation:
     return op.Cast(data) if floating else OPAQUE
 
 
-def _multiply(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _multiply(facts: Facts, node: ir.Node) -> op.Operation:
     left, right = _operand(node, 0), _operand(node, 1)
-    for data, factor in ((left, _scalar(graph, right)), (right, _scalar(graph, left))):
+    for data, factor in ((left, _scalar(facts, right)), (right, _scalar(facts, left))):
         if factor is not None and data is not None:
             return op.Scaled(data, factor)
     return OPAQUE
 
 
-def _divide(graph: OnnxGraph, node: ir.Node) -> op.Operation:
-    data, divisor = _operand(node, 0), _scalar(graph, _operand(node, 1))
+def _divide(facts: Facts, node: ir.Node) -> op.Operation:
+    data, divisor = _operand(node, 0), _scalar(facts, _operand(node, 1))
     return OPAQUE if not divisor or data is None else op.Scaled(data, 1.0 / divisor)
 
 
-def _negate(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _negate(facts: Facts, node: ir.Node) -> op.Operation:
     data = _operand(node, 0)
     return OPAQUE if data is None else op.Scaled(data, -1.0)
 
 
-def _add(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _add(facts: Facts, node: ir.Node) -> op.Operation:
     left, right = _operand(node, 0), _operand(node, 1)
     return OPAQUE if left is None or right is None else op.Add(left, right)
 
 
-def _subtract(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _subtract(facts: Facts, node: ir.Node) -> op.Operation:
     left, right = _operand(node, 0), _operand(node, 1)
     return OPAQUE if left is None or right is None else op.Subtract(left, right)
 
 
-def _reduce_maximum(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _reduce_maximum(facts: Facts, node: ir.Node) -> op.Operation:
     data = _operand(node, 0)
     if data is None or not _attribute(node, "keepdims", 1):
         return OPAQUE
-    axes = _reduction_axes(graph, node)
-    last = axes is not None and len(axes) == 1 and axes[0] in _last_axis(graph, data)
+    axes = _reduction_axes(facts, node)
+    last = axes is not None and len(axes) == 1 and axes[0] in _last_axis(facts, data)
     return op.RowMaximum(data) if last else OPAQUE
 
 
-def _reduction_axes(graph: OnnxGraph, node: ir.Node) -> tuple[int, ...] | None:
+def _reduction_axes(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:
     attribute = node.attributes.get("axes")
     if attribute is not None:
         return tuple(attribute.value)
     operand = _operand(node, 1)
-    array = None if operand is None else graph.small_constant(operand)
+    array = None if operand is None else facts.small_constant(operand)
     return None if array is None else tuple(int(axis) for axis in array.reshape(-1))
 
 
-def _last_axis(graph: OnnxGraph, value: ir.Value) -> tuple[int, ...]:
-    rank = graph.rank(value)
+def _last_axis(facts: Facts, value: ir.Value) -> tuple[int, ...]:
+    rank = facts.rank(value)
     return (-1,) if rank is None else (-1, rank - 1)
 
 
-def _matmul(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _matmul(facts: Facts, node: ir.Node) -> op.Operation:
     left, right = _operand(node, 0), _operand(node, 1)
     if left is None or right is None:
         return OPAQUE
-    if graph.is_constant(right):
+    if facts.is_constant(right):
         return op.Linear(left, right, plain=True)
-    return OPAQUE if graph.is_constant(left) else op.MatMul(left, right)
+    return OPAQUE if facts.is_constant(left) else op.MatMul(left, right)
 
 
-def _gemm(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _gemm(facts: Facts, node: ir.Node) -> op.Operation:
     data, weight, bias = _operand(node, 0), _operand(node, 1), _operand(node, 2)
-    if data is None or weight is None or not graph.is_constant(weight):
+    if data is None or weight is None or not facts.is_constant(weight):
         return OPAQUE
-    if bias is not None and not graph.is_constant(bias):
+    if bias is not None and not facts.is_constant(bias):
         return OPAQUE
     return OPAQUE if _attribute(node, "transA", 0) else op.Linear(data, weight)
 
 
-def _quantized_matmul(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _quantized_matmul(facts: Facts, node: ir.Node) -> op.Operation:
     data, weight = _operand(node, 0), _operand(node, 1)
-    if data is None or weight is None or not graph.is_constant(weight):
+    if data is None or weight is None or not facts.is_constant(weight):
         return OPAQUE
     return op.Linear(data, weight)
 
 
-def _select(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _select(facts: Facts, node: ir.Node) -> op.Operation:
     condition, chosen, other = (_operand(node, index) for index in range(3))
     if condition is None or chosen is None or other is None:
         return OPAQUE
     return op.Select(condition, chosen, other)
 
 
-def _is_nan(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _is_nan(facts: Facts, node: ir.Node) -> op.Operation:
     data = _operand(node, 0)
     return OPAQUE if data is None else op.IsNan(data)
 
 
-def _softmax(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _softmax(facts: Facts, node: ir.Node) -> op.Operation:
     data = _operand(node, 0)
-    if data is None or int(_attribute(node, "axis", -1)) not in _last_axis(graph, data):
+    if data is None or int(_attribute(node, "axis", -1)) not in _last_axis(facts, data):
         return OPAQUE
     return op.Softmax(data)
 
 
-def _attention(graph: OnnxGraph, node: ir.Node) -> op.Operation:
+def _attention(facts: Facts, node: ir.Node) -> op.Operation:
     """The ONNX operator of opset 23 and 24, rank-4 operands only."""
     query, key, value = (_operand(node, index) for index in range(3))
     if query is None or key is None or value is None:
         return OPAQUE
-    width = graph.width(query)
+    width = facts.width(query)
     scale = node.attributes.get("scale")
     if scale is None and width is None:
         return OPAQUE
@@ -213,12 +228,12 @@ def _attention(graph: OnnxGraph, node: ir.Node) -> op.Operation:
         scale=scale.value if scale is not None else 1.0 / math.sqrt(width or 1),
         causal=bool(_attribute(node, "is_causal", 0)),
         output=node.outputs[0],
-        unsupported=_beyond_plain_attention(graph, node, query),
+        unsupported=_beyond_plain_attention(facts, node, query),
     )
 
 
-def _beyond_plain_attention(graph: OnnxGraph, node: ir.Node, query: ir.Value) -> str:
-    if graph.rank(query) != 4:
+def _beyond_plain_attention(facts: Facts, node: ir.Node, query: ir.Value) -> str:
+    if facts.rank(query) != 4:
         return "its operands are not of rank 4"
     if _attribute(node, "softcap", 0.0):
         return "it caps its scores (softcap)"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mla_opt.graphs.protocol import Value
+from mla_opt.handles import Value
 
 
 @dataclass(frozen=True, slots=True)

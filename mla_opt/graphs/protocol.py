@@ -1,45 +1,32 @@
 """The one small view of a graph that matching and rewriting are written against.
 
-An adapter wraps one intermediate representation (:mod:`mla_opt.graphs.onnx_graph` for onnx_ir).
-Values and nodes are the representation's own objects, used here as opaque handles: they compare by
-identity and have a name. Everything else is asked of the graph.
+An adapter wraps one intermediate representation (:mod:`mla_opt.graphs.onnx_graph` for onnx_ir),
+whose values and nodes are handles here (:mod:`mla_opt.handles`): all but their names is asked of
+the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from mla_opt.graphs.operations import Operation
-    from mla_opt.sites import LatentAttentionSite
+from mla_opt.graphs.operations import Operation
+from mla_opt.handles import Array, Node, Value
+from mla_opt.sites import LatentAttentionSite
 
-Array = npt.NDArray[Any]
+EXAMPLE = (2, 4, 3)
+"""Batch, query length and past length at which example shapes are told and regions are run."""
 
-Size = int | tuple[int | tuple["Value", int | None], ...]
+FAR = (1, 1 << 16, 1 << 16)
+"""Batch, query length and past length longer than any window that an exporter crops keys to."""
+
+Size = int | tuple[int | tuple[Value, int | None], ...]
 """A number, or axes of values and numbers that add up to it.
 
 Without an axis, the value itself is the size: an int64 vector of one element.
 """
-
-
-class Value(Protocol):
-    """A handle of a tensor in a graph."""
-
-    @property
-    def name(self) -> str | None:
-        """Name within the graph."""
-
-
-class Node(Protocol):
-    """A handle of an operation in a graph."""
-
-    @property
-    def name(self) -> str | None:
-        """Name within the graph."""
 
 
 class Builder(Protocol):

@@ -14,45 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import Graph, Node, Value
+from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Node, Value
+from mla_opt.sites import AttentionCore, BiasTerm
 
 _NEVER = -1e4
 """A score this low or lower, chosen by a mask, means: do not attend."""
-
-
-@dataclass(frozen=True, slots=True)
-class BiasTerm:
-    """One addend of the scores, or one mask over them.
-
-    ``kind`` is ``additive``; or ``boolean``, true where attending is allowed; or ``blocked``, true
-    where it is not.
-    """
-
-    kind: str
-    value: Value
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionCore:
-    """One attention, from its query to its output, heads on axis 1.
-
-    ``key`` is ``[B, H, T, D]``, or ``[B, H, D, T]`` when ``key_is_transposed``. ``first`` and
-    ``last`` are the nodes that multiply query and key, and that make ``output``.
-    """
-
-    query: Value
-    key: Value
-    value: Value
-    output: Value
-    scale: float
-    first: Node
-    last: Node
-    key_is_transposed: bool = False
-    bias: tuple[BiasTerm, ...] = ()
-    sink: Value | None = None
-    causal: bool = False
-    unsupported: str = ""
-    nodes: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mla_opt.graphs.protocol import Array, Binding, Graph, Value
-from mla_opt.matching.attention_core import BiasTerm
-from mla_opt.matching.extraction import EXAMPLE, Float64, Region
+from mla_opt.graphs.protocol import EXAMPLE, Binding, Graph
+from mla_opt.handles import Array, Float64, Value
+from mla_opt.matching.extraction import Region
 from mla_opt.operator.reference import latent_attention
-from mla_opt.sites import LatentAttentionSite, LatentWeights
+from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights
 
 TOLERANCE = {"float64": 1e-6, "float32": 2e-5, "float16": 2e-2}
 """Largest relative error that is rounding, by element type."""

@@ -12,18 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from mla_opt.graphs.protocol import Array, Binding, Graph, Node, Value
+from mla_opt.graphs.protocol import EXAMPLE, Binding, Graph
+from mla_opt.handles import Array, Float64, Node, Value
 from mla_opt.matching.labels import Trace, trace
 from mla_opt.matching.latent_region import NotLatentError
 from mla_opt.matching.linear_matrix import LinearMatrix, linear_matrix
 from mla_opt.sites import LatentAttentionSite, LatentWeights
-
-EXAMPLE = (2, 4, 3)
-"""Batch, query length and past length at which regions are run."""
-
-Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ import numpy as np
 
 from mla_opt.errors import MlaOptError
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import Array, Graph, Node, Value
-from mla_opt.matching.extraction import EXAMPLE, Float64
+from mla_opt.graphs.protocol import EXAMPLE, Graph
+from mla_opt.handles import Array, Float64, Node, Value
 from mla_opt.matching.labels import trace
 from mla_opt.matching.linear_matrix import linear_matrix
 from mla_opt.matching.projection_walk import leaves
-from mla_opt.sites import LatentAttentionSite, LatentWeights
+from mla_opt.sites import LatentAttentionSite, LatentWeights, OutputProjection, QueryProjection
 
 
 class FoldBlockedError(MlaOptError):
@@ -33,28 +33,6 @@ class FoldBlockedError(MlaOptError):
     def labels(self, graph: Graph) -> tuple[str, ...]:
         """Names of the nodes."""
         return tuple(graph.label(node) for node in self.nodes)
-
-
-@dataclass(frozen=True, slots=True)
-class QueryProjection:
-    """``query_latent = source @ weight``, ``weight [X, H C]``.
-
-    ``rope`` is the raw rotary part of the query (before the embedding), which is made anew by
-    ``rope_weight [X, H R]`` so that nothing reads the original projection any more.
-    """
-
-    source: Value
-    weight: Float64
-    rope: Value | None
-    rope_weight: Float64 | None
-
-
-@dataclass(frozen=True, slots=True)
-class OutputProjection:
-    """``result = latent_output @ weight``, ``weight [H C, E]``; ``result`` is what it replaces."""
-
-    weight: Float64
-    result: Value
 
 
 def query_projection(graph: Graph, site: LatentAttentionSite) -> QueryProjection:

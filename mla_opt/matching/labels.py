@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mla_opt.graphs.protocol import Array
+from mla_opt.handles import Array
 
 _BASE = 64
 """Digits of labels: products with a rounded factor still round to the right digit."""

@@ -15,15 +15,12 @@ from dataclasses import dataclass
 
 from mla_opt.errors import Refusal
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import Graph, Node, Value
-from mla_opt.matching.attention_core import AttentionCore
-from mla_opt.matching.projection_walk import Leaves, PastConcat, leaves
-from mla_opt.sites import LatentAttentionSite
+from mla_opt.graphs.protocol import FAR, Graph
+from mla_opt.handles import Node, Value
+from mla_opt.matching.projection_walk import Leaves, leaves
+from mla_opt.sites import AttentionCore, LatentAttentionSite, PastConcat
 
 TOKEN_AXIS = -2
-
-FAR = (1, 1 << 16, 1 << 16)
-"""Batch, query length and past length longer than any window that an exporter crops keys to."""
 
 
 class NotLatentError(Exception):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import Array, Binding, Graph, Node
+from mla_opt.graphs.protocol import Binding, Graph
+from mla_opt.handles import Array, Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import Graph, Node, Value
-
-
-@dataclass(frozen=True, slots=True)
-class PastConcat:
-    """A cache of expanded rows: ``joined = [past | new]`` with ``past`` an input of the graph."""
-
-    past: Value
-    new: Value
-    joined: Value
-    axis: int
+from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Node, Value
+from mla_opt.sites import PastConcat
 
 
 @dataclass(slots=True)

@@ -7,7 +7,8 @@ graph that hides them costs nothing but a blank in a table.
 from __future__ import annotations
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import Graph, Node, Value
+from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Node, Value
 from mla_opt.sites import LatentAttentionSite
 
 _STEPS = 200

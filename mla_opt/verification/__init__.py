@@ -5,7 +5,8 @@ and compares every output and every cache that both have; then breaks the optimi
 purpose and checks that the comparison notices.
 """
 
-from mla_opt.verification.interface_map import Ends, InterfaceMap, StateMap
+from mla_opt.sites import Ends
+from mla_opt.verification.interface_map import InterfaceMap, StateMap
 from mla_opt.verification.negative_controls import ControlResult
 from mla_opt.verification.parity import OutputParity, ScenarioParity, Tolerance
 from mla_opt.verification.report import ParityReport

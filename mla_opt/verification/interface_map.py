@@ -16,32 +16,13 @@ import onnx_ir as ir
 
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface import ModelInterface, Port
+from mla_opt.sites import Ends
 from mla_opt.verification.json_fields import Fields, parse
 
 METADATA_KEY = "mla_opt.interface"
 VERSION = 1
 
 MappedLayout = Literal["split", "packed", "static"]
-
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """Names of the inputs and outputs that hold one state of one model, pairwise."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, list[str]]:
-        """Return the names as lists, for JSON."""
-        return {"inputs": list(self.inputs), "outputs": list(self.outputs)}
-
-    @classmethod
-    def of(cls, fields: Fields) -> Ends:
-        """Read both lists, which must be equally long."""
-        ends = cls(fields.texts("inputs"), fields.texts("outputs"))
-        if not ends.inputs or len(ends.inputs) != len(ends.outputs):
-            raise InputError(f"{fields.where} must pair each input with one output")
-        return ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +57,8 @@ class StateMap:
             raise InputError(f"{fields.where}.layout {layout!r} is none of split, packed, static")
         return cls(
             layer=fields.text("layer"),
-            original=Ends.of(fields.inner("original")),
-            optimized=Ends.of(fields.inner("optimized")),
+            original=_ends(fields.inner("original")),
+            optimized=_ends(fields.inner("optimized")),
             layout=cast(MappedLayout, layout),
             kv_lora_rank=fields.count("kv_lora_rank", 1),
             qk_rope_head_dim=fields.count("qk_rope_head_dim"),
@@ -140,6 +121,14 @@ class InterfaceMap:
             ends: list[Ends] = [getattr(state, side) for state in self.states]
             _distinct([n for e in ends for n in e.inputs], side)
             _distinct([n for e in ends for n in e.outputs], side)
+
+
+def _ends(fields: Fields) -> Ends:
+    """Read both lists, which must be equally long."""
+    ends = Ends(fields.texts("inputs"), fields.texts("outputs"))
+    if not ends.inputs or len(ends.inputs) != len(ends.outputs):
+        raise InputError(f"{fields.where} must pair each input with one output")
+    return ends
 
 
 def _distinct(names: list[str], side: str) -> None:

@@ -13,8 +13,9 @@ import onnx_ir as ir
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface import KnownStates, ModelInterface
 from mla_opt.graphs.interface_feeds import numpy_dtype
+from mla_opt.sites import Ends
 from mla_opt.verification.feeds import Timeline, random_state
-from mla_opt.verification.interface_map import METADATA_KEY, Ends, InterfaceMap
+from mla_opt.verification.interface_map import METADATA_KEY, InterfaceMap
 from mla_opt.verification.scenarios import Scenario
 from mla_opt.verification.sessions import RunError, Session
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from mla_opt.matching.attention_core import AttentionCore, attention_cores
+from mla_opt.matching.attention_core import attention_cores
+from mla_opt.sites import AttentionCore
 from tests.graphs.latent_block import Block, Tape
 from tests.passes.harness import graph_of
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from mla_opt.graphs.onnx_graph import OnnxGraph
-from mla_opt.matching.attention_core import BiasTerm
 from mla_opt.matching.certificate import certify
-from mla_opt.sites import LatentAttentionSite, LatentWeights
+from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights
 from tests.graphs.latent_block import Block
 from tests.labels import label
 from tests.passes.harness import EXTRACT, graph_of, run

@@ -1,75 +1,20 @@
-"""What the passes know of one latent attention: found, extracted, then rewritten step by step.
-
-A site starts as the handles that ``find_latent_attention`` collected and gains weights, geometry
-and choices from later passes. Values and nodes are handles of the graph that the site lives in
-(:mod:`mla_opt.graphs.protocol`).
-"""
+"""One latent attention: found, extracted, then rewritten step by step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mla_opt.geometry import MlaGeometry
+from mla_opt.handles import Node, Value
+from mla_opt.sites.cache import CacheFamily, CacheLayout, CacheSlots, Ends, PastConcat
+from mla_opt.sites.core import AttentionCore
+from mla_opt.sites.operands import Operands
+from mla_opt.sites.projections import OutputProjection, QueryProjection
+from mla_opt.sites.weights import LatentWeights, StoredWeights
 
-if TYPE_CHECKING:
-    from mla_opt.emission.operands import Operands, StoredWeights
-    from mla_opt.graphs.protocol import Array, Node, Value
-    from mla_opt.matching.attention_core import AttentionCore
-    from mla_opt.matching.folding import OutputProjection, QueryProjection
-    from mla_opt.matching.projection_walk import PastConcat
-    from mla_opt.verification.interface_map import Ends
-
-CacheFamily = Literal["latent", "expanded", "none"]
-CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]
 Form = Literal["factored", "fold-q", "fold-o", "fold", "none"]
 PrefillForm = Literal["absorbed", "expanded", "auto"]
-
-
-@dataclass(frozen=True, slots=True)
-class LatentWeights:
-    """The per-head matrices of one latent attention, and where the query's dims go.
-
-    With ``c`` a latent row of width C and ``k_pe`` its rotary part of width R, head ``h`` has
-    ``key[nope_dims] = w_uk[h] @ c``, ``key[rope_dims] = k_pe`` (both times ``key_scale``, which is
-    taken out) and ``value = c @ w_uv[h] + value_bias[h]``.
-
-    Attributes:
-        w_uk: ``[H, N, C]``.
-        w_uv: ``[H, C, V]``.
-        value_bias: ``[H, V]``, or ``None`` when it is zero.
-        nope_dims: the N positions of a head's key and query that ``w_uk`` makes, in its order.
-        rope_dims: the R positions that hold ``k_pe``, in its order.
-        key_scale: constant factor that the original has on its keys; belongs to the scale.
-    """
-
-    w_uk: Array
-    w_uv: Array
-    value_bias: Array | None
-    nope_dims: tuple[int, ...]
-    rope_dims: tuple[int, ...]
-    key_scale: float
-
-
-@dataclass(slots=True)
-class CacheSlots:
-    """The cache of one site: graph inputs, new rows and graph outputs, a pair for split caches.
-
-    ``past`` are inputs of the graph, ``new`` the rows that this call adds, ``joined`` both, one
-    behind the other. Each has one entry (packed) or two (``c_kv`` and ``k_pe``). A buffer has
-    ``past_len`` valid rows before the call and ``written`` after it, of ``capacity`` if that is
-    fixed. ``kept_as`` names the 16-bit type of a cache whose new rows have more bits. Sites that
-    read the same rows share one of these.
-    """
-
-    layout: CacheLayout
-    past: tuple[Value, ...]
-    new: tuple[Value, ...]
-    joined: tuple[Value, ...]
-    past_len: Value | None = None
-    written: Value | None = None
-    capacity: int | None = None
-    kept_as: str | None = None
 
 
 @dataclass(slots=True)

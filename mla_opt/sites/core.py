@@ -1,0 +1,42 @@
+"""The attention itself, as the graph has it: what it reads, how it masks, what it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mla_opt.handles import Node, Value
+
+
+@dataclass(frozen=True, slots=True)
+class BiasTerm:
+    """One addend of the scores, or one mask over them.
+
+    ``kind`` is ``additive``; or ``boolean``, true where attending is allowed; or ``blocked``, true
+    where it is not.
+    """
+
+    kind: str
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCore:
+    """One attention, from its query to its output, heads on axis 1.
+
+    ``key`` is ``[B, H, T, D]``, or ``[B, H, D, T]`` when ``key_is_transposed``. ``first`` and
+    ``last`` are the nodes that multiply query and key, and that make ``output``.
+    """
+
+    query: Value
+    key: Value
+    value: Value
+    output: Value
+    scale: float
+    first: Node
+    last: Node
+    key_is_transposed: bool = False
+    bias: tuple[BiasTerm, ...] = ()
+    sink: Value | None = None
+    causal: bool = False
+    unsupported: str = ""
+    nodes: tuple[Node, ...] = ()
