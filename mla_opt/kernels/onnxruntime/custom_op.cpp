@@ -79,18 +79,20 @@ Status* make_output(KernelContext* context, Output output, const OutputShapes& s
   return call<Status*>(api, kGetTensorMutableData, value, data);
 }
 
+// The contract's outputs, no more and no less: a node that drops its new rows has another meaning.
 Status* make_outputs(KernelContext* context, const OutputShapes& shapes,
                      mla_opt_latent_attention& problem) {
   size_t count;
   void* data[kOutputCount] = {};
   RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetOutputCount, context, &count)));
-  for (int i = 0; i < kOutputCount; ++i) {
+  for (size_t i = 0; i < kOutputCount; ++i) {
     if (!shapes.has[i]) continue;
-    if (static_cast<size_t>(i) >= count)
+    if (i < count)
+      RETURN_IF_ERROR(make_output(context, static_cast<Output>(i), shapes, &data[i]));
+    if (!data[i])
       return error(kInvalidArgument,
                    "LatentAttention: latent and cache are given, so the node must have the outputs"
                    " that return the cache");
-    RETURN_IF_ERROR(make_output(context, static_cast<Output>(i), shapes, &data[i]));
   }
   problem.output = data[kOutput];
   problem.new_cache = data[kNewCache];
@@ -175,7 +177,8 @@ Operator make_operator(int type, int cache_type) {
   op.GetInputMemoryType = [](const CustomOp*, size_t) { return 0; };
   op.CreateKernelV2 = create_kernel;
   op.KernelComputeV2 = compute;
-  // One version of the contract; a later one may mean something else.
+  // What ONNX Runtime compares these with is the version of the schema that it makes of this very
+  // operator, not the one that a model imports: a contract of another meaning needs another name.
   op.GetStartVersion = [](const CustomOp*) { return 1; };
   op.GetEndVersion = [](const CustomOp*) { return 1; };
   op.GetMayInplace = may_be_in_place;
