@@ -91,12 +91,23 @@ def write_text(path: str | Path, text: str, *, force: bool = False) -> None:
     Raises:
         InputError: as :func:`write_model`.
     """
+    with whole_file(path, force=force) as stream:
+        # A path in the text may hold bytes that are no UTF-8; in JSON this makes an escape.
+        stream.write(text.encode(errors="backslashreplace"))
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path, *, force: bool = False) -> Iterator[IO[bytes]]:
+    """Open a stream whose file appears when the context ends without an error.
+
+    Raises:
+        InputError: as :func:`write_model`.
+    """
     path = Path(path)
     check_output(path, force=force)
     with _one_line_errors(path), _Transaction() as transaction:
         with transaction.open(path) as stream:
-            # A path in the text may hold bytes that are no UTF-8; in JSON this makes an escape.
-            stream.write(text.encode(errors="backslashreplace"))
+            yield stream
         transaction.commit()
 
 

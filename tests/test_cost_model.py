@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mla_opt import cost_model
-from mla_opt.cost_model import HARDWARE, Hardware, Workload
+from mla_opt.cost_model import HARDWARE, Hardware, Prefill, Workload
 from mla_opt.geometry import MlaGeometry
 
 V2_LITE = MlaGeometry(16, 128, 64, 128, 512, None, 2048)
@@ -199,3 +199,50 @@ def test_impossible_workloads_are_refused(batch: int, query_len: int, total_len:
 def test_causal_scores_count_the_triangle() -> None:
     assert Workload(2, 4, 4).scores == 2 * (1 + 2 + 3 + 4)
     assert Workload(1, 1, 100).scores == 100
+
+
+UNFUSED = Prefill(V2_LITE, 4)
+FUSED = Prefill(V2_LITE, 4, expands_from=171, fused=True)
+GIB = 1 << 30
+
+
+def test_the_branch_that_a_chunk_takes_is_the_one_of_the_model() -> None:
+    """S > s T / (T + s), which tends to s as the context grows."""
+    assert not FUSED.expands(170, 100_000)
+    assert FUSED.expands(171, 100_000)
+    assert FUSED.expands(128, 128)
+    assert not Prefill(V2_LITE, 4).expands(10_000, 10_000)
+
+
+def test_scores_are_what_limits_a_chunk_without_a_kernel() -> None:
+    """Three float32 tensors of scores, 16 heads, at 32k keys: 6 MiB for each token."""
+    at_32k = UNFUSED.bytes(Workload(1, 100, 32_768))
+    assert at_32k == pytest.approx(100 * 3 * 16 * 32_768 * 4, rel=0.03)
+    assert FUSED.bytes(Workload(1, 100, 32_768)) < at_32k / 40
+
+
+@pytest.mark.parametrize("prefill", [UNFUSED, FUSED])
+@pytest.mark.parametrize("past_len", [0, 1000, 32_000])
+@pytest.mark.parametrize("budget", [1 << 20, 1 << 26, GIB])
+def test_a_chunk_fits_and_no_better_one_would(prefill: Prefill, past_len: int, budget: int) -> None:
+    chunk = cost_model.choose_chunk(prefill, 2, past_len, 5000, budget)
+
+    def workload(size: int) -> Workload:
+        return Workload(2, size, past_len + size)
+
+    if chunk > 1:
+        assert prefill.bytes(workload(chunk)) <= budget
+    seconds = prefill.seconds_per_token(workload(chunk))
+    for size in (1, 8, 64, 128, 512, 2048):
+        if prefill.bytes(workload(size)) <= budget:
+            assert seconds <= 1.06 * prefill.seconds_per_token(workload(size)), size
+
+
+def test_a_prompt_of_any_length_fits_where_one_token_does() -> None:
+    """Whatever the budget: one token at a time is the least there is."""
+    assert cost_model.choose_chunk(UNFUSED, 1, 1 << 20, 100, 1) == 1
+
+
+def test_a_chunk_is_no_longer_than_what_remains() -> None:
+    assert cost_model.choose_chunk(FUSED, 1, 0, 3, GIB) <= 3
+    assert cost_model.choose_chunk(FUSED, 1, 0, 10**6, 1 << 40) <= cost_model.MAX_CHUNK

@@ -31,7 +31,12 @@ def run(name: str, *arguments: object, cwd: Path) -> str:
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"optimize_in_export_pipeline.py", "custom_pass.py", "read_report.py"}
+    tested = {
+        "optimize_in_export_pipeline.py",
+        "custom_pass.py",
+        "generate_text.py",
+        "read_report.py",
+    }
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -51,6 +56,13 @@ def test_custom_pass(tmp_path: Path) -> None:
     assert "report_savings: 2 matched" in told
     # 4096 tokens of 4 heads of 32 + 16 + 36 numbers, against 64 + 16 numbers.
     assert told.count("read 1.3 MB once, not 5.5 MB, at 4096 tokens (4.2x less)") == 2
+
+
+def test_generate_text(tmp_path: Path) -> None:
+    told = run("generate_text.py", cwd=tmp_path)
+    # 8 and 4 tokens said; of the last turn's, the last was not run.
+    assert f"read again: {[5 + 8 + 2 + 3, 2 + 8 + 1 + 3, 4 + 8 + 3 + 3]} tokens" in told
+    assert told.count("[") == 3 + 1 + 1
 
 
 def test_read_report(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Running optimized models: sessions, caches and generation, one package for each runtime."""

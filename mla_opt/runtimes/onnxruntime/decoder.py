@@ -1,0 +1,186 @@
+"""`Decoder`: a session, and what its inputs and outputs mean.
+
+A session that `mla_opt.runtimes.onnxruntime.session` made is remembered with what its graph showed.
+Of another one ONNX Runtime tells names, shapes and metadata, which suffice for the usual names.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from mla_opt.errors import InputError
+from mla_opt.graphs.interface import ModelInterface, Port
+from mla_opt.operator.contract import DOMAIN, OP_TYPE
+from mla_opt.runtimes.onnxruntime.attention import Attention, read_attention
+from mla_opt.runtimes.onnxruntime.fingerprint import Fingerprint, fingerprint
+from mla_opt.verification.interface_map import InterfaceMap
+from mla_opt.verification.oracle import Driver, optimized_driver
+from mla_opt.verification.site_records import METADATA_KEY as SITES_KEY
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a model's file says of it.
+
+    Attributes:
+        label: how messages call it.
+        driver: its interface, and which caches are buffers.
+        optimized: whether mla-opt wrote it.
+        attention: dimensions of its latent attention, where the file tells them.
+        fingerprint: by which a saved cache knows its model.
+    """
+
+    label: str
+    driver: Driver
+    optimized: bool
+    attention: Attention | None
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A model that can be run: token ids in, logits out, states from call to call."""
+
+    session: ort.InferenceSession
+    description: Description
+    tokens: Port
+    logits: Port
+
+    @property
+    def label(self) -> str:
+        """How messages call the model."""
+        return self.description.label
+
+    @property
+    def interface(self) -> ModelInterface:
+        """What the model is fed and hands back."""
+        return self.description.driver.interface
+
+    @property
+    def past_len_input(self) -> str | None:
+        """The input that counts the rows of buffers."""
+        return self.description.driver.past_len_input
+
+    @property
+    def capacity(self) -> int | None:
+        """Rows of the buffers where the file fixes them."""
+        return self.description.driver.capacity
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of token ids, if it is known."""
+        width = self.logits.sizes[-1] if self.logits.sizes else None
+        return self.interface.vocabulary or (width if isinstance(width, int) else None)
+
+    @property
+    def all_logits(self) -> bool:
+        """Whether a call gives logits for each of its tokens, as far as the file tells."""
+        return len(self.logits.sizes) < 3 or self.logits.sizes[-2] != 1
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """Number of sequences of a call, where the file fixes it."""
+        return self.interface.limits().batch
+
+    @property
+    def can_pad(self) -> bool:
+        """Whether rows of one batch may differ in length.
+
+        That takes a mask, and positions of each row's own. What a recurrent state has read it
+        cannot forget, padding included.
+        """
+        recurrent = any(state.kind == "recurrent" for state in self.interface.states)
+        positions = self.interface.positions
+        per_row = bool(positions) and all(p.axis_of("batch") is not None for p in positions)
+        return self.interface.attention_mask is not None and per_row and not recurrent
+
+
+_described: weakref.WeakKeyDictionary[ort.InferenceSession, Description]
+_described = weakref.WeakKeyDictionary()
+
+
+def remember(session: ort.InferenceSession, description: Description) -> None:
+    """Note what the file of ``session`` said, for `decoder_of`."""
+    _described[session] = description
+
+
+def describe(model: ir.Model, label: str, kernel: bool) -> Description:
+    """Read all there is to know; ``kernel`` says that the kernel library is registered."""
+    driver = optimized_driver(model, InterfaceMap.of(model))
+    return Description(
+        label=label,
+        driver=driver,
+        optimized=SITES_KEY in model.metadata_props,
+        attention=read_attention(model, kernel and _has_operator(model)),
+        fingerprint=fingerprint(model, driver.interface),
+    )
+
+
+def decoder_of(session: ort.InferenceSession) -> Decoder:
+    """Return the decoder that ``session`` runs.
+
+    Raises:
+        InputError: it takes no token ids, keeps no cache, or has inputs of unknown meaning.
+    """
+    description = _described.get(session)
+    if description is None:
+        description = describe(_outline(session), "the session's model", kernel=False)
+        remember(session, description)
+    return _decoder(session, description)
+
+
+def _decoder(session: ort.InferenceSession, description: Description) -> Decoder:
+    interface, label = description.driver.interface, description.label
+    if interface.token_ids is None:
+        raise InputError(f"{label}: has no input for token ids, so it cannot generate")
+    if not interface.states:
+        raise InputError(
+            f"{label}: keeps no cache, so each token would take the whole text again; export it"
+            " with its cache as inputs and outputs"
+        )
+    known = {description.driver.past_len_input}
+    unknown = [port.name for port in interface.others if port.name not in known]
+    if unknown:
+        raise InputError(f"{label}: nobody knows what to feed its inputs {', '.join(unknown)}")
+    return Decoder(session, description, interface.token_ids, _logits(interface, label))
+
+
+def _logits(interface: ModelInterface, label: str) -> Port:
+    """The output of that name, else the only other one, else the one as wide as the vocabulary."""
+    outputs = [port for port in interface.outputs if port.name not in interface.state_outputs]
+    named = [port for port in outputs if port.name == "logits"]
+    wide = [p for p in outputs if p.sizes and p.sizes[-1] == interface.vocabulary is not None]
+    for candidates in (named, outputs, wide):
+        if len(candidates) == 1:
+            return candidates[0]
+    names = ", ".join(port.name for port in outputs) or "none"
+    raise InputError(f"{label}: which output holds the logits cannot be told; it has {names}")
+
+
+def _has_operator(model: ir.Model) -> bool:
+    nodes = model.graph.all_nodes()
+    return any(node.domain == DOMAIN and node.op_type == OP_TYPE for node in nodes)
+
+
+def _outline(session: ort.InferenceSession) -> ir.Model:
+    """A model without nodes, of what ONNX Runtime tells of the session's."""
+    inputs = [_value(argument) for argument in session.get_inputs()]
+    outputs = [_value(argument) for argument in session.get_outputs()]
+    graph = ir.Graph(inputs, outputs, nodes=(), opset_imports={"": 18}, name="outline")
+    model = ir.Model(graph, ir_version=10)
+    model.metadata_props.update(session.get_modelmeta().custom_metadata_map)
+    return model
+
+
+_TYPES = {"float": "FLOAT", "double": "DOUBLE"}
+
+
+def _value(argument: ort.NodeArg) -> ir.Value:
+    name = argument.type.removeprefix("tensor(").removesuffix(")")
+    dtype = getattr(ir.DataType, _TYPES.get(name, name.upper()), None)
+    kind = None if dtype is None else ir.TensorType(dtype)
+    return ir.Value(name=argument.name, shape=ir.Shape(argument.shape), type=kind)

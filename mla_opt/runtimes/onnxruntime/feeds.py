@@ -1,0 +1,75 @@
+"""What a call is fed besides its states: ids, mask, positions, and how long the past is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mla_opt.graphs.interface import AxisRole, Port
+from mla_opt.graphs.interface_feeds import Bools, mask_feed, numpy_dtype, position_feed
+from mla_opt.runtimes.onnxruntime.decoder import Decoder
+
+Array = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
+
+
+class TokenFeeds:
+    """Makes the feeds of one model."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._mask = decoder.interface.attention_mask
+        self._positions = decoder.interface.positions
+        self._ids_dtype = numpy_dtype(decoder.tokens)
+
+    def __call__(self, ids: Ints, valid: Bools, before: Ints) -> dict[str, Array]:
+        """Return the feeds for new ``ids`` ``[B, S]``.
+
+        Args:
+            ids: the new tokens.
+            valid: ``[B, P + S]``, false for padding.
+            before: ``[B]``, valid tokens of each row before this call.
+        """
+        query_len, total = ids.shape[1], valid.shape[1]
+        start = total - query_len
+        feeds: dict[str, Array] = {self._decoder.tokens.name: self._ids(ids)}
+        if self._mask is not None:
+            shape = _shape(self._mask, ids.shape[0], query_len, total)
+            feeds[self._mask.name] = mask_feed(self._mask, shape, valid, start)
+        for port in self._positions:
+            feeds[port.name] = _position(port, valid, before, start)
+        if self._decoder.past_len_input is not None:
+            feeds[self._decoder.past_len_input] = np.full(ids.shape[0], start, np.int32)
+        return feeds
+
+    def _ids(self, ids: Ints) -> Array:
+        flat = ids.reshape(-1) if self._decoder.tokens.rank == 1 else ids
+        return np.ascontiguousarray(flat, self._ids_dtype)
+
+
+def _position(port: Port, valid: Bools, before: Ints, start: int) -> Array:
+    """Positions of the new tokens; padding counts as the token before it."""
+    batch, total = valid.shape
+    shape = _shape(port, batch, total - start, total)
+    counted = before[:, None] + np.cumsum(valid[:, start:], axis=1, dtype=np.int64) - 1
+    if port.axis_of("batch") is None:
+        return position_feed(port, shape, np.broadcast_to(np.int64(0), (1, total)), start)
+    return position_feed(port, shape, np.maximum(counted, 0), 0)
+
+
+def _shape(port: Port, batch: int, query_len: int, total: int) -> tuple[int, ...]:
+    """Shape of a mask or of positions; a dimension of no known role is as long as the file says."""
+    counts: dict[AxisRole, int] = {
+        "batch": batch,
+        "query_len": query_len,
+        "total_len": total,
+        "broadcast": 1,
+    }
+    return tuple(
+        counts[axis.role]
+        if axis.role in counts
+        else (axis.size if isinstance(axis.size, int) else 1)
+        for axis in port.axes or ()
+    )
