@@ -4,6 +4,7 @@ about time."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -21,11 +22,18 @@ pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, str]:
-    """The JSON, the Markdown and the standard output of `--quick`."""
+    """The JSON, the Markdown and the standard output of `--quick`.
+
+    With a folder of models of its own: each worker of a parallel run comes here, and models that
+    mla-opt makes are made anew while another may be reading them.
+    """
     folder = tmp_path_factory.mktemp("bench")
+    environment = {**os.environ, models.CACHE_VARIABLE: str(folder / "models")}
     command = [sys.executable, "-m", "tests.benchmarks", "--quick"]
     command += ["--json", str(folder / "out.json"), "--markdown", str(folder / "out.md")]
-    done = subprocess.run(command, cwd=models.ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=models.ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads((folder / "out.json").read_text())
     return report, (folder / "out.md").read_text(), done.stdout
