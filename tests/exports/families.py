@@ -7,8 +7,6 @@ model code is transformers' own, the weights are seeded noise (`weights`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -117,31 +115,49 @@ class Family:
 
     def _construct(self, config: Any, attention: str) -> Any:
         if self.model_class is not None:
-            model = _load_class(self.model_class)._from_config(
-                config, attn_implementation=attention
-            )
-            return model if hasattr(model, "lm_head") else TextWithHead(model)
+            model_class = _load_class(self.model_class)
+            if model_class.can_generate():
+                return model_class._from_config(config, attn_implementation=attention)
+            return _with_head(model_class, config, attention)
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 
 
-class TextWithHead(torch.nn.Module):
-    """A text decoder with a head, for families whose causal LM comes only with a vision tower."""
+def _with_head(text_class: Any, config: Any, attention: str) -> Any:
+    """A causal LM over a text decoder that transformers brings only with a vision tower.
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
-        self.lm_head = torch.nn.Linear(
-            model.config.hidden_size, model.config.vocab_size, bias=False
-        )
+    It is a pretrained model that can generate, as transformers' exporter asks of what it exports.
+    """
+    from transformers import GenerationMixin
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    def forward(self, **inputs: Any) -> SimpleNamespace:
-        """What a causal LM returns, as far as the harness reads it."""
-        outputs = self.model(**inputs)
-        logits = self.lm_head(outputs.last_hidden_state)
-        return SimpleNamespace(logits=logits, past_key_values=outputs.past_key_values)
+    class TextForCausalLM(text_class.__base__, GenerationMixin):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.model = text_class._from_config(config, attn_implementation=attention)
+            self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+        def forward(
+            self,
+            input_ids: Any = None,
+            attention_mask: Any = None,
+            position_ids: Any = None,
+            past_key_values: Any = None,
+            **options: Any,
+        ) -> Any:
+            """What a causal LM returns, as far as the harness and the exporters read it."""
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                **options,
+            )
+            logits = self.lm_head(outputs.last_hidden_state)
+            return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
+
+    return TextForCausalLM(config)
 
 
 def _load_class(path: tuple[str, str]) -> Any:
@@ -151,11 +167,13 @@ def _load_class(path: tuple[str, str]) -> Any:
 
 
 def _use_exportable_experts(model: Any) -> None:
-    """Batched matmuls over experts: neither exporter translates the default grouped matmul."""
-    target = model.model if isinstance(model, TextWithHead) else model
-    setter: Callable[[str], None] | None = getattr(target, "set_experts_implementation", None)
-    if setter is not None and getattr(target, "_can_set_experts_implementation", lambda: False)():
-        setter("batched_mm")
+    """Batched matmuls over experts: neither exporter translates the default grouped matmul.
+
+    A class can be told so only where its own module has the experts: the decoder, if not the LM.
+    """
+    for part in (model, model.model):
+        if getattr(part, "_can_set_experts_implementation", lambda: False)():
+            part.set_experts_implementation("batched_mm")
 
 
 def _families() -> list[Family]:

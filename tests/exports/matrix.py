@@ -1,4 +1,4 @@
-"""The specs worth exporting: every family where it can go, and more opsets for the common ones."""
+"""The specs worth exporting: every family by every exporter, at every opset whose graphs differ."""
 
 from __future__ import annotations
 
@@ -7,52 +7,23 @@ from collections.abc import Iterator
 from tests.exports.families import FAMILIES, Family
 from tests.exports.spec import ExportSpec
 
-#: Families with every opset whose graphs differ: 23 fuses norms, rope and attention, 24 attention.
-COMMON = ("deepseek_v3", "deepseek_v2", "minicpm3", "mistral4", "youtu")
-OPSETS, COMMON_OPSETS = (18, 24), (18, 20, 23, 24)
-#: Variants of a common family, at the opset where their difference is fused.
-VARIANTS = ("deepseek_v3_halves", "deepseek_v3_yarn", "deepseek_v2_noqlora")
+#: 23 fuses norms, rope and attention, 24 attention only.
+OPSETS = (18, 20, 23, 24)
 HALF = ("deepseek_v3", "deepseek_v2")
-#: transformers' exporter needs a causal LM to generate with, and minutes for linear attention.
-HF = (
-    "deepseek_v3",
-    "deepseek_v2",
-    "minicpm3",
-    "mistral4",
-    "youtu",
-    "deepseek_v32",
-    "glm4_moe_lite",
-    "glm_moe_dsa",
-)
-HF_DECODE = ("axk1", "axk2", "dots3_note", "longcat_flash", "hy_v4", "kimi_linear")
-HF_ORT = ("deepseek_v3", "deepseek_v2", "minicpm3", "youtu", "deepseek_v3_halves")
 EXPANDED = ("deepseek_v3", "deepseek_v2")
+COMPONENTS = ("prefill", "decode")
 
 
 def specs() -> list[ExportSpec]:
-    """The whole matrix, without repeats, the most common first."""
-    parts = (common(), expanded(), torchscript(), every_family(), variants(), half(), hf())
-    return list(dict.fromkeys(spec for part in parts for spec in part))
+    """The whole matrix."""
+    return [*dynamo(), *expanded(), *torchscript(), *half(), *hf()]
 
 
-def common() -> Iterator[ExportSpec]:
-    """The common families by torch.onnx.export(dynamo=True)."""
-    for name in COMMON:
-        for opset in COMMON_OPSETS:
-            yield from _forms(FAMILIES[name], "dynamo", opset)
-
-
-def every_family() -> Iterator[ExportSpec]:
+def dynamo() -> Iterator[ExportSpec]:
     """All families by torch.onnx.export(dynamo=True)."""
-    for opset in OPSETS:
-        for family in FAMILIES.values():
+    for family in FAMILIES.values():
+        for opset in OPSETS:
             yield from _forms(family, "dynamo", opset)
-
-
-def variants() -> Iterator[ExportSpec]:
-    """Variants at the opset with fused rope and norms."""
-    for name in VARIANTS:
-        yield from _forms(FAMILIES[name], "dynamo", 23)
 
 
 def torchscript() -> Iterator[ExportSpec]:
@@ -72,13 +43,11 @@ def half() -> Iterator[ExportSpec]:
 
 def hf() -> Iterator[ExportSpec]:
     """transformers' own exporter, at its default opset, and with its ONNX Runtime fusions."""
-    for name in HF:
-        yield ExportSpec(name, "hf", 20, FAMILIES[name].attention[-1], component="prefill")
-    for name in (*HF, *HF_DECODE):
-        yield ExportSpec(name, "hf", 20, FAMILIES[name].attention[-1], component="decode")
-    for name in HF_ORT:
-        yield ExportSpec(name, "hf_ort", 18, component="decode")
-        yield ExportSpec(name, "hf_ort", 18, component="prefill")
+    for exporter, opset in (("hf", 20), ("hf_ort", 18)):
+        for family in FAMILIES.values():
+            for component in COMPONENTS:
+                attention = family.attention[-1]
+                yield ExportSpec(family.name, exporter, opset, attention, component=component)
 
 
 def expanded() -> Iterator[ExportSpec]:
