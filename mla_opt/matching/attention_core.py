@@ -201,10 +201,28 @@ def _weighted_values(graph: Graph, value: Value, depth: int) -> tuple[Node, Valu
         match graph.operation(node):
             case op.MatMul(left, right) if left is value:
                 return node, right
-            case op.Cast() | op.Select() | op.Layout():
+            case op.Cast() | op.Layout():
+                found = _weighted_values(graph, graph.results(node)[0], depth - 1)
+                if found is not None:
+                    return found
+            case op.Select() as select if _makes_nan_zero(graph, select, value):
                 found = _weighted_values(graph, graph.results(node)[0], depth - 1)
                 if found is not None:
                     return found
             case _:
                 pass
     return None
+
+
+def _makes_nan_zero(graph: Graph, select: op.Select, value: Value) -> bool:
+    """Whether a selection is ``value``, but 0 where it is not a number.
+
+    Any other selection among probabilities weighs the values differently: by a threshold or a
+    window, perhaps, that a small example does not reach.
+    """
+    test = graph.producer(select.condition)
+    operation = None if test is None else graph.operation(test)
+    if not isinstance(operation, op.IsNan) or operation.data is not value:
+        return False
+    fill = graph.constant(select.chosen)
+    return select.other is value and fill is not None and not fill.any()

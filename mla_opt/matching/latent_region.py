@@ -18,6 +18,7 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import FAR, Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.projection_walk import Leaves, leaves
+from mla_opt.matching.token_counts import uneven
 from mla_opt.sites import AttentionCore, LatentAttentionSite, PastConcat
 
 TOKEN_AXIS = -2
@@ -46,6 +47,7 @@ class _Sources:
     latent: Value
     rope: Value | None
     expanded: tuple[PastConcat, PastConcat] | None
+    between: tuple[Value, ...]
 
 
 def latent_site(graph: Graph, core: AttentionCore) -> LatentAttentionSite:
@@ -84,7 +86,8 @@ def _sources(graph: Graph, core: AttentionCore) -> _Sources:
     assert isinstance(operation, op.Linear)
     rope = keys.shared_rows[0] if keys.shared_rows else None
     latent = _unflattened(graph, operation.data)
-    return _Sources(projection, latent, rope, _expanded_cache(graph, core, keys, values))
+    expanded = _expanded_cache(graph, core, keys, values)
+    return _Sources(projection, latent, rope, expanded, (*values.through, *keys.through))
 
 
 def _unflattened(graph: Graph, rows: Value) -> Value:
@@ -281,7 +284,7 @@ def _only_new_rows(graph: Graph, core: AttentionCore, sources: _Sources) -> bool
 
 
 def _check_every_token(graph: Graph, core: AttentionCore, sources: _Sources) -> None:
-    """Refuse a crop to a window of rows, which a small example does not show."""
+    """Refuse crops to a window, and what sets some rows apart: no small example shows either."""
     binding = graph.nearest_binding(*FAR)
     key, value = binding.shape(core.key), binding.shape(core.value)
     rows = sources.latent if sources.expanded is None else sources.expanded[0].joined
@@ -293,6 +296,14 @@ def _check_every_token(graph: Graph, core: AttentionCore, sources: _Sources) -> 
             f"of {whole and whole[-2]} rows, keys are made of {seen} and values of"
             f" {value and value[-2]}",
             (core.first, core.last),
+        )
+    apart = uneven(graph, sources.between)
+    if apart is not None:
+        node = graph.producer(apart)
+        raise NotLatentError(
+            "tokens_apart",
+            f"{apart.name} is of some tokens only, or of how many cannot be told",
+            (core.first, core.last) if node is None else (node,),
         )
 
 

@@ -16,13 +16,14 @@ from mla_opt.sites import PastConcat
 
 @dataclass(slots=True)
 class Leaves:
-    """Where the walk stopped."""
+    """Where the walk stopped, and what it came through."""
 
     linears: list[Node] = field(default_factory=list)
     shared_rows: list[Value] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
     pasts: list[PastConcat] = field(default_factory=list)
     opaque: list[Node] = field(default_factory=list)
+    through: list[Value] = field(default_factory=list)
 
 
 def leaves(graph: Graph, value: Value, *, stop_at: frozenset[Node] = frozenset()) -> Leaves:
@@ -38,7 +39,10 @@ def leaves(graph: Graph, value: Value, *, stop_at: frozenset[Node] = frozenset()
         if current in seen or graph.is_constant(current):
             continue
         seen.add(current)
-        pending.extend(_step(graph, current, found, stop_at))
+        ahead = _step(graph, current, found, stop_at)
+        if ahead:
+            found.through.append(current)
+        pending.extend(ahead)
     return found
 
 

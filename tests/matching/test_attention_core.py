@@ -102,6 +102,41 @@ def test_a_factor_on_the_probabilities_is_no_attention():
     assert cores(edits={"probabilities": lambda tape, x: tape("Mul", x, tape.scalar(2.0))}) == []
 
 
+def the_largest(tape: Tape, probabilities: str) -> str:
+    """All but the 64 largest made zero: nothing changes where there are fewer."""
+    count = tape("Shape", probabilities, start=3, end=4)
+    count = tape("Min", count, tape.ints(64))
+    largest, _ = tape("TopK", probabilities, count, outputs=2)
+    least = tape("ReduceMin", largest, tape.ints(-1), keepdims=1)
+    kept = tape("GreaterOrEqual", probabilities, least)
+    return tape("Where", kept, probabilities, tape.scalar(0.0))
+
+
+def a_window(tape: Tape, probabilities: str) -> str:
+    """Those of the first 64 keys: nothing changes where there are no others."""
+    total = tape("Squeeze", tape("Shape", probabilities, start=3, end=4), tape.ints(0))
+    zero = tape.stored(np.asarray(0, dtype=np.int64), "int_zero")
+    one = tape.stored(np.asarray(1, dtype=np.int64), "int_one")
+    beyond = tape("GreaterOrEqual", tape("Range", zero, total, one), tape.ints(64))
+    return tape("Where", beyond, tape.scalar(0.0), probabilities)
+
+
+def not_of_them(tape: Tape, probabilities: str) -> str:
+    """Zero where something else is not a number."""
+    scores = tape.nodes[-1].input[0]
+    return tape("Where", tape("IsNaN", scores), tape.scalar(0.0), probabilities)
+
+
+def not_zero(tape: Tape, probabilities: str) -> str:
+    return tape("Where", tape("IsNaN", probabilities), tape.scalar(0.25), probabilities)
+
+
+@pytest.mark.parametrize("edit", [the_largest, a_window, not_of_them, not_zero])
+def test_a_selection_among_the_probabilities_is_another_attention(edit):
+    """A certificate on seven tokens would not tell."""
+    assert cores(edits={"probabilities": edit}) == []
+
+
 @pytest.mark.parametrize("options", [{}, {"opset": 17}, {"sink": True}, {"dtype": "float16"}])
 def test_guards_change_nothing(options):
     plain, guarded = core(**options), core(guarded=True, **options)

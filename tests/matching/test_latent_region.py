@@ -150,6 +150,21 @@ def window(tape: Tape, value: str) -> str:
     return tape("Slice", value, tape.ints(-9), tape.ints(2**31), tape.ints(2))
 
 
+def far_ones_weaker(tape: Tape, value: str) -> str:
+    """Half of the numbers of every token after the 64th."""
+    first, others = _parted(tape, value)
+    return tape("Concat", first, tape("Mul", others, tape.scalar(0.5)), axis=2)
+
+
+def far_ones_first(tape: Tape, value: str) -> str:
+    return tape("Concat", *reversed(_parted(tape, value)), axis=2)
+
+
+def _parted(tape: Tape, value: str) -> tuple[str, str]:
+    first = tape("Slice", value, tape.ints(0), tape.ints(64), tape.ints(2))
+    return first, tape("Slice", value, tape.ints(64), tape.ints(2**31), tape.ints(2))
+
+
 def weight_of_rank_3(tape: Tape, value: str) -> str:
     whole = tape.numbers("kv_b_proj.weight", 12, 42)
     return tape.stored(whole[None], tape.named("kv_b_proj.stacked"))
@@ -263,6 +278,11 @@ CASES = [
     ),
     Case("cache_read_twice", edited("projected", past_read_again, cache="expanded")),
     Case("not_every_row", Block(bias=None, edits={"keys": window, "values": window})),
+    Case("tokens_apart", edited("key", far_ones_weaker), ("Mul",)),
+    Case("tokens_apart", edited("key", far_ones_first, cache="expanded"), ("Slice",)),
+    Case("tokens_apart", edited("keys", far_ones_weaker, cache="expanded"), ("Mul",)),
+    Case("tokens_apart", edited("key_rope", far_ones_weaker), ("Mul",)),
+    Case("tokens_apart", edited("value", far_ones_weaker), ("Mul",)),
     Case("projection_not_a_matrix", edited("kv_weight", weight_of_rank_3), ("MatMul",)),
     Case("latent_rank", edited("latent", tokens_first), ("MatMul",)),
     Case("rank", edited("values", without_batch, batch=1)),
