@@ -42,6 +42,22 @@ def optimize(path: Path) -> Outcome:
     return Outcome(len(report.sites), largest_error(report.verification), "; ".join(reasons))
 
 
+def run_once(spec: ExportSpec, path: Path) -> str:
+    """Why ONNX Runtime cannot run an export at all; empty if it can."""
+    import onnxruntime
+
+    from tests.exports import oracle
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    feed = oracle.example_feeds(spec, 2, 5, 3 if spec.cache else 0)
+    try:
+        oracle.run_onnx(onnxruntime.InferenceSession(str(path), options), feed)
+    except Exception as error:
+        return cache.report_failure(error)
+    return ""
+
+
 def largest_error(verification: Any) -> float | None:
     """The largest `max_abs` anywhere in a parity report; None if there is none."""
     if isinstance(verification, Mapping):
@@ -69,13 +85,19 @@ def control_row(name: str, opset: int) -> Row:
     return Row((f"control: {name}", "dynamo", str(opset), "", "", "float32"), 0)
 
 
-def fill(row: Row, export: Callable[[], Path], export_only: bool) -> Row:
-    """Export and, if that worked, optimize."""
+def fill(
+    row: Row, export: Callable[[], Path], export_only: bool, spec: ExportSpec | None = None
+) -> Row:
+    """Export and, if that worked, optimize; a file that cannot be run is no export."""
     try:
         path = export()
     except (cache.ExportError, LookupError) as error:
         return dataclasses.replace(row, export=str(error))
-    return row if export_only else dataclasses.replace(row, outcome=optimize(path))
+    if export_only:
+        return row
+    filled = dataclasses.replace(row, outcome=optimize(path))
+    defect = "" if spec is None or filled.good else run_once(spec, path)
+    return dataclasses.replace(row, export=f"does not run: {defect}") if defect else filled
 
 
 def run_apart(row: Row, *arguments: str) -> Row:
@@ -178,7 +200,7 @@ def _one(options: argparse.Namespace) -> Row:
         row = control_row(name, opset)
         return fill(row, lambda: exported_control(name, opset), options.export_only)
     spec = ExportSpec.from_json(options.row)
-    return fill(spec_row(spec), lambda: cache.exported(spec), options.export_only)
+    return fill(spec_row(spec), lambda: cache.exported(spec), options.export_only, spec)
 
 
 if __name__ == "__main__":
