@@ -27,9 +27,25 @@ class Dims:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
+    def latent_width(self) -> int:
+        """Numbers of one latent row."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
     def scale(self) -> float:
         """What the scores are multiplied by."""
         return float(self.qk_head_dim**-0.5)
+
+    @property
+    def step_weights(self) -> int:
+        """Stored numbers that one token needs: all but the embeddings of the others."""
+        e, heads, q = self.hidden_size, self.num_heads, self.q_lora_rank
+        latent = self.kv_lora_rank
+        query = heads * self.qk_head_dim * (q or e) + (e * q if q else 0)
+        rows = e * (latent + self.qk_rope_head_dim)
+        expansion = latent * heads * (self.qk_nope_head_dim + self.v_head_dim)
+        output = heads * self.v_head_dim * e
+        return self.layers * (query + rows + expansion + output + 3 * e * self.mlp) + e * self.vocab
 
     def to_json(self) -> str:
         """The dimensions as one line, for the command line of a subprocess."""

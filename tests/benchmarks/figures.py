@@ -86,6 +86,25 @@ def decode_figures(case: Case, timings: Timings, targets: Mapping[str, float]) -
     ]
 
 
+def ceiling_figures(case: Case, timings: Timings, dims: Dims, machine: Machine) -> list[Figure]:
+    """The gains of a step that only reads its weights and latent rows, once, as fast as can be."""
+    numbers = dims.step_weights + dims.layers * case.past * dims.latent_width
+    least = 4.0 * numbers / machine.read_gbps / 1e6
+    gains = {
+        "whole gain": ORIGINAL,
+        "part 2, absorption": cleanest(timings),
+        "against the expanded cache of 4.57": ORIGINAL_457,
+    }
+    found = [
+        Figure(f"{case.name}: one read of weights and rows, at the read rate", least, unit="ms")
+    ]
+    for what, slow in gains.items():
+        if slow is not None and slow in timings:
+            most = timings[slow].best / least
+            found.append(Figure(f"{case.name}: {what}, were it no more than that", most))
+    return found
+
+
 def memory_figures(case: Case, timings: Timings, target: float | None) -> list[Figure]:
     """Peak memory beyond the loaded model, original over optimized."""
     if ORIGINAL not in timings or OPTIMIZED not in timings:
@@ -102,8 +121,8 @@ def core_figures(
     if OPTIMIZED not in first or OPTIMIZED not in second:
         return []
     slope = (second[OPTIMIZED].best - first[OPTIMIZED].best) / (far - near) * 1000
-    flops = 2.0 * dims.layers * dims.num_heads * (2 * dims.kv_lora_rank + dims.qk_rope_head_dim)
-    rows = 4.0 * dims.layers * (dims.kv_lora_rank + dims.qk_rope_head_dim)
+    flops = 2.0 * dims.layers * dims.num_heads * (dims.kv_lora_rank + dims.latent_width)
+    rows = 4.0 * dims.layers * dims.latent_width
     arithmetic = flops * 1000 / machine.gemm_gflops / 1e6
     reading = rows * 1000 / machine.read_gbps / 1e6
     return [

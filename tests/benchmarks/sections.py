@@ -102,6 +102,7 @@ def decode(bench: Bench) -> None:
         measured.append((case.past, timings))
         targets = bench.suite.decode_targets(case)
         bench.figures += figures.decode_figures(case, timings, targets)
+        bench.figures += figures.ceiling_figures(case, timings, bench.suite.lite, bench.machine)
     core = figures.core_figures(bench.suite.lite, bench.machine, measured[-2], measured[-1])
     bench.figures += core
 

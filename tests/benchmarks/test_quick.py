@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from mla_opt.benchmarking.machine import Machine
 from mla_opt.benchmarking.turns import Timing
 from tests.benchmarks import figures, models, optimize_time
+from tests.benchmarks.dims import LITE
 from tests.benchmarks.optimize_time import Depth, Run
+from tests.benchmarks.runner import Case
 from tests.benchmarks.sections import SECTIONS
 
 pytest.importorskip("torch")
@@ -67,6 +70,7 @@ def test_both_parts_of_the_gain_are_reported(reports: tuple[dict[str, Any], str,
         "part 2",
         "times less",
         "share of the limit",
+        "were it no more than that",
         "optimize",
     ):
         assert words in text
@@ -94,6 +98,16 @@ def test_the_faster_clean_graph_is_the_baseline() -> None:
     both = {figures.CLEAN: timing(5.0), figures.CLEAN_BY_HAND: timing(4.0)}
     assert figures.cleanest(both) == figures.CLEAN_BY_HAND
     assert figures.cleanest({}) is None
+
+
+def test_what_a_step_cannot_do_without() -> None:
+    """Counted in the exported file: its matrices have these numbers, embeddings included."""
+    assert LITE.step_weights + LITE.vocab * LITE.hidden_size == 56_885_248
+    timing = Timing((20.0, 21.0), 0.0, 0.0, None)
+    rate = 4 * (LITE.step_weights + 2 * 1000 * 576) / 1e9 / 10e-3  # read within 10 ms
+    machine = Machine("", 2, 24.0, "", "", 2, 100.0, rate)
+    found = figures.ceiling_figures(Case("decode", 1000), {figures.ORIGINAL: timing}, LITE, machine)
+    assert [figure.value for figure in found] == pytest.approx([10.0, 2.0])
 
 
 @pytest.mark.parametrize(("power", "low", "high"), [(1, 0.99, 1.01), (2, 1.2, 2.0)])
