@@ -40,6 +40,7 @@ def _folded_query(graph: Graph, builder: Builder, site: LatentAttentionSite) -> 
     heads = site.weights.w_uk.shape[0] if site.weights is not None else 0
     weight = builder.constant(folded.weight.astype(dtype), "w_uq_uk")
     absorbed = _by_head(builder, builder.matmul(folded.source, weight, "query_latent_rows"), heads)
+    builder.declare_like(absorbed, site.core.query)
     if folded.rope is not None and folded.rope_weight is not None:
         rope_weight = builder.constant(folded.rope_weight.astype(dtype), "w_uq_rope")
         raw = builder.matmul(folded.source, rope_weight, "query_rope_rows")

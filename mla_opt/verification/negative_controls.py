@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
+from mla_opt.operator.body_tape import CAST_LIKE_SINCE
 from mla_opt.verification.site_records import METADATA_KEY, SiteRecord
 
 #: Nearer to the operator's default than this, the right scale is the wrong one.
@@ -120,10 +121,20 @@ def _scale(model: ir.Model, site: SiteRecord) -> None:
 
     def rescaled(query: ir.Value) -> list[ir.Node]:
         constant = ir.node("Constant", [], {"value": ir.tensor(ratio)})
-        cast = ir.node("CastLike", [constant.outputs[0], query])
+        cast = _cast_like(model, constant.outputs[0], query)
         return [constant, cast, ir.node("Mul", [query, cast.outputs[0]])]
 
     _splice(model, site, rescaled)
+
+
+def _cast_like(model: ir.Model, value: ir.Value, like: ir.Value) -> ir.Node:
+    """Convert to the type of ``like``, as noted there or else for the weights before CastLike."""
+    if model.opset_imports.get("", CAST_LIKE_SINCE) >= CAST_LIKE_SINCE:
+        return ir.node("CastLike", [value, like])
+    stored = (each.dtype for each in model.graph.initializers.values())
+    floats = (kind for kind in (like.dtype, *stored) if kind is not None)
+    kind = next((kind for kind in floats if kind.is_floating_point()), ir.DataType.FLOAT)
+    return ir.node("Cast", [value], {"to": int(kind)})
 
 
 def _rope_obstacle(model: ir.Model, site: SiteRecord) -> str | None:

@@ -8,11 +8,13 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from mla_opt import optimize
 from mla_opt.errors import InputError
 from mla_opt.verification import verify
 from mla_opt.verification.negative_controls import broken_models
 from mla_opt.verification.sessions import open_model
 from mla_opt.verification.site_records import read_sites
+from tests.graphs.latent_block import Block, build
 from tests.verify import toys
 
 
@@ -161,6 +163,15 @@ def test_the_expanded_branch_is_run_if_the_record_says_how_long_it_takes():
         in_a_branch(toys.optimized()), "w_uk_t", toys.weights()["w_uk_t"] * 2
     )
     assert verify(toys.original(), silent, controls=False).passed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("absorb", ["auto", "fold"])
+def test_controls_of_an_opset_without_cast_like(dtype, absorb):
+    block = Block(opset=14, dtype=dtype)
+    report = optimize(build(block), absorb=absorb).report
+    found = {control["name"]: control for control in report.verification["controls"]}
+    assert found["scale"]["detected"]
 
 
 def test_several_sites_are_broken_at_once():
