@@ -220,9 +220,8 @@ def test_what_must_be_done_before(steps, message):
 @pytest.mark.parametrize("absorb", ["factored", "fold-q", "fold"])
 def test_a_cache_of_the_querys_type_is_not_taken_for_a_narrow_one(absorb):
     """The toys note no types, as TorchScript's files do not; a folded query has none to inherit."""
-    graph = prepared(
-        Block(), "compress_cache", "absorb_weights", "fuse_cache_append", absorb=absorb
-    )
+    steps = ("compress_cache", "absorb_weights", "fuse_cache_append", "clean_up")
+    graph = prepared(Block(), *steps, absorb=absorb)
     (node,) = (each for each in graph.model.graph if each.op_type == "LatentAttention")
     assert node.inputs[0].dtype == node.inputs[2].dtype
     assert "narrow" not in node.overload
