@@ -237,11 +237,20 @@ def _is_whole(graph: Graph, data: Value, value: Value) -> bool:
 
 
 def _depends_on(graph: Graph, value: Value, node: Node) -> bool:
-    """Whether ``value`` needs ``node``; only what comes after it in the graph is searched."""
+    """Whether ``value`` needs ``node``; only what comes after it in the graph is searched.
+
+    Latent attentions before this one need it no longer: layers that share their rows may have their
+    projections in one layer, whose output the earlier one then does not read.
+    """
+    absorbed = {site.core.output: site.core.query for site in graph.sites}
     limit = graph.position(node)
     pending, seen = [value], set()
     while pending:
-        producer = graph.producer(pending.pop())
+        current = pending.pop()
+        if current in absorbed:
+            pending.append(absorbed[current])
+            continue
+        producer = graph.producer(current)
         if producer is node:
             return True
         if producer is None or producer in seen or graph.position(producer) < limit:

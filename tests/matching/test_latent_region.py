@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from onnx import TensorProto
 
 import mla_opt
 from mla_opt.errors import Refusal
 from mla_opt.graphs.onnx_graph import OnnxGraph
-from tests.graphs.latent_block import Block, Tape
+from tests.graphs.latent_block import Block, Tape, build
 from tests.labels import label
 from tests.passes.harness import EXTRACT, graph_of, lines, run
 
@@ -350,6 +351,31 @@ def test_a_look_alike_is_refused(case):
 )
 def test_the_real_thing_is_not_refused(options):
     assert refusals(Block(**options)) == []
+
+
+def packed_with_the_next(tape: Tape, value: str) -> str:
+    """One layer makes the keys and values of both attentions of the shared row."""
+    block = tape.block
+    if tape.layer:
+        return "packed.1"
+    latent, _ = tape.nodes.pop().input
+    weight = tape.weight(
+        "packed.weight", block.latent, 2 * block.heads * (block.nope + block.value)
+    )
+    made = tape("MatMul", latent, weight)
+    return tape("Split", made, name="packed", outputs=2, axis=3, num_outputs=2)[0]
+
+
+def test_projections_of_shared_rows_may_be_one_layer():
+    """The second query depends on that layer, but only through the first attention."""
+    block = Block(layers=2, share=True, edits={"made": packed_with_the_next})
+    graph = graph_of(block)
+    assert refusals(graph) == []
+    assert len(graph.sites) == 2
+    matrices = [site.weights.w_uk for site in graph.sites]
+    assert not np.array_equal(*matrices)
+    report = mla_opt.optimize(build(block)).report
+    assert report.verification["passed"]
 
 
 def test_a_refusal_says_what_would_change_it():
