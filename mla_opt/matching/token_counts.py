@@ -17,25 +17,25 @@ Sizes = tuple[int, int, int]
 
 
 def uneven(graph: Graph, values: Iterable[Value]) -> Value | None:
-    """The first value that does not grow with tokens, or whose growth cannot be told."""
+    """The first value that grows in no proportion, or whose growth cannot be told."""
     near, far = (graph.nearest_binding(*sizes) for sizes in (EXAMPLE, FAR))
     for value in values:
         before, after = near.shape(value), far.shape(value)
         if before is None or after is None:
             return value
-        if not _grows_with_tokens((prod(before), near.sizes), (prod(after), far.sizes)):
+        if not _in_proportion((prod(before), near.sizes), (prod(after), far.sizes)):
             return value
     return None
 
 
-def _grows_with_tokens(before: tuple[int, Sizes], after: tuple[int, Sizes]) -> bool:
-    """Whether two sizes are of as many numbers for each new, past or seen token."""
+def _in_proportion(before: tuple[int, Sizes], after: tuple[int, Sizes]) -> bool:
+    """Whether two sizes are of as many numbers for each token, or for each sequence."""
     pairs = zip(_tokens(before[1]), _tokens(after[1]))
     return any(before[0] * far == after[0] * near for near, far in pairs if near and far)
 
 
 def _tokens(sizes: Sizes) -> tuple[int, ...]:
-    """New, past and all tokens, of one sequence and of the batch."""
+    """New, past and all tokens of one sequence and of the batch; sequences, of a fixed length."""
     batch, new, past = sizes
     alone = (new, past, new + past)
-    return (*alone, *(batch * count for count in alone))
+    return (*alone, *(batch * count for count in alone), batch)

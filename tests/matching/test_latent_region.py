@@ -353,6 +353,19 @@ def test_the_real_thing_is_not_refused(options):
     assert refusals(Block(**options)) == []
 
 
+def of_an_image(tape: Tape, value: str) -> str:
+    """Rows of another input, as many for every sequence."""
+    block = tape.block
+    image = tape.input("image", (block.batch, 9, block.hidden))
+    weight = tape.weight("image.weight", block.hidden, block.latent)
+    return tape("Unsqueeze", tape("Tanh", tape("MatMul", image, weight)), tape.ints(1))
+
+
+def test_rows_may_be_of_a_fixed_number():
+    block = Block(cache="none", rope=0, bias=None, edits={"c_kv": of_an_image})
+    assert refusals(block) == []
+
+
 def packed_with_the_next(tape: Tape, value: str) -> str:
     """One layer makes the keys and values of both attentions of the shared row."""
     block = tape.block
