@@ -26,7 +26,9 @@ CODES = {
     "multi_query": "keys_not_from_latent",
     "bert": "separate_projections",
     "t5_encoder": "separate_projections",
+    "t5": "separate_projections",
     "whisper_encoder": "separate_projections",
+    "whisper": "separate_projections",
     "vit": "separate_projections",
     "query_from_latent_projection": "query_from_projection",
     "separate_key_value_linears": "separate_projections",
@@ -45,8 +47,8 @@ CODES = {
 }
 #: Nothing to refuse: there is no softmax over scores.
 UNSEEN = {"linear_attention"}
-#: Two layers each; the others are a single block.
-LAYERS = dict.fromkeys(list(CODES)[: list(CODES).index("vit") + 1], 2)
+#: Two layers each, of encoder, decoder and across; the others are a single block.
+LAYERS = dict.fromkeys(list(CODES)[: list(CODES).index("vit") + 1], 2) | {"t5": 6, "whisper": 6}
 AT_18 = sorted(CONTROLS)
 AT_23 = ["gpt2", "llama", "separate_key_value_linears", "nonlinear_values"]
 

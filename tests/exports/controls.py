@@ -135,6 +135,51 @@ class PixelEncoder(nn.Module):
         return (torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(0)),)
 
 
+class TextToText(nn.Module):
+    """A transformers encoder and decoder of text, with attention across."""
+
+    names = ("input_ids", "attention_mask", "decoder_input_ids")
+    dynamic: ClassVar[Axes] = {0: (0, 1), 1: (0, 1), 2: (0, 1)}
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Any:
+        """The decoder's last hidden state."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self.model(
+            **inputs, decoder_input_ids=decoder_input_ids, use_cache=False
+        ).last_hidden_state
+
+    def example(self, batch: int, length: int) -> tuple[Tensor, ...]:
+        """Token ids, a mask over all of them, and fewer ids of the other side."""
+        ids = torch.arange(batch * length).reshape(batch, length) % 97
+        return ids, torch.ones_like(ids), ids[:, 2:].contiguous()
+
+
+class SpeechToText(nn.Module):
+    """A transformers encoder of spectrograms of one fixed size, and a decoder of text."""
+
+    names = ("features", "decoder_input_ids")
+    dynamic: ClassVar[Axes] = {0: (0,), 1: (0, 1)}
+
+    def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model, self.shape = model, shape
+
+    def forward(self, features: Tensor, decoder_input_ids: Tensor) -> Any:
+        """The decoder's last hidden state."""
+        return self.model(
+            features, decoder_input_ids=decoder_input_ids, use_cache=False
+        ).last_hidden_state
+
+    def example(self, batch: int, length: int) -> tuple[Tensor, ...]:
+        """Unit normal features and token ids."""
+        features = torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(0))
+        return features, torch.arange(batch * length).reshape(batch, length) % 97
+
+
 class Block(nn.Module):
     """An attention block over hidden states and an additive mask."""
 
@@ -239,6 +284,19 @@ def _whisper() -> nn.Module:
     return PixelEncoder(randomize(WhisperEncoder(WhisperConfig(**_WHISPER))), (10, 30)).eval()
 
 
+def _whisper_whole() -> nn.Module:
+    from transformers import WhisperConfig, WhisperModel
+
+    config = WhisperConfig(**_WHISPER, **_WHISPER_DECODER)
+    return SpeechToText(randomize(WhisperModel(config)), (10, 30)).eval()
+
+
+def _t5_whole() -> nn.Module:
+    from transformers import T5Config, T5Model
+
+    return TextToText(randomize(T5Model(T5Config(**_T5)))).eval()
+
+
 def _block(block: type[nn.Module]) -> Builder:
     return lambda: Block(randomize(block())).eval()
 
@@ -281,6 +339,15 @@ _WHISPER: dict[str, Any] = {
     "vocab_size": 97,
     "pad_token_id": 0,
 }
+_WHISPER_DECODER: dict[str, Any] = {
+    "decoder_layers": 2,
+    "decoder_attention_heads": 3,
+    "decoder_ffn_dim": 68,
+    "max_target_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
 
 
 def _models() -> list[Control]:
@@ -315,7 +382,9 @@ def _models() -> list[Control]:
             _text_encoder("T5EncoderModel", "T5Config", **_T5),
             "relative positions, no latent",
         ),
+        Control("t5", _t5_whole, "a decoder that attends to its encoder as well"),
         Control("whisper_encoder", _whisper, "an audio encoder"),
+        Control("whisper", _whisper_whole, "a decoder that attends to its encoder as well"),
         Control("vit", _vit, "an image encoder"),
         Control("linear_attention", _block(LinearAttention), "no softmax"),
     ]
