@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 HEADER = (
@@ -18,6 +20,9 @@ HEADER = (
     "max error",
     "why not",
 )
+
+#: Characters of a line of prose.
+WIDTH = 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,11 @@ class Row:
     expected: int
     export: str = "OK"
     outcome: Outcome | None = None
+
+    @property
+    def is_control(self) -> bool:
+        """Whether there is nothing to find."""
+        return self.labels[0].startswith("control: ")
 
     @property
     def good(self) -> bool:
@@ -97,3 +107,42 @@ def summary(rows: Sequence[Row]) -> str:
         f"{len(exported)} of {len(rows)} exports written; "
         f"{matched} of {expected} latent attentions rewritten in them.\n"
     )
+
+
+def document(rows: Sequence[Row], wanted: int) -> str:
+    """The table with what it says in sum; `wanted` are the rows of the whole matrix."""
+    ordered = sorted(rows, key=lambda row: (row.is_control, row.labels))
+    return f"# Coverage\n\n{textwrap.fill(_prose(ordered, wanted), WIDTH)}\n\n{table(ordered)}"
+
+
+def _prose(rows: Sequence[Row], wanted: int) -> str:
+    controls = [row for row in rows if row.is_control]
+    families = [row for row in rows if not row.is_control]
+    made = [row for row in families if row.export == "OK"]
+    found = sum(row.good for row in made)
+    touched = sum(not row.good for row in controls)
+    tried = "Every export" if len(rows) >= wanted else f"{len(rows)} of {wanted} exports"
+    return (
+        f"{tried} of the matrix, by `python -m tests.exports.sweep --write coverage.md`, each"
+        " optimized and verified against the original over prompts, chunks and decode steps. Of"
+        f" {len(families)} exports of latent attention {len(made)} could be made; in {found} of"
+        " them every latent attention was found and the verification passed. The others the"
+        f" exporter could not make, with the error it gave, or made so that they do not run. The"
+        f" {len(controls)} controls have no latent attention, and {touched or 'none'} of them was"
+        " changed. *Max error* is the largest absolute difference of any output, caches included."
+    )
+
+
+def read(text: str) -> list[Row]:
+    """The rows of a document that was written before."""
+    lines = [each for each in text.splitlines() if each.startswith("| ")]
+    return [_row(each) for each in lines if not each.startswith(("| --- ", "| family "))]
+
+
+def _row(text: str) -> Row:
+    cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", text)[1:-1]]
+    labels, (export, found, error, why) = tuple(cells[:6]), cells[6:]
+    if not found:
+        return Row(labels, 0, export)
+    matched, expected = map(int, found.split("/"))
+    return Row(labels, expected, export, Outcome(matched, float(error) if error else None, why))

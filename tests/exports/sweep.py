@@ -1,6 +1,6 @@
 """The coverage table: every export, optimized and verified.
 
-    python -m tests.exports.sweep --write coverage.md
+    python -m tests.exports.sweep --write coverage.md [--resume]
     python -m tests.exports.sweep [--family deepseek_v3 ...] [--exporter dynamo ...] [--controls]
 
 Each row runs in a process of its own, so that a crash is a row and not the end.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.exports import cache, matrix
-from tests.exports.coverage import Outcome, Row, line, row_from_json, summary, table
+from tests.exports.coverage import Outcome, Row, document, line, read, row_from_json, summary
 from tests.exports.spec import ExportSpec
 
 ROW_TIMEOUT = 1800.0
@@ -130,13 +130,30 @@ def selected(options: argparse.Namespace) -> list[ExportSpec]:
 
 
 def sweep(options: argparse.Namespace) -> list[Row]:
-    """All rows, each printed as it comes."""
+    """All rows, each printed and written as it comes."""
     flags = ["--export-only"] if options.export_only else []
-    rows = []
-    for row, arguments in jobs(options):
-        rows.append(run_apart(row, *arguments, *flags))
-        print(line(rows[-1].cells()), flush=True)
+    wanted = jobs(options)
+    rows = kept(options)
+    known = {row.labels for row in rows}
+    for row, arguments in wanted:
+        if row.labels not in known:
+            rows.append(run_apart(row, *arguments, *flags))
+            print(line(rows[-1].cells()), flush=True)
+            write(options, rows)
     return rows
+
+
+def kept(options: argparse.Namespace) -> list[Row]:
+    """The rows that an earlier sweep wrote, if this one goes on with it."""
+    there = options.resume and options.write and options.write.exists()
+    return read(options.write.read_text()) if there else []
+
+
+def write(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    """The document of the rows so far, if one is asked for."""
+    if options.write:
+        whole = len(spec_jobs(matrix.specs())) + len(control_jobs())
+        options.write.write_text(document(rows, whole))
 
 
 def jobs(options: argparse.Namespace) -> list[Job]:
@@ -169,6 +186,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--controls", action="store_true", help="only the controls")
     parser.add_argument("--export-only", action="store_true", help="fill the cache, no optimizer")
     parser.add_argument("--write", type=Path, help="where to put the Markdown table")
+    parser.add_argument("--resume", action="store_true", help="keep the rows written before")
     parser.add_argument("--list", action="store_true", help="print the ids and stop")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--control-row", help=argparse.SUPPRESS)
@@ -186,8 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(MARK + json.dumps(dataclasses.asdict(_one(options))))
         return 0
     rows = sweep(options)
-    if options.write:
-        options.write.write_text(summary(rows) + "\n" + table(rows))
+    write(options, rows)
     print(summary(rows), end="")
     return 0 if options.export_only or all(row.good for row in rows) else 1
 
