@@ -12,7 +12,7 @@ def current_library():
     assert is_current(LIBRARY), "the library is missing or old: run `python -m mla_opt.kernels`"
 
 
-@pytest.fixture(params=("avx512bf16", "avx512", "avx2", "portable"))
+@pytest.fixture(params=("avx512bf16", "avx512", "avx2", "neon", "portable"))
 def tier(request):
     """Every tier that this machine has."""
     if request.param not in cpu_tiers():

@@ -1,0 +1,163 @@
+// Times the kernel itself, on one thread and on several, beside the multiply-adds of the same core.
+//
+//   core LIBRARY float32|bfloat16 HEADS KEYS THREADS ROUNDS
+//
+// One new token attends from HEADS heads to KEYS rows of 512 + 64 numbers in a buffer. Rounds take
+// turns: the core's rate, the kernel on one thread, the rate of THREADS threads, the kernel on them.
+// Prints one JSON object: seconds a call of each round, and floating-point operations a second.
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../../../mla_opt/kernels/cpu/element.h"
+#include "peak.h"
+#include "pool.h"
+
+using namespace mla_opt;
+
+namespace {
+
+constexpr int64_t kRank = 512, kRope = 64, kWidth = kRank + kRope;
+constexpr double kTurn = 0.06;  // seconds that a turn lasts at least
+constexpr long kRepeats = 200000;  // multiply-adds of a slice: some milliseconds
+
+struct Library {
+  decltype(&mla_opt_latent_attention_run) run;
+  decltype(&mla_opt_cpu_tier) tier;
+};
+
+template <class Function>
+Function symbol(void* library, const char* name) {
+  void* found = dlsym(library, name);
+  if (found) return reinterpret_cast<Function>(found);
+  std::fprintf(stderr, "%s\n", dlerror());
+  std::exit(2);
+}
+
+Library open(const char* path) {
+  void* library = dlopen(path, RTLD_NOW);
+  if (library)
+    return {symbol<decltype(Library::run)>(library, "mla_opt_latent_attention_run"),
+            symbol<decltype(Library::tier)>(library, "mla_opt_cpu_tier")};
+  std::fprintf(stderr, "%s\n", dlerror());
+  std::exit(2);
+}
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// One token on a buffer of rows, of random numbers.
+struct Step {
+  std::vector<char> query, latent, cache, output;
+  int32_t past_len;
+  mla_opt_latent_attention problem{};
+
+  Step(int32_t type, int64_t heads, int64_t keys) : past_len(static_cast<int32_t>(keys - 1)) {
+    const auto size = static_cast<int64_t>(element_size(type));
+    std::mt19937 random(1);
+    fill(query, type, heads * kWidth, random);
+    fill(latent, type, kWidth, random);
+    fill(cache, type, keys * kWidth, random);
+    output.resize(static_cast<size_t>(heads * kRank * size));
+    problem.struct_size = sizeof problem;
+    problem.type = problem.cache_type = type;
+    problem.causal = 1;
+    problem.batch = problem.query_len = problem.new_len = 1;
+    problem.heads = heads;
+    problem.cache_len = keys;
+    problem.kv_lora_rank = kRank;
+    problem.rope_dim = kRope;
+    problem.scale = 1 / 13.856406460551018;  // the square root of 128 + 64
+    problem.query = query.data();
+    problem.latent = latent.data();
+    problem.cache = problem.new_cache = cache.data();
+    problem.past_len = &past_len;
+    problem.output = output.data();
+  }
+
+  static void fill(std::vector<char>& tensor, int32_t type, int64_t count, std::mt19937& random) {
+    std::uniform_real_distribution<float> values(-1.0f, 1.0f);
+    tensor.resize(static_cast<size_t>(count) * element_size(type));
+    for (int64_t i = 0; i < count; ++i) {
+      const float value = values(random);
+      if (type == MLA_OPT_FLOAT32)
+        reinterpret_cast<float*>(tensor.data())[i] = value;
+      else
+        reinterpret_cast<BFloat16*>(tensor.data())[i] = converted<BFloat16>(value);
+    }
+  }
+};
+
+double operations_of(Multiply multiply) {
+  static const double one = multiply(1);
+  return one * kRepeats;
+}
+
+// Operations a second of all threads of the pool together: the most of any slice of a turn, each as
+// long as a fast call of the kernel, so that what disturbs the one disturbs the other.
+double rate(Pool& pool, Multiply multiply) {
+  double best = 0.0;
+  for (const double start = now(); now() - start < kTurn;) {
+    const double before = now();
+    pool.everywhere([&] { multiply(kRepeats); });
+    best = std::max(best, pool.threads() * operations_of(multiply) / (now() - before));
+  }
+  return best;
+}
+
+// Seconds of one call: the fastest of a turn.
+double call(const Library& library, Pool& pool, const Step& step) {
+  double best = 1e30;
+  for (const double start = now(); now() - start < kTurn;) {
+    mla_opt_failure failure;
+    const double before = now();
+    if (library.run(&step.problem, Pool::parallel_for, &pool, &failure)) {
+      std::fprintf(stderr, "%s\n", failure.message);
+      std::exit(1);
+    }
+    best = std::min(best, now() - before);
+  }
+  return best;
+}
+
+void print(const char* name, const std::vector<double>& values, const char* end) {
+  std::printf("\"%s\": [", name);
+  for (size_t i = 0; i < values.size(); ++i) std::printf("%s%.9g", i ? ", " : "", values[i]);
+  std::printf("]%s", end);
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  if (count != 7) return 2;
+  const Library library = open(words[1]);
+  const bool bfloat16 = std::string(words[2]) == "bfloat16";
+  const int64_t heads = std::atoll(words[3]), keys = std::atoll(words[4]);
+  const Multiply multiply = multiply_of(library.tier(), bfloat16);
+  if (!multiply) {
+    std::fprintf(stderr, "the tier %s multiplies no bfloat16\n", library.tier());
+    return 2;
+  }
+  const Step step(bfloat16 ? MLA_OPT_BFLOAT16 : MLA_OPT_FLOAT32, heads, keys);
+  std::vector<double> rates[2], seconds[2];
+  for (int round = 0; round < std::atoi(words[6]); ++round)
+    for (int several = 0; several < 2; ++several) {
+      Pool pool(several ? std::atoi(words[5]) : 1);
+      rates[several].push_back(rate(pool, multiply));
+      seconds[several].push_back(call(library, pool, step));
+    }
+  std::printf("{\"tier\": \"%s\", \"operations\": %.0f, ", library.tier(),
+              2.0 * static_cast<double>(heads * keys * (kWidth + kRank)));
+  print("rate_of_one", rates[0], ", ");
+  print("rate_of_all", rates[1], ", ");
+  print("seconds_on_one", seconds[0], ", ");
+  print("seconds_on_all", seconds[1], "}\n");
+  return 0;
+}

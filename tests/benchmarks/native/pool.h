@@ -1,0 +1,26 @@
+// Threads that wait for work without sleeping, as ONNX Runtime's do.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+
+class Pool {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  int threads() const;
+
+  // Calls body(state, i) for every i below count; returns when all calls have.
+  void run(void (*body)(void*, size_t), size_t count, void* state);
+
+  // Calls work once on each thread, at the same time.
+  void everywhere(const std::function<void()>& work);
+
+  // A mla_opt_parallel_for for a Pool.
+  static void* parallel_for(void* pool, void (*body)(void*, size_t), size_t count, void* state);
+
+ private:
+  struct Shared;
+  std::unique_ptr<Shared> shared_;
+};
