@@ -24,7 +24,7 @@ from mla_opt.benchmarking.pair import Pair, Side
 from mla_opt.benchmarking.points import Point
 from mla_opt.benchmarking.serving import serve
 from mla_opt.benchmarking.sessions import open_session
-from mla_opt.ort_values import from_ort_value, to_ort_value
+from mla_opt.ort_values import aligned, from_ort_value, to_ort_value
 from mla_opt.verification.feeds import Timeline
 from mla_opt.verification.oracle import Call, Run, run_scenario
 from mla_opt.verification.sessions import Session
@@ -131,7 +131,7 @@ class OnnxWorker:
             self.peak_mb = self._peak()
         self.states.clear()
         past = self.pair.past(self.side, self.scenario)
-        self.states = {name: to_ort_value(past.pop(name)) for name in tuple(past)}
+        self.states = {name: to_ort_value(aligned(past.pop(name))) for name in tuple(past)}
         self.done = 0
         self.fed: dict[str, ort.OrtValue] = {}
         reset_peak()

@@ -139,8 +139,7 @@ void score_keys(const Problem& p, const Block& block, const uint32_t* query, flo
 
 template <int STRIDE>
 void score_block(const Problem& p, const Block& block, const uint32_t* query, int64_t vectors,
-                 float* scores) {
-  const int64_t stride = vectors * LANES;
+                 float* scores, int64_t stride) {
   for (int64_t at = 0; at < vectors;) {
     const int group = group_vectors(at, vectors);
     float* to = scores + at * LANES;
@@ -154,13 +153,13 @@ void score_block(const Problem& p, const Block& block, const uint32_t* query, in
 }
 
 void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
-           float* scores) {
+           float* scores, int64_t stride) {
   const auto* query = static_cast<const uint32_t*>(packed);
   const bool joined = block.c_kv_stride == block.k_pe_stride || p.rope_dim == 0;
-  if (joined && block.c_kv_stride == 576) return score_block<576>(p, block, query, vectors, scores);
-  if (joined && block.c_kv_stride == 512) return score_block<512>(p, block, query, vectors, scores);
-  if (joined && block.c_kv_stride == 288) return score_block<288>(p, block, query, vectors, scores);
-  return score_block<0>(p, block, query, vectors, scores);
+  if (joined && block.c_kv_stride == 576) return score_block<576>(p, block, query, vectors, scores, stride);
+  if (joined && block.c_kv_stride == 512) return score_block<512>(p, block, query, vectors, scores, stride);
+  if (joined && block.c_kv_stride == 288) return score_block<288>(p, block, query, vectors, scores, stride);
+  return score_block<0>(p, block, query, vectors, scores, stride);
 }
 
 // ---- weighted sums of the rows ------------------------------------------------------------------
