@@ -112,8 +112,8 @@ struct Step {
 };
 
 double operations_of(Multiply multiply) {
-  static const double one = multiply(1);
-  return one * kRepeats;
+  static const double done = multiply(kRepeats);
+  return done;
 }
 
 // Operations a second of all threads of the pool together: the most of any slice of a turn, each as

@@ -1,5 +1,9 @@
 #include "peak.h"
 
+#include <cstdint>
+
+#include "../../../mla_opt/kernels/cpu/tier.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -49,14 +53,39 @@ __attribute__((target("avx512f,avx512bf16"))) double multiply_pairs(long repeats
                  sums[s] = _mm512_dpbf16_ps(sums[s], reinterpret_cast<__m512bh>(a),
                                             reinterpret_cast<__m512bh>(b)))
 }
+
+#if MLA_OPT_HAS_AMX
+// Four sums, as many as leave tiles for what is multiplied.
+__attribute__((target("amx-tile,amx-bf16"))) double multiply_tiles(long repeats) {
+  struct {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes_in_row[16] = {64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+  } tiles;
+  asm volatile("" : : "r"(&tiles) : "memory");
+  _tile_loadconfig(&tiles);
+  const long each = repeats / 16;
+  for (long i = 0; i < each; ++i) {
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_dpbf16ps(1, 4, 5);
+    _tile_dpbf16ps(2, 4, 5);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  _tile_release();
+  return static_cast<double>(each) * 4 * 16 * 16 * 32 * 2;
+}
+#endif
 #endif
 
 }  // namespace
 
 Multiply multiply_of(const std::string& tier, bool bfloat16) {
 #if defined(__x86_64__)
+#if MLA_OPT_HAS_AMX
+  if (bfloat16 && tier == "amx") return multiply_tiles;
+#endif
   if (bfloat16) return tier == "avx512bf16" ? multiply_pairs : nullptr;
-  if (tier == "avx512bf16" || tier == "avx512") return multiply_avx512;
+  if (tier == "amx" || tier == "avx512bf16" || tier == "avx512") return multiply_avx512;
   if (tier == "avx2") return multiply_avx2;
 #else
   if (bfloat16) return nullptr;
