@@ -2,8 +2,8 @@
 
 Nothing of ONNX Runtime is in it. What one run of `fuzz` prints is repeated by its seed and number.
 
-NEON is tested on 64-bit ARM machines like every other tier, and on others where a cross compiler and
-QEMU's user-mode emulation are (Debian: ``apt-get install g++-aarch64-linux-gnu qemu-user``).
+NEON is tested on 64-bit ARM machines like every other tier, and on others where a cross compiler
+and QEMU's user-mode emulation are (Debian: ``apt-get install g++-aarch64-linux-gnu qemu-user``).
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ bool attend(const Problem& p, const Tile& tile, const void* packed, int64_t firs
   Workspace workspace;
   if (!reserve(p, tile.count, scratch, workspace)) return false;
   const int64_t rows = padded(tile.count);
-  fill(partial.output, tile.count * padded(p.kv_lora_rank), 0.0f);
+  fill(partial.output, rows * padded(p.kv_lora_rank), 0.0f);
   fill(partial.maximum, rows, kMinusInfinity);
   fill(partial.sum, rows, 0.0f);
   // No row of the tile sees further than its last one.

@@ -230,7 +230,7 @@ void turn_probabilities(float* probabilities, int64_t stride, int64_t vectors, i
 // What a strip of columns is made of, for the query rows of a tile.
 struct Strip {
   const uint32_t* values;      // [pairs, columns]
-  int64_t columns, pairs;      // 64 or 32, and a multiple of 16
+  int64_t pairs;               // a multiple of 16
   const float* probabilities;  // turned over
   int64_t probability_stride;
 };
@@ -277,23 +277,6 @@ void add_narrow_strip(const Strip& strip, float* output, int64_t stride) {
   _tile_stored(1, output + LANES, to);
 }
 
-// Query rows first .. end, in tiles of as many as are configured. Strips outermost: they then stay in
-// the first-level cache for all rows.
-void add_strips(Strip strip, int64_t rank, int64_t first, int64_t end, float* output, Ahead& ahead) {
-  const uint32_t* values = strip.values;
-  const float* probabilities = strip.probabilities;
-  for (int64_t column = 0; column < rank; column += kStripVectors * LANES) {
-    strip.columns = least(kStripVectors * LANES, rank - column);
-    strip.values = values + column * strip.pairs;
-    for (int64_t row = first; row < end; row += kTileRows) {
-      strip.probabilities = probabilities + row;
-      const auto add = strip.columns == kStripVectors * LANES ? add_wide_strip : add_narrow_strip;
-      add(strip, output + row * rank + column, rank);
-      ahead.fetch();
-    }
-  }
-}
-
 // Most blocks raise no maximum, and then there is nothing to do.
 void keep_output(const float* keep, int64_t rows, float* output, int64_t rank) {
   for (int64_t row = 0; row < rows; ++row) {
@@ -307,17 +290,18 @@ void keep_output(const float* keep, int64_t rows, float* output, int64_t rank) {
 void add_values(const Problem& p, const Block& block, float* probabilities,
                 int64_t probability_stride, const float* keep, int64_t rows, float* output,
                 float* buffer, Ahead& ahead) {
-  const int64_t rank = p.kv_lora_rank, full = rows / kTileRows * kTileRows;
+  const int64_t rank = p.kv_lora_rank, vectors = padded(rows) / LANES;
   auto* values = reinterpret_cast<uint32_t*>(buffer);
   const int pairs = (block.keys + kTileDims - 1) / kTileDims * kTilePairs;
-  turn_probabilities(probabilities, probability_stride, padded(rows) / LANES, block.keys);
-  interleave_rows(block, rank, pairs, values);
+  turn_probabilities(probabilities, probability_stride, vectors, block.keys);
   keep_output(keep, rows, output, rank);
-  written();
-  const Strip strip{values, 0, pairs, probabilities, probability_stride};
-  add_strips(strip, rank, 0, full, output, ahead);
-  if (full == rows) return;
-  configure(static_cast<int>(rows - full));
-  add_strips(strip, rank, full, rows, output, ahead);
-  configure(kTileRows);
+  for (int64_t column = 0; column < rank; column += kStripVectors * LANES) {
+    const int64_t wide = least(kStripVectors * LANES, rank - column);
+    interleave_strip(block, column, wide, pairs, values, ahead);
+    written();
+    const auto add = wide == kStripVectors * LANES ? add_wide_strip : add_narrow_strip;
+    // The last tile may reach into rows that are there for this, and that nobody reads.
+    for (int64_t row = 0; row < vectors * LANES; row += kTileRows)
+      add({values, pairs, probabilities + row, probability_stride}, output + row * rank + column, rank);
+  }
 }

@@ -168,13 +168,12 @@ void add_values(const Problem& p, const Block& block, float* probabilities,
   const int count = (block.keys + 1) / 2;
   auto* values = reinterpret_cast<uint32_t*>(buffer);
   pair_probabilities(probabilities, probability_stride, block.keys);
-  interleave_rows(block, rank, count, values);
   const auto* pairs = reinterpret_cast<const uint32_t*>(probabilities);
-  int64_t column = 0;
-  for (; column + kStrip <= rank; column += kStrip)
-    value_strip<kValueVectors>(values + column * count, count, pairs, probability_stride, keep,
-                               rows, output + column, rank, ahead);
-  if (column < rank)
-    value_strip<kValueVectors / 2>(values + column * count, count, pairs, probability_stride, keep,
-                                   rows, output + column, rank, ahead);
+  for (int64_t column = 0; column < rank; column += kStrip) {
+    const int64_t wide = least(kStrip, rank - column);
+    Ahead later;
+    interleave_strip(block, column, wide, count, values, later);
+    const auto add = wide == kStrip ? value_strip<kValueVectors> : value_strip<kValueVectors / 2>;
+    add(values, count, pairs, probability_stride, keep, rows, output + column, rank, ahead);
+  }
 }

@@ -2,12 +2,12 @@
 // that have instructions for those.
 //
 // Two neighbouring dims of a row are a pair as they lie in memory. For the weighted sum two
-// neighbouring rows are the pair: a block's rows are interleaved once for all query rows. Queries and
-// probabilities are rounded to bfloat16.
+// neighbouring rows are the pair: they are interleaved once for all query rows, a strip of columns at a
+// time, which never leaves the first-level cache. Queries and probabilities are rounded to bfloat16.
 
 constexpr int kBlockKeys = 128;
 constexpr int kPairColumns = 32;    // columns that one load interleaves
-constexpr int kStripVectors = 4;    // vectors of columns that are interleaved into a strip
+constexpr int kStripVectors = 4;    // vectors of columns in a strip; the last may have 2
 
 using Pairs = __m512i;              // 16 pairs of bfloat16
 
@@ -62,8 +62,8 @@ struct Block {
   int keys;
 };
 
-// Room for the interleaved rows of a block.
-int64_t block_floats(const Problem& p) { return kBlockKeys / 2 * p.kv_lora_rank; }
+// Room for an interleaved strip.
+int64_t block_floats(const Problem&) { return kBlockKeys / 2 * kStripVectors * LANES; }
 
 Block block_of(const Problem&, const Segment& rows, int64_t first, int keys, float*) {
   const int64_t row = first - rows.first;
@@ -74,24 +74,22 @@ Block block_of(const Problem&, const Segment& rows, int64_t first, int keys, flo
 
 // ---- the rows of a block, interleaved -------------------------------------------------------------
 
-// Pairs of neighbouring rows, a strip of columns after the other: [C / strip, count, strip], zeros
-// behind the last row. Within 32 columns the order is that of the unpack instructions; settle undoes it at the end.
-void interleave_rows(const Block& block, int64_t rank, int count, uint32_t* pairs) {
-  const auto row = [&](const BFloat16* from, int key) {
-    return key < block.keys ? _mm512_loadu_si512(from + key * block.c_kv_stride)
+// `count` pairs of neighbouring rows, `wide` columns of each: [count, wide], zeros behind the last row.
+// Within 32 columns the order is that of the unpack instructions; settle undoes it at the end.
+void interleave_strip(const Block& block, int64_t column, int64_t wide, int count, uint32_t* pairs,
+                      Ahead& ahead) {
+  const auto row = [&](int key, int64_t at) {
+    return key < block.keys ? _mm512_loadu_si512(block.c_kv + key * block.c_kv_stride + at)
                             : _mm512_setzero_si512();
   };
-  for (int64_t column = 0; column < rank; column += kPairColumns) {
-    const int64_t strip = column / (kStripVectors * LANES) * (kStripVectors * LANES);
-    const int64_t wide = least(kStripVectors * LANES, rank - strip);
-    uint32_t* to = pairs + strip * count + (column - strip);
-    const BFloat16* from = block.c_kv + column;
-    for (int pair = 0; pair < count; ++pair) {
-      const __m512i first = row(from, 2 * pair), second = row(from, 2 * pair + 1);
-      _mm512_storeu_si512(to + pair * wide, _mm512_unpacklo_epi16(first, second));
-      _mm512_storeu_si512(to + pair * wide + LANES, _mm512_unpackhi_epi16(first, second));
+  for (int pair = 0; pair < count; ++pair)
+    for (int64_t at = column; at < column + wide; at += kPairColumns) {
+      ahead.fetch();
+      const __m512i first = row(2 * pair, at), second = row(2 * pair + 1, at);
+      _mm512_storeu_si512(pairs, _mm512_unpacklo_epi16(first, second));
+      _mm512_storeu_si512(pairs + LANES, _mm512_unpackhi_epi16(first, second));
+      pairs += kPairColumns;
     }
-  }
 }
 
 // Brings the columns into their order: unpacking takes four of each eight.

@@ -24,8 +24,8 @@ struct Tile {
 
 // What a task leaves behind: softmax over its own keys, not yet divided by its sum.
 struct Partial {
-  float* output;   // [count, partial_stride]
-  float* maximum;  // [count, rounded up to full vectors]; -inf where nothing was seen
+  float* output;   // [count up to full vectors, partial_stride]
+  float* maximum;  // [count up to full vectors]; -inf where nothing was seen
   float* sum;      // likewise
 };
 

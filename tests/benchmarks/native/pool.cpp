@@ -10,11 +10,19 @@
 
 namespace {
 
-void pause() {
+// Waits a little longer each time, and lets others run at last.
+class Patience {
+ public:
+  void wait() {
+    if (++waits_ > 20000) std::this_thread::yield();
 #if defined(__x86_64__)
-  _mm_pause();
+    _mm_pause();
 #endif
-}
+  }
+
+ private:
+  int waits_ = 0;
+};
 
 }  // namespace
 
@@ -33,9 +41,10 @@ struct Pool::Shared {
 
   void wait_and_work() {
     for (long seen = 0;;) {
+      Patience patience;
       while (turn.load(std::memory_order_acquire) == seen) {
         if (end) return;
-        pause();
+        patience.wait();
       }
       ++seen;
       work();
@@ -65,7 +74,7 @@ void Pool::run(void (*body)(void*, size_t), size_t count, void* state) {
   shared.busy = shared.others.size();
   shared.turn.fetch_add(1, std::memory_order_release);
   shared.work();
-  while (shared.busy) pause();
+  for (Patience patience; shared.busy;) patience.wait();
 }
 
 void Pool::everywhere(const std::function<void()>& work) {
@@ -78,7 +87,7 @@ void Pool::everywhere(const std::function<void()>& work) {
       [](void* state, size_t) {
         auto& here = *static_cast<Meeting*>(state);
         --here.missing;
-        while (here.missing > 0) pause();
+        for (Patience patience; here.missing > 0;) patience.wait();
         here.work();
       },
       static_cast<size_t>(threads()), &meeting);
