@@ -1,7 +1,11 @@
 #include "peak.h"
 
 #include <cstdint>
+#include <cstring>
+#include <random>
+#include <vector>
 
+#include "../../../mla_opt/kernels/cpu/element.h"
 #include "../../../mla_opt/kernels/cpu/tier.h"
 
 #if defined(__x86_64__)
@@ -22,9 +26,36 @@ constexpr int kSums = 12;
 #define MLA_OPT_KEEP(value) asm volatile("" : "+m"(value))
 #endif
 
+// Numbers of many different bits: with zeros a processor takes less power, and may run faster than it
+// ever does at work.
+struct Numbers {
+  alignas(64) float values[2 * 16];
+
+  Numbers() {
+    std::mt19937 random(1);
+    std::uniform_real_distribution<float> any(-1.0f, 1.0f);
+    for (float& value : values) value = any(random);
+  }
+};
+
+#if MLA_OPT_HAS_AMX
+// Two tiles of pairs of bfloat16, which overlap.
+std::vector<uint16_t> tile_numbers() {
+  std::mt19937 random(1);
+  std::uniform_real_distribution<float> any(-1.0f, 1.0f);
+  std::vector<uint16_t> tiles(16 * 32 + 1);
+  for (uint16_t& number : tiles) number = mla_opt::converted<mla_opt::BFloat16>(any(random)).bits;
+  return tiles;
+}
+#endif
+
+const Numbers numbers;
+
 #define MLA_OPT_REPEAT(Vector, operations, multiply)          \
   Vector sums[kSums] = {};                                    \
-  Vector a{}, b{};                                            \
+  Vector a, b;                                                \
+  std::memcpy(&a, numbers.values, sizeof a);                  \
+  std::memcpy(&b, numbers.values + 16, sizeof b);             \
   MLA_OPT_KEEP(a);                                            \
   MLA_OPT_KEEP(b);                                            \
   for (long i = 0; i < repeats; ++i) {                        \
@@ -64,6 +95,9 @@ __attribute__((target("amx-tile,amx-bf16"))) double multiply_tiles(long repeats)
   } tiles;
   asm volatile("" : : "r"(&tiles) : "memory");
   _tile_loadconfig(&tiles);
+  static const std::vector<uint16_t> bits = tile_numbers();
+  _tile_loadd(4, bits.data(), 64);
+  _tile_loadd(5, bits.data() + 1, 64);
   const long each = repeats / 16;
   for (long i = 0; i < each; ++i) {
     _tile_dpbf16ps(0, 4, 5);
