@@ -6,6 +6,7 @@
 // turns: the core's rate, the kernel on one thread, the rate of THREADS threads, the kernel on them.
 // Prints one JSON object: seconds a call of each round, and floating-point operations a second.
 #include <dlfcn.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include <algorithm>
@@ -62,10 +63,21 @@ double own_time() {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-// Memory that begins with a cache line, as ONNX Runtime and LatentCache allocate it.
+// Memory that begins with a cache line and, where it is large, lies in large pages: as LatentCache has
+// it, by NumPy.
 struct Memory {
   std::unique_ptr<void, decltype(&std::free)> start{nullptr, std::free};
-  void resize(size_t bytes) { start.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64)); }
+
+  void resize(size_t bytes) {
+    constexpr size_t kLine = 64, kLargePage = 1 << 21, kLarge = 1 << 22;
+    const size_t step = bytes < kLarge ? kLine : kLargePage;
+    bytes = (bytes + step - 1) / step * step;
+    start.reset(std::aligned_alloc(step, bytes));
+#if defined(MADV_HUGEPAGE)
+    if (bytes >= kLarge) madvise(start.get(), bytes, MADV_HUGEPAGE);
+#endif
+  }
+
   char* data() const { return static_cast<char*>(start.get()); }
 };
 
@@ -116,28 +128,33 @@ double operations_of(Multiply multiply) {
   return done;
 }
 
-// Operations a second of all threads of the pool together: the most of any slice of a turn, each as
-// long as a fast call of the kernel, so that what disturbs the one disturbs the other.
-double rate(Pool& pool, Multiply multiply) {
-  const auto clock = pool.threads() == 1 ? own_time : now;
+// Operations a second of one thread or of all together: the most of any slice of a turn, each as long
+// as a fast call of the kernel, so that what disturbs the one disturbs the other.
+double rate(Pool& pool, bool all, Multiply multiply) {
+  const auto clock = all ? now : own_time;
+  const double operations = operations_of(multiply) * (all ? pool.threads() : 1);
   double best = 0.0;
   for (const double start = now(); now() - start < kTurn;) {
     const double before = clock();
-    pool.everywhere([&] { multiply(kRepeats); });
-    best = std::max(best, pool.threads() * operations_of(multiply) / (clock() - before));
+    if (all)
+      pool.everywhere([&] { multiply(kRepeats); });
+    else
+      multiply(kRepeats);
+    best = std::max(best, operations / (clock() - before));
   }
   return best;
 }
 
 // Seconds of one call: the fastest of a turn. On one thread these are of the processor's time, so
 // that a machine that is shared takes nothing from it but what it takes from the caches.
-double call(const Library& library, Pool& pool, const Step& step) {
-  const auto clock = pool.threads() == 1 ? own_time : now;
+double call(const Library& library, Pool& pool, bool all, const Step& step) {
+  const auto clock = all ? now : own_time;
+  const auto parallel_for = all ? Pool::on_all : Pool::on_one;
   double best = 1e30;
   for (const double start = now(); now() - start < kTurn;) {
     mla_opt_failure failure;
     const double before = clock();
-    if (library.run(&step.problem, Pool::parallel_for, &pool, &failure)) {
+    if (library.run(&step.problem, parallel_for, &pool, &failure)) {
       std::fprintf(stderr, "%s\n", failure.message);
       std::exit(1);
     }
@@ -166,11 +183,11 @@ int main(int count, char** words) {
   }
   const Step step(bfloat16 ? MLA_OPT_BFLOAT16 : MLA_OPT_FLOAT32, heads, keys);
   std::vector<double> rates[2], seconds[2];
+  Pool pool(std::atoi(words[5]));
   for (int round = 0; round < std::atoi(words[6]); ++round)
-    for (int several = 0; several < 2; ++several) {
-      Pool pool(several ? std::atoi(words[5]) : 1);
-      rates[several].push_back(rate(pool, multiply));
-      seconds[several].push_back(call(library, pool, step));
+    for (const bool all : {false, true}) {
+      rates[all].push_back(rate(pool, all, multiply));
+      seconds[all].push_back(call(library, pool, all, step));
     }
   std::printf("{\"tier\": \"%s\", \"operations\": %.0f, ", library.tier(),
               2.0 * static_cast<double>(heads * keys * (kWidth + kRank)));

@@ -10,19 +10,11 @@
 
 namespace {
 
-// Waits a little longer each time, and lets others run at last.
-class Patience {
- public:
-  void wait() {
-    if (++waits_ > 20000) std::this_thread::yield();
+void pause() {
 #if defined(__x86_64__)
-    _mm_pause();
+  _mm_pause();
 #endif
-  }
-
- private:
-  int waits_ = 0;
-};
+}
 
 }  // namespace
 
@@ -41,10 +33,9 @@ struct Pool::Shared {
 
   void wait_and_work() {
     for (long seen = 0;;) {
-      Patience patience;
       while (turn.load(std::memory_order_acquire) == seen) {
         if (end) return;
-        patience.wait();
+        pause();
       }
       ++seen;
       work();
@@ -74,7 +65,7 @@ void Pool::run(void (*body)(void*, size_t), size_t count, void* state) {
   shared.busy = shared.others.size();
   shared.turn.fetch_add(1, std::memory_order_release);
   shared.work();
-  for (Patience patience; shared.busy;) patience.wait();
+  while (shared.busy) pause();
 }
 
 void Pool::everywhere(const std::function<void()>& work) {
@@ -87,13 +78,18 @@ void Pool::everywhere(const std::function<void()>& work) {
       [](void* state, size_t) {
         auto& here = *static_cast<Meeting*>(state);
         --here.missing;
-        for (Patience patience; here.missing > 0;) patience.wait();
+        while (here.missing > 0) pause();
         here.work();
       },
       static_cast<size_t>(threads()), &meeting);
 }
 
-void* Pool::parallel_for(void* pool, void (*body)(void*, size_t), size_t count, void* state) {
+void* Pool::on_all(void* pool, void (*body)(void*, size_t), size_t count, void* state) {
   static_cast<Pool*>(pool)->run(body, count, state);
+  return nullptr;
+}
+
+void* Pool::on_one(void*, void (*body)(void*, size_t), size_t count, void* state) {
+  for (size_t i = 0; i < count; ++i) body(state, i);
   return nullptr;
 }

@@ -17,8 +17,10 @@ class Pool {
   // Calls work once on each thread, at the same time.
   void everywhere(const std::function<void()>& work);
 
-  // A mla_opt_parallel_for for a Pool.
-  static void* parallel_for(void* pool, void (*body)(void*, size_t), size_t count, void* state);
+  // Two mla_opt_parallel_for for a Pool: on all threads, and on the calling one while the others wait,
+  // so that nobody else is there to take memory and caches from it.
+  static void* on_all(void* pool, void (*body)(void*, size_t), size_t count, void* state);
+  static void* on_one(void* pool, void (*body)(void*, size_t), size_t count, void* state);
 
  private:
   struct Shared;
