@@ -72,9 +72,11 @@ class CoreTiming:
     rate_of_one: tuple[float, ...]
     rate_of_all: tuple[float, ...]
 
-    def share(self, seconds: float) -> float:
-        """Percent of one core's rate that a call of so many seconds reaches."""
-        return 100 * self.operations / seconds / max(self.rate_of_one)
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Percent of the core's own rate in the same round that one thread reaches."""
+        rounds = zip(self.seconds_on_one, self.rate_of_one)
+        return tuple(100 * self.operations / seconds / rate for seconds, rate in rounds)
 
     @property
     def best(self) -> float:
@@ -94,7 +96,7 @@ class CoreTiming:
     @property
     def rate_scaling(self) -> float:
         """The same of multiply-adds alone: what the machine's cores leave each other."""
-        return max(self.rate_of_all) / max(self.rate_of_one)
+        return statistics.median(self.rate_of_all) / statistics.median(self.rate_of_one)
 
     @property
     def gigabytes(self) -> float:
@@ -157,8 +159,8 @@ def figures(timing: CoreTiming, promised: bool) -> list[Figure]:
     return [
         Figure(
             f"kernel, {case.name}: share of the core's multiply-adds",
-            timing.share(timing.best),
-            timing.share(timing.median),
+            max(timing.shares),
+            statistics.median(timing.shares),
             share,
             unit="%",
         ),
@@ -178,9 +180,9 @@ def sheet(timings: Sequence[CoreTiming]) -> Sheet:
             timing.case.name,
             number(1e3 * timing.best),
             number(timing.operations / timing.best / 1e9),
-            number(max(timing.rate_of_one) / 1e9),
-            f"{timing.share(timing.best):.1f}",
-            f"{timing.share(timing.median):.1f}",
+            number(statistics.median(timing.rate_of_one) / 1e9),
+            f"{max(timing.shares):.1f}",
+            f"{statistics.median(timing.shares):.1f}",
             number(timing.gigabytes),
             number(timing.scaling),
             number(timing.rate_scaling),
