@@ -11,7 +11,7 @@
 // so a latent row is read from memory once, for keys and for values.
 //
 // What products_*.inl offers: query_bytes, pack_query, Block, block_of, block_floats, score,
-// add_values, settle.
+// add_values, settle. Both products bring the next block nearer while they multiply.
 
 #include "masks.inl"
 #include "softmax.inl"
@@ -50,7 +50,7 @@ bool reserve(const Problem& p, int64_t rows, Scratch& scratch, Workspace& worksp
 void attend_block(const Problem& p, const Tile& tile, const void* query, const Block& block,
                   Ahead ahead, const Workspace& workspace, const Partial& partial) {
   const int64_t rows = padded(tile.count), stride = score_stride(rows);
-  score(p, block, query, rows / LANES, workspace.scores, stride);
+  score(p, block, query, rows / LANES, workspace.scores, stride, ahead);
   for (int64_t at = 0; at < rows; at += LANES) {
     float* scores = workspace.scores + at;
     mask(p, tile, at, block.first, block.keys, scores, stride, workspace.bias);

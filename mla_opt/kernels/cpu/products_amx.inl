@@ -148,7 +148,7 @@ void for_each_group(const Problem& p, const void* packed, int64_t vectors, Body 
 }
 
 void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
-           float* scores, int64_t stride) {
+           float* scores, int64_t stride, Ahead& /*ahead*/) {
   written();
   const int full = block.keys / kTileRows * kTileRows, rest = block.keys - full;
   for_each_group(p, packed, vectors, [&](const uint32_t* query, int group, int64_t at) {
