@@ -40,17 +40,21 @@ PROMPT_CALLS = (24, 1, 1)
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One side: where it is, how it is driven, what it weighs."""
+    """One side: where it is, how it is driven, and all its files."""
 
     path: Path
     driver: Driver
-    file_bytes: int
+    files: tuple[Path, ...]
 
     @classmethod
     def of(cls, path: Path, model: ir.Model, driver: Driver) -> Model:
         """Note what is needed of `model`, which lies at `path`."""
-        size = sum(file.stat().st_size for file in model_files(path, model))
-        return cls(path, driver, size)
+        return cls(path, driver, tuple(model_files(path, model)))
+
+    @property
+    def file_bytes(self) -> int:
+        """What it weighs."""
+        return sum(file.stat().st_size for file in self.files)
 
     def state_bytes(self, point: Point) -> int:
         """Bytes of all caches before the first step."""

@@ -28,6 +28,7 @@ class Case:
         rounds: How often the variants take turns.
         turn_ms: A turn repeats its step until this much time has gone: quick variants get more.
         only: Names of the variants that take part; all when empty.
+        kernel: Names of those that run with the kernel library.
     """
 
     name: str
@@ -36,11 +37,12 @@ class Case:
     rounds: int = 6
     turn_ms: float = 40.0
     only: tuple[str, ...] = ()
+    kernel: tuple[str, ...] = ()
 
 
-def process(name: str, model: Path) -> WorkerProcess:
+def process(name: str, model: Path, kernel: bool) -> WorkerProcess:
     """A `worker` of one model."""
-    arguments = [str(model), str(THREADS)]
+    arguments = [str(model), str(THREADS), *(["kernel"] if kernel else [])]
     return WorkerProcess(name, "tests.benchmarks.worker", arguments, Path(__file__).parents[2])
 
 
@@ -75,7 +77,10 @@ def measure(case: Case, models: Mapping[str, Path]) -> dict[str, Timing]:
     """Run one case; the first model is the reference that the others' logits are compared with."""
     chosen = {k: v for k, v in models.items() if not case.only or k in case.only}
     with ExitStack() as stack:
-        workers = {k: stack.enter_context(process(k, v)) for k, v in chosen.items()}
+        workers = {
+            name: stack.enter_context(process(name, model, name in case.kernel))
+            for name, model in chosen.items()
+        }
         warm = {k: warm_up(worker, case) for k, worker in workers.items()}
         samples = turns.take_turns(workers, case.rounds, case.turn_ms)
         peaks = {k: worker.ask("peak")["beyond_mb"] for k, worker in workers.items()}

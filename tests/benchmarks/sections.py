@@ -10,7 +10,7 @@ from typing import Any
 
 from mla_opt.benchmarking.machine import Machine
 from mla_opt.benchmarking.turns import Timing
-from tests.benchmarks import figures, models, optimize_time, runner, suite
+from tests.benchmarks import figures, kernel_core, models, optimize_time, runner, suite
 from tests.benchmarks.dims import Dims
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.runner import Case
@@ -75,6 +75,20 @@ def latent_models(bench: Bench, dims: Dims) -> dict[str, Path]:
     return {figures.ORIGINAL: original, **{k: v for k, v in built.items() if v is not None}}
 
 
+def kernel_models(bench: Bench, dims: Dims) -> dict[str, Path]:
+    """Models that run with the kernel library: both forms, and the one that holds both."""
+    original = bench.model(figures.ORIGINAL, dims, lambda: models.exported(dims))
+    if original is None:
+        return {}
+    makers: dict[str, Callable[[], Path]] = {
+        figures.KERNEL: lambda: models.optimized(original, prefill="auto"),
+        figures.KERNEL_ABSORBED: lambda: models.optimized(original, prefill="absorbed"),
+        figures.KERNEL_EXPANDED: lambda: models.optimized(original, prefill="expanded"),
+    }
+    built = {name: bench.model(name, dims, make) for name, make in makers.items()}
+    return {name: model for name, model in built.items() if model is not None}
+
+
 def expanded_cache_models(bench: Bench, dims: Dims) -> dict[str, Path]:
     """The export of transformers 4.57 and what mla-opt makes of it."""
     if models.old_python() is None:
@@ -132,6 +146,26 @@ def prefill(bench: Bench) -> None:
         )
 
 
+def sweep(bench: Bench) -> None:
+    """Numbers of new tokens, with the kernel."""
+    built = {**latent_models(bench, bench.suite.lite), **kernel_models(bench, bench.suite.lite)}
+    for case in bench.suite.sweep:
+        timings = bench.measure("sweep", case, built)
+        bench.figures += figures.sweep_figures(case, timings, bench.suite.promised)
+
+
+def kernel(bench: Bench) -> None:
+    """The kernel by itself."""
+    core = bench.suite.core
+    timings = []
+    for case in kernel_core.cases(core.heads, core.keys):
+        bench.say(f"measuring the kernel, {case.name}")
+        timings.append(kernel_core.measure(case, core.rounds))
+        bench.figures += kernel_core.figures(timings[-1], bench.suite.promised)
+    bench.sheets.append(kernel_core.sheet(timings))
+    bench.results["kernel"] = [timing.to_dict() for timing in timings]
+
+
 def v3(bench: Bench) -> None:
     """One layer of DeepSeek-V3's dimensions."""
     case = bench.suite.v3_decode
@@ -178,5 +212,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "memory": memory,
     "prefill": prefill,
     "v3": v3,
+    "kernel": kernel,
+    "sweep": sweep,
     "optimize": optimize,
 }

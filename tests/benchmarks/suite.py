@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tests.benchmarks import dims, figures
 from tests.benchmarks.dims import Dims
@@ -26,7 +26,34 @@ BEND_TARGET = 1.3
 
 LATENT = (figures.ORIGINAL, figures.CLEAN, figures.CLEAN_BY_HAND, figures.OPTIMIZED)
 LATENT_DECODE = (*LATENT, figures.ABSORBED_BY_HAND)
+WITH_KERNEL = (figures.KERNEL, figures.KERNEL_ABSORBED, figures.KERNEL_EXPANDED)
+SWEEP = (figures.ORIGINAL, figures.CLEAN, figures.CLEAN_BY_HAND, *WITH_KERNEL)
 ENDS = (figures.ORIGINAL, figures.OPTIMIZED)
+
+
+def sweep(news: Sequence[int], pasts: Sequence[int], rounds: int) -> tuple[Case, ...]:
+    """Numbers of new tokens around the one from which expansion pays."""
+    return tuple(
+        Case(
+            f"{new} new on {past} past",
+            past,
+            new=new,
+            rounds=rounds,
+            only=SWEEP,
+            kernel=WITH_KERNEL,
+        )
+        for past in pasts
+        for new in news
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Core:
+    """What the kernel is given by itself: every number of heads on every number of keys."""
+
+    heads: tuple[int, ...]
+    keys: tuple[int, ...]
+    rounds: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +67,8 @@ class Suite:
     memory: Case
     prefill: tuple[Case, ...]
     v3_decode: Case
+    sweep: tuple[Case, ...]
+    core: Core
     depths: tuple[int, ...]
     promised: bool
 
@@ -67,6 +96,8 @@ FULL = Suite(
         Case("prefill of 512, 4k past", 4096, new=512, rounds=5, only=LATENT),
     ),
     v3_decode=Case("V3 layer, decode, 8k past", 8192, rounds=3, turn_ms=120.0),
+    sweep=sweep((1, 16, 64, 128, 171, 256, 512, 2048), (0, 4096), rounds=5),
+    core=Core((16, 128), (8192, 32768), rounds=8),
     depths=(7, 14, 27, 61),
     promised=True,
 )
@@ -85,6 +116,8 @@ QUICK = Suite(
         Case("prefill of 8, 16 past", 16, new=8, rounds=2, turn_ms=0, only=LATENT),
     ),
     v3_decode=Case("small V3 layer, decode, 16 past", 16, rounds=2, turn_ms=0),
+    sweep=sweep((1, 24), (0, 16), rounds=2),
+    core=Core((16,), (1024,), rounds=1),
     depths=(1, 2),
     promised=False,
 )

@@ -1,6 +1,6 @@
 """One model in a process of its own, which does what the runner writes to its standard input.
 
-    python -m tests.benchmarks.worker MODEL.onnx THREADS
+    python -m tests.benchmarks.worker MODEL.onnx THREADS [kernel]
 
 Each line in is a JSON object, each line out another: `{"do": "setup", "past": 1024, "new": 1,
 "feed_back": true}`, `{"do": "step"}` (milliseconds of one run), `{"do": "logits"}` (of the last
@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,9 @@ import onnxruntime as ort
 
 from mla_opt.benchmarking.memory import memory, reset_peak
 from mla_opt.benchmarking.serving import serve
+from mla_opt.benchmarking.sessions import open_session
 
 TOKENS = ("input_ids", "attention_mask", "position_ids")
-
-
-def session(path: str, threads: int) -> ort.InferenceSession:
-    """A session with the defaults of ONNX Runtime but for the number of threads."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def noise(name: str, shape: list[int]) -> ort.OrtValue:
@@ -41,8 +35,8 @@ def noise(name: str, shape: list[int]) -> ort.OrtValue:
 class Worker:
     """The model, its cache, and the position it has reached."""
 
-    def __init__(self, path: str, threads: int):
-        self.session = session(path, threads)
+    def __init__(self, path: str, threads: int, kernel: bool):
+        self.session = open_session(Path(path), threads, kernel)
         self.loaded_mb = memory("VmRSS")
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = [o.name for o in self.session.get_outputs()]
@@ -117,4 +111,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    serve(lambda: Worker(sys.argv[1], int(sys.argv[2])))
+    serve(lambda: Worker(sys.argv[1], int(sys.argv[2]), "kernel" in sys.argv[3:]))

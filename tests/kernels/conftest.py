@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import platform
+
 import pytest
 
 from mla_opt.kernels import cpu_tiers, use_cpu_tier
@@ -12,7 +14,10 @@ def current_library():
     assert is_current(LIBRARY), "the library is missing or old: run `python -m mla_opt.kernels`"
 
 
-@pytest.fixture(params=("avx512bf16", "avx512", "avx2", "portable"))
+TIERS = {"aarch64": ("neon",), "x86_64": ("amx", "avx512bf16", "avx512", "avx2")}
+
+
+@pytest.fixture(params=(*TIERS.get(platform.machine(), ()), "portable"))
 def tier(request):
     """Every tier that this machine has."""
     if request.param not in cpu_tiers():

@@ -1,11 +1,16 @@
 """The kernel's sources under the sanitizers: random problems on exactly sized memory, on threads.
 
 Nothing of ONNX Runtime is in it. What one run of `fuzz` prints is repeated by its seed and number.
+
+NEON is tested on 64-bit ARM machines like every other tier, and on others where a cross compiler
+and QEMU's user-mode emulation are (Debian: ``apt-get install g++-aarch64-linux-gnu qemu-user``).
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +30,15 @@ FUZZ = [
     ),
 ]
 OPTIONS = ["-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+# As the library is compiled: emulated code is slow enough.
+EMULATED_OPTIONS = ["-std=c++17", "-O2", "-ffp-contract=fast", "-static"]
+ARM_COMPILERS = ("aarch64-linux-gnu-g++",)
+ARM_EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 WRAPPED = [f"-Wl,--wrap={name}" for name in ("malloc", "aligned_alloc", "_Znwm")]
 MEMORY, THREADS = "address,undefined", "thread"
 # Problems that each run takes, and the word by which each sanitizer names what was broken for it.
 PROBLEMS = {MEMORY: 1500, THREADS: 500}
+EMULATED_PROBLEMS = 400
 BROKEN = {
     MEMORY: [("scale", "expected"), ("buffer", "heap-buffer-overflow")],
     THREADS: [("race", "data race")],
@@ -39,15 +49,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def compile_all(sources: list[Path], program: Path, options: list[str]) -> Path:
+def compile_all(command: list[str], sources: list[Path], program: Path) -> Path:
     def compiled(source: Path) -> str:
         result = program.with_name(f"{program.name}-{source.stem}.o")
-        run([*compiler(), *OPTIONS, *options, "-c", str(source), "-o", str(result)])
+        run([*command, "-c", str(source), "-o", str(result)])
         return str(result)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, sources))
-    run([*compiler(), *options, *WRAPPED, "-pthread", "-o", str(program), *objects])
+    run([*command, *WRAPPED, "-pthread", "-o", str(program), *objects])
     return program
 
 
@@ -64,12 +74,12 @@ def sanitized(sanitizer: str, folder: Path) -> Path:
     command = [*compiler(), option, str(empty), "-o", str(folder / "empty")]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip(f"{compiler()[0]} has no {option}")
-    return compile_all(FUZZ, folder / "fuzz", [option])
+    return compile_all([*compiler(), *OPTIONS, option], FUZZ, folder / "fuzz")
 
 
-def break_it(fuzz: Path, what: str) -> str:
+def break_it(fuzz: list[str], what: str) -> str:
     done = subprocess.run(
-        [str(fuzz), "1", "0", "40", what], capture_output=True, text=True, check=False
+        [*fuzz, "1", "0", "40", what], capture_output=True, text=True, check=False
     )
     assert done.returncode != 0, f"nobody noticed the broken {what}"
     return done.stdout + done.stderr
@@ -80,7 +90,7 @@ def test_random_problems(sanitizer, tmp_path):
     """Legal ones are computed, others refused, nothing else is read or written."""
     fuzz = sanitized(sanitizer, tmp_path)
     for what, said in BROKEN[sanitizer]:
-        assert said in break_it(fuzz, what)
+        assert said in break_it([str(fuzz)], what)
     run([str(fuzz), "1", "0", str(PROBLEMS[sanitizer])])
 
 
@@ -90,6 +100,26 @@ def test_many_more_random_problems(sanitizer, tmp_path):
     """Other ones each time; MLA_OPT_FUZZ_SEED repeats them."""
     seed = os.environ.get("MLA_OPT_FUZZ_SEED", str(int.from_bytes(os.urandom(4))))
     run([str(sanitized(sanitizer, tmp_path)), seed, "0", str(100 * PROBLEMS[sanitizer])])
+
+
+def first_there(names: tuple[str, ...]) -> str:
+    """The path of the first of these programs that is installed."""
+    for name in names:
+        path = shutil.which(name)
+        if path:
+            return path
+    pytest.skip(f"there is no {' or '.join(names)}")
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="NEON is among this machine's tiers")
+def test_random_problems_with_neon(tmp_path):
+    """Compiled for 64-bit ARM and emulated."""
+    command = [first_there(ARM_COMPILERS), *EMULATED_OPTIONS]
+    emulated = [first_there(ARM_EMULATORS), str(compile_all(command, FUZZ, tmp_path / "fuzz"))]
+    tiers = subprocess.run(emulated, capture_output=True, text=True, check=True).stdout
+    assert tiers.split() == ["neon", "portable"]
+    assert "expected" in break_it(emulated, "scale")
+    run([*emulated, "1", "0", str(EMULATED_PROBLEMS)])
 
 
 def test_conversions_of_all_16_bit_numbers(tmp_path):

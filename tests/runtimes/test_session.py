@@ -10,7 +10,9 @@ import pytest
 import mla_opt
 from mla_opt.errors import InputError, KernelUnavailableError
 from mla_opt.models import demo_model
+from mla_opt.operator import Signature
 from mla_opt.runtimes.onnxruntime import generate, session, sessions
+from tests.operator import cases
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -113,3 +115,24 @@ def test_files_that_are_no_models_are_refused(tmp_path):
         session(tmp_path / "missing.onnx")
     with pytest.raises(InputError, match="9 bytes that are no ONNX model"):
         session(b"not onnx.")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("query", "INT32", "query is int32, expected one of float32"),
+        ("latent", "FLOAT16", "latent is float16, expected float32 for a query of float32"),
+        ("cache", "DOUBLE", "cache is float64, expected float32 or float16 or bfloat16 for"),
+        ("past_len", "INT64", "past_len is int64, expected int32"),
+        ("sink", "DOUBLE", "sink is float64, expected float32"),
+        ("rope_cache", "FLOAT16", "rope_cache is float16, expected float32"),
+    ],
+)
+def test_types_that_do_not_go_together_are_named(name, kind, message):
+    """ONNX Runtime itself says no more than that no kernel matches the node."""
+    signature = Signature(has_cache=True, in_place=True, split=True, bias="additive", sink=True)
+    proto = cases.model(signature, cases.operands(signature))
+    (value,) = (value for value in proto.graph.input if value.name == name)
+    value.type.tensor_type.elem_type = getattr(onnx.TensorProto, kind)
+    with pytest.raises(InputError, match=f"LatentAttention '.*': {message}"):
+        session(proto)

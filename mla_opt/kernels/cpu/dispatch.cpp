@@ -8,6 +8,11 @@
 
 namespace mla_opt {
 
+#if MLA_OPT_HAS_AMX
+namespace amx {
+extern const Tier tier;
+}
+#endif
 #if defined(__x86_64__)
 namespace avx512bf16 {
 extern const Tier tier;
@@ -30,6 +35,9 @@ extern const Tier tier;
 namespace {
 
 const Tier* const kTiers[] = {
+#if MLA_OPT_HAS_AMX
+    &amx::tier,
+#endif
 #if defined(__x86_64__)
     &avx512bf16::tier, &avx512::tier, &avx2::tier,
 #elif defined(__aarch64__)

@@ -11,22 +11,28 @@
 // so a latent row is read from memory once, for keys and for values.
 //
 // What products_*.inl offers: query_bytes, pack_query, Block, block_of, block_floats, score,
-// add_values, settle.
+// add_values, settle. Both products bring the next block nearer while they multiply.
 
 #include "masks.inl"
 #include "softmax.inl"
 #include "finish.inl"
 
+// Floats between the scores of neighbouring keys: an odd number of cache lines, so that a column of
+// scores lies in all sets of the first-level cache and not in a few.
+inline int64_t score_stride(int64_t rows) {
+  return in_lines(rows) / 16 % 2 ? in_lines(rows) : in_lines(rows) + 16;
+}
+
 // Where a thread keeps what belongs to one block.
 struct Workspace {
-  float* scores;  // [kBlockKeys, rows]
+  float* scores;  // [kBlockKeys, score_stride]
   float* keep;    // [rows]
   float* rows;    // block_floats
   float* bias;    // [kBlockKeys, LANES]
 };
 
 bool reserve(const Problem& p, int64_t rows, Scratch& scratch, Workspace& workspace) {
-  const int64_t sizes[] = {kBlockKeys * padded(rows), padded(rows), block_floats(p),
+  const int64_t sizes[] = {kBlockKeys * score_stride(rows), padded(rows), block_floats(p),
                            kBlockKeys * LANES};
   int64_t total = 0;
   for (const int64_t size : sizes) total += in_lines(size);
@@ -43,14 +49,14 @@ bool reserve(const Problem& p, int64_t rows, Scratch& scratch, Workspace& worksp
 
 void attend_block(const Problem& p, const Tile& tile, const void* query, const Block& block,
                   Ahead ahead, const Workspace& workspace, const Partial& partial) {
-  const int64_t rows = padded(tile.count);
-  score(p, block, query, rows / LANES, workspace.scores);
+  const int64_t rows = padded(tile.count), stride = score_stride(rows);
+  score(p, block, query, rows / LANES, workspace.scores, stride, ahead);
   for (int64_t at = 0; at < rows; at += LANES) {
     float* scores = workspace.scores + at;
-    mask(p, tile, at, block.first, block.keys, scores, rows, workspace.bias);
-    soften(scores, rows, block.keys, partial.maximum + at, partial.sum + at, workspace.keep + at);
+    mask(p, tile, at, block.first, block.keys, scores, stride, workspace.bias);
+    soften(scores, stride, block.keys, partial.maximum + at, partial.sum + at, workspace.keep + at);
   }
-  add_values(p, block, workspace.scores, rows, workspace.keep, tile.count, partial.output,
+  add_values(p, block, workspace.scores, stride, workspace.keep, tile.count, partial.output,
              workspace.rows, ahead);
 }
 
@@ -76,7 +82,7 @@ bool attend(const Problem& p, const Tile& tile, const void* packed, int64_t firs
   Workspace workspace;
   if (!reserve(p, tile.count, scratch, workspace)) return false;
   const int64_t rows = padded(tile.count);
-  fill(partial.output, tile.count * padded(p.kv_lora_rank), 0.0f);
+  fill(partial.output, rows * padded(p.kv_lora_rank), 0.0f);
   fill(partial.maximum, rows, kMinusInfinity);
   fill(partial.sum, rows, 0.0f);
   // No row of the tile sees further than its last one.

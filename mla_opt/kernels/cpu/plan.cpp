@@ -52,9 +52,8 @@ Plan make_plan(const Problem& p, const Tier& tier) {
   plan.tasks = p.batch * plan.tiles * plan.splits;
   plan.query_bytes = tier.query_bytes(p, plan.tile_rows);
   plan.partial_stride = static_cast<size_t>(tier.partial_stride(p));
-  const int64_t lanes = rounded_up(plan.tile_rows, tier.lanes);
-  plan.partial_floats = static_cast<size_t>(plan.tile_rows) * plan.partial_stride +
-                        2 * static_cast<size_t>(lanes);
+  plan.padded_rows = rounded_up(plan.tile_rows, tier.lanes);
+  plan.partial_floats = static_cast<size_t>(plan.padded_rows) * (plan.partial_stride + 2);
   return plan;
 }
 

@@ -13,6 +13,7 @@ struct Tier;
 // One task is one tile of query rows against one part of the keys of one sequence.
 struct Plan {
   int64_t tile_rows;       // query rows in a tile, the last one may have fewer
+  int64_t padded_rows;     // the same up to full vectors
   int64_t tiles;           // tiles of one sequence
   int64_t keys_per_split;
   int64_t splits;          // of the longest sequence; 1: tasks write the output themselves

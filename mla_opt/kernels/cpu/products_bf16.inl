@@ -1,20 +1,11 @@
 // Scores and weighted sums of bfloat16 rows by vdpbf16ps, which multiplies pairs and adds them in
-// float32. Included by the tier avx512bf16.
-//
-// Two neighbouring dims of a row are a pair as they lie in memory, so rows are broadcast as they
-// are, 32 bits at a time. For the weighted sum two neighbouring rows are the pair: a block's rows
-// are interleaved once for all query rows. Queries and probabilities are rounded to bfloat16.
+// float32. Included by the tier avx512bf16, after rows_bf16.inl. Rows are broadcast as they are, a pair
+// at a time.
 
-constexpr int kBlockKeys = 128;
 constexpr int kScoreKeysOne = 16;   // keys of a score tile with one vector of query rows
 constexpr int kScoreKeysTwo = 12;   // and with two
 constexpr int kValueRows = 6;
-constexpr int kValueVectors = 4;
-constexpr int kPairColumns = 32;    // columns that one load interleaves
-
-using Pairs = __m512i;              // 16 pairs of bfloat16
-
-inline Pairs load_pairs(const uint32_t* from) { return _mm512_loadu_si512(from); }
+constexpr int kValueVectors = kStripVectors;
 
 inline Pairs broadcast_pair(const void* from) {
   uint32_t pair;
@@ -26,65 +17,6 @@ inline Vector multiply_pairs(Vector sum, Pairs a, Pairs b) {
   return reinterpret_cast<Vector>(
       _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a),
                        reinterpret_cast<__m512bh>(b)));
-}
-
-// Whether the rows are what this tier is for; others go to the tier below.
-bool fits(const Problem& p) {
-  const int32_t rows = p.cache ? p.cache_type : p.type;
-  return rows == MLA_OPT_BFLOAT16 && p.kv_lora_rank % kPairColumns == 0 && p.rope_dim % 2 == 0;
-}
-
-// ---- the query, packed --------------------------------------------------------------------------
-
-size_t query_bytes(const Problem& p, int64_t rows) {
-  return static_cast<size_t>(padded(rows) * row_width(p)) * sizeof(BFloat16);
-}
-
-inline int group_vectors(int64_t at, int64_t count) { return count - at < 2 ? 1 : 2; }
-
-template <class T>
-void pack_rows(const Problem& p, const Tile& tile, BFloat16* packed) {
-  const int64_t width = row_width(p), vectors = padded(tile.count) / LANES;
-  for (int64_t at = 0; at < vectors;) {
-    const int group = group_vectors(at, vectors);
-    const int64_t lanes = group * LANES;
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const int64_t row = at * LANES + lane;
-      const T* from = static_cast<const T*>(p.query) +
-                      query_offset(p, tile.sequence, tile.first + least(row, tile.count - 1), width);
-      for (int64_t d = 0; d < width; ++d)
-        from_float(row < tile.count ? to_float(from[d]) : 0.0f,
-                   packed[(d / 2 * lanes + lane) * 2 + d % 2]);
-    }
-    packed += lanes * width;
-    at += group;
-  }
-}
-
-void pack_query(const Problem& p, const Tile& tile, void* packed) {
-  auto* to = static_cast<BFloat16*>(packed);
-  if (p.type == MLA_OPT_FLOAT32) return pack_rows<float>(p, tile, to);
-  return pack_rows<BFloat16>(p, tile, to);
-}
-
-// ---- latent rows --------------------------------------------------------------------------------
-
-struct Block {
-  const BFloat16* c_kv;
-  const BFloat16* k_pe;
-  ptrdiff_t c_kv_stride, k_pe_stride;
-  int64_t first;
-  int keys;
-};
-
-// Room for the interleaved rows of a block.
-int64_t block_floats(const Problem& p) { return kBlockKeys / 2 * p.kv_lora_rank; }
-
-Block block_of(const Problem&, const Segment& rows, int64_t first, int keys, float*) {
-  const int64_t row = first - rows.first;
-  return {reinterpret_cast<const BFloat16*>(rows.c_kv) + row * rows.c_kv_stride,
-          reinterpret_cast<const BFloat16*>(rows.k_pe) + row * rows.k_pe_stride,
-          rows.c_kv_stride, rows.k_pe_stride, first, keys};
 }
 
 // ---- scores -------------------------------------------------------------------------------------
@@ -139,8 +71,7 @@ void score_keys(const Problem& p, const Block& block, const uint32_t* query, flo
 
 template <int STRIDE>
 void score_block(const Problem& p, const Block& block, const uint32_t* query, int64_t vectors,
-                 float* scores) {
-  const int64_t stride = vectors * LANES;
+                 float* scores, int64_t stride) {
   for (int64_t at = 0; at < vectors;) {
     const int group = group_vectors(at, vectors);
     float* to = scores + at * LANES;
@@ -154,13 +85,13 @@ void score_block(const Problem& p, const Block& block, const uint32_t* query, in
 }
 
 void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
-           float* scores) {
+           float* scores, int64_t stride, Ahead& /*ahead*/) {
   const auto* query = static_cast<const uint32_t*>(packed);
   const bool joined = block.c_kv_stride == block.k_pe_stride || p.rope_dim == 0;
-  if (joined && block.c_kv_stride == 576) return score_block<576>(p, block, query, vectors, scores);
-  if (joined && block.c_kv_stride == 512) return score_block<512>(p, block, query, vectors, scores);
-  if (joined && block.c_kv_stride == 288) return score_block<288>(p, block, query, vectors, scores);
-  return score_block<0>(p, block, query, vectors, scores);
+  if (joined && block.c_kv_stride == 576) return score_block<576>(p, block, query, vectors, scores, stride);
+  if (joined && block.c_kv_stride == 512) return score_block<512>(p, block, query, vectors, scores, stride);
+  if (joined && block.c_kv_stride == 288) return score_block<288>(p, block, query, vectors, scores, stride);
+  return score_block<0>(p, block, query, vectors, scores, stride);
 }
 
 // ---- weighted sums of the rows ------------------------------------------------------------------
@@ -180,26 +111,6 @@ void pair_probabilities(float* probabilities, int64_t stride, int keys) {
       _mm512_storeu_si512(pairs + key / 2 * stride + at,
                           _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
-}
-
-// Pairs of neighbouring rows, a strip of columns after the other: [C / strip, keys / 2, strip].
-// Within 32 columns the order is that of the unpack instructions; settle undoes it at the end.
-void interleave_rows(const Block& block, int64_t rank, uint32_t* pairs) {
-  const int count = (block.keys + 1) / 2;
-  for (int64_t column = 0; column < rank; column += kPairColumns) {
-    const int64_t strip = column / (kValueVectors * LANES) * (kValueVectors * LANES);
-    const int64_t wide = least(kValueVectors * LANES, rank - strip);
-    uint32_t* to = pairs + strip * count + (column - strip);
-    const BFloat16* from = block.c_kv + column;
-    for (int pair = 0; pair < count; ++pair) {
-      const __m512i first = _mm512_loadu_si512(from + 2 * pair * block.c_kv_stride);
-      const __m512i second = 2 * pair + 1 < block.keys
-                                 ? _mm512_loadu_si512(from + (2 * pair + 1) * block.c_kv_stride)
-                                 : _mm512_setzero_si512();
-      _mm512_storeu_si512(to + pair * wide, _mm512_unpacklo_epi16(first, second));
-      _mm512_storeu_si512(to + pair * wide + LANES, _mm512_unpackhi_epi16(first, second));
-    }
-  }
 }
 
 template <int ROWS, int VECTORS>
@@ -257,25 +168,12 @@ void add_values(const Problem& p, const Block& block, float* probabilities,
   const int count = (block.keys + 1) / 2;
   auto* values = reinterpret_cast<uint32_t*>(buffer);
   pair_probabilities(probabilities, probability_stride, block.keys);
-  interleave_rows(block, rank, values);
   const auto* pairs = reinterpret_cast<const uint32_t*>(probabilities);
-  int64_t column = 0;
-  for (; column + kStrip <= rank; column += kStrip)
-    value_strip<kValueVectors>(values + column * count, count, pairs, probability_stride, keep,
-                               rows, output + column, rank, ahead);
-  if (column < rank)
-    value_strip<kValueVectors / 2>(values + column * count, count, pairs, probability_stride, keep,
-                                   rows, output + column, rank, ahead);
-}
-
-// Brings the columns into their order: unpacking takes four of each eight.
-void settle(const Problem& p, float* output, int64_t rows) {
-  for (float* at = output; at < output + rows * p.kv_lora_rank; at += kPairColumns) {
-    const __m512 low = _mm512_loadu_ps(at), high = _mm512_loadu_ps(at + LANES);
-    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-    const __m512d a = _mm512_castps_pd(low), b = _mm512_castps_pd(high);
-    _mm512_storeu_pd(at, _mm512_permutex2var_pd(a, first, b));
-    _mm512_storeu_pd(at + LANES, _mm512_permutex2var_pd(a, second, b));
+  for (int64_t column = 0; column < rank; column += kStrip) {
+    const int64_t wide = least(kStrip, rank - column);
+    Ahead later;
+    interleave_strip(block, column, wide, count, values, later);
+    const auto add = wide == kStrip ? value_strip<kValueVectors> : value_strip<kValueVectors / 2>;
+    add(values, count, pairs, probability_stride, keep, rows, output + column, rank, ahead);
   }
 }

@@ -7,6 +7,8 @@
 //   VALUE_ROWS       query rows it has
 
 constexpr int kBlockKeys = 96;
+constexpr int kDimsPerLine = 4;  // dims that are scored for each line that is fetched ahead: enough for
+                                 // the memory to have something to do meanwhile
 
 // ---- the query, packed
 // Vectors in the group of query rows that starts at vector `at` of `count`.
@@ -103,10 +105,10 @@ Block block_of(const Problem& p, const Segment& rows, int64_t first, int keys, f
 template <int KEYS, int VECTORS, int STRIDE>
 inline __attribute__((always_inline)) void multiply(Vector (&tile)[KEYS][VECTORS], const float* rows,
                                                     ptrdiff_t stride, const float* query,
-                                                    int64_t width) {
+                                                    int64_t width, Ahead& ahead) {
   // A stride known to the compiler becomes part of the address, and saves a register per key.
   const ptrdiff_t step = STRIDE ? STRIDE : stride;
-  for (int64_t d = 0; d < width; ++d) {
+  const auto add = [&](int64_t d) __attribute__((always_inline)) {
     Vector q[VECTORS];
 #pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) q[v] = load(query + (d * VECTORS + v) * LANES);
@@ -116,18 +118,25 @@ inline __attribute__((always_inline)) void multiply(Vector (&tile)[KEYS][VECTORS
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; ++v) tile[k][v] += key * q[v];
     }
+  };
+  int64_t d = 0;
+  for (; d + kDimsPerLine <= width; d += kDimsPerLine) {
+    ahead.fetch();
+#pragma GCC unroll 4
+    for (int i = 0; i < kDimsPerLine; ++i) add(d + i);
   }
+  for (; d < width; ++d) add(d);
 }
 
 template <int KEYS, int VECTORS, int STRIDE>
 void score_tile(const Problem& p, const Block& block, int key, const float* query, float* scores,
-                int64_t score_stride) {
+                int64_t score_stride, Ahead& ahead) {
   Vector tile[KEYS][VECTORS] = {};
   multiply<KEYS, VECTORS, STRIDE>(tile, block.c_kv + key * block.c_kv_stride, block.c_kv_stride,
-                                  query, p.kv_lora_rank);
+                                  query, p.kv_lora_rank, ahead);
   if (p.rope_dim)
     multiply<KEYS, VECTORS, STRIDE>(tile, block.k_pe + key * block.k_pe_stride, block.k_pe_stride,
-                                    query + p.kv_lora_rank * VECTORS * LANES, p.rope_dim);
+                                    query + p.kv_lora_rank * VECTORS * LANES, p.rope_dim, ahead);
 #pragma GCC unroll 32
   for (int k = 0; k < KEYS; ++k)
 #pragma GCC unroll 8
@@ -136,27 +145,26 @@ void score_tile(const Problem& p, const Block& block, int key, const float* quer
 
 template <int KEYS, int VECTORS, int STRIDE>
 void score_keys(const Problem& p, const Block& block, const float* query, float* scores,
-                int64_t score_stride) {
+                int64_t score_stride, Ahead& ahead) {
   int key = 0;
   for (; key + KEYS <= block.keys; key += KEYS)
-    score_tile<KEYS, VECTORS, STRIDE>(p, block, key, query, scores, score_stride);
+    score_tile<KEYS, VECTORS, STRIDE>(p, block, key, query, scores, score_stride, ahead);
   for (; key + 4 <= block.keys; key += 4)
-    score_tile<4, VECTORS, STRIDE>(p, block, key, query, scores, score_stride);
+    score_tile<4, VECTORS, STRIDE>(p, block, key, query, scores, score_stride, ahead);
   for (; key < block.keys; ++key)
-    score_tile<1, VECTORS, STRIDE>(p, block, key, query, scores, score_stride);
+    score_tile<1, VECTORS, STRIDE>(p, block, key, query, scores, score_stride, ahead);
 }
 
 template <int STRIDE>
 void score_block(const Problem& p, const Block& block, const float* query, int64_t vectors,
-                 float* scores) {
-  const int64_t stride = vectors * LANES;
+                 float* scores, int64_t stride, Ahead& ahead) {
   for (int64_t at = 0; at < vectors;) {
     const int group = group_vectors(at, vectors);
     float* to = scores + at * LANES;
     if (group == SCORE_VECTORS)
-      score_keys<SCORE_KEYS_WIDE, SCORE_VECTORS, STRIDE>(p, block, query, to, stride);
+      score_keys<SCORE_KEYS_WIDE, SCORE_VECTORS, STRIDE>(p, block, query, to, stride, ahead);
     else
-      score_keys<SCORE_KEYS_ONE, 1, STRIDE>(p, block, query, to, stride);
+      score_keys<SCORE_KEYS_ONE, 1, STRIDE>(p, block, query, to, stride, ahead);
     query += group * LANES * row_width(p);
     at += group;
   }
@@ -164,13 +172,13 @@ void score_block(const Problem& p, const Block& block, const float* query, int64
 
 // Rows of the widths in use get addresses of their own.
 void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
-           float* scores) {
+           float* scores, int64_t stride, Ahead& ahead) {
   const auto* query = static_cast<const float*>(packed);
   const bool joined = block.c_kv_stride == block.k_pe_stride || p.rope_dim == 0;
-  if (joined && block.c_kv_stride == 576) return score_block<576>(p, block, query, vectors, scores);
-  if (joined && block.c_kv_stride == 512) return score_block<512>(p, block, query, vectors, scores);
-  if (joined && block.c_kv_stride == 288) return score_block<288>(p, block, query, vectors, scores);
-  return score_block<0>(p, block, query, vectors, scores);
+  if (joined && block.c_kv_stride == 576) return score_block<576>(p, block, query, vectors, scores, stride, ahead);
+  if (joined && block.c_kv_stride == 512) return score_block<512>(p, block, query, vectors, scores, stride, ahead);
+  if (joined && block.c_kv_stride == 288) return score_block<288>(p, block, query, vectors, scores, stride, ahead);
+  return score_block<0>(p, block, query, vectors, scores, stride, ahead);
 }
 
 // ---- weighted sums of the rows

@@ -55,8 +55,8 @@ size_t bytes_in_lines(size_t count) { return (count + 63) / 64 * 64; }
 
 Partial partial_at(const Run& run, float* start) {
   const Plan& plan = run.plan;
-  const size_t output = static_cast<size_t>(plan.tile_rows) * plan.partial_stride;
-  const size_t rows = (plan.partial_floats - output) / 2;
+  const auto rows = static_cast<size_t>(plan.padded_rows);
+  const size_t output = rows * plan.partial_stride;
   return {start, start + output, start + output + rows};
 }
 

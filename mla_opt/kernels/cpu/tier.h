@@ -6,6 +6,14 @@
 
 #include "problem.h"
 
+// Compilers that know the tiles of AMX, on the system that lets them be used.
+#if defined(__x86_64__) && defined(__linux__) && \
+    ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
+#define MLA_OPT_HAS_AMX 1
+#else
+#define MLA_OPT_HAS_AMX 0
+#endif
+
 namespace mla_opt {
 
 // A run of query rows of one sequence.
@@ -16,8 +24,8 @@ struct Tile {
 
 // What a task leaves behind: softmax over its own keys, not yet divided by its sum.
 struct Partial {
-  float* output;   // [count, partial_stride]
-  float* maximum;  // [count, rounded up to full vectors]; -inf where nothing was seen
+  float* output;   // [count up to full vectors, partial_stride]
+  float* maximum;  // [count up to full vectors]; -inf where nothing was seen
   float* sum;      // likewise
 };
 

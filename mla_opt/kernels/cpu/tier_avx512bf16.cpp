@@ -26,6 +26,7 @@ extern const Tier tier;
 namespace avx512bf16 {
 namespace {
 #include "vectors.inl"
+#include "rows_bf16.inl"
 #include "products_bf16.inl"
 #include "flash.inl"
 

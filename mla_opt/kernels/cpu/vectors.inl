@@ -52,7 +52,8 @@ inline int64_t in_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 int64_t partial_stride(const Problem& p) { return padded(p.kv_lora_rank); }
 
 // The rows of the next block, brought nearer while this one is multiplied: the score tiles read
-// from many rows at once, too many streams for the processor to foresee.
+// from many rows at once, too many streams for the processor to foresee. A line at a time: more than
+// that, and what is multiplied now has to wait behind what is needed later.
 struct Ahead {
   const char* at = nullptr;
   const char* end = nullptr;
@@ -60,8 +61,7 @@ struct Ahead {
   inline __attribute__((always_inline)) void fetch() {
     if (at >= end) return;
     __builtin_prefetch(at, 0, 2);
-    __builtin_prefetch(at + kLine, 0, 2);
-    at += 2 * kLine;
+    at += kLine;
   }
 
   static constexpr int kLine = 64;

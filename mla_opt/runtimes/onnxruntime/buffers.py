@@ -26,7 +26,7 @@ import onnxruntime as ort
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface import State
 from mla_opt.graphs.interface_feeds import numpy_dtype
-from mla_opt.ort_values import to_ort_value
+from mla_opt.ort_values import aligned_zeros, to_ort_value
 
 Array = npt.NDArray[Any]
 
@@ -139,7 +139,8 @@ class StateBuffer:
         size = math.prod(self._sized(self.capacity))
         self._halves, self._values = [], []
         # Zeros, because a kernel may read rows that are not valid yet; untouched ones cost nothing.
-        self._halves = [np.zeros(size, self.dtype) for _ in range(1 if self.shares_memory else 2)]
+        halves = 1 if self.shares_memory else 2
+        self._halves = [aligned_zeros(size, self.dtype) for _ in range(halves)]
         if self.kind != "growing":
             whole = self._sized(self.capacity)
             self._values = [to_ort_value(half.reshape(whole)) for half in self._halves]

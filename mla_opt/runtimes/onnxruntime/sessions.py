@@ -21,6 +21,7 @@ from mla_opt.errors import InputError, KernelUnavailableError
 from mla_opt.kernels import kernel_available, kernel_library
 from mla_opt.model_io import read_model
 from mla_opt.runtimes.onnxruntime.decoder import describe, remember
+from mla_opt.runtimes.onnxruntime.operand_types import wrong_operand_types
 from mla_opt.verification.sessions import MAX_BYTES_IN_MEMORY, ORT_ERRORS
 
 ModelLike = str | PathLike[str] | bytes | onnx.ModelProto | ir.Model
@@ -63,7 +64,13 @@ def session(
         options.inter_op_num_threads = inter_op_threads
     label, graph = _opened(model)
     registered = _register(options, kernel, label)
-    loaded = _loaded(label, model, graph, options, list(providers or ["CPUExecutionProvider"]))
+    try:
+        loaded = _loaded(label, model, graph, options, list(providers or ["CPUExecutionProvider"]))
+    except InputError as error:
+        wrong = wrong_operand_types(graph)
+        if wrong is None:
+            raise
+        raise InputError(f"{label}: {wrong}") from error
     remember(loaded, describe(graph, label, registered))
     return loaded
 

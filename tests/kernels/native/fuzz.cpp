@@ -1,9 +1,11 @@
 // Random problems, legal and not, through the host's checks and the kernel, against the definition.
 //
 //   fuzz SEED FIRST COUNT [scale | buffer | race]
+//   fuzz
 //
 // Runs problems FIRST .. FIRST + COUNT of a seed, each as good as alone, on every tier of the
-// machine. The last word breaks something on purpose, which must not pass.
+// machine. The last word breaks something on purpose, which must not pass. Without any word it says
+// which tiers those are.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -215,6 +217,7 @@ bool run_pair(uint64_t seed, uint64_t index, const std::string& tier) {
 }  // namespace
 
 int main(int count, char** words) {
+  if (count == 1) return std::puts(mla_opt_cpu_tiers()) < 0;
   if (count < 4) return 2;
   const uint64_t seed = std::strtoull(words[1], nullptr, 10);
   const uint64_t first = std::strtoull(words[2], nullptr, 10);

@@ -1,0 +1,307 @@
+// Scores and weighted sums of bfloat16 rows by tdpbf16ps, which multiplies tiles of 16 rows of 16 pairs
+// and adds them in float32. Included by the tier amx, after rows_bf16.inl.
+//
+//   scores  [16 keys, 16 query rows]     key rows as they lie in memory, times the packed queries
+//   output  [16 query rows, 16 columns]  probabilities, turned over, times interleaved rows
+//
+// Tiles 0 to 3 are sums, 4 and 6 their rows, 5 and 7 their columns. Intrinsics take literal numbers of
+// tiles only, and the compiler does not know that they read memory.
+
+constexpr int kTileRows = 16;
+constexpr int kTileBytes = 64;
+constexpr int kTilePairs = 16;
+constexpr int kTileDims = 2 * kTilePairs;
+
+inline void written() { asm volatile("" ::: "memory"); }
+
+// Rows of the sums and of what they are made of; columns are always full.
+void configure(int rows) {
+  struct {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes_in_row[16] = {};
+    uint8_t rows[16] = {};
+  } tiles;
+  for (int tile = 0; tile < 8; ++tile) {
+    tiles.bytes_in_row[tile] = kTileBytes;
+    tiles.rows[tile] = static_cast<uint8_t>(tile == 5 || tile == 7 ? kTileRows : rows);
+  }
+  written();
+  _tile_loadconfig(&tiles);
+}
+
+// ---- scores -------------------------------------------------------------------------------------
+
+// Keys from the first of a tile on, a part of their dims.
+struct Part {
+  const BFloat16* rows;
+  ptrdiff_t stride;
+  int64_t dims;
+};
+
+struct KeyTile {
+  Part part[2];
+
+  KeyTile(const Problem& p, const Block& block, int key)
+      : part{{block.c_kv + key * block.c_kv_stride, block.c_kv_stride, p.kv_lora_rank},
+             {block.k_pe + key * block.k_pe_stride, block.k_pe_stride, p.rope_dim}} {}
+};
+
+// 64 keys, one vector of query rows.
+void score_four_by_one(const KeyTile& keys, const uint32_t* query, float* scores, int64_t stride) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (const Part& part : keys.part) {
+    const ptrdiff_t row = part.stride * 2, next = kTileRows * part.stride;
+    const BFloat16* from = part.rows;
+    for (int64_t d = 0; d < part.dims; d += kTileDims) {
+      _tile_loadd(5, query, kTileBytes);
+      _tile_loadd(4, from, row);
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_loadd(6, from + next, row);
+      _tile_dpbf16ps(1, 6, 5);
+      _tile_loadd(4, from + 2 * next, row);
+      _tile_dpbf16ps(2, 4, 5);
+      _tile_loadd(6, from + 3 * next, row);
+      _tile_dpbf16ps(3, 6, 5);
+      from += kTileDims;
+      query += kTilePairs * LANES;
+    }
+  }
+  const int64_t to = stride * 4;
+  _tile_stored(0, scores, to);
+  _tile_stored(1, scores + kTileRows * stride, to);
+  _tile_stored(2, scores + 2 * kTileRows * stride, to);
+  _tile_stored(3, scores + 3 * kTileRows * stride, to);
+}
+
+// 32 keys, two vectors of query rows.
+void score_two_by_two(const KeyTile& keys, const uint32_t* query, float* scores, int64_t stride) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (const Part& part : keys.part) {
+    const ptrdiff_t row = part.stride * 2, next = kTileRows * part.stride;
+    const BFloat16* from = part.rows;
+    for (int64_t d = 0; d < part.dims; d += kTileDims) {
+      _tile_loadd(5, query, 2 * kTileBytes);
+      _tile_loadd(7, query + LANES, 2 * kTileBytes);
+      _tile_loadd(4, from, row);
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(6, from + next, row);
+      _tile_dpbf16ps(2, 6, 5);
+      _tile_dpbf16ps(3, 6, 7);
+      from += kTileDims;
+      query += kTilePairs * 2 * LANES;
+    }
+  }
+  const int64_t to = stride * 4;
+  _tile_stored(0, scores, to);
+  _tile_stored(1, scores + LANES, to);
+  _tile_stored(2, scores + kTileRows * stride, to);
+  _tile_stored(3, scores + kTileRows * stride + LANES, to);
+}
+
+// As many keys as tiles are configured for, a group of one or two vectors of query rows.
+void score_one_by_any(const KeyTile& keys, const uint32_t* query, int vectors, float* scores,
+                      int64_t stride) {
+  for (int v = 0; v < vectors; ++v) {
+    const uint32_t* column = query + v * LANES;
+    _tile_zero(0);
+    for (const Part& part : keys.part)
+      for (int64_t d = 0; d < part.dims; d += kTileDims) {
+        _tile_loadd(4, part.rows + d, part.stride * 2);
+        _tile_loadd(5, column, vectors * kTileBytes);
+        _tile_dpbf16ps(0, 4, 5);
+        column += kTilePairs * vectors * LANES;
+      }
+    _tile_stored(0, scores + v * LANES, stride * 4);
+  }
+}
+
+// Full tiles of keys.
+int score_tiles(const Problem& p, const Block& block, const uint32_t* query, int vectors,
+                float* scores, int64_t stride) {
+  const int wide = vectors == 1 ? 4 * kTileRows : 2 * kTileRows;
+  int key = 0;
+  for (; key + wide <= block.keys; key += wide) {
+    const auto score = vectors == 1 ? score_four_by_one : score_two_by_two;
+    score(KeyTile(p, block, key), query, scores + key * stride, stride);
+  }
+  for (; key + kTileRows <= block.keys; key += kTileRows)
+    score_one_by_any(KeyTile(p, block, key), query, vectors, scores + key * stride, stride);
+  return key;
+}
+
+template <class Body>
+void for_each_group(const Problem& p, const void* packed, int64_t vectors, Body body) {
+  const auto* query = static_cast<const uint32_t*>(packed);
+  for (int64_t at = 0; at < vectors;) {
+    const int group = group_vectors(at, vectors);
+    body(query, group, at * LANES);
+    query += group * LANES * row_width(p) / 2;
+    at += group;
+  }
+}
+
+void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
+           float* scores, int64_t stride, Ahead& /*ahead*/) {
+  written();
+  const int full = block.keys / kTileRows * kTileRows, rest = block.keys - full;
+  for_each_group(p, packed, vectors, [&](const uint32_t* query, int group, int64_t at) {
+    score_tiles(p, block, query, group, scores + at, stride);
+  });
+  if (rest) {
+    configure(rest);
+    const KeyTile keys(p, block, full);
+    for_each_group(p, packed, vectors, [&](const uint32_t* query, int group, int64_t at) {
+      score_one_by_any(keys, query, group, scores + full * stride + at, stride);
+    });
+    configure(kTileRows);
+  }
+  // Here and not in the query, which would be rounded once more.
+  const Vector scale = broadcast(static_cast<float>(p.scale));
+  for (int key = 0; key < block.keys; ++key)
+    for (float* at = scores + key * stride; at < scores + key * stride + vectors * LANES; at += LANES)
+      store(at, load(at) * scale);
+}
+
+// ---- weighted sums of the rows ------------------------------------------------------------------
+
+// Probabilities of two neighbouring keys, the first one in the lower half.
+inline __m512i paired(const float* first, int64_t stride, int keys) {
+  const Vector second = keys > 1 ? load(first + stride) : Vector{};
+  const Vector values = keys > 0 ? load(first) : Vector{};
+  const auto low = _mm512_cvtepu16_epi32(
+      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(values))));
+  const auto high = _mm512_cvtepu16_epi32(
+      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(second))));
+  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+// Rows become columns.
+inline void turn_over(__m512i (&tile)[16]) {
+  __m512i by_two[16], by_four[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    by_two[i] = _mm512_unpacklo_epi32(tile[i], tile[i + 1]);
+    by_two[i + 1] = _mm512_unpackhi_epi32(tile[i], tile[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    by_four[i] = _mm512_unpacklo_epi64(by_two[i], by_two[i + 2]);
+    by_four[i + 1] = _mm512_unpackhi_epi64(by_two[i], by_two[i + 2]);
+    by_four[i + 2] = _mm512_unpacklo_epi64(by_two[i + 1], by_two[i + 3]);
+    by_four[i + 3] = _mm512_unpackhi_epi64(by_two[i + 1], by_two[i + 3]);
+  }
+  // Quarter q of by_four[4 g + r] is column 4 q + r of rows 4 g to 4 g + 3.
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+    const __m512i a = _mm512_shuffle_i32x4(by_four[r], by_four[4 + r], 0x88);
+    const __m512i b = _mm512_shuffle_i32x4(by_four[8 + r], by_four[12 + r], 0x88);
+    const __m512i c = _mm512_shuffle_i32x4(by_four[r], by_four[4 + r], 0xdd);
+    const __m512i d = _mm512_shuffle_i32x4(by_four[8 + r], by_four[12 + r], 0xdd);
+    tile[r] = _mm512_shuffle_i32x4(a, b, 0x88);
+    tile[8 + r] = _mm512_shuffle_i32x4(a, b, 0xdd);
+    tile[4 + r] = _mm512_shuffle_i32x4(c, d, 0x88);
+    tile[12 + r] = _mm512_shuffle_i32x4(c, d, 0xdd);
+  }
+}
+
+// Probabilities [keys, query rows] become tiles [16 query rows, 16 pairs of keys], one for each 32 keys,
+// in the place of the first ones. Behind the last key there are zeros.
+void turn_probabilities(float* probabilities, int64_t stride, int64_t vectors, int keys) {
+  for (int64_t at = 0; at < vectors * LANES; at += LANES)
+    for (int key = 0; key < keys; key += 2 * kTilePairs) {
+      __m512i tile[16];
+#pragma GCC unroll 16
+      for (int pair = 0; pair < kTilePairs; ++pair)
+        tile[pair] = paired(probabilities + (key + 2 * pair) * stride + at, stride,
+                            keys - key - 2 * pair);
+      turn_over(tile);
+      for (int row = 0; row < kTileRows; ++row)
+        _mm512_storeu_si512(probabilities + (key / 2 + row) * stride + at, tile[row]);
+    }
+}
+
+// What a strip of columns is made of, for the query rows of a tile.
+struct Strip {
+  const uint32_t* values;      // [pairs, columns]
+  int64_t pairs;               // a multiple of 16
+  const float* probabilities;  // turned over
+  int64_t probability_stride;
+};
+
+void add_wide_strip(const Strip& strip, float* output, int64_t stride) {
+  const int64_t to = stride * 4, from = strip.probability_stride * 4;
+  _tile_loadd(0, output, to);
+  _tile_loadd(1, output + LANES, to);
+  _tile_loadd(2, output + 2 * LANES, to);
+  _tile_loadd(3, output + 3 * LANES, to);
+  const uint32_t* values = strip.values;
+  for (int64_t pair = 0; pair < strip.pairs; pair += kTilePairs) {
+    _tile_loadd(4, strip.probabilities + pair * strip.probability_stride, from);
+    _tile_loadd(5, values, 4 * kTileBytes);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(7, values + LANES, 4 * kTileBytes);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, values + 2 * LANES, 4 * kTileBytes);
+    _tile_dpbf16ps(2, 4, 5);
+    _tile_loadd(7, values + 3 * LANES, 4 * kTileBytes);
+    _tile_dpbf16ps(3, 4, 7);
+    values += kTilePairs * 4 * LANES;
+  }
+  _tile_stored(0, output, to);
+  _tile_stored(1, output + LANES, to);
+  _tile_stored(2, output + 2 * LANES, to);
+  _tile_stored(3, output + 3 * LANES, to);
+}
+
+void add_narrow_strip(const Strip& strip, float* output, int64_t stride) {
+  const int64_t to = stride * 4, from = strip.probability_stride * 4;
+  _tile_loadd(0, output, to);
+  _tile_loadd(1, output + LANES, to);
+  const uint32_t* values = strip.values;
+  for (int64_t pair = 0; pair < strip.pairs; pair += kTilePairs) {
+    _tile_loadd(4, strip.probabilities + pair * strip.probability_stride, from);
+    _tile_loadd(5, values, 2 * kTileBytes);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(7, values + LANES, 2 * kTileBytes);
+    _tile_dpbf16ps(1, 4, 7);
+    values += kTilePairs * 2 * LANES;
+  }
+  _tile_stored(0, output, to);
+  _tile_stored(1, output + LANES, to);
+}
+
+// Most blocks raise no maximum, and then there is nothing to do.
+void keep_output(const float* keep, int64_t rows, float* output, int64_t rank) {
+  for (int64_t row = 0; row < rows; ++row) {
+    if (keep[row] == 1.0f) continue;
+    float* at = output + row * rank;
+    for (int64_t column = 0; column < rank; column += LANES)
+      store(at + column, load(at + column) * keep[row]);
+  }
+}
+
+void add_values(const Problem& p, const Block& block, float* probabilities,
+                int64_t probability_stride, const float* keep, int64_t rows, float* output,
+                float* buffer, Ahead& ahead) {
+  const int64_t rank = p.kv_lora_rank, vectors = padded(rows) / LANES;
+  auto* values = reinterpret_cast<uint32_t*>(buffer);
+  const int pairs = (block.keys + kTileDims - 1) / kTileDims * kTilePairs;
+  turn_probabilities(probabilities, probability_stride, vectors, block.keys);
+  keep_output(keep, rows, output, rank);
+  for (int64_t column = 0; column < rank; column += kStripVectors * LANES) {
+    const int64_t wide = least(kStripVectors * LANES, rank - column);
+    interleave_strip(block, column, wide, pairs, values, ahead);
+    written();
+    const auto add = wide == kStripVectors * LANES ? add_wide_strip : add_narrow_strip;
+    // The last tile may reach into rows that are there for this, and that nobody reads.
+    for (int64_t row = 0; row < vectors * LANES; row += kTileRows)
+      add({values, pairs, probabilities + row, probability_stride}, output + row * rank + column, rank);
+  }
+}

@@ -1,0 +1,105 @@
+// bfloat16 rows, and what multiplies them: pairs of two neighbours, 32 bits. Included by the tiers
+// that have instructions for those.
+//
+// Two neighbouring dims of a row are a pair as they lie in memory. For the weighted sum two
+// neighbouring rows are the pair: they are interleaved once for all query rows, a strip of columns at a
+// time, which never leaves the first-level cache. Queries and probabilities are rounded to bfloat16.
+
+constexpr int kBlockKeys = 128;
+constexpr int kPairColumns = 32;    // columns that one load interleaves
+constexpr int kStripVectors = 4;    // vectors of columns in a strip; the last may have 2
+
+using Pairs = __m512i;              // 16 pairs of bfloat16
+
+inline Pairs load_pairs(const uint32_t* from) { return _mm512_loadu_si512(from); }
+
+// Whether the rows are what this tier is for; others go to the tier below.
+bool fits(const Problem& p) {
+  const int32_t rows = p.cache ? p.cache_type : p.type;
+  return rows == MLA_OPT_BFLOAT16 && p.kv_lora_rank % kPairColumns == 0 && p.rope_dim % 2 == 0;
+}
+
+// ---- the query, packed --------------------------------------------------------------------------
+
+size_t query_bytes(const Problem& p, int64_t rows) {
+  return static_cast<size_t>(padded(rows) * row_width(p)) * sizeof(BFloat16);
+}
+
+inline int group_vectors(int64_t at, int64_t count) { return count - at < 2 ? 1 : 2; }
+
+template <class T>
+void pack_rows(const Problem& p, const Tile& tile, BFloat16* packed) {
+  const int64_t width = row_width(p), vectors = padded(tile.count) / LANES;
+  for (int64_t at = 0; at < vectors;) {
+    const int group = group_vectors(at, vectors);
+    const int64_t lanes = group * LANES;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t row = at * LANES + lane;
+      const T* from = static_cast<const T*>(p.query) +
+                      query_offset(p, tile.sequence, tile.first + least(row, tile.count - 1), width);
+      for (int64_t d = 0; d < width; ++d)
+        from_float(row < tile.count ? to_float(from[d]) : 0.0f,
+                   packed[(d / 2 * lanes + lane) * 2 + d % 2]);
+    }
+    packed += lanes * width;
+    at += group;
+  }
+}
+
+void pack_query(const Problem& p, const Tile& tile, void* packed) {
+  auto* to = static_cast<BFloat16*>(packed);
+  if (p.type == MLA_OPT_FLOAT32) return pack_rows<float>(p, tile, to);
+  return pack_rows<BFloat16>(p, tile, to);
+}
+
+// ---- latent rows --------------------------------------------------------------------------------
+
+struct Block {
+  const BFloat16* c_kv;
+  const BFloat16* k_pe;
+  ptrdiff_t c_kv_stride, k_pe_stride;
+  int64_t first;
+  int keys;
+};
+
+// Room for an interleaved strip.
+int64_t block_floats(const Problem&) { return kBlockKeys / 2 * kStripVectors * LANES; }
+
+Block block_of(const Problem&, const Segment& rows, int64_t first, int keys, float*) {
+  const int64_t row = first - rows.first;
+  return {reinterpret_cast<const BFloat16*>(rows.c_kv) + row * rows.c_kv_stride,
+          reinterpret_cast<const BFloat16*>(rows.k_pe) + row * rows.k_pe_stride,
+          rows.c_kv_stride, rows.k_pe_stride, first, keys};
+}
+
+// ---- the rows of a block, interleaved -------------------------------------------------------------
+
+// `count` pairs of neighbouring rows, `wide` columns of each: [count, wide], zeros behind the last row.
+// Within 32 columns the order is that of the unpack instructions; settle undoes it at the end.
+void interleave_strip(const Block& block, int64_t column, int64_t wide, int count, uint32_t* pairs,
+                      Ahead& ahead) {
+  const auto row = [&](int key, int64_t at) {
+    return key < block.keys ? _mm512_loadu_si512(block.c_kv + key * block.c_kv_stride + at)
+                            : _mm512_setzero_si512();
+  };
+  for (int pair = 0; pair < count; ++pair)
+    for (int64_t at = column; at < column + wide; at += kPairColumns) {
+      ahead.fetch();
+      const __m512i first = row(2 * pair, at), second = row(2 * pair + 1, at);
+      _mm512_storeu_si512(pairs, _mm512_unpacklo_epi16(first, second));
+      _mm512_storeu_si512(pairs + LANES, _mm512_unpackhi_epi16(first, second));
+      pairs += kPairColumns;
+    }
+}
+
+// Brings the columns into their order: unpacking takes four of each eight.
+void settle(const Problem& p, float* output, int64_t rows) {
+  for (float* at = output; at < output + rows * p.kv_lora_rank; at += kPairColumns) {
+    const __m512 low = _mm512_loadu_ps(at), high = _mm512_loadu_ps(at + LANES);
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    const __m512d a = _mm512_castps_pd(low), b = _mm512_castps_pd(high);
+    _mm512_storeu_pd(at, _mm512_permutex2var_pd(a, first, b));
+    _mm512_storeu_pd(at + LANES, _mm512_permutex2var_pd(a, second, b));
+  }
+}

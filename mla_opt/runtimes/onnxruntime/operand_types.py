@@ -1,0 +1,52 @@
+"""Which types of the operator's inputs do not go together.
+
+ONNX Runtime says only that no kernel fits a node; what is wrong with it is found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from mla_opt.operator.contract import DOMAIN, INPUTS, OP_TYPE
+
+#: Types of a query for which there is a kernel.
+QUERY_TYPES = ("float32", "float16", "bfloat16", "float64")
+#: Types of the caches of float32 queries, besides float32.
+NARROW_TYPES = ("float16", "bfloat16")
+
+
+def wrong_operand_types(model: ir.Model) -> str | None:
+    """Return the first input whose type fits no kernel, in words; ``None`` where none is known."""
+    for graph in model.graphs():
+        for node in graph:
+            if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
+                for wrong in _wrong(node):
+                    return f"LatentAttention {node.name!r}: {wrong}"
+    return None
+
+
+def _wrong(node: ir.Node) -> Iterator[str]:
+    types = {
+        name: value.dtype.numpy().name
+        for name, value in zip(INPUTS, node.inputs)
+        if value is not None and value.dtype is not None
+    }
+    query = types.get("query", "")
+    cache = types.get("cache", query)
+    if not query:
+        return
+    if query not in QUERY_TYPES:
+        yield f"query is {query}, expected one of {', '.join(QUERY_TYPES)}"
+    allowed = {
+        "latent": (query,),
+        "cache": (query, *(NARROW_TYPES if query == "float32" else ())),
+        "past_len": ("int32",),
+        "bias": ("bool", query),
+        "sink": (query,),
+        "rope_cache": (cache,),
+    }
+    for name, kinds in allowed.items():
+        if name in types and types[name] not in kinds:
+            yield f"{name} is {types[name]}, expected {' or '.join(kinds)} for a query of {query}"
