@@ -144,5 +144,5 @@ def _stored_names_upstream(graph: Graph, values: tuple[Value, ...]) -> Iterator[
         node = graph.producer(value)
         if node is not None:
             pending.extend(graph.operands(node))
-        elif value.name is not None and not graph.is_input(value):
-            yield value.name
+        elif (name := graph.stored_name(value)) is not None:
+            yield name

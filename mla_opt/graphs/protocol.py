@@ -198,6 +198,9 @@ class Graph(Protocol):
     def is_constant(self, value: Value) -> bool:
         """Whether the value depends on stored tensors only."""
 
+    def stored_name(self, value: Value) -> str | None:
+        """The name by which the model keeps a stored tensor; ``None`` for all other values."""
+
     def dtype(self, value: Value) -> np.dtype[Any]:
         """Element type."""
 
