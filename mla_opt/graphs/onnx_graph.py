@@ -146,6 +146,10 @@ class OnnxGraph:
         """Name of a stored tensor."""
         return value.name if value.is_initializer() else None
 
+    def has_content(self) -> bool:
+        """A model whose weights cannot be read is refused before it comes here."""
+        return True
+
     # Shapes
 
     def example_shape(self, value: ir.Value) -> tuple[int, ...] | None:

@@ -201,6 +201,9 @@ class Graph(Protocol):
     def stored_name(self, value: Value) -> str | None:
         """The name by which the model keeps a stored tensor; ``None`` for all other values."""
 
+    def has_content(self) -> bool:
+        """Whether stored tensors have a content; if not, parts are run on made-up ones."""
+
     def dtype(self, value: Value) -> np.dtype[Any]:
         """Element type."""
 

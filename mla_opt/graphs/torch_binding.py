@@ -6,6 +6,7 @@ is run by PyTorch itself, node by node, on the CPU.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,12 @@ from torch import fx
 from mla_opt.errors import MlaOptError
 from mla_opt.graphs.torch_values import Literal, to_array, to_tensor
 from mla_opt.handles import Array
-from mla_opt.programs.lifted_program import LiftedProgram, expression, symbolic_shape
+from mla_opt.programs.lifted_program import (
+    LiftedProgram,
+    expression,
+    is_real,
+    symbolic_shape,
+)
 
 
 class UnboundError(MlaOptError):
@@ -121,10 +127,13 @@ class _Part:
 
 
 def _content(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """A stored tensor on the CPU, if it has a content at all."""
-    if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
-        raise UnboundError(f"{name} lies on the meta device: it has no content")
-    return tensor.detach().cpu()
+    """A stored tensor on the CPU; random numbers, always the same, where it has no content."""
+    if is_real(tensor):
+        return tensor.detach().cpu()
+    seed = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    if not tensor.dtype.is_floating_point:
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return torch.randn(tensor.shape, generator=seed).to(tensor.dtype)
 
 
 def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:

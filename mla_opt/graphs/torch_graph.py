@@ -24,10 +24,10 @@ from mla_opt.graphs.torch_builder import Names, TorchBuilder
 from mla_opt.graphs.torch_inlining import inline_operator
 from mla_opt.graphs.torch_operations import operator_name, read
 from mla_opt.graphs.torch_skeleton import skeleton
-from mla_opt.graphs.torch_values import Literal, Sizes, numpy_dtype, to_array, torch_dtype
+from mla_opt.graphs.torch_values import Literal, numpy_dtype, torch_dtype
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
-from mla_opt.programs.lifted_program import LiftedProgram, is_tensor, symbolic_shape
+from mla_opt.programs.lifted_program import LiftedProgram, is_real, rename, symbolic_shape
 from mla_opt.programs.order import in_order
 from mla_opt.sites import LatentAttentionSite
 
@@ -148,6 +148,10 @@ class TorchGraph:
         stored = self.program.stored.get(cast(fx.Node, value))
         return None if stored is None else stored.name
 
+    def has_content(self) -> bool:
+        """Whether no stored tensor lies on the meta device or is an example only."""
+        return all(is_real(stored.tensor) for stored in self.program.stored.values())
+
     # Shapes
 
     def example_shape(self, value: Value) -> tuple[int, ...] | None:
@@ -195,8 +199,8 @@ class TorchGraph:
     def _hand_over(self, old: fx.Node, new: fx.Node) -> None:
         """Call a new output what the old one was called."""
         name = old.name
-        old._rename(f"{name}_replaced")
-        new._rename(name)
+        rename(old, f"{name}_replaced")
+        rename(new, name)
 
     # The interface
 
@@ -217,10 +221,10 @@ class TorchGraph:
     ) -> fx.Node:
         """Put another input in the place of ``old``, and redirect those who read its shape."""
         kind = old.meta["val"].dtype if dtype is None else torch_dtype(dtype)
-        original = old.name
-        old._rename(f"{original}_replaced")
+        rename(old, f"{old.name}_replaced")
         with self.program.graph.inserting_before(old):
-            new = self.program.graph.placeholder(original if name == original else name)
+            new = self.program.graph.placeholder(name)
+        rename(new, name)
         sizes = [self._names.size(dim) for dim in shape]
         new.meta = {**old.meta, "val": self._names.example(sizes, kind, old.meta["val"].device)}
         new.meta.pop("tensor_meta", None)
@@ -266,7 +270,7 @@ class TorchGraph:
         self.program.output_node.replace_input_with(first, new)
         for other in others:
             self.remove_output(other)
-        new._rename(name)
+        rename(new, name)
 
     def _return(self, values: Sequence[Any]) -> None:
         self.program.output_node.args = (tuple(values),)
@@ -339,13 +343,3 @@ def _is_random(node: fx.Node) -> bool:
         return isinstance(target, torch._ops.HigherOrderOperator)
     seeded = torch.Tag.nondeterministic_seeded in target.tags
     return seeded or operator_name(node) in ("empty", "new_empty", "empty_like")
-
-
-def element_count(node: fx.Node) -> int | None:
-    """Number of elements, where every size is fixed."""
-    stated = symbolic_shape(node)
-    fixed = stated is not None and all(isinstance(size, int) for size in stated)
-    return int(np.prod(stated)) if fixed and stated is not None else None
-
-
-__all__ = ["Sizes", "TorchGraph", "is_tensor", "to_array"]

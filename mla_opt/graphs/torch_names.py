@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from mla_opt.errors import InputError
-from mla_opt.programs.lifted_program import LiftedProgram, Stored, StoredKind, expression
+from mla_opt.programs.lifted_program import LiftedProgram, Stored, StoredKind, expression, is_real
 
 
 class Names:
@@ -22,10 +22,11 @@ class Names:
 
     @property
     def device(self) -> torch.device:
-        """Where the program keeps its tensors."""
-        for stored in self._program.stored.values():
-            return stored.tensor.device
-        return torch.device("cpu")
+        """Where the program keeps its tensors; the meta device where one lies there."""
+        tensors = [stored.tensor for stored in self._program.stored.values()]
+        if any(not is_real(tensor) for tensor in tensors):
+            return torch.device("meta")
+        return tensors[0].device if tensors else torch.device("cpu")
 
     def unique(self, name: str) -> str:
         """A name for a node; FX itself tells equal ones apart."""
@@ -39,9 +40,8 @@ class Names:
         with graph.inserting_before(first):
             node = graph.placeholder(self.unique(f"p_{path}"))
         kind: StoredKind = "parameter" if tensor.is_floating_point() else "constant"
-        content = tensor if device.type == "meta" else tensor.to(device)
-        with self._program.fake_mode as mode:
-            node.meta["val"] = mode.from_tensor(content, static_shapes=True)
+        content = tensor.to(device)
+        node.meta["val"] = self._program.fake_mode.from_tensor(content, static_shapes=True)
         self._program.stored[node] = Stored(path, kind, content)
         return node
 

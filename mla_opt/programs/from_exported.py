@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from mla_opt.errors import InputError
-from mla_opt.programs.functionalize import functional
+from mla_opt.programs.functionalize import changes, check_inference, functional
 from mla_opt.programs.lifted_program import (
     LiftedProgram,
     Stored,
@@ -21,6 +21,7 @@ from mla_opt.programs.lifted_program import (
     identifiers,
     name_outputs,
 )
+from mla_opt.programs.local_changes import settle_local_changes
 
 METADATA = "custom"
 """The entry of a graph module's metadata that torch.export saves."""
@@ -39,8 +40,17 @@ def lifted(exported: ExportedProgram) -> tuple[LiftedProgram, ExportedProgram]:
     Raises:
         InputError: it is in training mode, or changes tensors in a way that cannot be undone.
     """
+    _check_inference(exported)
+    program = _lift(exported)
+    settle_local_changes(program.graph)
+    if not changes(program.module):
+        return program, exported
     source = functional(exported)
-    _check_inference(source)
+    return _lift(source), source
+
+
+def _lift(source: ExportedProgram) -> LiftedProgram:
+    """A lifted copy."""
     signature = source.graph_signature
     by_name = {node.name: node for node in source.graph.nodes if node.op == "placeholder"}
     changed = set(signature.buffers_to_mutate.values())
@@ -61,7 +71,7 @@ def lifted(exported: ExportedProgram) -> tuple[LiftedProgram, ExportedProgram]:
         described(source.graph_module.meta.get(METADATA, {})),
     ).clone()
     name_outputs(program, list(_output_names(source)))
-    return program, source
+    return program
 
 
 def _stored(exported: ExportedProgram, target: str, kind: StoredKind) -> Stored:
@@ -75,6 +85,7 @@ def _stored(exported: ExportedProgram, target: str, kind: StoredKind) -> Stored:
 
 
 def _check_inference(exported: ExportedProgram) -> None:
+    check_inference(exported.graph)
     kinds = {spec.kind for spec in exported.graph_signature.output_specs}
     if kinds & {OutputKind.LOSS_OUTPUT, OutputKind.GRADIENT_TO_PARAMETER}:
         raise InputError("the program computes gradients; export the model for inference")

@@ -36,6 +36,21 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     return result
 
 
+def check_inference(graph: fx.Graph) -> None:
+    """Refuse what only training does.
+
+    Raises:
+        InputError: the graph drops something out at random.
+    """
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", "")
+        if "dropout" in name and len(node.args) > 2 and node.args[1] and node.args[2]:
+            raise InputError(
+                f"{node.name} drops out activations: the program was exported in training mode;"
+                " call model.eval() and export it again"
+            )
+
+
 def changes(module: torch.nn.Module) -> list[fx.Node]:
     """The nodes of a graph module, and of those it holds, that change a tensor in place."""
     return [

@@ -86,25 +86,40 @@ class LiftedProgram:
         return torch._subclasses.FakeTensorMode()
 
     def clone(self) -> LiftedProgram:
-        """A copy that shares the stored tensors."""
-        graph = fx.Graph()
+        """A copy that shares the stored tensors, but no graph: branches are copied, too."""
         copied: dict[fx.Node, fx.Node] = {}
-        returned = graph.graph_copy(self.graph, copied)
-        graph.output(returned)
-        for old, new in copied.items():
-            new.meta = dict(old.meta)
-        graph.output_node().meta = dict(self.output_node.meta)
+        module = _copy(self.module, copied)
         return LiftedProgram(
-            fx.GraphModule(self.module, graph),
+            module,
             {copied[node]: stored for node, stored in self.stored.items()},
             [copied[node] for node in self.inputs],
             dict(self.metadata),
         )
 
 
+def _copy(module: fx.GraphModule, copied: dict[fx.Node, fx.Node]) -> fx.GraphModule:
+    """A graph module and those it holds; ``copied`` gets the nodes of the outer one."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, copied))
+    for old, new in copied.items():
+        new.meta = dict(old.meta)
+    graph.output_node().meta = dict(module.graph.output_node().meta)
+    result = fx.GraphModule(module, graph)
+    result.meta.update(module.meta)
+    for name, child in module.named_children():
+        if isinstance(child, fx.GraphModule) and hasattr(result, name):
+            setattr(result, name, _copy(child, {}))
+    return result
+
+
 def is_tensor(node: fx.Node) -> bool:
     """Whether the value is one tensor, as opposed to several or a size."""
     return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def is_real(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a content."""
+    return not (tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor))
 
 
 def is_size(node: fx.Node) -> bool:
@@ -127,10 +142,7 @@ def expression(size: int | torch.SymInt) -> Any:
 
 
 def name_outputs(program: LiftedProgram, names: Sequence[str]) -> None:
-    """Call the returned values ``names``, in order; an input that is returned keeps its own name.
-
-    FX renames a node only to what no other is called.
-    """
+    """Call the returned values ``names``, in order; an input that is returned keeps its own name."""
     taken = {node.name: node for node in program.graph.nodes}
     named: set[fx.Node] = set(program.stored) | set(program.inputs)
     for value, name in zip(program.returned, names):
@@ -139,8 +151,15 @@ def name_outputs(program: LiftedProgram, names: Sequence[str]) -> None:
         named.add(value)
         other = taken.get(name)
         if other is not None and other is not value:
-            other._rename(f"{name}_inner")
-        value._rename(name)
+            rename(other, f"{name}_inner")
+        rename(value, name)
+
+
+def rename(node: fx.Node, name: str) -> None:
+    """Call a node ``name``, if no other is; FX would keep the name of one that was renamed."""
+    if all(other.name != name for other in node.graph.nodes):
+        node.graph._graph_namespace._used_names.discard(name)
+    node._rename(name)
 
 
 def identifiers(words: Iterator[str]) -> Iterator[str]:

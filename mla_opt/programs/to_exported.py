@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from mla_opt.programs.from_exported import METADATA
 from mla_opt.programs.lifted_program import LiftedProgram, Stored, is_tensor
 
+_SAVED = (InputKind.PARAMETER, InputKind.BUFFER)
 _NEW = {"parameter": InputKind.PARAMETER, "constant": InputKind.CONSTANT_TENSOR}
 
 
@@ -98,13 +99,18 @@ def _state_dict(
     program: LiftedProgram, source: ExportedProgram, signature: ExportGraphSignature
 ) -> dict[str, Any]:
     """The tensors of the signature that a state dict holds."""
-    new = {stored.name: stored for stored in program.stored.values()}
-    names = [*signature.parameters, *signature.buffers]
-    return {
-        name: source.state_dict[name] if name in source.state_dict else _parameter(new[name])
-        for name in names
-        if name in source.state_dict or (name in new and new[name].kind == "parameter")
-    }
+    stored = {each.name: each for each in program.stored.values()}
+    tensors: dict[str, Any] = {}
+    for spec in signature.input_specs:
+        name = spec.target or ""
+        if spec.kind not in _SAVED or spec.persistent is False:
+            continue
+        known, new = source.state_dict.get(name), stored.get(name)
+        if new is not None and new.kind != "constant" and new.tensor is not known:
+            tensors[name] = _parameter(new) if new.kind == "parameter" else new.tensor
+        elif known is not None:
+            tensors[name] = known
+    return tensors
 
 
 def _parameter(stored: Stored) -> torch.nn.Parameter:
