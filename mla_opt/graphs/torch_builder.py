@@ -10,6 +10,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import sympy
 import torch
 from torch import fx
 
@@ -20,7 +21,13 @@ from mla_opt.graphs.torch_values import Sizes, to_tensor
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
 from mla_opt.operator.torch_op import latent_attention
-from mla_opt.programs.lifted_program import LiftedProgram
+from mla_opt.programs.lifted_program import (
+    LiftedProgram,
+    expression,
+    is_size,
+    sizes_of,
+    symbolic_shape,
+)
 
 __all__ = ["Names", "TorchBuilder"]
 
@@ -79,6 +86,18 @@ class TorchBuilder:
             inner = self._captured[node] = self._graph.placeholder(self._names.unique(node.name))
             inner.meta["val"] = node.meta["val"]
         return self._captured[node]
+
+    def dense(self, value: fx.Node) -> fx.Node:
+        """The value with the strides of a dense tensor: both branches must return the same."""
+        example = value.meta["val"]
+        expected = expression(1)
+        for size, stride in zip(reversed(example.shape), reversed(example.stride())):
+            if sympy.expand(expression(stride) - expected) != 0:
+                return self._emit(
+                    aten.clone.default, (value,), "dense", memory_format=torch.contiguous_format
+                )
+            expected = expected * expression(size)
+        return value
 
     def _parts(self, node: fx.Node, names: Sequence[str]) -> tuple[fx.Node, ...]:
         """The values of a node that makes several."""
@@ -156,7 +175,9 @@ class TorchBuilder:
         if isinstance(left, Sizes) and isinstance(right, Sizes):
             pairs = zip(left.parts, right.parts, strict=True)
             return Sizes(tuple(self._count(counting, one, other, name) for one, other in pairs))
-        operands = tuple(each.parts[0] if isinstance(each, Sizes) else each for each in (left, right))
+        operands = tuple(
+            each.parts[0] if isinstance(each, Sizes) else each for each in (left, right)
+        )
         return self._emit(computing, operands, name)
 
     # Standard operators
@@ -310,15 +331,18 @@ class TorchBuilder:
         name: str,
     ) -> tuple[fx.Node, ...]:
         """A conditional whose branches return the same outputs."""
+        (chosen,) = condition.parts
+        if isinstance(chosen, bool):  # every size is fixed: one branch is all there is
+            return tuple(
+                cast(Sequence[fx.Node], (when_true if chosen else when_false)(cast(Builder, self)))
+            )
         bodies = [
             _Branch(self._program, self._names, f"{self._prefix}/{name}/{word}", body)
             for word, body in (("then", when_true), ("else", when_false))
         ]
         captured = list(dict.fromkeys(node for body in bodies for node in body.captured))
+        captured.extend(self._unbound_symbols(captured))
         modules = [body.close(captured) for body in bodies]
-        (chosen,) = condition.parts
-        if isinstance(chosen, bool):
-            raise PassError(f"{name}: the condition is {chosen} in every call")
         paths = [self._names.submodule(module, f"{name}_{i}") for i, module in enumerate(modules)]
         branches = tuple(self._attribute(path) for path in paths)
         cond = torch.ops.higher_order.cond
@@ -326,6 +350,24 @@ class TorchBuilder:
         results = modules[1].graph.output_node().args[0]
         node.meta["val"] = tuple(each.meta["val"] for each in cast(Sequence[fx.Node], results))
         return self._parts(node, [str(index) for index in range(len(node.meta["val"]))])
+
+    def _unbound_symbols(self, captured: Sequence[fx.Node]) -> list[fx.Node]:
+        """Sizes that a branch must be given besides, for compilers to know all others by them."""
+        sizes = [size for node in captured for size in sizes_of(node)]
+        bound = {size for size in sizes if size.is_Symbol}
+        free = {symbol for size in sizes for symbol in size.free_symbols} - bound
+        return [self._symbol(symbol) for symbol in sorted(free, key=str)]
+
+    def _symbol(self, symbol: Any) -> fx.Node:
+        """A node that counts what a symbol stands for."""
+        for node in self._program.graph.find_nodes(op="placeholder"):
+            if is_size(node) and symbol in sizes_of(node):
+                return node
+        for node in self._program.inputs:
+            for axis, size in enumerate(symbolic_shape(node) or ()):
+                if size == symbol:
+                    return cast(fx.Node, self._axis(node, axis))
+        raise PassError(f"no input of the program has the size {symbol}")
 
     def _insert(self, target: Any, args: tuple[Any, ...], name: str) -> fx.Node:
         full = self._names.unique(f"{self._prefix}/{name}")
@@ -347,7 +389,7 @@ class _Branch:
         self._graph = fx.Graph()
         builder = TorchBuilder(program, self._graph, None, prefix, names, self.captured)
         outputs = cast(Sequence[fx.Node], body(cast(Builder, builder)))
-        self._outputs = tuple(builder._here(output) for output in outputs)
+        self._outputs = tuple(builder.dense(builder._here(output)) for output in outputs)
 
     def close(self, captured: Sequence[fx.Node]) -> fx.GraphModule:
         """The branch as a module that is given ``captured``, in that order."""
@@ -361,5 +403,3 @@ class _Branch:
             body.prepend(self.captured[outer])
         self._graph.output(self._outputs)
         return fx.GraphModule(torch.nn.Module(), self._graph)
-
-

@@ -28,7 +28,7 @@ from mla_opt.graphs.torch_values import Literal, numpy_dtype, torch_dtype
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
 from mla_opt.programs.lifted_program import LiftedProgram, is_real, rename, symbolic_shape
-from mla_opt.programs.order import in_order
+from mla_opt.programs.order import drop_dead, in_order
 from mla_opt.sites import LatentAttentionSite
 
 SMALL = 4096
@@ -225,6 +225,7 @@ class TorchGraph:
         with self.program.graph.inserting_before(old):
             new = self.program.graph.placeholder(name)
         rename(new, name)
+        new.target = new.name  # what the argument of the generated function is called
         sizes = [self._names.size(dim) for dim in shape]
         new.meta = {**old.meta, "val": self._names.example(sizes, kind, old.meta["val"].device)}
         new.meta.pop("tensor_meta", None)
@@ -308,7 +309,7 @@ class TorchGraph:
         """Sort the nodes and drop what nothing reads, inputs that were replaced included."""
         before = len(self.program.graph.nodes)
         in_order(self.program.graph)
-        self.program.graph.eliminate_dead_code()
+        drop_dead(self.program.graph)
         for old in self._retired:
             self.program.graph.erase_node(old)
         self._retired.clear()

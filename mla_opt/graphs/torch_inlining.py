@@ -16,6 +16,7 @@ from mla_opt.operator.torch_call import Call
 from mla_opt.operator.torch_composite import attend_composite
 from mla_opt.operator.torch_op import latent_attention
 from mla_opt.programs.lifted_program import LiftedProgram
+from mla_opt.programs.order import drop_dead
 
 
 def inline_operator(program: LiftedProgram) -> int:
@@ -29,7 +30,7 @@ def inline_operator(program: LiftedProgram) -> int:
         _inline(program, node)
     for module in program.module.modules():
         if isinstance(module, fx.GraphModule):
-            module.graph.eliminate_dead_code()
+            drop_dead(module.graph)
             module.recompile()
     return len(calls)
 

@@ -319,9 +319,8 @@ def _beyond_plain_attention(node: fx.Node, query: fx.Node, key: fx.Node, dropout
 
 
 READERS: dict[str, Reader] = {
-    **{
-        name: _layout
-        for name in (
+    **dict.fromkeys(
+        (
             "alias",
             "clone",
             "contiguous",
@@ -350,8 +349,9 @@ READERS: dict[str, Reader] = {
             "unbind",
             "flip",
             "roll",
-        )
-    },
+        ),
+        _layout,
+    ),
     "copy": _copy,
     "slice_scatter": _overwrite,
     "select_scatter": _overwrite,
@@ -364,9 +364,8 @@ READERS: dict[str, Reader] = {
     "repeat": _expand,
     "tile": _expand,
     "repeat_interleave": _expand,
-    **{
-        name: _filled
-        for name in (
+    **dict.fromkeys(
+        (
             "empty",
             "new_empty",
             "empty_like",
@@ -379,8 +378,9 @@ READERS: dict[str, Reader] = {
             "full",
             "full_like",
             "new_full",
-        )
-    },
+        ),
+        _filled,
+    ),
     "_to_copy": _cast,
     "to": _cast,
     "type_as": _cast,

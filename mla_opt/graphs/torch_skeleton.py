@@ -137,9 +137,7 @@ class _Drawing:
         results = cast(Sequence[fx.Node], branch.graph.output_node().args[0])
         for part in _parts(node):
             inner = results[cast(int, part.args[1])]
-            self.nodes.append(
-                ir.node("Identity", [self.value(inner)], outputs=[self.value(part)])
-            )
+            self.nodes.append(ir.node("Identity", [self.value(inner)], outputs=[self.value(part)]))
 
 
 def _second_branch(node: fx.Node, module: torch.nn.Module) -> fx.GraphModule | None:
@@ -169,7 +167,9 @@ def _word(node: fx.Node) -> str:
 def _drawn(node: fx.Node, name: str | None = None) -> ir.Value:
     shape = symbolic_shape(node)
     dims = [size if isinstance(size, int) else str(size) for size in shape or ()]
-    kind = ir.tensor_adapters.from_torch_dtype(node.meta["val"].dtype) if shape is not None else None
+    kind = (
+        ir.tensor_adapters.from_torch_dtype(node.meta["val"].dtype) if shape is not None else None
+    )
     return ir.Value(
         name=name or node.name,
         shape=None if shape is None else ir.Shape(dims),

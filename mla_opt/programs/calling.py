@@ -61,9 +61,7 @@ def of_exported(exported: ExportedProgram, program: LiftedProgram) -> Entrance:
     arguments = tuple(
         (getattr(spec.arg, "name", ""), getattr(spec.arg, "value", None)) for spec in specs
     )
-    changed = [
-        spec for spec in signature.output_specs if spec.kind.name.endswith("_MUTATION")
-    ]
+    changed = [spec for spec in signature.output_specs if spec.kind.name.endswith("_MUTATION")]
     names = [value.name if isinstance(value, fx.Node) else None for value in program.returned]
     states = {
         name: spec.target

@@ -21,7 +21,7 @@ from mla_opt.programs.lifted_program import (
     identifiers,
     name_outputs,
 )
-from mla_opt.programs.local_changes import settle_local_changes
+from mla_opt.programs.local_changes import settle_changes
 
 METADATA = "custom"
 """The entry of a graph module's metadata that torch.export saves."""
@@ -42,7 +42,7 @@ def lifted(exported: ExportedProgram) -> tuple[LiftedProgram, ExportedProgram]:
     """
     _check_inference(exported)
     program = _lift(exported)
-    settle_local_changes(program.graph)
+    settle_changes(program.graph)
     if not changes(program.module):
         return program, exported
     source = functional(exported)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,15 @@ from torch.utils import _pytree as pytree
 
 from mla_opt.errors import InputError
 from mla_opt.programs.functionalize import changes, check_inference
-from mla_opt.programs.lifted_program import LiftedProgram, Stored, StoredKind, described
-from mla_opt.programs.local_changes import settle_local_changes
+from mla_opt.programs.lifted_program import (
+    LiftedProgram,
+    Stored,
+    StoredKind,
+    described,
+    is_size,
+    rename,
+)
+from mla_opt.programs.local_changes import settle_changes
 
 _METADATA = "custom"
 
@@ -60,10 +68,7 @@ def lifted(module: fx.GraphModule, tensors: dict[str, torch.Tensor] | None = Non
             stored[node.name] = Stored(node.name, "parameter", (tensors or {})[node.name])
     leaves, structure = pytree.tree_flatten(copy.graph.output_node().args[0])
     copy.graph.output_node().args = (tuple(leaves),)
-    changed: tuple[str, ...] = ()
-    settle_local_changes(copy.graph)
-    if changes(copy):
-        copy, changed = _retraced(copy)
+    copy, changed = _functional(copy)
     program = _program(copy, {n: s for n, s in stored.items() if n not in changed})
     program.metadata.update(described(module.meta.get(_METADATA, {})))
     return LiftedModule(program, module, arguments, changed, structure)
@@ -137,48 +142,48 @@ def _fake_mode(module: fx.GraphModule) -> torch._subclasses.FakeTensorMode:
     raise InputError("the graph module has no example values")
 
 
-def _retraced(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """The same in aten operators without changes in place; and which placeholders it changes."""
+def _functional(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """The same without changes in place, and the names of the placeholders that it changes.
+
+    What these become is returned in front of all else.
+    """
+    if not all(_is_traced(node) for node in module.graph.nodes if node.op.startswith("call_")):
+        module = _retraced(module)
+    changed = settle_changes(module.graph, of_inputs=True)
+    left = changes(module)
+    if left:
+        raise InputError(
+            f"the graph module changes a tensor in place in an unknown way ({left[0].name})"
+        )
+    returned = module.graph.output_node()
+    returned.args = ((*changed.values(), *returned.args[0]),)  # type: ignore[misc]
+    return module, tuple(node.name for node in changed)
+
+
+def _is_traced(node: fx.Node) -> bool:
+    """Whether the node is an aten operator, or counts something."""
+    known = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
+    return isinstance(node.target, known) or node.target is operator.getitem or is_size(node)
+
+
+def _retraced(module: fx.GraphModule) -> fx.GraphModule:
+    """The same in aten operators: Dynamo hands over functions and methods of torch."""
     places = module.graph.find_nodes(op="placeholder")
     examples = [node.meta["val"] for node in places]
     run = fx.Interpreter(module).run
-
-    def call(*arguments: Any) -> Any:
-        return run(*arguments)
-
     try:
         with _fake_mode(module), torch.no_grad():
-            traced = make_fx(
-                torch.func.functionalize(call, remove="mutations_and_views"),
-                tracing_mode="real",
-            )(*examples)
+            trace = make_fx(lambda *given: run(*given), tracing_mode="real", pre_dispatch=True)
+            traced = trace(*examples)
     except Exception as error:  # torch's errors here share no base
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the graph module cannot be made functional: {reason}") from error
+        raise InputError(
+            f"the graph module cannot be traced to aten operators: {reason}"
+        ) from error
     for old, new in zip(places, traced.graph.find_nodes(op="placeholder")):
-        new._rename(old.name)
+        rename(new, old.name)
         new.meta.setdefault("val", old.meta["val"])
-    return traced, _collect_changes(traced)
-
-
-def _collect_changes(module: fx.GraphModule) -> tuple[str, ...]:
-    """Return what is written back to placeholders, in front of all else; drop the writing."""
-    names, values = [], []
-    for node in list(module.graph.nodes):
-        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
-            names.append(node.args[0].name)
-            values.append(node.args[1])
-            module.graph.erase_node(node)
-    left = changes(module)
-    if left:
-        raise InputError(f"the graph module changes a view of an input in place ({left[0].name})")
-    returned = module.graph.output_node()
-    returned.args = ((*values, *pytree.tree_leaves(returned.args[0], is_leaf=_is_none)),)
-    return tuple(names)
-
-
-def _is_none(value: Any) -> bool:
-    return value is None
+    return traced
 
 
 def _program(module: fx.GraphModule, stored: dict[str, Stored]) -> LiftedProgram:

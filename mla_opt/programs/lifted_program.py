@@ -117,6 +117,17 @@ def is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor)
 
 
+def sizes_of(node: fx.Node) -> list[Any]:
+    """The SymPy expressions among the sizes of a tensor, or of a number that counts."""
+    value = node.meta.get("val")
+    sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
+    return [
+        expression(size)
+        for size in sizes
+        if isinstance(size, torch.SymInt) and not isinstance(expression(size), int)
+    ]
+
+
 def is_real(tensor: torch.Tensor) -> bool:
     """Whether a tensor has a content."""
     return not (tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor))
@@ -142,7 +153,7 @@ def expression(size: int | torch.SymInt) -> Any:
 
 
 def name_outputs(program: LiftedProgram, names: Sequence[str]) -> None:
-    """Call the returned values ``names``, in order; an input that is returned keeps its own name."""
+    """Call the returned values ``names``, in order; an input that is returned keeps its own."""
     taken = {node.name: node for node in program.graph.nodes}
     named: set[fx.Node] = set(program.stored) | set(program.inputs)
     for value, name in zip(program.returned, names):

@@ -1,11 +1,11 @@
-"""Changes in place of tensors that the graph itself made, as values.
+"""Changes in place, as values.
 
 Before:   x = new_empty;  v = slice(x);  copy_(v, y);  read(x)
 After:    x = new_empty;  v = slice(x);  x' = slice_scatter(x, copy(v, y));  read(x')
 
 Exporters assemble keys this way, and nothing else in most models changes in place. Tracing the
 program again would do the same, in minutes for a deep model. What this does not know (a change of
-an input, of a view of another kind) it leaves as it is.
+a view of another kind) it leaves as it is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import fx
+
+from mla_opt.programs.order import drop_dead
 
 aten = torch.ops.aten
 
@@ -44,13 +46,23 @@ _MAYBE_VIEWS = {"reshape", "contiguous", "flatten", "to", "expand_as", "view_as"
 """Operators that return a view or a copy, as it comes."""
 
 
-def settle_local_changes(graph: fx.Graph) -> None:
-    """Rewrite every change whose tensor and views are all of kinds that this knows."""
+def settle_changes(graph: fx.Graph, *, of_inputs: bool = False) -> dict[fx.Node, fx.Node]:
+    """Rewrite every change whose tensor and views are all of kinds that this knows.
+
+    Returns the inputs that were changed, ``of_inputs`` only, each with what it becomes.
+    """
     changed = {_root(node.args[0]) for node in graph.nodes if _functional(node) is not None}
-    roots = {root for root in changed if root is not None and _is_simple(root)}
-    if roots:
-        _Settling(graph, roots).run()
-        graph.eliminate_dead_code()
+    roots = {
+        root
+        for root in changed
+        if root is not None and _is_simple(root) and (of_inputs or root.op != "placeholder")
+    }
+    if not roots:
+        return {}
+    settling = _Settling(graph, roots)
+    settling.run()
+    drop_dead(graph, keep=set(settling.latest.values()))
+    return {root: now for root, now in settling.latest.items() if root.op == "placeholder"}
 
 
 def _functional(node: fx.Node) -> Any:
@@ -70,8 +82,9 @@ def _root(value: Any) -> fx.Node | None:
     """The tensor of the graph whose memory a view shows; None for what is none of the graph's."""
     while isinstance(value, fx.Node) and _is_known_view(value):
         value = value.args[0]
-    made = isinstance(value, fx.Node) and value.op == "call_function"
-    return value if made and not _is_view(value) else None
+    if not isinstance(value, fx.Node) or value.op not in ("call_function", "placeholder"):
+        return None
+    return value if value.op == "placeholder" or not _is_view(value) else None
 
 
 def _is_known_view(node: fx.Node) -> bool:
@@ -94,10 +107,13 @@ def _is_simple(root: fx.Node) -> bool:
         for user in pending.pop().users:
             if _is_known_view(user):
                 pending.append(user)
-            elif user.op == "output" or (_is_view(user) and _is_read_later(user)):
-                return False
-            elif isinstance(user.target, torch._ops.OpOverload) and (
-                user.target._schema.is_mutable and _functional(user) is None
+            elif (
+                user.op == "output"
+                or (_is_view(user) and _is_read_later(user))
+                or (
+                    isinstance(user.target, torch._ops.OpOverload)
+                    and (user.target._schema.is_mutable and _functional(user) is None)
+                )
             ):
                 return False
     return True
@@ -106,8 +122,7 @@ def _is_simple(root: fx.Node) -> bool:
 def _is_read_later(view: fx.Node) -> bool:
     """Whether a change may come between a view of an unknown kind and those who read it."""
     return any(
-        _functional(node) is not None and node > view
-        for node in _all_views(_root(view.args[0]))
+        _functional(node) is not None and node > view for node in _all_views(_root(view.args[0]))
     )
 
 
@@ -126,7 +141,7 @@ class _Settling:
 
     def __init__(self, graph: fx.Graph, roots: set[fx.Node]) -> None:
         self._graph = graph
-        self._latest: dict[fx.Node, fx.Node] = {root: root for root in roots}
+        self.latest: dict[fx.Node, fx.Node] = {root: root for root in roots}
         self._changes = {n: _root(n.args[0]) for n in graph.nodes if _functional(n) is not None}
         for change in self._changes:  # what it returns is what it was given
             change.replace_all_uses_with(change.args[0])  # type: ignore[arg-type]
@@ -141,15 +156,15 @@ class _Settling:
                 if now is not operand:
                     node.replace_input_with(operand, now)
             root = self._changes.get(node)
-            if root is not None and root in self._latest:
+            if root is not None and root in self.latest:
                 self._settle(node, root)
 
     def _now(self, value: fx.Node, before: fx.Node) -> fx.Node:
         """What a value shows at this place: a view of a changed tensor is made anew."""
-        if value in self._latest:
-            return self._latest[value]
+        if value in self.latest:
+            return self.latest[value]
         root, source = self._views.get(value, (None, None))
-        if root not in self._latest or not isinstance(source, fx.Node):
+        if root not in self.latest or not isinstance(source, fx.Node):
             return value
         if value not in self._fresh:
             now = self._now(source, before)
@@ -166,20 +181,18 @@ class _Settling:
         assert isinstance(view, fx.Node)
         value = self._emit(change, _functional(change), change.args, view, change.kwargs)
         whole, shown = value, view
-        while _is_known_view(shown) and shown is not self._latest[root]:
+        while _is_known_view(shown) and shown is not self.latest[root]:
             source = shown.args[0]
             assert isinstance(source, fx.Node)
             whole = self._put_back(change, shown, source, whole)
             shown = source
-        self._latest[root] = whole
+        self.latest[root] = whole
         self._fresh = {
             view: shown for view, shown in self._fresh.items() if self._views[view][0] is not root
         }
         self._graph.erase_node(change)
 
-    def _put_back(
-        self, change: fx.Node, view: fx.Node, source: fx.Node, part: fx.Node
-    ) -> fx.Node:
+    def _put_back(self, change: fx.Node, view: fx.Node, source: fx.Node, part: fx.Node) -> fx.Node:
         """The source of a view with a new part in its place."""
         if view.target in _SCATTERS:
             target, rest = _SCATTERS[view.target](view)

@@ -1,7 +1,10 @@
-"""Nodes of an FX graph in an order in which each comes behind what it reads."""
+"""Nodes of an FX graph in an order in which each comes behind what it reads, and none too many."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import torch
 from torch import fx
 
 
@@ -33,3 +36,17 @@ def _visit(node: fx.Node, done: dict[fx.Node, None]) -> None:
             continue
         pending.pop()
         done.setdefault(current, None)
+
+
+def drop_dead(graph: fx.Graph, keep: Collection[fx.Node] = ()) -> None:
+    """Erase what nothing reads and nothing notices, attentions that could drop out included."""
+    graph.eliminate_dead_code(lambda node: node in keep or _is_noticed(node))
+
+
+def _is_noticed(node: fx.Node) -> bool:
+    """Whether the node does something besides making a value; drawing random numbers does not."""
+    target = node.target
+    functional = isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable
+    if functional and torch.Tag.nondeterministic_seeded in target.tags:
+        return False
+    return node.is_impure()

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from mla_opt.programs.lifted_program import LiftedProgram, symbolic_shape
+from mla_opt.programs.order import drop_dead
 
 aten = torch.ops.aten
 
@@ -37,7 +38,7 @@ def recompose(program: LiftedProgram) -> None:
     for node in list(program.graph.nodes):
         if node.target is aten.bmm.default:
             _recompose_product(program, node)
-    program.graph.eliminate_dead_code()
+    drop_dead(program.graph)
 
 
 def _recompose_product(program: LiftedProgram, product: fx.Node) -> None:

@@ -51,9 +51,7 @@ def exported(program: LiftedProgram, source: ExportedProgram) -> ExportedProgram
 
 def _input_specs(program: LiftedProgram, source: ExportedProgram) -> list[InputSpec]:
     """What each placeholder is: what it was, or something new."""
-    known = {
-        getattr(spec.arg, "name", ""): spec for spec in source.graph_signature.input_specs
-    }
+    known = {getattr(spec.arg, "name", ""): spec for spec in source.graph_signature.input_specs}
     return [
         known[node.name] if node.name in known else _new_spec(program, node)
         for node in program.graph.nodes
@@ -77,8 +75,7 @@ def _output_specs(program: LiftedProgram, source: ExportedProgram) -> list[Outpu
     returned = program.returned
     constants = [s for s in others if not isinstance(s.arg, TensorArgument)]
     specs = [
-        replace(spec, arg=TensorArgument(name=value.name))
-        for spec, value in zip(changed, returned)
+        replace(spec, arg=TensorArgument(name=value.name)) for spec, value in zip(changed, returned)
     ]
     for value in returned[len(changed) :]:
         if isinstance(value, fx.Node) and is_tensor(value):

@@ -26,6 +26,7 @@ def graph_module(source: LiftedModule) -> fx.GraphModule:
         attribute.meta = dict(node.meta)
         node.replace_all_uses_with(attribute)
         graph.erase_node(node)
+    _all_arguments(graph, source.arguments)
     _attributes_last(graph)
     for name, child in module.named_children():
         root.add_module(name, child)
@@ -68,6 +69,19 @@ def _keep(root: torch.nn.Module, stored: Stored) -> str:
     else:
         module.register_buffer(name, stored.tensor)
     return stored.name
+
+
+def _all_arguments(graph: fx.Graph, names: tuple[str, ...]) -> None:
+    """Take what the original takes, in its order, whether it is still read or not."""
+    places = {node.name: node for node in graph.find_nodes(op="placeholder")}
+    if set(places) - set(names):
+        return  # it is called otherwise
+    body = next(node for node in graph.nodes if node.op != "placeholder")
+    for name in names:
+        if name not in places:
+            with graph.inserting_before(body):
+                places[name] = graph.placeholder(name)
+        body.prepend(places[name])
 
 
 def _attributes_last(graph: fx.Graph) -> None:
