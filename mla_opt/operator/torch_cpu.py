@@ -74,8 +74,6 @@ def _team() -> int | None:
     Threads of ours beside its own would find the processors taken: idle OpenMP threads keep
     looking for work for a while, and so does whoever came after a matrix product.
     """
-    if not torch.backends.openmp.is_available():
-        return None
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
