@@ -69,6 +69,30 @@ class Outputs(NamedTuple):
     new_rope_cache: Tensor
 
 
+Caches = tuple[Tensor | None, Tensor | None]
+"""``cache`` and ``rope_cache``, or what they became."""
+
+
+def make_outputs(call: Call, output: Tensor, caches: Caches) -> Outputs:
+    """Return the outputs of a call after which the caches are ``caches``."""
+    absent = call.query if call.cache is None else call.cache
+    new = caches if call.writes_cache else (None, None)
+    return Outputs(output, *(absent.new_empty(0) if cache is None else cache for cache in new))
+
+
+def write_caches(call: Call, outputs: Outputs) -> None:
+    """Copy the new caches over the old ones."""
+    for cache, new in zip((call.cache, call.rope_cache), outputs[1:]):
+        if cache is not None:
+            cache.copy_(new)
+
+
+def bias_strides(bias: Tensor) -> tuple[int, ...]:
+    """Return the strides along B, H, S, T, in elements; 0 where the bias broadcasts."""
+    own = [0 if size == 1 else stride for size, stride in zip(bias.shape, bias.stride())]
+    return (*[0] * (4 - len(own)), *own)
+
+
 def empty_outputs(call: Call) -> Outputs:
     """Return uninitialised tensors for the outputs of a checked call."""
     caches = (_empty_cache(call, cache) for cache in (call.cache, call.rope_cache))

@@ -14,16 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mla_opt.operator.torch_call import Call, Outputs
+from mla_opt.operator.torch_call import Caches, Call, Outputs, make_outputs, write_caches
 
 
 def attend_composite(call: Call) -> Outputs:
     """Compute a checked call; the outputs are new tensors."""
-    caches = _stored(call)
-    output = _attend(call, _rows(call, caches))
-    new = caches if call.writes_cache else (None, None)
-    absent = call.query if call.cache is None else call.cache
-    return Outputs(output, *(absent.new_empty(0) if cache is None else cache for cache in new))
+    caches = stored(call)
+    return make_outputs(call, _attend(call, _rows(call, caches)), caches)
 
 
 def attend_composite_in_place(call: Call) -> Tensor:
@@ -33,14 +30,7 @@ def attend_composite_in_place(call: Call) -> Tensor:
     return outputs.output
 
 
-def write_caches(call: Call, outputs: Outputs) -> None:
-    """Copy the new caches over the old ones."""
-    for cache, new in zip((call.cache, call.rope_cache), outputs[1:]):
-        if cache is not None:
-            cache.copy_(new)
-
-
-def _stored(call: Call) -> tuple[Tensor | None, Tensor | None]:
+def stored(call: Call) -> Caches:
     """Return the caches with the new rows in them; as they are without new rows."""
     if call.latent is None or call.cache is None:
         return call.cache, call.rope_cache
@@ -62,7 +52,7 @@ def _store(cache: Tensor, new: Tensor, past_len: Tensor | None) -> Tensor:
     return cache.scatter(2, targets[:, None, :, None].expand(new.shape), new).contiguous()
 
 
-def _rows(call: Call, caches: tuple[Tensor | None, Tensor | None]) -> Tensor:
+def _rows(call: Call, caches: Caches) -> Tensor:
     """Return the rows to attend to, [B, T, C+R], in the type that sums have."""
     parts = [part for part in caches if part is not None]
     if call.cache is None and call.latent is not None:

@@ -21,8 +21,9 @@ from mla_opt.operator.torch_call import (
     check_past_len,
     empty_output,
     empty_outputs,
+    write_caches,
 )
-from mla_opt.operator.torch_composite import attend_composite, write_caches
+from mla_opt.operator.torch_composite import attend_composite
 from mla_opt.operator.torch_problem import make_problem
 
 

@@ -18,8 +18,8 @@ Both have no gradient and no batching rule: they are for inference, and say so w
 `torch.vmap` come upon them. Whatever else the contract refuses is an `mla_opt.InputError` that
 names the operand; ``torch.compile`` wraps it into an error of its own.
 
-On the CPU they run the compiled core; elsewhere, and where it was not built, PyTorch's own
-operators.
+On the CPU they run the compiled core, or, where it was not built, PyTorch's own operators. On CUDA
+they run what :mod:`mla_opt.operator.torch_cuda` finds; on other devices PyTorch's own operators.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from mla_opt.operator.contract import DOMAIN
 from mla_opt.operator.torch_call import Call, check, empty_output, empty_outputs
 from mla_opt.operator.torch_composite import attend_composite, attend_composite_in_place
 from mla_opt.operator.torch_cpu import attend_cpu, attend_cpu_in_place
+from mla_opt.operator.torch_cuda import attend_cuda, attend_cuda_in_place
 from mla_opt.operator.torch_refusals import refuse_vmap, without_gradient
 
 NAME = "latent_attention"
@@ -100,12 +101,16 @@ _library: Any = torch.library.Library(DOMAIN, "DEF")  # type: ignore[no-untyped-
 _register(
     NAME,
     _SCHEMA,
-    {"CPU": attend_cpu, "CompositeExplicitAutograd": attend_composite},
+    {"CPU": attend_cpu, "CUDA": attend_cuda, "CompositeExplicitAutograd": attend_composite},
     fake=empty_outputs,
 )
 _register(
     NAME_IN_PLACE,
     _SCHEMA_IN_PLACE,
-    {"CPU": attend_cpu_in_place, "CompositeExplicitAutograd": attend_composite_in_place},
+    {
+        "CPU": attend_cpu_in_place,
+        "CUDA": attend_cuda_in_place,
+        "CompositeExplicitAutograd": attend_composite_in_place,
+    },
     fake=empty_output,
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mla_opt.kernels import core
-from mla_opt.operator.torch_call import Call, Outputs
+from mla_opt.operator.torch_call import Call, Outputs, bias_strides
 
 _TYPES = {
     torch.float32: core.FLOAT32,
@@ -73,7 +73,7 @@ def _fill_inputs(problem: core.Problem, call: Call) -> None:
     if call.bias is not None:
         problem.bias_type = _TYPES[call.bias.dtype]
         problem.bias = _address(call.bias)
-        problem.bias_strides = _bias_strides(call.bias)
+        problem.bias_strides = bias_strides(call.bias)
 
 
 def _fill_outputs(problem: core.Problem, call: Call, outputs: Outputs) -> None:
@@ -82,12 +82,6 @@ def _fill_outputs(problem: core.Problem, call: Call, outputs: Outputs) -> None:
         problem.new_cache = _address(outputs.new_cache)
         if call.rope_cache is not None:
             problem.new_rope_cache = _address(outputs.new_rope_cache)
-
-
-def _bias_strides(bias: Tensor) -> tuple[int, ...]:
-    """Return the strides along B, H, S, T; 0 where the bias broadcasts."""
-    own = [0 if size == 1 else stride for size, stride in zip(bias.shape, bias.stride())]
-    return (*[0] * (4 - len(own)), *own)
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
