@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from mla_opt.geometry import MlaGeometry
     from mla_opt.kernels import kernel_library
+    from mla_opt.operator.torch_onnx import attach_function_bodies, onnx_translation_table
     from mla_opt.report import InspectionReport, OptimizationReport
     from mla_opt.verification import ParityReport, verify
 
@@ -41,9 +42,11 @@ __all__ = [
     "PassError",
     "Refusal",
     "VerificationError",
+    "attach_function_bodies",
     "find",
     "inspect",
     "kernel_library",
+    "onnx_translation_table",
     "optimize",
     "verify",
 ]
@@ -57,6 +60,8 @@ _HOMES = {
     "OptimizationReport": "mla_opt.report",
     "MlaGeometry": "mla_opt.geometry",
     "kernel_library": "mla_opt.kernels",
+    "attach_function_bodies": "mla_opt.operator.torch_onnx",
+    "onnx_translation_table": "mla_opt.operator.torch_onnx",
     "ParityReport": "mla_opt.verification",
     "verify": "mla_opt.verification.verifier",
 }

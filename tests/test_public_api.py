@@ -45,9 +45,11 @@ def test_names():
         "PassError",
         "Refusal",
         "VerificationError",
+        "attach_function_bodies",
         "find",
         "inspect",
         "kernel_library",
+        "onnx_translation_table",
         "optimize",
         "verify",
     }
