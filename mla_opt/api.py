@@ -129,9 +129,7 @@ def _narrate(
     return tell
 
 
-def _report(
-    opened: Subject, records: Sequence[PassRecord], options: Options
-) -> OptimizationReport:
+def _report(opened: Subject, records: Sequence[PassRecord], options: Options) -> OptimizationReport:
     before, after = opened.interfaces()
     return OptimizationReport(
         options=options.as_dict(),

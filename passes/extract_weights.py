@@ -19,7 +19,6 @@ from mla_opt.matching.query_source import hidden_size, query_source_width
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite, LatentWeights
 
-
 _NO_CONTENT = (
     "its weights have no content (meta device): the form was checked with made-up ones, there is no"
     " certificate, and W_UK and W_UV have no content either"

@@ -36,7 +36,7 @@ from mla_opt.verification.oracle import (
 )
 from mla_opt.verification.parity import Tolerance, compare, worst_by_name
 from mla_opt.verification.report import ParityReport
-from mla_opt.verification.running import Runnable, RunError, Running
+from mla_opt.verification.running import RunError, Runnable, Running
 from mla_opt.verification.scenarios import Room, Scenario, plan
 from mla_opt.verification.sessions import ModelLike, open_model
 from mla_opt.verification.site_records import SiteRecord, read_sites
