@@ -63,6 +63,7 @@ def _rewritten(
         return None
     try:
         source = from_module.lifted(module, parameters)
+        source.program.specialize = True
         recompose(source.program)
         graph = TorchGraph(source.program)
         options.pipeline().run(cast(Graph, graph))

@@ -7,7 +7,7 @@ on the examples of its operands. What passes treat as an int64 vector is `Sizes`
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import sympy
@@ -16,18 +16,13 @@ from torch import fx
 
 from mla_opt.errors import PassError
 from mla_opt.graphs.protocol import BranchBody, Builder, Size
+from mla_opt.graphs.torch_branches import Conditional
 from mla_opt.graphs.torch_names import Names
 from mla_opt.graphs.torch_values import Sizes, to_tensor
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
-from mla_opt.operator.torch_op import latent_attention
-from mla_opt.programs.lifted_program import (
-    LiftedProgram,
-    expression,
-    is_size,
-    sizes_of,
-    symbolic_shape,
-)
+from mla_opt.operator.torch_op import NAME
+from mla_opt.programs.lifted_program import LiftedProgram, expression
 
 __all__ = ["Names", "TorchBuilder"]
 
@@ -39,8 +34,8 @@ Operand = fx.Node | Sizes
 class TorchBuilder:
     """Emits nodes in front of a node of the main graph, or into the graph of a branch.
 
-    Stored tensors always go to the main graph. In a branch, ``captured`` maps values of the main
-    graph to the placeholders that stand for them, and grows as values are read.
+    Stored tensors always go to the main graph. In a branch, ``capture`` tells what stands for a
+    value of the main graph.
     """
 
     def __init__(
@@ -50,20 +45,20 @@ class TorchBuilder:
         before: fx.Node | None,
         prefix: str,
         names: Names,
-        captured: dict[fx.Node, fx.Node] | None = None,
+        capture: Callable[[fx.Node], fx.Node] | None = None,
     ) -> None:
         self._program = program
         self._graph = graph
         self._before = before
         self._prefix = prefix
         self._names = names
-        self._captured = captured
+        self._capture = capture
 
     # Emission
 
     def _emit(self, target: Any, args: tuple[Any, ...], name: str, **kwargs: Any) -> fx.Node:
         """One node, with the example value that the operator gives."""
-        args, kwargs = fx.node.map_arg((args, kwargs), self._here)
+        args, kwargs = fx.node.map_arg((args, kwargs), self.here)
         full = self._names.unique(f"{self._prefix}/{name}")
         if self._before is None:
             node = self._graph.create_node("call_function", target, args, kwargs, full)
@@ -78,14 +73,11 @@ class TorchBuilder:
         with self._program.fake_mode, torch.no_grad():
             return target(*examples[0], **examples[1])
 
-    def _here(self, node: fx.Node) -> fx.Node:
+    def here(self, node: fx.Node) -> fx.Node:
         """A value as this graph sees it: in a branch, what the main graph made is captured."""
-        if self._captured is None or node.graph is self._graph:
+        if self._capture is None or node.graph is self._graph:
             return node
-        if node not in self._captured:
-            inner = self._captured[node] = self._graph.placeholder(self._names.unique(node.name))
-            inner.meta["val"] = node.meta["val"]
-        return self._captured[node]
+        return self._capture(node)
 
     def dense(self, value: fx.Node) -> fx.Node:
         """The value with the strides of a dense tensor: both branches must return the same."""
@@ -98,6 +90,14 @@ class TorchBuilder:
                 )
             expected = expected * expression(size)
         return value
+
+    def flat(self, value: fx.Node) -> fx.Node:
+        """All elements of the value, one behind the other."""
+        return self._emit(aten.reshape.default, (value, [-1]), f"{value.name}_flat")
+
+    def shaped(self, value: fx.Node, sizes: Sequence[int | fx.Node]) -> fx.Node:
+        """Elements that lie one behind the other, in a shape."""
+        return self._emit(aten.view.default, (value, list(sizes)), f"{value.name}_shaped")
 
     def _parts(self, node: fx.Node, names: Sequence[str]) -> tuple[fx.Node, ...]:
         """The values of a node that makes several."""
@@ -147,9 +147,10 @@ class TorchBuilder:
         if axis is None:
             (size,) = cast(Sizes, value).parts
             return size
-        return self._axis(cast(fx.Node, value), axis)
+        return self.axis(cast(fx.Node, value), axis)
 
-    def _axis(self, value: fx.Node, axis: int) -> int | fx.Node:
+    def axis(self, value: fx.Node, axis: int) -> int | fx.Node:
+        """Size of one axis: a number, or a node that reads it."""
         size = value.meta["val"].shape[axis]
         if isinstance(size, int):
             return size
@@ -166,7 +167,7 @@ class TorchBuilder:
 
     def dimension(self, value: fx.Node, axis: int) -> Sizes:
         """Size of one axis."""
-        return Sizes((self._axis(value, axis),))
+        return Sizes((self.axis(value, axis),))
 
     def _either(
         self, counting: Any, computing: Any, left: Operand, right: Operand, name: str
@@ -251,7 +252,7 @@ class TorchBuilder:
     def reshape(self, value: fx.Node, shape: Sizes, name: str) -> fx.Node:
         """Same elements in another shape; 0 stands for the size that the value has there."""
         sizes = [
-            self._axis(value, axis) if isinstance(size, int) and size == 0 else size
+            self.axis(value, axis) if isinstance(size, int) and size == 0 else size
             for axis, size in enumerate(shape.parts)
         ]
         return self._emit(aten.reshape.default, (value, sizes), name)
@@ -312,7 +313,7 @@ class TorchBuilder:
         """One ``latent_attention``; outputs in the contract's order."""
         values = tuple(operands.get(each) for each in contract.INPUTS)
         node = self._emit(
-            latent_attention._opoverload,
+            getattr(torch.ops.mla_opt, NAME).default,
             values,
             name,
             scale=scale,
@@ -332,42 +333,28 @@ class TorchBuilder:
     ) -> tuple[fx.Node, ...]:
         """A conditional whose branches return the same outputs."""
         (chosen,) = condition.parts
+        if isinstance(chosen, fx.Node) and self._program.specialize:
+            chosen = bool(chosen.meta["val"])  # a guard: Dynamo compiles again for the other
         if isinstance(chosen, bool):  # every size is fixed: one branch is all there is
             return tuple(
                 cast(Sequence[fx.Node], (when_true if chosen else when_false)(cast(Builder, self)))
             )
-        bodies = [
-            _Branch(self._program, self._names, f"{self._prefix}/{name}/{word}", body)
-            for word, body in (("then", when_true), ("else", when_false))
-        ]
-        captured = list(dict.fromkeys(node for body in bodies for node in body.captured))
-        captured.extend(self._unbound_symbols(captured))
-        modules = [body.close(captured) for body in bodies]
+        conditional = Conditional(self, self._program, (when_true, when_false), name)
+        modules = conditional.modules()
         paths = [self._names.submodule(module, f"{name}_{i}") for i, module in enumerate(modules)]
         branches = tuple(self._attribute(path) for path in paths)
         cond = torch.ops.higher_order.cond
-        node = self._insert(cond, (chosen, *branches, tuple(captured)), name)
+        node = self._insert(cond, (chosen, *branches, conditional.operands), name)
         results = modules[1].graph.output_node().args[0]
         node.meta["val"] = tuple(each.meta["val"] for each in cast(Sequence[fx.Node], results))
         return self._parts(node, [str(index) for index in range(len(node.meta["val"]))])
 
-    def _unbound_symbols(self, captured: Sequence[fx.Node]) -> list[fx.Node]:
-        """Sizes that a branch must be given besides, for compilers to know all others by them."""
-        sizes = [size for node in captured for size in sizes_of(node)]
-        bound = {size for size in sizes if size.is_Symbol}
-        free = {symbol for size in sizes for symbol in size.free_symbols} - bound
-        return [self._symbol(symbol) for symbol in sorted(free, key=str)]
-
-    def _symbol(self, symbol: Any) -> fx.Node:
-        """A node that counts what a symbol stands for."""
-        for node in self._program.graph.find_nodes(op="placeholder"):
-            if is_size(node) and symbol in sizes_of(node):
-                return node
-        for node in self._program.inputs:
-            for axis, size in enumerate(symbolic_shape(node) or ()):
-                if size == symbol:
-                    return cast(fx.Node, self._axis(node, axis))
-        raise PassError(f"no input of the program has the size {symbol}")
+    def inside(
+        self, graph: fx.Graph, name: str, capture: Callable[[fx.Node], fx.Node]
+    ) -> TorchBuilder:
+        """A builder for the graph of a branch."""
+        prefix = f"{self._prefix}/{name}"
+        return TorchBuilder(self._program, graph, None, prefix, self._names, capture)
 
     def _insert(self, target: Any, args: tuple[Any, ...], name: str) -> fx.Node:
         full = self._names.unique(f"{self._prefix}/{name}")
@@ -379,27 +366,3 @@ class TorchBuilder:
         assert self._before is not None
         with self._graph.inserting_before(self._before):
             return self._graph.get_attr(path)
-
-
-class _Branch:
-    """One branch: a graph of its own, and the values of the main graph that it reads."""
-
-    def __init__(self, program: LiftedProgram, names: Names, prefix: str, body: BranchBody) -> None:
-        self.captured: dict[fx.Node, fx.Node] = {}
-        self._graph = fx.Graph()
-        builder = TorchBuilder(program, self._graph, None, prefix, names, self.captured)
-        outputs = cast(Sequence[fx.Node], body(cast(Builder, builder)))
-        self._outputs = tuple(builder.dense(builder._here(output)) for output in outputs)
-
-    def close(self, captured: Sequence[fx.Node]) -> fx.GraphModule:
-        """The branch as a module that is given ``captured``, in that order."""
-        for place, outer in enumerate(captured):
-            if outer not in self.captured:
-                inner = self._graph.placeholder(f"unread_{place}")
-                inner.meta["val"] = outer.meta["val"]
-                self.captured[outer] = inner
-        body = next(node for node in self._graph.nodes if node.op != "placeholder")
-        for outer in captured:
-            body.prepend(self.captured[outer])
-        self._graph.output(self._outputs)
-        return fx.GraphModule(torch.nn.Module(), self._graph)

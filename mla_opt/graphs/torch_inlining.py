@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from mla_opt.operator.torch_call import Call
 from mla_opt.operator.torch_composite import attend_composite
-from mla_opt.operator.torch_op import latent_attention
+from mla_opt.operator.torch_op import NAME
 from mla_opt.programs.lifted_program import LiftedProgram
 from mla_opt.programs.order import drop_dead
 
@@ -24,7 +24,7 @@ def inline_operator(program: LiftedProgram) -> int:
     graphs = [
         module.graph for module in program.module.modules() if isinstance(module, fx.GraphModule)
     ]
-    overload = latent_attention._opoverload
+    overload = getattr(torch.ops.mla_opt, NAME).default
     calls = [node for graph in graphs for node in graph.nodes if node.target is overload]
     for node in calls:
         _inline(program, node)

@@ -107,7 +107,9 @@ def empty_output(call: Call) -> Tensor:
 def _empty_cache(call: Call, cache: Tensor | None) -> Tensor:
     if cache is None or not call.writes_cache:
         return (call.query if call.cache is None else call.cache).new_empty(0)
-    return cache.new_empty((cache.shape[0], 1, call.total_len, cache.shape[3]))
+    # Counted by each cache's own rows: tracers may know those of the two by other symbols.
+    grown = 0 if call.latent is None or call.past_len is not None else call.latent.shape[2]
+    return cache.new_empty((cache.shape[0], 1, cache.shape[2] + grown, cache.shape[3]))
 
 
 def check(call: Call) -> None:

@@ -45,12 +45,14 @@ class LiftedProgram:
         inputs: the placeholders of tensors that a caller gives, and of states.
         outputs: the values that the graph returns, in order; those that change states first.
         metadata: what the passes write down about the result.
+        specialize: whether conditions on sizes are decided by the example, under a guard.
     """
 
     module: fx.GraphModule
     stored: dict[fx.Node, Stored]
     inputs: list[fx.Node]
     metadata: dict[str, str] = field(default_factory=dict)
+    specialize: bool = False
 
     @property
     def graph(self) -> fx.Graph:
