@@ -22,6 +22,8 @@ ROWS = (16, 128)
 FULLEST = ("boolean", 8)
 WIDTHS = ((512, 64), (256, 32), (512, 0))
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is released for Linux")
+
 
 def run(module: str, *words: str, **variables: str) -> str:
     done = subprocess.run(
