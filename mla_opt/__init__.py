@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mla_opt.geometry import MlaGeometry
     from mla_opt.kernels import kernel_library
     from mla_opt.operator.torch_onnx import attach_function_bodies, onnx_translation_table
+    from mla_opt.operator.torch_sharding import register_sharding
     from mla_opt.report import InspectionReport, OptimizationReport
     from mla_opt.verification import ParityReport, verify
 
@@ -48,6 +49,7 @@ __all__ = [
     "kernel_library",
     "onnx_translation_table",
     "optimize",
+    "register_sharding",
     "verify",
 ]
 
@@ -62,6 +64,7 @@ _HOMES = {
     "kernel_library": "mla_opt.kernels",
     "attach_function_bodies": "mla_opt.operator.torch_onnx",
     "onnx_translation_table": "mla_opt.operator.torch_onnx",
+    "register_sharding": "mla_opt.operator.torch_sharding",
     "ParityReport": "mla_opt.verification",
     "verify": "mla_opt.verification.verifier",
 }

@@ -51,6 +51,7 @@ def test_names():
         "kernel_library",
         "onnx_translation_table",
         "optimize",
+        "register_sharding",
         "verify",
     }
     assert dir(mla_opt) == mla_opt.__all__

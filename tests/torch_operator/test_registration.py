@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mla_opt.errors import InputError
 from mla_opt.operator import Signature, torch_cpu
+from mla_opt.operator.torch_composite import attend_composite
+from mla_opt.operator.torch_op import make_call
 from tests.operator.cases import (
     ALL_SIGNATURES,
     BATCH,
@@ -63,6 +65,16 @@ def test_the_fake_says_what_the_kernels_give(signature):
     on_meta = [None if x is None else x.to("meta") for x in given]
     for fake, made in zip(OPERATOR(*on_meta, **attributes(signature)), real):
         assert (fake.shape, fake.dtype, fake.stride()) == (made.shape, made.dtype, made.stride())
+
+
+@pytest.mark.parametrize("signature", ALL_SIGNATURES + NARROW_SIGNATURES, ids=name)
+def test_pytorchs_operators_need_no_values(signature):
+    """They run on a device that holds shapes alone."""
+    given = positional(operands(signature))
+    on_meta = [None if x is None else x.to("meta") for x in given]
+    made = attend_composite(make_call(*on_meta, **attributes(signature)))
+    for one, other in zip(made, OPERATOR(*given, **attributes(signature)), strict=True):
+        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 
 
 def zeros(*shape, dtype=torch.float32):

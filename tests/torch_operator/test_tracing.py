@@ -163,3 +163,15 @@ def test_packaged_by_aotinductor(tmp_path):
             given, others = ((growing(query_len, past), static(query_len, past)) for _ in range(2))
             assert_same(run(*given), Both()(*others))
             torch.testing.assert_close(given[1][2], others[1][2])
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_program_that_writes_its_buffer_is_saved_and_loaded(functional, tmp_path):
+    program = torch.export.export(Static(), static(5, 6), dynamic_shapes=STATIC_SHAPES)
+    if functional:
+        program = program.run_decompositions({})
+    torch.export.save(program, tmp_path / "program.pt2")
+    given, other = static(1, 9), static(1, 9)
+    loaded = torch.export.load(tmp_path / "program.pt2").module()
+    torch.testing.assert_close(loaded(*given), Static()(*other))
+    torch.testing.assert_close(given[2], other[2])
