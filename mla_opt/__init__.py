@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     )
     from mla_opt.geometry import MlaGeometry
     from mla_opt.kernels import kernel_library
+    from mla_opt.operator.torch_onnx import attach_function_bodies, onnx_translation_table
+    from mla_opt.operator.torch_sharding import register_sharding
     from mla_opt.report import InspectionReport, OptimizationReport
     from mla_opt.verification import ParityReport, verify
 
@@ -41,10 +43,13 @@ __all__ = [
     "PassError",
     "Refusal",
     "VerificationError",
+    "attach_function_bodies",
     "find",
     "inspect",
     "kernel_library",
+    "onnx_translation_table",
     "optimize",
+    "register_sharding",
     "verify",
 ]
 
@@ -57,6 +62,9 @@ _HOMES = {
     "OptimizationReport": "mla_opt.report",
     "MlaGeometry": "mla_opt.geometry",
     "kernel_library": "mla_opt.kernels",
+    "attach_function_bodies": "mla_opt.operator.torch_onnx",
+    "onnx_translation_table": "mla_opt.operator.torch_onnx",
+    "register_sharding": "mla_opt.operator.torch_sharding",
     "ParityReport": "mla_opt.verification",
     "verify": "mla_opt.verification.verifier",
 }

@@ -1,7 +1,7 @@
-"""The Python API: find, inspect and optimize latent attention in an ONNX model.
+"""The Python API: find, inspect and optimize latent attention in a model.
 
-Every function takes a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``, and none changes what
-it is given.
+Every function takes a path, an ``onnx.ModelProto``, an ``onnx_ir.Model``, a
+``torch.export.ExportedProgram`` or a ``torch.fx.GraphModule``, and none changes what it is given.
 """
 
 from __future__ import annotations
@@ -9,36 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from os import PathLike
-from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any
 
-import onnx
-import onnx_ir as ir
-
-from mla_opt import metadata
 from mla_opt.errors import InputError, NothingMatchedError, Refusal, VerificationError
 from mla_opt.events import Observer, PassFinished, PassStarted
-from mla_opt.graphs.onnx_graph import OnnxGraph
 from mla_opt.graphs.protocol import Graph
-from mla_opt.model_io import describe, model_files, read_model
 from mla_opt.options import Absorb, CacheType, Options, Target
 from mla_opt.pipeline import Pass, PassRecord, Pipeline
 from mla_opt.report.inspection import AttentionReport, InspectionReport
 from mla_opt.report.interface_changes import interface_changes
-from mla_opt.report.report import ModelFile, OptimizationReport, PassReport, SiteReport
+from mla_opt.report.report import OptimizationReport, PassReport, SiteReport
 from mla_opt.report.site import SiteFacts, site_report
 from mla_opt.sites import LatentAttentionSite, PrefillForm
+from mla_opt.subject import Subject, load, subject
 from mla_opt.verification import verify as run_verification
 
-ModelLike = str | PathLike[str] | onnx.ModelProto | ir.Model
+if TYPE_CHECKING:
+    from mla_opt.subject import ModelLike
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizeResult:
-    """An optimized model and the report of how it was made."""
+    """An optimized model and the report of how it was made.
 
-    model: ir.Model
+    ``model`` is an ``onnx_ir.Model`` for everything that is ONNX, else a program of the kind that
+    was given.
+    """
+
+    model: Any
     report: OptimizationReport
 
 
@@ -58,9 +56,9 @@ def optimize(
     """Absorb and fuse every latent attention of a model, and prove the result.
 
     Args:
-        model: a path, a proto or a graph; it is not changed.
-        target: ``onnxruntime`` puts the fused operator with its function body into the model,
-            ``portable`` standard operators only.
+        model: a path, a proto, a graph or a PyTorch program; it is not changed.
+        target: ``onnxruntime`` puts the fused operator into the model, with its function body
+            where the model is ONNX, ``portable`` standard operators only.
         absorb: ``factored`` keeps W_UK and W_UV as two small matrices, the folded forms multiply
             them into their neighbours, ``auto`` asks the cost model, ``none`` only rebuilds the
             attention without what its exporter added.
@@ -78,22 +76,22 @@ def optimize(
         VerificationError: the result computes something else; carries the report.
     """
     options = Options(target, absorb, cache, prefill, cache_type, passes)
-    original = load(model)
-    optimized = original.clone()
-    graph = OnnxGraph(optimized)
+    opened = subject(model)
+    opened.check(options)
+    graph = opened.graph
     with ThreadPoolExecutor(1) as aside:  # hashing a large file takes as long as the passes
-        described = aside.submit(_file, model, original)
-        records = options.pipeline().run(_view(graph), _narrate(observer))
+        described = aside.submit(opened.file)
+        records = options.pipeline().run(graph, _narrate(observer))
         source = described.result()
-    report = _report(original, optimized, graph, records, options)
-    report = replace(report, input=source)
+    report = replace(_report(opened, records, options), input=source)
     if not graph.sites and not allow_unmatched:
         raise NothingMatchedError(_why_nothing(report), report)
     if graph.sites:
-        metadata.record(optimized, graph.sites)
-    if verify and graph.sites:
-        report = _verified(model, original, optimized, report, observer)
-    return OptimizeResult(optimized, report)
+        opened.record(graph.sites)
+    result = opened.result()
+    if verify and graph.sites and opened.has_content:
+        report = _verified(opened.original(), result, report, observer)
+    return OptimizeResult(result, report)
 
 
 def inspect(model: ModelLike) -> InspectionReport:
@@ -102,44 +100,18 @@ def inspect(model: ModelLike) -> InspectionReport:
     Raises:
         InputError: the model cannot be used.
     """
-    loaded = load(model)
-    graph = OnnxGraph(loaded if isinstance(model, str | PathLike) else loaded.clone())
-    records = (
-        Options(passes=("find_latent_attention", "extract_weights")).pipeline().run(_view(graph))
-    )
+    opened = subject(model)
+    graph = opened.graph
+    records = Options(passes=("find_latent_attention", "extract_weights")).pipeline().run(graph)
     matched = [_attention(graph, site) for site in graph.sites]
     refused = [_refused(each) for record in records for each in record.result.refusals]
     attentions = sorted((*matched, *refused), key=lambda each: _natural(each.name))
-    return InspectionReport(tuple(attentions), _file(model, loaded))
+    return InspectionReport(tuple(attentions), opened.file())
 
 
 def find(model: ModelLike) -> tuple[AttentionReport, ...]:
     """The latent attentions of a model, proved but not rewritten."""
     return inspect(model).matched
-
-
-def load(model: ModelLike) -> ir.Model:
-    """The model as onnx_ir; files are checked, and read lazily.
-
-    Raises:
-        InputError: the file cannot be used.
-    """
-    if isinstance(model, ir.Model):
-        return model
-    if isinstance(model, onnx.ModelProto):
-        return ir.from_proto(model)
-    return read_model(Path(model))
-
-
-def _view(graph: OnnxGraph) -> Graph:
-    """The adapter as the protocol: its values are the protocol's opaque handles."""
-    return cast(Graph, graph)
-
-
-def _file(model: ModelLike, loaded: ir.Model) -> ModelFile | None:
-    if not isinstance(model, str | PathLike):
-        return None
-    return describe(model_files(Path(model), loaded), loaded)
 
 
 def _narrate(
@@ -157,19 +129,14 @@ def _narrate(
     return tell
 
 
-def _report(
-    original: ir.Model,
-    optimized: ir.Model,
-    graph: OnnxGraph,
-    records: Sequence[PassRecord],
-    options: Options,
-) -> OptimizationReport:
+def _report(opened: Subject, records: Sequence[PassRecord], options: Options) -> OptimizationReport:
+    before, after = opened.interfaces()
     return OptimizationReport(
         options=options.as_dict(),
-        sites=tuple(_site(graph, site) for site in graph.sites),
+        sites=tuple(_site(opened.graph, site) for site in opened.graph.sites),
         refusals=tuple(each for record in records for each in record.result.refusals),
         passes=tuple(_pass(record) for record in records),
-        interface_changes=interface_changes(original, optimized),
+        interface_changes=interface_changes(before, after),
     )
 
 
@@ -178,24 +145,24 @@ def _pass(record: PassRecord) -> PassReport:
     return PassReport(record.name, result.matched, result.rewritten, record.seconds, result.notes)
 
 
-def _site(graph: OnnxGraph, site: LatentAttentionSite) -> SiteReport:
+def _site(graph: Graph, site: LatentAttentionSite) -> SiteReport:
     return site_report(SiteFacts.of(site, _element_type(graph, site)))
 
 
-def _attention(graph: OnnxGraph, site: LatentAttentionSite) -> AttentionReport:
+def _attention(graph: Graph, site: LatentAttentionSite) -> AttentionReport:
     return AttentionReport(
         name=site.name,
         matched=True,
         geometry=site.geometry,
         cache_family=site.family,
-        nodes=tuple(graph.label(cast(ir.Node, node)) for node in site.core.nodes),
+        nodes=tuple(graph.label(node) for node in site.core.nodes),
         dtype=_element_type(graph, site),
     )
 
 
-def _element_type(graph: OnnxGraph, site: LatentAttentionSite) -> str:
+def _element_type(graph: Graph, site: LatentAttentionSite) -> str:
     """Element type of a site's activations, in NumPy's words."""
-    return str(graph.dtype(cast(ir.Value, site.core.query)))
+    return str(graph.dtype(site.core.query))
 
 
 def _refused(refusal: Refusal) -> AttentionReport:
@@ -224,15 +191,10 @@ def _why_nothing(report: OptimizationReport) -> str:
 
 
 def _verified(
-    model: ModelLike,
-    original: ir.Model,
-    optimized: ir.Model,
-    report: OptimizationReport,
-    observer: Observer | None,
+    original: Any, optimized: Any, report: OptimizationReport, observer: Observer | None
 ) -> OptimizationReport:
-    source = Path(model) if isinstance(model, str | PathLike) else original
     try:
-        parity = run_verification(source, optimized, progress=observer)
+        parity = run_verification(original, optimized, progress=observer)
     except InputError as error:
         raise InputError(f"{error}; verification can be left out (--no-verify)") from error
     report = replace(report, verification=parity.as_dict())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import onnx_ir as ir
+from collections.abc import Callable, MutableMapping, Sequence
 
 from mla_opt.handles import Value
 from mla_opt.passes.add_prefill_branch import crossover
@@ -18,33 +16,36 @@ from mla_opt.verification.site_records import SiteRecord, sites_to_json
 VERSION_KEY = "mla_opt.version"
 
 
-def record(model: ir.Model, sites: Sequence[LatentAttentionSite]) -> None:
-    """Write down the sites, and how the caches of the model stand for the original's."""
-    model.metadata_props[VERSION_KEY] = tool_version()
-    records = tuple(_site(model, site) for site in sites if site.query_value is not None)
-    model.metadata_props[SITES_KEY] = sites_to_json(records)
+def record(
+    metadata: MutableMapping[str, str],
+    sites: Sequence[LatentAttentionSite],
+    is_stored: Callable[[Value], bool],
+) -> None:
+    """Write down the sites, and how the caches of the model stand for the original's.
+
+    ``is_stored`` tells whether the model still stores a tensor: what nothing reads was dropped.
+    """
+    metadata[VERSION_KEY] = tool_version()
+    records = tuple(_site(site, is_stored) for site in sites if site.query_value is not None)
+    metadata[SITES_KEY] = sites_to_json(records)
     interface = _interface(sites)
     if interface.states:
-        model.metadata_props[INTERFACE_KEY] = interface.to_json()
+        metadata[INTERFACE_KEY] = interface.to_json()
 
 
-def _site(model: ir.Model, site: LatentAttentionSite) -> SiteRecord:
+def _site(site: LatentAttentionSite, is_stored: Callable[[Value], bool]) -> SiteRecord:
     assert site.weights is not None and site.stored is not None and site.query_value is not None
+    stored = site.stored
     return SiteRecord(
         name=site.name,
         query=_name(site.query_value),
-        w_uk=_stored(model, site.stored.w_uk),
-        w_uv=_stored(model, site.stored.w_uv),
+        w_uk=_name(stored.w_uk) if is_stored(stored.w_uk) else None,
+        w_uv=_name(stored.w_uv) if is_stored(stored.w_uv) else None,
         scale=site.scale,
         kv_lora_rank=site.weights.w_uk.shape[2],
         qk_rope_head_dim=len(site.weights.rope_dims),
         prefill_threshold=None if site.prefill == "absorbed" else crossover(site),
     )
-
-
-def _stored(model: ir.Model, value: Value) -> str | None:
-    """Name of a stored tensor, unless nothing reads it and it was dropped."""
-    return value.name if value.name in model.graph.initializers else None
 
 
 def _interface(sites: Sequence[LatentAttentionSite]) -> InterfaceMap:

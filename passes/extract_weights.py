@@ -19,6 +19,11 @@ from mla_opt.matching.query_source import hidden_size, query_source_width
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite, LatentWeights
 
+_NO_CONTENT = (
+    "its weights have no content (meta device): the form was checked with made-up ones, there is no"
+    " certificate, and W_UK and W_UV have no content either"
+)
+
 
 @dataclass(frozen=True)
 class ExtractWeights(Pass):
@@ -64,6 +69,9 @@ def _refusal(graph: Graph, site: LatentAttentionSite) -> Refusal | None:
             (graph.label(site.core.first), graph.label(site.core.last)),
         )
     site.geometry = _geometry(graph, site, weights)
+    if not graph.has_content():
+        site.certificate_error = float("nan")
+        site.notes.append(_NO_CONTENT)
     return None
 
 

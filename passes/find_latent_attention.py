@@ -79,14 +79,20 @@ def _latent_cache(graph: Graph, site: LatentAttentionSite) -> CacheSlots | None:
     """The cache whose joined rows the site reads, if past and present are of the interface."""
     if site.expanded is not None:
         return None
-    latent = _joined(graph, site.latent)
-    rope = None if site.rope is None else _joined(graph, site.rope)
-    if latent is None or (site.rope is not None and rope is None):
+    latent, row = _joined(graph, site.latent), _rope_row(graph, site)
+    rope = None if row is None else _joined(graph, row)
+    if latent is None or (row is not None and rope is None):
         return None
     site.family, site.layout_before = "latent", "split"
     halves = (latent,) if rope is None else (latent, rope)
     past, new, joined = zip(*halves)
     return CacheSlots("split", past=past, new=new, joined=joined)
+
+
+def _rope_row(graph: Graph, site: LatentAttentionSite) -> Value | None:
+    """The ``k_pe`` rows, unless they are of width 0: nothing of those has to be kept."""
+    shape = None if site.rope is None else graph.example_shape(site.rope)
+    return site.rope if shape is not None and shape[-1] else None
 
 
 def _cache_names(site: LatentAttentionSite) -> Ends | None:
@@ -144,5 +150,5 @@ def _stored_names_upstream(graph: Graph, values: tuple[Value, ...]) -> Iterator[
         node = graph.producer(value)
         if node is not None:
             pending.extend(graph.operands(node))
-        elif value.name is not None and not graph.is_input(value):
-            yield value.name
+        elif (name := graph.stored_name(value)) is not None:
+            yield name

@@ -45,10 +45,13 @@ def test_names():
         "PassError",
         "Refusal",
         "VerificationError",
+        "attach_function_bodies",
         "find",
         "inspect",
         "kernel_library",
+        "onnx_translation_table",
         "optimize",
+        "register_sharding",
         "verify",
     }
     assert dir(mla_opt) == mla_opt.__all__

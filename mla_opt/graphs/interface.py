@@ -39,6 +39,17 @@ class Limits:
     past_len: int | None = None
     total_len: int | None = None
 
+    def nearest(
+        self, batch: int, query_len: int, past_len: int, *, stateful: bool
+    ) -> tuple[int, int, int]:
+        """Return B, S and P as near to these as the file allows; P is 0 where it keeps no state."""
+        query_len = self.query_len or query_len
+        if self.total_len is not None:
+            past_len = self.total_len - query_len
+        if self.past_len is not None:
+            past_len = self.past_len
+        return self.batch or batch, query_len, past_len if stateful else 0
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInterface:

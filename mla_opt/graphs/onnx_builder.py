@@ -12,7 +12,7 @@ from mla_opt.errors import PassError
 from mla_opt.graphs.protocol import BranchBody, Builder
 from mla_opt.handles import Array
 from mla_opt.operator import contract
-from mla_opt.operator.function_body import function_body
+from mla_opt.operator.onnx_node import define, signature_of
 
 
 class OnnxBuilder:
@@ -279,8 +279,8 @@ class OnnxBuilder:
         name: str,
     ) -> tuple[ir.Value, ...]:
         """One ``LatentAttention`` with its function body; outputs in the contract's order."""
-        signature = _signature(operands, causal)
-        self._define(signature, operands["query"].dtype)
+        signature = signature_of(operands, causal)
+        define(self._model, signature, operands["query"].dtype)
         values = self._emit(
             contract.OP_TYPE,
             signature.arrange(operands),
@@ -295,18 +295,6 @@ class OnnxBuilder:
         for cache in caches:
             _set_dtype(cache, operands["cache"].dtype)
         return values
-
-    def _define(self, signature: contract.Signature, element_type: ir.DataType | None) -> None:
-        self._model.opset_imports.setdefault(contract.DOMAIN, contract.VERSION)
-        opset = self._model.opset_imports[""]
-        body = function_body(
-            signature,
-            opset,
-            overload=signature.overload,
-            element_type=element_type or ir.DataType.FLOAT,
-            adaptive=True,
-        )
-        self._model.functions.setdefault(body.identifier(), body)
 
     def branch(
         self,
@@ -344,23 +332,3 @@ def _set_dtype(value: ir.Value, dtype: ir.DataType | None) -> None:
     """Declare an element type, unless it is unknown: a type without one cannot be stored."""
     if dtype is not None:
         value.dtype = dtype
-
-
-def _signature(operands: Mapping[str, ir.Value], causal: bool) -> contract.Signature:
-    return contract.Signature(
-        has_latent="latent" in operands,
-        has_cache="cache" in operands,
-        in_place="past_len" in operands,
-        split="rope_cache" in operands,
-        bias=_bias_kind(operands),
-        sink="sink" in operands,
-        causal=causal,
-        narrow="cache" in operands and operands["cache"].dtype != operands["query"].dtype,
-    )
-
-
-def _bias_kind(operands: Mapping[str, ir.Value]) -> contract.BiasKind:
-    bias = operands.get("bias")
-    if bias is None:
-        return "none"
-    return "boolean" if bias.dtype == ir.DataType.BOOL else "additive"

@@ -142,6 +142,14 @@ class OnnxGraph:
             return node.op_type == "Constant"
         return all(self.is_constant(each) for each in operands)
 
+    def stored_name(self, value: ir.Value) -> str | None:
+        """Name of a stored tensor."""
+        return value.name if value.is_initializer() else None
+
+    def has_content(self) -> bool:
+        """A model whose weights cannot be read is refused before it comes here."""
+        return True
+
     # Shapes
 
     def example_shape(self, value: ir.Value) -> tuple[int, ...] | None:
@@ -177,15 +185,8 @@ class OnnxGraph:
 
     def nearest_binding(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
         """Like :meth:`bind`, with the sizes that the file fixes in place of those asked for."""
-        limits = self._limits
-        query_len = limits.query_len or query_len
-        if limits.total_len is not None:
-            past_len = limits.total_len - query_len
-        if limits.past_len is not None:
-            past_len = limits.past_len
-        if not self.interface.states:
-            past_len = 0
-        return self.bind(limits.batch or batch, query_len, past_len)
+        stateful = bool(self.interface.states)
+        return self.bind(*self._limits.nearest(batch, query_len, past_len, stateful=stateful))
 
     def bind(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
         """Fix the dynamic dims of the inputs; kept, since every site asks for the same few."""

@@ -56,12 +56,14 @@ class Shifted:
 class Linear:
     """``data`` times a constant matrix, whatever its storage.
 
-    ``plain`` when the result is ``data @ weight`` with ``weight`` as it is.
+    ``plain`` when the result is ``data @ weight`` with ``weight`` as it is, or, when it is stored
+    ``transposed`` (``[out, in]``), ``data @ weight^T``.
     """
 
     data: Value
     weight: Value
     plain: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

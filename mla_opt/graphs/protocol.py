@@ -198,6 +198,12 @@ class Graph(Protocol):
     def is_constant(self, value: Value) -> bool:
         """Whether the value depends on stored tensors only."""
 
+    def stored_name(self, value: Value) -> str | None:
+        """The name by which the model keeps a stored tensor; ``None`` for all other values."""
+
+    def has_content(self) -> bool:
+        """Whether stored tensors have a content; if not, parts are run on made-up ones."""
+
     def dtype(self, value: Value) -> np.dtype[Any]:
         """Element type."""
 

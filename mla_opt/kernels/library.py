@@ -10,7 +10,7 @@ from pathlib import Path
 from mla_opt.errors import InputError, KernelUnavailableError
 from mla_opt.kernels.build import LIBRARY
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _REMEDY = "install a C++ compiler and run `python -m mla_opt.kernels`"
 
 
@@ -20,14 +20,14 @@ def kernel_library() -> Path:
     Raises:
         KernelUnavailableError: it was not built, or does not fit this machine or this release.
     """
-    _load()
+    load_library()
     return LIBRARY
 
 
 def kernel_available() -> bool:
     """Whether there is a library that this machine and this release can use."""
     try:
-        _load()
+        load_library()
     except KernelUnavailableError:
         return False
     return True
@@ -35,12 +35,12 @@ def kernel_available() -> bool:
 
 def cpu_tiers() -> tuple[str, ...]:
     """Return the instruction-set tiers that this machine can run, best first."""
-    return tuple(_text(_load().mla_opt_cpu_tiers).split())
+    return tuple(_text(load_library().mla_opt_cpu_tiers).split())
 
 
 def cpu_tier() -> str:
     """Return the tier in use: the best, or what ``MLA_OPT_CPU_TIER`` or `use_cpu_tier` named."""
-    return _text(_load().mla_opt_cpu_tier)
+    return _text(load_library().mla_opt_cpu_tier)
 
 
 def use_cpu_tier(name: str | None) -> None:
@@ -49,7 +49,7 @@ def use_cpu_tier(name: str | None) -> None:
     Raises:
         InputError: this machine cannot run it.
     """
-    if _load().mla_opt_use_cpu_tier(None if name is None else name.encode()):
+    if load_library().mla_opt_use_cpu_tier(None if name is None else name.encode()):
         raise InputError(f"no CPU tier {name!r} on this machine; it has {', '.join(cpu_tiers())}")
 
 
@@ -60,7 +60,12 @@ def _text(function: ctypes._NamedFuncPointer) -> str:
 
 
 @functools.cache
-def _load() -> ctypes.CDLL:
+def load_library() -> ctypes.CDLL:
+    """Return the library, loaded.
+
+    Raises:
+        KernelUnavailableError: as `kernel_library`.
+    """
     if not LIBRARY.exists():
         raise KernelUnavailableError(
             f"the kernel library {LIBRARY} was not built when mla-opt was installed: {_REMEDY}"

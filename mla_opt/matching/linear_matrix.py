@@ -28,7 +28,7 @@ def linear_matrix(graph: Graph, binding: Binding, linear: Node) -> LinearMatrix:
         if weight is None:
             (weight,) = binding.run([operation.weight], {})
         if weight.ndim == 2:
-            return LinearMatrix(weight, None)
+            return LinearMatrix(weight.T if operation.transposed else weight, None)
     return _by_basis(graph, binding, linear, operation)
 
 

@@ -3,9 +3,9 @@
 A parity check that passes says nothing until it is known to fail where it should. Each control
 breaks every site at once, at the values that ``mla_opt.sites`` names::
 
-    scale    query ── Mul(1/√(C+R) / scale) ──> attention     the operator's default scale
-    rope     query ── Gather(swap halves of R) ──> attention   the other rotary layout
-    heads    w_uk [H, N, C] rolled by one along H              a neighbour's matrix
+    scale    query ── times 1/√(C+R) / scale ──> attention   the operator's default scale
+    rope     query ── halves of R swapped ──> attention      the other rotary layout
+    heads    w_uk [H, N, C] rolled by one along H            a neighbour's matrix
 
 Nothing else is needed, so that it makes no difference whether the operator is fused or inlined.
 """
@@ -16,10 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import onnx_ir as ir
 
-from mla_opt.errors import InputError
-from mla_opt.operator.body_tape import CAST_LIKE_SINCE
+from mla_opt.verification.breakable import Breakable
 from mla_opt.verification.site_records import METADATA_KEY, SiteRecord
 
 #: Nearer to the operator's default than this, the right scale is the wrong one.
@@ -39,8 +37,8 @@ class Control:
 
     name: str
     breaks: str
-    obstacle: Callable[[ir.Model, SiteRecord], str | None]
-    apply: Callable[[ir.Model, SiteRecord], None]
+    obstacle: Callable[[Breakable, SiteRecord], str | None]
+    apply: Callable[[Breakable, SiteRecord], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ class BrokenModel:
     """A control and the model it made, or why there is none."""
 
     control: Control
-    model: ir.Model | None
+    model: Breakable | None
     sites: int = 0
     reason: str = ""
 
@@ -88,7 +86,7 @@ class BrokenModel:
         return ControlResult(control.name, control.breaks, False, False, reason=self.reason)
 
 
-def broken_models(model: ir.Model, sites: Sequence[SiteRecord]) -> Iterator[BrokenModel]:
+def broken_models(model: Breakable, sites: Sequence[SiteRecord]) -> Iterator[BrokenModel]:
     """Yield each control's copy of ``model``, one at a time.
 
     Raises `InputError` where a site names a value that the model does not have.
@@ -97,7 +95,7 @@ def broken_models(model: ir.Model, sites: Sequence[SiteRecord]) -> Iterator[Brok
         yield _broken(control, model, sites)
 
 
-def _broken(control: Control, model: ir.Model, sites: Sequence[SiteRecord]) -> BrokenModel:
+def _broken(control: Control, model: Breakable, sites: Sequence[SiteRecord]) -> BrokenModel:
     if not sites:
         return BrokenModel(control, None, reason=f"{METADATA_KEY} names no absorbed attention")
     obstacles = {site.name: control.obstacle(model, site) for site in sites}
@@ -111,105 +109,35 @@ def _broken(control: Control, model: ir.Model, sites: Sequence[SiteRecord]) -> B
     return BrokenModel(control, copy, len(fit))
 
 
-def _scale_obstacle(model: ir.Model, site: SiteRecord) -> str | None:
+def _scale_obstacle(model: Breakable, site: SiteRecord) -> str | None:
     same = abs(site.default_scale / site.scale - 1) < SAME_SCALE
     return "the scale is 1/sqrt(C + R) itself" if same else None
 
 
-def _scale(model: ir.Model, site: SiteRecord) -> None:
-    ratio = np.asarray(site.default_scale / site.scale, np.float32)
-
-    def rescaled(query: ir.Value) -> list[ir.Node]:
-        constant = ir.node("Constant", [], {"value": ir.tensor(ratio)})
-        cast = _cast_like(model, constant.outputs[0], query)
-        return [constant, cast, ir.node("Mul", [query, cast.outputs[0]])]
-
-    _splice(model, site, rescaled)
+def _scale(model: Breakable, site: SiteRecord) -> None:
+    model.scale_query(site, site.default_scale / site.scale)
 
 
-def _cast_like(model: ir.Model, value: ir.Value, like: ir.Value) -> ir.Node:
-    """Convert to the type of ``like``, as noted there or else for the weights before CastLike."""
-    if model.opset_imports.get("", CAST_LIKE_SINCE) >= CAST_LIKE_SINCE:
-        return ir.node("CastLike", [value, like])
-    stored = (each.dtype for each in model.graph.initializers.values())
-    floats = (kind for kind in (like.dtype, *stored) if kind is not None)
-    kind = next((kind for kind in floats if kind.is_floating_point()), ir.DataType.FLOAT)
-    return ir.node("Cast", [value], {"to": int(kind)})
-
-
-def _rope_obstacle(model: ir.Model, site: SiteRecord) -> str | None:
+def _rope_obstacle(model: Breakable, site: SiteRecord) -> str | None:
     if site.qk_rope_head_dim < 2:
         return f"there are no rope halves to swap, R = {site.qk_rope_head_dim}"
     return None
 
 
-def _rope(model: ir.Model, site: SiteRecord) -> None:
+def _rope(model: Breakable, site: SiteRecord) -> None:
     latent, rope = site.kv_lora_rank, site.qk_rope_head_dim
-    order = np.concatenate([np.arange(latent), latent + np.roll(np.arange(rope), -(rope // 2))])
-
-    def swapped(query: ir.Value) -> list[ir.Node]:
-        constant = ir.node("Constant", [], {"value": ir.tensor(order.astype(np.int64))})
-        return [constant, ir.node("Gather", [query, constant.outputs[0]], {"axis": -1})]
-
-    _splice(model, site, swapped)
+    halves = latent + np.roll(np.arange(rope), -(rope // 2))
+    model.reorder_query(site, np.concatenate([np.arange(latent), halves]))
 
 
-def _heads_obstacle(model: ir.Model, site: SiteRecord) -> str | None:
+def _heads_obstacle(model: Breakable, site: SiteRecord) -> str | None:
     if site.w_uk is None:
         return "W_UK is folded into the query projection"
-    heads = _initializer(model, site).shape
-    if heads is not None and heads[0] == 1:
-        return "there is one head only"
-    return None
+    return "there is one head only" if model.heads(site) == 1 else None
 
 
-def _heads(model: ir.Model, site: SiteRecord) -> None:
-    weight = _initializer(model, site)
-    if weight.const_value is None:
-        raise InputError(f"{METADATA_KEY}: initializer {weight.name!r} has no data")
-    rolled = np.roll(weight.const_value.numpy(), 1, axis=0)
-    weight.const_value = ir.Tensor(rolled, dtype=weight.const_value.dtype, name=weight.name)
-
-
-def _initializer(model: ir.Model, site: SiteRecord) -> ir.Value:
-    """The initializer of W_UK, wherever it is kept."""
-    for graph in model.graphs():
-        if site.w_uk is not None and site.w_uk in graph.initializers:
-            value = graph.initializers[site.w_uk]
-            if value.shape is not None and value.shape.rank() == 3:
-                return value
-    raise InputError(
-        f"{METADATA_KEY}: site {site.name!r} names w_uk {site.w_uk!r}, which is no initializer of"
-        " three dimensions"
-    )
-
-
-def _splice(model: ir.Model, site: SiteRecord, make: Callable[[ir.Value], list[ir.Node]]) -> None:
-    """Put the nodes of ``make`` between the absorbed query and all that read it."""
-    for query in _queries(model, site):
-        producer = query.producer()
-        graph = producer.graph if producer is not None else None
-        if producer is None or graph is None:
-            continue
-        nodes = make(query)
-        for node in nodes:  # a branch must not use a name of the graph around it
-            node.outputs[0].name = f"{query.name}/control/{node.op_type}"
-        readers = [use for use in query.uses() if use.node not in nodes]
-        graph.insert_after(producer, nodes)
-        for node, index in readers:
-            node.replace_input_with(index, nodes[-1].outputs[0])
-
-
-def _queries(model: ir.Model, site: SiteRecord) -> list[ir.Value]:
-    """Every value of that name; two branches may each have one."""
-    nodes = (node for graph in model.graphs() for node in graph)
-    found = [v for node in nodes for v in node.outputs if v.name == site.query]
-    if not found:
-        raise InputError(
-            f"{METADATA_KEY}: site {site.name!r} names query {site.query!r}, which no node of the"
-            " model makes"
-        )
-    return found
+def _heads(model: Breakable, site: SiteRecord) -> None:
+    model.shift_heads(site)
 
 
 CONTROLS: tuple[Control, ...] = (

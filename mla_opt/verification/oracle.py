@@ -16,8 +16,8 @@ from mla_opt.graphs.interface_feeds import numpy_dtype
 from mla_opt.sites import Ends
 from mla_opt.verification.feeds import Timeline, random_state
 from mla_opt.verification.interface_map import METADATA_KEY, InterfaceMap
+from mla_opt.verification.running import RunError, Running
 from mla_opt.verification.scenarios import Scenario
-from mla_opt.verification.sessions import RunError, Session
 
 Array = npt.NDArray[Any]
 
@@ -98,7 +98,7 @@ States = Callable[[Scenario], dict[str, Array]]
 
 
 def run_scenario(
-    session: Session, driver: Driver, scenario: Scenario, seed: int, states: States | None = None
+    session: Running, driver: Driver, scenario: Scenario, seed: int, states: States | None = None
 ) -> Run:
     """Run ``scenario`` call by call; ``states`` gives the past of the first one."""
     timeline = Timeline.of(scenario.batch, scenario.total_len, scenario.padding, seed)

@@ -15,8 +15,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from mla_opt.errors import InputError, MlaOptError
+from mla_opt.errors import InputError
 from mla_opt.ort_values import from_ort_value, to_ort_value
+from mla_opt.verification.breakable import Breakable
+from mla_opt.verification.onnx_breaking import BreakableOnnx
+from mla_opt.verification.running import RunError
 
 Array = npt.NDArray[Any]
 ModelLike = str | PathLike[str] | onnx.ModelProto | ir.Model
@@ -34,10 +37,6 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
-class RunError(MlaOptError):
-    """ONNX Runtime refused to load or to run a model."""
-
-
 @dataclass(frozen=True, slots=True)
 class OpenModel:
     """A model to look into and to run.
@@ -53,6 +52,15 @@ class OpenModel:
     model: ir.Model
     path: Path | None = None
     libraries: Sequence[Path] = field(default_factory=tuple)
+
+    def breakable(self) -> BreakableOnnx:
+        """The model, to be copied and broken."""
+        return BreakableOnnx(self.model)
+
+    def broken(self, label: str, model: Breakable) -> OpenModel:
+        """A broken copy, to be run."""
+        assert isinstance(model, BreakableOnnx)
+        return replace(self, label=label, model=model.model, path=None)
 
     def session(self, optimized: bool = True) -> Session:
         """Load it on the CPU, with or without ONNX Runtime's own graph optimizations."""

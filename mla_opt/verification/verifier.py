@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from mla_opt.errors import InputError, VerificationError
 from mla_opt.events import VerifyProgress
 from mla_opt.graphs.interface import Limits, ModelInterface
+from mla_opt.programs.recognize import is_program
 from mla_opt.verification.alignment import Aligner, joined_name
 from mla_opt.verification.interface_map import InterfaceMap, check_interfaces
 from mla_opt.verification.negative_controls import (
@@ -35,8 +36,9 @@ from mla_opt.verification.oracle import (
 )
 from mla_opt.verification.parity import Tolerance, compare, worst_by_name
 from mla_opt.verification.report import ParityReport
+from mla_opt.verification.running import RunError, Runnable, Running
 from mla_opt.verification.scenarios import Room, Scenario, plan
-from mla_opt.verification.sessions import ModelLike, OpenModel, RunError, Session, open_model
+from mla_opt.verification.sessions import ModelLike, open_model
 from mla_opt.verification.site_records import SiteRecord, read_sites
 
 Array = npt.NDArray[Any]
@@ -72,12 +74,21 @@ def verify(
             ways that the metadata does not explain.
         VerificationError: the optimized model cannot be loaded.
     """
-    before = open_model(original, "original")
-    after = open_model(optimized, "optimized", tuple(Path(library) for library in libraries))
+    before = _opened(original, "original")
+    after = _opened(optimized, "optimized", tuple(Path(library) for library in libraries))
     models = _Models.of(before, after)
     scenarios = plan(models.room())
     counter = _Counter(progress, 3 * len(scenarios) + (len(CONTROLS) if controls else 0))
     return _Verifier(models, seed, counter).report(scenarios, tolerance, controls)
+
+
+def _opened(model: ModelLike, label: str, libraries: Sequence[Path] = ()) -> Runnable:
+    if not is_program(model):
+        return open_model(model, label, libraries)
+    from mla_opt.programs.frontends import open_program
+    from mla_opt.verification.torch_sessions import OpenProgram
+
+    return OpenProgram.of(label, open_program(model))
 
 
 @dataclass(slots=True)
@@ -99,15 +110,15 @@ class _Counter:
 class _Models:
     """Both models, how to drive each, and how they correspond."""
 
-    original: OpenModel
-    optimized: OpenModel
+    original: Runnable
+    optimized: Runnable
     before: Driver
     after: Driver
     aligner: Aligner
     sites: tuple[SiteRecord, ...]
 
     @classmethod
-    def of(cls, original: OpenModel, optimized: OpenModel) -> _Models:
+    def of(cls, original: Runnable, optimized: Runnable) -> _Models:
         changes = InterfaceMap.of(optimized.model)
         before = original_driver(original.model, changes)
         after = optimized_driver(optimized.model, changes)
@@ -159,12 +170,12 @@ class _Verifier:
         label = "original" if optimized else "original, noise floor"
         return tuple(self._run_original(session, scenario, label) for scenario in scenarios)
 
-    def _run_original(self, session: Session, scenario: Scenario, label: str) -> Run:
+    def _run_original(self, session: Running, scenario: Scenario, label: str) -> Run:
         self.counter.next(f"{label}: {scenario.name}")
         driver = self.models.before
         return run_scenario(session, driver, scenario, self.seed, self._past(driver, scenario))
 
-    def _candidate(self, model: OpenModel, reference: Sequence[Run]) -> tuple[Run, ...]:
+    def _candidate(self, model: Runnable, reference: Sequence[Run]) -> tuple[Run, ...]:
         """Run what the original could run."""
         try:
             session = model.session()
@@ -175,7 +186,7 @@ class _Verifier:
             for run in reference
         )
 
-    def _run_optimized(self, session: Session, run: Run) -> Run:
+    def _run_optimized(self, session: Running, run: Run) -> Run:
         models, scenario = self.models, run.scenario
         self.counter.next(f"{session.label}: {scenario.name}")
 
@@ -215,7 +226,7 @@ class _Verifier:
 
     def _controls(self, reference: Sequence[Run], limits: Tolerance) -> tuple[ControlResult, ...]:
         run = _control_run(reference)
-        models = broken_models(self.models.optimized.model, self.models.sites)
+        models = broken_models(self.models.optimized.breakable(), self.models.sites)
         return tuple(self._control(broken, run, limits) for broken in models)
 
     def _control(self, broken: BrokenModel, run: Run, limits: Tolerance) -> ControlResult:
@@ -223,7 +234,7 @@ class _Verifier:
             return broken.inapplicable()
         control = broken.control
         label = f"optimized (control: {control.name})"
-        model = replace(self.models.optimized, label=label, model=broken.model, path=None)
+        model = self.models.optimized.broken(label, broken.model)
         (candidate,) = self._candidate(model, [run])
         result = compare(self.models.aligner, run, candidate, limits)
         worst = max(

@@ -12,6 +12,7 @@ from mla_opt import optimize
 from mla_opt.errors import InputError
 from mla_opt.verification import verify
 from mla_opt.verification.negative_controls import broken_models
+from mla_opt.verification.onnx_breaking import BreakableOnnx
 from mla_opt.verification.sessions import open_model
 from mla_opt.verification.site_records import read_sites
 from tests.graphs.latent_block import Block, build
@@ -25,7 +26,7 @@ def controls(**site):
 
 def broken(model):
     graph = ir.from_proto(model)
-    return {b.control.name: b for b in broken_models(graph, read_sites(graph))}
+    return {b.control.name: b for b in broken_models(BreakableOnnx(graph), read_sites(graph))}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,8 @@ def test_a_record_of_what_is_not_there_is_refused(site, message):
 def test_the_optimized_model_itself_stays_as_it_was():
     model = ir.from_proto(toys.optimized())
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    assert all(b.model is not None for b in broken_models(model, read_sites(model)))
+    every = broken_models(BreakableOnnx(model), read_sites(model))
+    assert all(b.model is not None for b in every)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
@@ -95,7 +97,7 @@ def query_of(model):
 def test_each_control_breaks_what_it_says():
     optimized = toys.optimized()
     right = query_of(ir.from_proto(optimized))
-    wrong = {name: query_of(b.model) for name, b in broken(optimized).items()}
+    wrong = {name: query_of(b.model.model) for name, b in broken(optimized).items()}
     ratio = 1 / np.sqrt(toys.ROW) / toys.SCALE
     assert wrong["scale"] == pytest.approx(right * ratio, rel=1e-5)
     halves = np.concatenate([right[..., 13:], right[..., 11:13]], axis=-1)

@@ -186,4 +186,4 @@ extern "C" int mla_opt_latent_attention_run(const mla_opt_latent_attention* prob
   return mla_opt::run(*problem, parallel_for, host, *failure);
 }
 
-extern "C" int mla_opt_kernel_abi_version(void) { return 1; }
+extern "C" int mla_opt_kernel_abi_version(void) { return 2; }

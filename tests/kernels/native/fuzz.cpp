@@ -170,7 +170,7 @@ std::string judge_failing_host(const Outcome& outcome, const Host& host) {
 
 Host draw_host(Dice& dice) {
   Host host;
-  host.order = sabotage == "race" ? Order::kThreads : static_cast<Order>(dice.below(3));
+  host.order = sabotage == "race" ? Order::kThreads : static_cast<Order>(dice.below(4));
   if (sabotage.empty() && dice.one_in(20)) host.order = Order::kFailing;
   host.threads = 2 + static_cast<int>(dice.below(3));
   host.races = sabotage == "race";

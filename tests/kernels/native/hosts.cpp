@@ -4,6 +4,8 @@
 #include <thread>
 #include <vector>
 
+#include "../../../mla_opt/kernels/cpu/threads.h"
+
 namespace {
 
 void run_on_threads(Host& host, void (*body)(void*, size_t), size_t count, void* state) {
@@ -35,6 +37,10 @@ void* run_tasks(void* opaque, void (*body)(void*, size_t), size_t count, void* s
     case Order::kThreads:
       run_on_threads(host, body, count, state);
       return nullptr;
+    case Order::kPool: {
+      mla_opt_threads threads{host.threads, nullptr};
+      return mla_opt_run_on_threads(&threads, body, count, state);
+    }
     case Order::kFailing:
       for (size_t i = 0; i < count / 2; ++i) body(state, i);
       return opaque;

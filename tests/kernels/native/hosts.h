@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-enum class Order { kForwards, kBackwards, kThreads, kFailing };
+enum class Order { kForwards, kBackwards, kThreads, kPool, kFailing };
 
 struct Host {
   Order order = Order::kForwards;

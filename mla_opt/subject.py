@@ -1,0 +1,131 @@
+"""One model on its way through the passes, whatever represents it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import onnx
+import onnx_ir as ir
+
+from mla_opt import metadata
+from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Value
+from mla_opt.model_io import describe, model_files, read_model
+from mla_opt.options import Options
+from mla_opt.programs.recognize import is_program
+from mla_opt.report.report import ModelFile
+from mla_opt.sites import LatentAttentionSite
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+    ModelLike = str | PathLike[str] | onnx.ModelProto | ir.Model | ExportedProgram | GraphModule
+
+
+class Subject(Protocol):
+    """A copy of a model that passes may rewrite, beside the model as it came."""
+
+    @property
+    def graph(self) -> Graph:
+        """The copy, as passes see it."""
+
+    @property
+    def has_content(self) -> bool:
+        """Whether the stored tensors have a content, so that parts of the graph can be run."""
+
+    def check(self, options: Options) -> None:
+        """Raise `InputError` where an option is not for this kind of model."""
+
+    def file(self) -> ModelFile | None:
+        """The file that the model came from, if it did."""
+
+    def interfaces(self) -> tuple[ir.Model, ir.Model]:
+        """Inputs and outputs, before and after."""
+
+    def record(self, sites: Sequence[LatentAttentionSite]) -> None:
+        """Write into the copy what was done to it."""
+
+    def original(self) -> Any:
+        """The model as it came, to be verified against."""
+
+    def result(self) -> Any:
+        """The copy, as a model of the kind that came."""
+
+
+def subject(model: ModelLike) -> Subject:
+    """Open a model of any kind.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    if is_program(model):
+        from mla_opt.programs.subject import ProgramSubject
+
+        return ProgramSubject(model)
+    return OnnxSubject(model)
+
+
+class OnnxSubject:
+    """An ONNX file, proto or graph."""
+
+    def __init__(self, model: str | PathLike[str] | onnx.ModelProto | ir.Model) -> None:
+        self._given = model
+        self._before = load(model)
+        self._after = self._before.clone()
+        self._graph = OnnxGraph(self._after)
+
+    @property
+    def graph(self) -> Graph:
+        """The adapter as the protocol: its values are the protocol's opaque handles."""
+        return cast(Graph, self._graph)
+
+    @property
+    def has_content(self) -> bool:
+        """A file without its weights is refused when it is read."""
+        return True
+
+    def check(self, options: Options) -> None:
+        """Every option is for ONNX."""
+
+    def file(self) -> ModelFile | None:
+        """Hash and size of the file."""
+        if not isinstance(self._given, str | PathLike):
+            return None
+        return describe(model_files(Path(self._given), self._before), self._before)
+
+    def interfaces(self) -> tuple[ir.Model, ir.Model]:
+        """Both models."""
+        return self._before, self._after
+
+    def record(self, sites: Sequence[LatentAttentionSite]) -> None:
+        """Write it into the model's metadata."""
+        metadata.record(self._after.metadata_props, sites, self._is_stored)
+
+    def _is_stored(self, value: Value) -> bool:
+        return value.name in self._after.graph.initializers
+
+    def original(self) -> Any:
+        """The path, where there is one: runtimes load it as it is."""
+        return Path(self._given) if isinstance(self._given, str | PathLike) else self._before
+
+    def result(self) -> ir.Model:
+        """The graph."""
+        return self._after
+
+
+def load(model: str | PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
+    """The model as onnx_ir; files are checked, and read lazily.
+
+    Raises:
+        InputError: the file cannot be used.
+    """
+    if isinstance(model, ir.Model):
+        return model
+    if isinstance(model, onnx.ModelProto):
+        return ir.from_proto(model)
+    return read_model(Path(model))

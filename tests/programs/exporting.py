@@ -1,0 +1,83 @@
+"""Programs of torch.export for the tests: made once per process and kept."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from tests.exports.exporters import _dynamic_shapes, example_inputs, flat_model
+from tests.exports.families import FAMILIES
+from tests.exports.feeds import past_feeds, token_feeds
+from tests.exports.flat import FlatCausalLM
+from tests.exports.patches import patches_for
+from tests.exports.spec import ExportSpec
+
+#: Batch, new tokens and past; the last two take the expanded branch and begin without a past.
+SIZES = ((2, 5, 11), (1, 1, 7), (3, 1, 20), (1, 60, 4), (2, 6, 0))
+STATELESS = ((2, 5, 0), (1, 9, 0), (3, 40, 0))
+
+
+@functools.cache
+def model(
+    family: str, attention: str = "sdpa", cache: bool = True, dtype: str = "float32"
+) -> FlatCausalLM:
+    return flat_model(ExportSpec(family, attention=attention, cache=cache, dtype=dtype))
+
+
+@functools.cache
+def program(
+    family: str, attention: str = "sdpa", cache: bool = True, dtype: str = "float32"
+) -> torch.export.ExportedProgram:
+    flat = model(family, attention, cache, dtype)
+    return exported(flat, family, dtype)
+
+
+def exported(flat: FlatCausalLM, family: str, dtype: str) -> torch.export.ExportedProgram:
+    with torch.no_grad(), patches_for(FAMILIES[family].model_type):
+        return torch.export.export(
+            flat, _inputs(flat, dtype), dynamic_shapes=_dynamic_shapes(flat)
+        )
+
+
+def _inputs(flat: FlatCausalLM, dtype: str) -> tuple[torch.Tensor, ...]:
+    kept = dtype if dtype != "bfloat16" else "float32"
+    return _cast(example_inputs(flat, kept), dtype)
+
+
+def arguments(
+    flat: FlatCausalLM, sizes: tuple[int, int, int], dtype: str = "float32"
+) -> tuple[torch.Tensor, ...]:
+    """Arguments for B, S and P, row 0 padded on the left."""
+    batch, query, past = sizes
+    feeds = token_feeds(batch, query, past, left_padding=min(2, past), vocab=97, seed=3)
+    feeds |= past_feeds(flat.layout, batch, past, dtype="float32", seed=1)
+    return _cast(tuple(torch.from_numpy(feeds[name]) for name in flat.input_names), dtype)
+
+
+def _cast(tensors: tuple[torch.Tensor, ...], dtype: str) -> tuple[torch.Tensor, ...]:
+    kind = getattr(torch, dtype)
+    return tuple(each.to(kind) if each.is_floating_point() else each for each in tensors)
+
+
+def error(one: Any, other: Any) -> float:
+    """The largest difference, relative to the spread of each output."""
+    with torch.no_grad():
+        pairs = zip(one, other, strict=True)
+        return max(float((a.float() - b.float()).abs().max() / a.float().std()) for a, b in pairs)
+
+
+def worst_error(
+    flat: FlatCausalLM,
+    candidate: Any,
+    sizes: tuple[tuple[int, int, int], ...] | None = None,
+    dtype: str = "float32",
+) -> float:
+    """How far a callable is from the model itself, over several sizes."""
+    errors = []
+    for each in sizes or (SIZES if flat.layout else STATELESS):
+        given = arguments(flat, each, dtype)
+        with torch.no_grad():
+            errors.append(error(flat(*given), candidate(*given)))
+    return max(errors)

@@ -1,0 +1,123 @@
+"""What comes out: a program like the one that went in, in every way that its users notice."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import mla_opt
+from tests.programs import exporting
+
+
+@pytest.fixture(scope="module")
+def program():
+    return exporting.program("deepseek_v3")
+
+
+@pytest.fixture(scope="module")
+def optimized(program):
+    return mla_opt.optimize(program, verify=False).model
+
+
+def test_absorbed_weights_are_in_the_state_dict_and_unused_ones_are_gone(program, optimized):
+    new = set(optimized.state_dict) - set(program.state_dict)
+    gone = set(program.state_dict) - set(optimized.state_dict)
+    layers = ("layers.0.self_attn", "layers.1.self_attn")
+    assert new == {f"{layer}.mla.{name}" for layer in layers for name in ("w_uk", "w_uv")}
+    assert gone == {f"model.model.{layer}.kv_b_proj.weight" for layer in layers}
+    kept = set(program.state_dict) & set(optimized.state_dict)
+    assert all(optimized.state_dict[name] is program.state_dict[name] for name in kept)
+
+
+def test_it_is_called_as_before_and_keeps_its_dynamic_shapes(program, optimized):
+    before, after = program.graph_signature, optimized.graph_signature
+    assert after.user_inputs == before.user_inputs
+    assert optimized.call_spec == program.call_spec
+    assert optimized.range_constraints == program.range_constraints
+    assert exporting.worst_error(exporting.model("deepseek_v3"), optimized.module()) < 5e-5
+
+
+def test_the_program_that_went_in_is_not_changed(program):
+    code = program.graph_module.code
+    mla_opt.optimize(program, verify=False)
+    assert program.graph_module.code == code
+    assert "latent_attention" not in code
+
+
+def test_saved_and_loaded_it_can_still_be_verified(program, optimized):
+    file = io.BytesIO()
+    torch.export.save(optimized, file)
+    file.seek(0)
+    report = mla_opt.verify(program, torch.export.load(file))
+    assert report.passed, report.failures
+    assert [control.detected for control in report.controls] == [True, True, True]
+
+
+def test_a_packed_cache_is_given_and_returned_by_name(program):
+    result = mla_opt.optimize(program, cache="packed")
+    assert result.report.verification["passed"]
+    changed = {change.before.name for change in result.report.interface_changes if change.before}
+    assert {"past_0", "past_1", "past_2", "past_3"} <= changed
+    flat = exporting.model("deepseek_v3")
+    *tokens, keys, values, more_keys, more_values = exporting.arguments(flat, (2, 3, 6))
+    outputs = result.model.module()(
+        input_ids=tokens[0],
+        attention_mask=tokens[1],
+        position_ids=tokens[2],
+        past_latent=torch.cat([keys, values], -1),
+        past_latent_2=torch.cat([more_keys, more_values], -1),
+    )
+    assert outputs["output_latent"].shape == (2, 1, 9, 56)
+
+
+def test_portable_programs_need_nothing_of_this_package(program, tmp_path):
+    result = mla_opt.optimize(program, target="portable")
+    assert result.report.verification["passed"]
+    torch.export.save(result.model, tmp_path / "portable.pt2")
+    code = f"""
+        import sys, torch
+        program = torch.export.load({str(tmp_path / "portable.pt2")!r})
+        program.module()
+        assert "mla_opt" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_graph_modules_of_torch_export(program):
+    module = program.module()
+    result = mla_opt.optimize(module)
+    assert isinstance(result.model, torch.fx.GraphModule)
+    assert result.report.verification["passed"]
+    assert exporting.worst_error(exporting.model("deepseek_v3"), result.model) < 5e-5
+    names = dict(result.model.named_parameters())
+    assert "layers.0.self_attn.mla.w_uk" in names
+    assert not [name for name in names if "kv_b_proj" in name]
+
+
+@pytest.mark.parametrize("absorb", ["fold", "none"])
+def test_other_forms(program, absorb):
+    result = mla_opt.optimize(program, absorb=absorb)
+    assert result.report.verification["passed"]
+    assert {site.form for site in result.report.sites} == {absorb}
+
+
+def test_it_compiles_ahead_of_time_and_in_time(optimized, tmp_path):
+    flat = exporting.model("deepseek_v3")
+    sizes = ((2, 5, 11), (1, 60, 4))
+    package = torch._inductor.aoti_compile_and_package(
+        optimized, package_path=str(tmp_path / "model.pt2")
+    )
+    assert exporting.worst_error(flat, torch._inductor.aoti_load_package(package), sizes) < 5e-5
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(("family", "attention"), [("deepseek_v3", "sdpa"), ("minicpm3", "eager")])
+def test_compiled_programs(family, attention):
+    optimized = mla_opt.optimize(exporting.program(family, attention), verify=False).model
+    compiled = torch.compile(optimized.module(), dynamic=True)
+    assert exporting.worst_error(exporting.model(family, attention), compiled) < 5e-5

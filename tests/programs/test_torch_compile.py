@@ -1,0 +1,46 @@
+"""``torch.compile(model, backend="mla_opt")``."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+import mla_opt.torch_backend
+from tests.programs import exporting
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_steps_of_a_growing_cache_are_compiled_once(caplog):
+    caplog.set_level(logging.INFO, logger="mla_opt")
+    flat = exporting.model("deepseek_v3")
+    compiled = torch.compile(flat, backend="mla_opt")
+    sizes = tuple((1, 1, past) for past in (7, 8, 9, 15))
+    assert exporting.worst_error(flat, compiled, sizes) < 5e-5
+    rewritten = [each for each in caplog.messages if "absorbed and fused" in each]
+    assert 1 <= len(rewritten) <= 2  # fixed sizes first, then any past
+
+
+def test_a_graph_without_latent_attention_passes_through(caplog):
+    caplog.set_level(logging.INFO, logger="mla_opt")
+    layer = torch.nn.Linear(5, 3)
+    compiled = torch.compile(layer, backend="mla_opt")
+    given = torch.randn(2, 5)
+    with torch.no_grad():
+        assert torch.allclose(compiled(given), layer(given))
+    assert "absorbed and fused" not in caplog.text or "0 latent" in caplog.text
+
+
+def test_a_graph_that_records_gradients_passes_through_and_says_so(caplog):
+    layer = torch.nn.Linear(5, 3)
+    compiled = torch.compile(layer, backend="mla_opt")
+    compiled(torch.randn(2, 5)).sum().backward()
+    assert layer.weight.grad is not None
+    assert "records gradients" in caplog.text
