@@ -33,6 +33,9 @@ MLA_OPT_PUBLIC int mla_opt_cuda_latent_attention_launch(
     const struct mla_opt_latent_attention* problem, int multiprocessors, void* workspace,
     size_t workspace_size, void* stream, struct mla_opt_failure* failure);
 
+/* Multiprocessors of the current device; 0 when no device can be used. */
+MLA_OPT_PUBLIC int mla_opt_cuda_multiprocessors(void);
+
 /* The architectures whose code this library holds, as nvcc names them: "80 86 89 90 100 120". */
 MLA_OPT_PUBLIC const char* mla_opt_cuda_architectures(void);
 

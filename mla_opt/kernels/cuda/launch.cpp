@@ -83,6 +83,8 @@ int mla_opt_cuda_latent_attention_launch(const mla_opt_latent_attention* problem
              : 1;
 }
 
+int mla_opt_cuda_multiprocessors(void) { return mla_opt::cuda::multiprocessors_of_device(); }
+
 const char* mla_opt_cuda_architectures(void) { return MLA_OPT_CUDA_ARCHITECTURES; }
 
 int mla_opt_cuda_abi_version(void) { return 1; }

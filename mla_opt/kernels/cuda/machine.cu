@@ -81,6 +81,15 @@ int current_architecture(const Problem& p, mla_opt_failure& failure) {
   return architecture;
 }
 
+int multiprocessors_of_device() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess)
+    return count;
+  cudaGetLastError();
+  return 0;
+}
+
 bool start_attend(const Problem& p, Width width, const Arguments& arguments, const Grid& grid,
                   void* stream, mla_opt_failure& failure) {
   return start("the attention cannot be started", attend_kernel_for(p, width), grid, stream,

@@ -17,6 +17,9 @@ struct Grid {
 // device; 0 with a filled failure when there is no device or no code for it.
 int current_architecture(const Problem& problem, mla_opt_failure& failure);
 
+// Of the current device; 0 when no device can be used.
+int multiprocessors_of_device();
+
 // Each starts one kernel. False with a filled failure when it could not be started.
 bool start_attend(const Problem& problem, Width width, const Arguments& arguments, const Grid& grid,
                   void* stream, mla_opt_failure& failure);

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from tests.kernels.cuda.problems import Arrays, Case, expected, operands, proble
 NATIVE = Path(__file__).parent / "native"
 SOURCES = [*sorted((HOME / "cuda").glob("*.cpp")), *sorted(NATIVE.glob("*.cpp"))]
 OPTIONS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+# As in native/emulator.h.
+SABOTAGE = ("nothing", "block barrier", "group barrier", "wait")
 PLAN = ("rows", "keys", "stages", "warps", "row_tiles", "splits", "blocks", "shared", "workspace")
 
 
@@ -52,6 +56,15 @@ class Emulator:
     def become(self, architecture: int, seed: int) -> None:
         """Be this architecture from now on; ``seed`` starts the order in which things happen."""
         self._extra.mla_opt_emulate(ctypes.c_int(architecture), ctypes.c_uint64(seed))
+
+    @contextlib.contextmanager
+    def broken(self, what: str) -> Iterator[None]:
+        """Something of the machine does not work inside."""
+        self._extra.mla_opt_sabotage(SABOTAGE.index(what))
+        try:
+            yield
+        finally:
+            self._extra.mla_opt_sabotage(0)
 
     def plan(self, problem: CudaProblem, architecture: int, multiprocessors: int) -> dict[str, int]:
         numbers = (ctypes.c_int64 * len(PLAN))()

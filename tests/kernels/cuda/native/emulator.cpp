@@ -54,6 +54,12 @@ struct Machine {
 };
 
 thread_local Machine* machine = nullptr;
+Sabotage broken = Sabotage::kNothing;
+
+bool is_broken(const Request& request) {
+  if (request.operation != Operation::kBarrier) return false;
+  return broken == (request.barrier == 0 ? Sabotage::kBlockBarrier : Sabotage::kGroupBarrier);
+}
 
 [[noreturn]] void illegal(const std::string& what) {
   std::fprintf(stderr, "emulator: %s (block %d, thread %d)\n", what.c_str(), machine->block.index,
@@ -239,7 +245,10 @@ int thread_index() { return machine->current->index; }
 
 const Block& block() { return machine->block; }
 
+void set_sabotage(Sabotage sabotage) { broken = sabotage; }
+
 void await(const Request& request) {
+  if (is_broken(request)) return;
   Thread* self = machine->current;
   self->request = request;
   swapcontext(&self->context, &machine->scheduler);
@@ -267,6 +276,8 @@ void commit_copies() {
 
 void wait_for_copies(int newest) {
   Thread& self = *machine->current;
+  // One group less than asked for; what waits for all, at the end, still does.
+  if (broken == Sabotage::kWait && newest > 0) ++newest;
   while (self.groups.size() > static_cast<size_t>(newest)) {
     for (const Copy& copy : self.groups.front()) land(copy);
     self.groups.pop_front();

@@ -30,6 +30,10 @@ struct Request {
   int threads = 0;
 };
 
+// What is broken on purpose, to see that it is noticed.
+enum class Sabotage : int { kNothing, kBlockBarrier, kGroupBarrier, kWait };
+void set_sabotage(Sabotage sabotage);
+
 struct Block {
   int index;
   int count;

@@ -43,6 +43,8 @@ bool start(const Grid& grid, const std::function<void()>& kernel, mla_opt_failur
 
 int current_architecture(const Problem&, mla_opt_failure&) { return architecture; }
 
+int multiprocessors_of_device() { return 1; }
+
 bool start_attend(const Problem& p, Width width, const Arguments& arguments, const Grid& grid, void*,
                   mla_opt_failure& failure) {
   const AttendBlock attend_block = block_for(p, width, memory_of(architecture));
@@ -67,6 +69,11 @@ bool start_write_cache(const Arguments& arguments, const Grid& grid, void*,
 extern "C" MLA_OPT_PUBLIC void mla_opt_emulate(int architecture, uint64_t seed) {
   mla_opt::cuda::architecture = architecture;
   mla_opt::cuda::seed = seed;
+}
+
+// For tests: breaks something from now on; 0: nothing.
+extern "C" MLA_OPT_PUBLIC void mla_opt_sabotage(int what) {
+  mla_opt::emulator::set_sabotage(static_cast<mla_opt::emulator::Sabotage>(what));
 }
 
 // For tests: the plan of a problem: tile rows, keys, stages, warps; row tiles, splits, blocks,
