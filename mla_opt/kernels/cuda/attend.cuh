@@ -9,6 +9,7 @@
 #pragma once
 
 #include "rows.cuh"
+#include "warpgroups.cuh"
 
 namespace mla_opt::cuda {
 
@@ -17,7 +18,8 @@ struct Config {
   using Element = Element_;
   static constexpr int kRank = kRank_, kRope = kRope_, kColumns = kRank + kRope;
   static constexpr Tile kTile = tile_of(kWidth_, kMemory_);
-  static constexpr Layout kLayout = layout_of(kTile, kRank, kRope);
+  static constexpr Layout kLayout = layout_of(kWidth_, kTile, kRank, kRope);
+  static constexpr bool kSwizzled = kWidth_ == Width::kWarpgroups;
   static constexpr int kWarpsPerRows = kTile.warps_per_rows();
   static constexpr int kWarpKeys = kTile.keys / kWarpsPerRows;  // of the scores, for one warp
   static constexpr int kWarpDims = kRank / kWarpsPerRows;       // of the output, for one warp
@@ -25,22 +27,16 @@ struct Config {
   // Sums of one score that do not wait for each other.
   static constexpr int kChains = kKeyTiles == 1 ? 2 : 1;
 
-  static_assert(kWarpKeys == 8 || kWarpKeys == 16, "one load of four matrices");
+  static_assert(kSwizzled || kWarpKeys == 8 || kWarpKeys == 16, "one load of four matrices");
   static_assert(kColumns % 32 == 0 && kWarpDims % 16 == 0 && kTile.keys % 16 == 0, "whole loads");
-};
-
-// What a thread is to its block.
-struct Place {
-  int warp;
-  int lane;
-  int row_group;  // 16 query rows
-  int part;       // which keys, and which dims, of those rows
 };
 
 template <class C>
 MLA_OPT_DEVICE Place place_of_thread() {
-  const int warp = thread_index() / 32;
-  return {warp, thread_index() % 32, warp / C::kWarpsPerRows, warp % C::kWarpsPerRows};
+  const int warp = thread_index() / 32, lane = thread_index() % 32;
+  // The four warps of a warpgroup have 16 rows each.
+  if (C::kSwizzled) return {warp, lane, warp % 4, warp / 4};
+  return {warp, lane, warp / C::kWarpsPerRows, warp % C::kWarpsPerRows};
 }
 
 // The two rows of a fragment that a thread has numbers of, as rows of its sequence.
@@ -56,16 +52,25 @@ struct Softmax {
 
 // ---- loads ----------------------------------------------------------------------------------------
 
-// Starts copying one row, 16 bytes for each lane at a time.
+// Address of 16 bytes of a row, in a tile of `rows` rows.
 template <class C>
-MLA_OPT_DEVICE void copy_row(uint32_t to, const LatentRow& row, int lane, bool is_real) {
+MLA_OPT_DEVICE uint32_t chunk_address(uint32_t tile, int rows, int row, int chunk) {
+  if (!C::kSwizzled) return tile + row * C::kLayout.row_bytes + 16 * chunk;
+  return tile + chunk / 8 * rows * kSwizzledRow + row * kSwizzledRow + (chunk % 8 ^ row % 8) * 16;
+}
+
+// Starts copying one row into a tile, 16 bytes for each lane at a time.
+template <class C>
+MLA_OPT_DEVICE void copy_row(uint32_t tile, int rows, int row, const LatentRow& from, int lane,
+                             bool is_real) {
   MLA_OPT_UNROLL
   for (int first = 0; first < C::kColumns / 8; first += 32) {
     const int chunk = first + lane;
     if (chunk >= C::kColumns / 8) break;
     const bool in_c_kv = chunk < C::kRank / 8;
-    const char* from = in_c_kv ? row.c_kv + 16 * chunk : row.k_pe + 16 * (chunk - C::kRank / 8);
-    copy_async(to + 16 * chunk, from, is_real);
+    const char* source =
+        in_c_kv ? from.c_kv + 16 * chunk : from.k_pe + 16 * (chunk - C::kRank / 8);
+    copy_async(chunk_address<C>(tile, rows, row, chunk), source, is_real);
   }
 }
 
@@ -76,8 +81,7 @@ MLA_OPT_DEVICE void load_query(const Arguments& a, const Sequence& s, const Plac
     const bool is_real = first + row < row_count(a);
     const int64_t offset = is_real ? row_offset(a, s, first + row, C::kColumns) : 0;
     const char* from = static_cast<const char*>(a.query) + 2 * offset;
-    copy_row<C>(shared + row * C::kLayout.row_bytes, {from, from + 2 * C::kRank}, place.lane,
-                is_real);
+    copy_row<C>(shared, C::kTile.rows, row, {from, from + 2 * C::kRank}, place.lane, is_real);
   }
 }
 
@@ -90,7 +94,7 @@ MLA_OPT_DEVICE void load_keys(const Arguments& a, const Sequence& s, const Place
     const int row = place.warp + i * C::kTile.warps;
     const bool is_real = first + row < end;
     const LatentRow from = row_of_key<C::kRank, C::kRope>(a, s, is_real ? first + row : first);
-    copy_row<C>(stage + row * C::kLayout.row_bytes, from, place.lane, is_real);
+    copy_row<C>(stage, C::kTile.keys, row, from, place.lane, is_real);
   }
 }
 
@@ -133,6 +137,15 @@ MLA_OPT_DEVICE void multiply_keys(uint32_t query, uint32_t rows, int lane,
       scores[tile][i] = sums[0][tile][i];
       if constexpr (C::kChains == 2) scores[tile][i] += sums[1][tile][i];
     }
+}
+
+// The scores of a warp; before them, `load` starts the copies of a later tile.
+template <class C, class Load>
+MLA_OPT_DEVICE void scores_of_warp(uint32_t shared, uint32_t latent, const Place& place,
+                                   const Load& load, float (&scores)[C::kKeyTiles][4]) {
+  load();
+  multiply_keys<C>(shared + 16 * place.row_group * C::kLayout.row_bytes,
+                   latent + place.part * C::kWarpKeys * C::kLayout.row_bytes, place.lane, scores);
 }
 
 // sums [16, kWarpDims] += weights [16, keys] @ c_kv [keys, kWarpDims].
@@ -228,6 +241,12 @@ MLA_OPT_DEVICE void exponentials(const float (&maximum)[2], float (&scores)[C::k
 }
 
 template <class C>
+MLA_OPT_DEVICE uint32_t weight_address(uint32_t weights, int row, int key) {
+  if (!C::kSwizzled) return weights + row * C::kLayout.weight_row_bytes + 2 * key;
+  return weights + row * kSwizzledRow + (key / 8 ^ row % 8) * 16 + key % 8 * 2;
+}
+
+template <class C>
 MLA_OPT_DEVICE void store_weights(uint32_t weights, const Place& place,
                                   const float (&scores)[C::kKeyTiles][4]) {
   const int row = 16 * place.row_group + place.lane / 4;
@@ -235,8 +254,7 @@ MLA_OPT_DEVICE void store_weights(uint32_t weights, const Place& place,
   for (int tile = 0; tile < C::kKeyTiles; ++tile)
     MLA_OPT_UNROLL
     for (int i = 0; i < 2; ++i)
-      store_shared(weights + (row + 8 * i) * C::kLayout.weight_row_bytes +
-                       2 * key_in_tile<C>(place, tile, 0),
+      store_shared(weight_address<C>(weights, row + 8 * i, key_in_tile<C>(place, tile, 0)),
                    pack(typename C::Element{}, scores[tile][2 * i], scores[tile][2 * i + 1]));
 }
 
@@ -254,8 +272,18 @@ MLA_OPT_DEVICE void rescale(const float (&factor)[2], float (&sums)[C::kDimTiles
     for (int i = 0; i < 4; ++i) sums[tile][i] *= factor[i / 2];
 }
 
-// Scores become weights in shared memory; the sums so far follow the maximum. Two barriers of the
-// row group: after the second, all weights of its rows are there.
+// After this, all weights are there for who reads them: warps their own rows, warpgroups all.
+template <class C>
+MLA_OPT_DEVICE void weights_barrier(const Place& place) {
+  if constexpr (C::kSwizzled) {
+    show_to_async();
+    block_barrier();
+  } else {
+    row_group_barrier<C>(place);
+  }
+}
+
+// Scores become weights in shared memory; the sums so far follow the maximum.
 template <class C>
 MLA_OPT_DEVICE void weigh(uint32_t shared, const Place& place, float (&scores)[C::kKeyTiles][4],
                           Softmax& softmax, float (&sums)[C::kDimTiles][4]) {
@@ -286,7 +314,7 @@ MLA_OPT_DEVICE void weigh(uint32_t shared, const Place& place, float (&scores)[C
   exponentials<C>(subtracted, scores, softmax.sum);
   store_weights<C>(shared + C::kLayout.weights, place, scores);
   rescale<C>(factor, sums);
-  row_group_barrier<C>(place);
+  weights_barrier<C>(place);
 }
 
 // ---- results --------------------------------------------------------------------------------------
@@ -408,8 +436,7 @@ MLA_OPT_DEVICE OwnRows own_rows(const Arguments& a, const Sequence& s, const Pla
 
 template <class C>
 MLA_OPT_DEVICE uint32_t stage_of(uint32_t shared, int tile) {
-  return shared + C::kLayout.latent +
-         tile % C::kTile.stages * (C::kTile.keys * C::kLayout.row_bytes);
+  return shared + C::kLayout.latent + tile % C::kTile.stages * C::kLayout.stage;
 }
 
 // All keys of a block, tile by tile.
@@ -432,22 +459,28 @@ MLA_OPT_DEVICE void attend_to_keys(const Arguments& a, const Sequence& s, const 
   for (int tile = 0; tile < stages - 1; ++tile) load(tile);
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies<stages - 2>();
+    if constexpr (C::kSwizzled) show_to_async();
     // This tile is there for all, and all are done with the one before, whose place comes next.
     block_barrier();
-    load(tile + stages - 1);
     const uint32_t latent = stage_of<C>(shared, tile);
     const int first_key = keys.first + tile * size;
-    float scores[C::kKeyTiles][4];
-    multiply_keys<C>(shared + 16 * place.row_group * C::kLayout.row_bytes,
-                     latent + place.part * C::kWarpKeys * C::kLayout.row_bytes, place.lane, scores);
+    const auto load_later = [&] { load(tile + stages - 1); };
+    float scores[C::kKeyTiles][4] = {};
+    if constexpr (C::kSwizzled)
+      scores_of_warpgroup<C>(shared, latent, place, load_later, scores);
+    else
+      scores_of_warp<C>(shared, latent, place, load_later, scores);
     MLA_OPT_UNROLL
     for (int i = 0; i < 4 * C::kKeyTiles; ++i) scores[i / 4][i % 4] *= a.scale;
     if (a.bias_kind != BiasKind::kNone || first_key + size > visible_to_all)
       mask<C>(a, place, rows, first_key, scores);
     weigh<C>(shared, place, scores, softmax, sums);
-    multiply_values<C>(
-        shared + C::kLayout.weights + 16 * place.row_group * C::kLayout.weight_row_bytes,
-        latent + 2 * place.part * C::kWarpDims, place.lane, sums);
+    if constexpr (C::kSwizzled)
+      add_values_of_warpgroup<C>(shared + C::kLayout.weights, latent, place, sums);
+    else
+      multiply_values<C>(
+          shared + C::kLayout.weights + 16 * place.row_group * C::kLayout.weight_row_bytes,
+          latent + 2 * place.part * C::kWarpDims, place.lane, sums);
   }
   wait_for_copies<0>();
 }
@@ -464,7 +497,9 @@ MLA_OPT_DEVICE void attend(const Arguments& a) {
   const int last = first + C::kTile.rows < row_count(a) ? first + C::kTile.rows - 1
                                                         : row_count(a) - 1;
   const Keys keys = keys_of_split(visible_keys(a, s, last), split, a.splits, C::kTile.keys);
-  const uint32_t shared = shared_start();
+  uint32_t shared = shared_start();
+  if (C::kSwizzled)
+    shared = (shared + kSwizzledAlignment - 1) / kSwizzledAlignment * kSwizzledAlignment;
   if (a.appends && row_tile == 0) append<C>(a, s, place, split);
 
   Softmax softmax{{minus_infinity(), minus_infinity()}, {}};

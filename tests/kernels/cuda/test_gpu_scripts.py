@@ -22,7 +22,7 @@ RATES = benchmark.Rates(copy=4e12, product=8e14)
 
 @pytest.fixture
 def runner(emulator, monkeypatch):
-    emulator.become(90, 0)
+    emulator.become("90", 0)
     monkeypatch.setattr(peers, "available", dict)
     return Runner(Device(os.fspath(emulator.library.path)), emulator.library)
 
