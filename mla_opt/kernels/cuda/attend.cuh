@@ -5,7 +5,8 @@
 //                            weights = exp(scores - max)  exchanged through shared memory
 //                            sums += weights @ c_kv       warps share the dims
 //
-// While one tile is computed with, copies of the next ones are under way (cp.async).
+// While one tile is computed with, copies of the next ones are under way (cp.async). The products are
+// made by warps (below), or on Hopper by warpgroups (warpgroups.cuh); all else is the same.
 #pragma once
 
 #include "rows.cuh"
