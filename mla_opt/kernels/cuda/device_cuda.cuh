@@ -6,6 +6,7 @@
 
 #define MLA_OPT_DEVICE __device__ __forceinline__
 #define MLA_OPT_UNROLL _Pragma("unroll")
+#define MLA_OPT_UNROLL_4 _Pragma("unroll 4")
 
 namespace mla_opt::cuda {
 

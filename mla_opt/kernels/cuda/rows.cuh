@@ -6,14 +6,6 @@
 
 namespace mla_opt::cuda {
 
-// What a thread is to its block.
-struct Place {
-  int warp;
-  int lane;
-  int row_group;  // 16 query rows
-  int part;       // which keys, and which dims, of those rows
-};
-
 // One sequence of a launch, with the lengths that only the device knows.
 struct Sequence {
   int index;

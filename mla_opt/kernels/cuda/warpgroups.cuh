@@ -5,7 +5,7 @@
 // half the dims.
 #pragma once
 
-#include "rows.cuh"
+#include "config.cuh"
 
 namespace mla_opt::cuda {
 

@@ -62,6 +62,7 @@ CASES = {
     "splits": LONG,
     "splits, sink": LONG.but(sink=True, heads=33),
     "splits, in place": LONG.but(lengths=(0, 5, 690), query_len=2, causal=True, sink=True),
+    "splits, mostly without keys": LONG.but(lengths=(30, 0), capacity=900, sink=True),
     "splits, bias": LONG.but(bias="boolean", query_len=2),
     "splits, 256 + 32": LONG.but(rank=256, rope=32),
 }

@@ -12,6 +12,7 @@
 
 #define MLA_OPT_DEVICE inline
 #define MLA_OPT_UNROLL
+#define MLA_OPT_UNROLL_4
 
 namespace mla_opt::cuda {
 
