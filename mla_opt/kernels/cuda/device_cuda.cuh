@@ -73,6 +73,9 @@ MLA_OPT_DEVICE float exchange_xor(float value, int lanes) {
   return __shfl_xor_sync(0xffffffffu, value, lanes);
 }
 
+// Whether it holds for any lane.
+MLA_OPT_DEVICE bool any_of_warp(bool value) { return __any_sync(0xffffffffu, value) != 0; }
+
 // ---- matrices -------------------------------------------------------------------------------------
 
 // Four 8 x 8 matrices of 16-bit numbers; lanes 8 i to 8 i + 7 give the addresses of matrix i's rows.

@@ -149,7 +149,8 @@ MLA_OPT_DEVICE void weigh(uint32_t shared, const Place& place, float (&scores)[C
   }
   exponentials<C>(subtracted, scores, softmax.sum);
   store_weights<C>(shared + C::kLayout.weights, place, scores);
-  rescale<C>(factor, sums);
+  // After a few tiles the maxima seldom change.
+  if (any_of_warp(factor[0] != 1.0f || factor[1] != 1.0f)) rescale<C>(factor, sums);
   weights_barrier<C>(place);
 }
 

@@ -71,6 +71,12 @@ inline float exchange_xor(float value, int lanes) {
   return value;
 }
 
+inline bool any_of_warp(bool value) {
+  float found = value ? 1.0f : 0.0f;
+  for (int lanes = 1; lanes < 32; lanes *= 2) found = std::fmax(found, exchange_xor(found, lanes));
+  return found != 0.0f;
+}
+
 inline void load_matrices(uint32_t address, uint32_t (&matrix)[4]) {
   emulator::Request request;
   request.operation = emulator::Operation::kLoad;
