@@ -158,6 +158,10 @@ class CudaLibrary:
             ctypes.POINTER(_Failure),
         )
 
+    def multiprocessors(self) -> int:
+        """Return how many the current device has; 0 when no device can be used."""
+        return int(self._library.mla_opt_cuda_multiprocessors())
+
     @property
     def architectures(self) -> tuple[str, ...]:
         """The architectures whose code it holds, as nvcc names them: ``("80", "90")``."""
@@ -165,7 +169,10 @@ class CudaLibrary:
         return tuple(names.decode().split())
 
     def workspace_bytes(self, problem: CudaProblem, multiprocessors: int) -> int:
-        """Return the bytes of device memory that a launch of ``problem`` needs."""
+        """Return the bytes of device memory that a launch of ``problem`` needs.
+
+        It does for smaller problems and fewer multiprocessors too; 0: for up to 192 of them.
+        """
         function = self._library.mla_opt_cuda_latent_attention_workspace
         return int(function(ctypes.byref(problem), multiprocessors))
 

@@ -11,6 +11,9 @@ import sys
 import types
 from pathlib import Path
 
+if importlib.util.find_spec("ml_dtypes") is None:
+    raise ImportError("tests.gpu needs ml_dtypes, NumPy's bfloat16: carry its wheel along")
+
 
 def _without_onnx() -> None:
     """Let the reference be imported where ONNX, which the rest of its package needs, is not."""

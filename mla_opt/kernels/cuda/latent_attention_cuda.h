@@ -17,9 +17,9 @@ extern "C" {
 #endif
 
 /* Bytes of device memory that a launch of this problem needs, on any device with this number of
- * multiprocessors; 0 for a problem without a kernel. Reads only types and sizes: no address, no
- * device. Enough for every problem whose batch, heads, query_len, new_len and cache_len are no
- * larger. */
+ * multiprocessors or fewer; where it is 0, not known yet, on any with up to 192. 0 for a problem
+ * without a kernel. Reads only types and sizes: no address, no device. Enough for every problem
+ * whose batch, heads, query_len, new_len and cache_len are no larger. */
 MLA_OPT_PUBLIC size_t mla_opt_cuda_latent_attention_workspace(
     const struct mla_opt_latent_attention* problem, int multiprocessors);
 

@@ -10,6 +10,8 @@ namespace {
 constexpr int64_t kWaves = 4;
 // More than this, and putting the parts together takes too long.
 constexpr int64_t kMostSplits = 256;
+// As many as no device has more of.
+constexpr int kUnknownMultiprocessors = 192;
 constexpr Memory kMemories[] = {Memory::kSmall, Memory::kMedium, Memory::kLarge};
 constexpr Width kWidths[] = {Width::kNarrow, Width::kWide, Width::kWarpgroups};
 
@@ -30,7 +32,7 @@ Width width_for(const Problem& p, Device device) {
 }
 
 int64_t slots_of(const Problem& p, Width width, int multiprocessors, Memory memory) {
-  return int64_t{std::max(multiprocessors, 1)} *
+  return int64_t{multiprocessors > 0 ? multiprocessors : kUnknownMultiprocessors} *
          blocks_per_multiprocessor(width, memory, static_cast<int>(p.kv_lora_rank),
                                    static_cast<int>(p.rope_dim));
 }

@@ -110,6 +110,7 @@ def test_without_a_gpu_the_launch_says_so(built):
     arrays = operands(case)
     made = results(case, arrays, expected(case, arrays))
     problem = problem_of(case, arrays, made, lambda array: array.ctypes.data)
+    assert library.multiprocessors() == 0
     assert library.workspace_bytes(problem, 132) > 0
     with pytest.raises(InputError, match=r"LatentAttention: no CUDA device can be used: .*cuda"):
         library.launch(problem, 132, 0, 0, 0)

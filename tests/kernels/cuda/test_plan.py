@@ -85,6 +85,16 @@ def test_workspace_of_a_larger_problem_does_for_a_smaller(emulator):
             assert plan["workspace"] <= bound
 
 
+def test_workspace_for_a_device_that_is_not_known_yet(emulator):
+    """A host may have to ask where there is no device, such as when an engine is built."""
+    unknown = emulator.library.workspace_bytes(shapes(heads=128), 0)
+    assert unknown == emulator.library.workspace_bytes(shapes(heads=128), 192)
+    for fewer in (1, 36, 132):
+        assert emulator.library.workspace_bytes(shapes(heads=128), fewer) <= unknown
+        plan = emulator.plan(shapes(heads=128), "90a", fewer)
+        assert plan["workspace"] <= unknown
+
+
 def test_workspace_is_bounded(emulator):
     """Whatever the shapes: parts are made only where blocks are few."""
     largest = shapes(heads=128, query_len=8192, batch=1024, cache_len=1 << 20)
