@@ -22,7 +22,7 @@ from mla_opt.events import Observer, PassFinished, PassStarted
 from mla_opt.graphs.onnx_graph import OnnxGraph
 from mla_opt.graphs.protocol import Graph
 from mla_opt.model_io import describe, model_files, read_model
-from mla_opt.options import Absorb, CacheType, Options, Target
+from mla_opt.options import Absorb, CacheType, Options, Phase, Target
 from mla_opt.pipeline import Pass, PassRecord, Pipeline
 from mla_opt.report.inspection import AttentionReport, InspectionReport
 from mla_opt.report.interface_changes import interface_changes
@@ -52,6 +52,8 @@ def optimize(
     prefill: PrefillForm = "auto",
     verify: bool = True,
     passes: Sequence[str] | None = None,
+    phase: Phase = "decode",
+    plugin: bool = True,
     allow_unmatched: bool = False,
     observer: Observer | None = None,
 ) -> OptimizeResult:
@@ -60,7 +62,8 @@ def optimize(
     Args:
         model: a path, a proto or a graph; it is not changed.
         target: ``onnxruntime`` puts the fused operator with its function body into the model,
-            ``portable`` standard operators only.
+            ``portable`` standard operators only, ``tensorrt`` makes the graph of one ``phase`` of
+            an engine, in opset 24, in place on caches of ``static:ROWS``.
         absorb: ``factored`` keeps W_UK and W_UV as two small matrices, the folded forms multiply
             them into their neighbours, ``auto`` asks the cost model, ``none`` only rebuilds the
             attention without what its exporter added.
@@ -69,6 +72,8 @@ def optimize(
         prefill: the form for long queries; ``auto`` chooses at run time.
         verify: run both models and compare before returning.
         passes: names of passes to run instead of the default ones.
+        phase: for ``tensorrt``, ``prefill`` of whole prompts or ``decode``.
+        plugin: for ``tensorrt``, whether the operator stays, for the plugin.
         allow_unmatched: return the model as it is if nothing matches.
         observer: told of every pass and every verification run.
 
@@ -77,10 +82,10 @@ def optimize(
         NothingMatchedError: no latent attention was found; carries the report.
         VerificationError: the result computes something else; carries the report.
     """
-    options = Options(target, absorb, cache, prefill, cache_type, passes)
+    options = Options(target, absorb, cache, prefill, cache_type, passes, phase, plugin)
     original = load(model)
-    optimized = original.clone()
-    graph = OnnxGraph(optimized)
+    optimized = _in_opset_of(target, original)
+    graph = OnnxGraph(optimized, adaptive=target != "tensorrt")
     with ThreadPoolExecutor(1) as aside:  # hashing a large file takes as long as the passes
         described = aside.submit(_file, model, original)
         records = options.pipeline().run(_view(graph), _narrate(observer))
@@ -129,6 +134,16 @@ def load(model: ModelLike) -> ir.Model:
     if isinstance(model, onnx.ModelProto):
         return ir.from_proto(model)
     return read_model(Path(model))
+
+
+def _in_opset_of(target: Target, original: ir.Model) -> ir.Model:
+    """A copy of the model, in an opset that has the target's operators."""
+    if target != "tensorrt":
+        return original.clone()
+    from mla_opt.engines.opset import at_least
+
+    raised = at_least(original)
+    return raised.clone() if raised is original else raised
 
 
 def _view(graph: OnnxGraph) -> Graph:
