@@ -44,7 +44,7 @@ BUILT_IN: dict[str, str] = {
     "add_prefill_branch": "AddPrefillBranch",
     "write_cache_in_place": "WriteCacheInPlace",
     "lower_to_standard_ops": "LowerToStandardOps",
-    "lower_to_tensorrt": "LowerToTensorRT",
+    "lower_to_tensorrt": "LowerToTensorrt",
     "clean_up": "CleanUp",
 }
 """Pass names and their classes, in pipeline order. Modules are imported when they are used."""

@@ -29,7 +29,7 @@ Phase = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
-class LowerToTensorRT(Pass):
+class LowerToTensorrt(Pass):
     """Lower every site for one ``phase``.
 
     Attributes:

@@ -6,7 +6,7 @@ import pytest
 from mla_opt.errors import InputError, PassError
 from mla_opt.passes.choose_form import ChooseForm
 from mla_opt.passes.compress_cache import CompressCache
-from mla_opt.passes.lower_to_tensorrt import LowerToTensorRT
+from mla_opt.passes.lower_to_tensorrt import LowerToTensorrt
 from mla_opt.passes.write_cache_in_place import WriteCacheInPlace
 from tests.graphs.latent_block import Block, build, feeds
 from tests.labels import label
@@ -34,7 +34,7 @@ def lowered(block: Block, phase: str = "decode", *, plugin: bool = True, absorb=
     run(graph, *EXTRACT, choose, CompressCache("static"), *FUSED)
     if phase == "decode":
         run(graph, WriteCacheInPlace(ROWS, "shapes"))
-    (result,) = run(graph, LowerToTensorRT(phase, plugin, ROWS))
+    (result,) = run(graph, LowerToTensorrt(phase, plugin, ROWS))
     run(graph, "clean_up")
     return graph, result
 
@@ -168,21 +168,21 @@ def test_an_older_opset_is_refused():
 def test_without_a_capacity():
     graph = graph_of(opset24())
     with pytest.raises(InputError, match="TensorRT needs the capacity"):
-        run(graph, LowerToTensorRT())
+        run(graph, LowerToTensorrt())
 
 
 def test_decode_needs_buffers():
     graph = graph_of(opset24())
     run(graph, *EXTRACT, ChooseForm(in_place=True), CompressCache("static"), *FUSED)
     with pytest.raises(PassError, match="run write_cache_in_place first"):
-        run(graph, LowerToTensorRT("decode", True, ROWS))
+        run(graph, LowerToTensorrt("decode", True, ROWS))
 
 
 def test_without_a_cache():
     graph = graph_of(opset24(cache="none"))
     run(graph, *EXTRACT, ChooseForm(in_place=True), CompressCache("static"), *FUSED)
     with pytest.raises(InputError, match="does not append to a cache of latent rows"):
-        run(graph, LowerToTensorRT("prefill", True, ROWS))
+        run(graph, LowerToTensorrt("prefill", True, ROWS))
 
 
 @pytest.mark.parametrize("bias", ["additive", "boolean"])
