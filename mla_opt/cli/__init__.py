@@ -1,4 +1,6 @@
-"""The command line: ``mla-opt optimize | inspect | verify | bench | demo``, one file per command.
+"""The command line: ``mla-opt optimize | inspect | verify | bench | build-kernels | demo``.
+
+One file per command.
 
 Modules here import only what ``--help`` needs; everything heavy is imported when a command runs.
 """

@@ -22,6 +22,8 @@ struct TypeAndShape;
 struct KernelInfo;
 struct KernelContext;
 struct ShapeInferContext;
+struct MemoryInfo;
+struct Allocator;
 
 using Function = void (*)();
 
@@ -46,6 +48,7 @@ enum Place : int {
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
   kGetTensorTypeAndShape = 65,
+  kAllocatorFree = 76,
   kKernelInfoGetAttributeFloat = 85,
   kKernelInfoGetAttributeInt64 = 86,
   kKernelContextGetInputCount = 88,
@@ -54,7 +57,12 @@ enum Place : int {
   kKernelContextGetOutput = 91,
   kReleaseStatus = 93,
   kReleaseTensorTypeAndShape = 99,
+  kReleaseAllocator = 132,
+  kKernelContextGetGPUComputeStream = 193,
+  kGetTensorMemoryInfo = 194,
+  kKernelContextGetAllocator = 253,
   kKernelContextParallelFor = 274,  // since 1.18
+  kKernelContextGetScratchBuffer = 277,  // since 1.18
 };
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };

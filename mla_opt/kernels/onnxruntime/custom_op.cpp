@@ -1,104 +1,15 @@
-// mla_opt::LatentAttention for ONNX Runtime's CPU: a custom operator library.
-#include <cstdio>
-#include <new>
+// mla_opt::LatentAttention for ONNX Runtime: a custom operator library. On the CPU; and, in the
+// library that `mla-opt build-kernels` makes, on CUDA too: ONNX Runtime takes each domain but once.
+#include "node.h"
 
-#include "../cpu/latent_attention.h"
-#include "abi.h"
-#include "operands.h"
+#if defined(MLA_OPT_WITH_CUDA)
+#include "../onnxruntime_cuda/cuda_operators.h"
+#endif
 
 namespace mla_opt {
 namespace {
 
 using namespace ort;
-
-const Api* api = nullptr;
-
-// Returns to ONNX Runtime what went wrong.
-#define RETURN_IF_ERROR(expression) \
-  if (Status* failed_status = (expression)) return failed_status
-
-Status* error(ErrorCode code, const char* message) {
-  return call<Status*>(api, kCreateStatus, static_cast<int>(code), message);
-}
-
-// ---- a kernel: one node of a model ----------------------------------------------------------------
-
-Status* create_kernel(const CustomOp*, const Api*, const KernelInfo* info, void** kernel) {
-  float scale;
-  int64_t rank, causal;
-  RETURN_IF_ERROR(
-      (call<Status*>(api, kKernelInfoGetAttributeFloat, info, "scale", &scale)));
-  RETURN_IF_ERROR(
-      (call<Status*>(api, kKernelInfoGetAttributeInt64, info, "kv_lora_rank", &rank)));
-  RETURN_IF_ERROR((call<Status*>(api, kKernelInfoGetAttributeInt64, info, "causal", &causal)));
-  *kernel = new (std::nothrow) Attributes{scale, rank, causal != 0};
-  return *kernel ? nullptr : error(kFail, "LatentAttention: no memory for a kernel");
-}
-
-void destroy_kernel(void* kernel) { delete static_cast<Attributes*>(kernel); }
-
-Status* read_shape(const TypeAndShape* shape, Operand& operand) {
-  int type;
-  size_t rank;
-  RETURN_IF_ERROR((call<Status*>(api, kGetTensorElementType, shape, &type)));
-  RETURN_IF_ERROR((call<Status*>(api, kGetDimensionsCount, shape, &rank)));
-  operand.type = type;
-  operand.rank = static_cast<int64_t>(rank);
-  if (rank > kMostDims) return nullptr;
-  return call<Status*>(api, kGetDimensions, shape, &operand.dims[0], rank);
-}
-
-Status* read_operand(const Value* value, Operand& operand) {
-  TypeAndShape* shape;
-  RETURN_IF_ERROR((call<Status*>(api, kGetTensorTypeAndShape, value, &shape)));
-  Status* status = read_shape(shape, operand);
-  call<void>(api, kReleaseTensorTypeAndShape, shape);
-  RETURN_IF_ERROR(status);
-  operand.given = true;
-  return call<Status*>(api, kGetTensorMutableData, const_cast<Value*>(value), &operand.data);
-}
-
-Status* read_inputs(const KernelContext* context, Operand (&operands)[kInputCount]) {
-  size_t count;
-  RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetInputCount, context, &count)));
-  for (size_t i = 0; i < count && i < kInputCount; ++i) {
-    const Value* value = nullptr;
-    RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetInput, context, i, &value)));
-    if (value) RETURN_IF_ERROR(read_operand(value, operands[i]));
-  }
-  return nullptr;
-}
-
-Status* make_output(KernelContext* context, Output output, const OutputShapes& shapes,
-                    void** data) {
-  Value* value = nullptr;
-  RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetOutput, context,
-                                 static_cast<size_t>(output), &shapes.shape[output].dims[0],
-                                 size_t{4}, &value)));
-  if (!value) return nullptr;
-  return call<Status*>(api, kGetTensorMutableData, value, data);
-}
-
-// The contract's outputs, no more and no less: a node that drops its new rows has another meaning.
-Status* make_outputs(KernelContext* context, const OutputShapes& shapes,
-                     mla_opt_latent_attention& problem) {
-  size_t count;
-  void* data[kOutputCount] = {};
-  RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetOutputCount, context, &count)));
-  for (size_t i = 0; i < kOutputCount; ++i) {
-    if (!shapes.has[i]) continue;
-    if (i < count)
-      RETURN_IF_ERROR(make_output(context, static_cast<Output>(i), shapes, &data[i]));
-    if (!data[i])
-      return error(kInvalidArgument,
-                   "LatentAttention: latent and cache are given, so the node must have the outputs"
-                   " that return the cache");
-  }
-  problem.output = data[kOutput];
-  problem.new_cache = data[kNewCache];
-  problem.new_rope_cache = data[kNewRopeCache];
-  return nullptr;
-}
 
 void* parallel_for(void* context, void (*body)(void*, size_t), size_t count, void* state) {
   // Without batches every task is handed out by itself, to whichever thread is free.
@@ -107,102 +18,38 @@ void* parallel_for(void* context, void (*body)(void*, size_t), size_t count, voi
                        body, count, batches, state);
 }
 
-Status* failed(const mla_opt_failure& failure) {
-  char message[sizeof failure.message + 32];
-  std::snprintf(message, sizeof message, "LatentAttention: %s", failure.message);
-  return error(kInvalidArgument, message);
-}
-
 Status* compute(void* kernel, KernelContext* context) {
-  const auto& attributes = *static_cast<const Attributes*>(kernel);
-  Operand operands[kInputCount];
   mla_opt_latent_attention problem;
-  OutputShapes shapes;
   mla_opt_failure failure;
-  RETURN_IF_ERROR(read_inputs(context, operands));
-  if (!make_problem(operands, attributes, problem, shapes, failure)) return failed(failure);
-  RETURN_IF_ERROR(make_outputs(context, shapes, problem));
+  RETURN_IF_ERROR(prepare(*static_cast<const Attributes*>(kernel), context, problem));
   if (mla_opt_latent_attention_run(&problem, parallel_for, context, &failure) == 0) return nullptr;
   return failure.host_error ? static_cast<Status*>(failure.host_error) : failed(failure);
 }
 
-// ---- the operator, once for each pair of types ----------------------------------------------------
-
-struct Operator : CustomOp {
-  int type;
-  int cache_type;
-};
-
-bool is_cache_input(size_t i) { return i == kCache || i == kRopeCache; }
-
-int input_type(const CustomOp* op, size_t i) {
-  const auto* self = static_cast<const Operator*>(op);
-  // A bias may be boolean or of the query's type: that is checked when it comes.
-  if (i == kBias) return kAnyType;
-  if (i == kPastLen) return kInt32;
-  return is_cache_input(i) ? self->cache_type : self->type;
-}
-
-int output_type(const CustomOp* op, size_t i) {
-  const auto* self = static_cast<const Operator*>(op);
-  return i == kOutput ? self->type : self->cache_type;
-}
-
-// Buffers may be given back as they came. ONNX Runtime does so where nobody else reads the input
-// and both have the same size, which a growing cache's never have.
-size_t may_be_in_place(int** inputs, int** outputs) {
-  static int from[] = {kCache, kRopeCache};
-  static int to[] = {kNewCache, kNewRopeCache};
-  *inputs = from;
-  *outputs = to;
-  return 2;
-}
-
-Operator make_operator(int type, int cache_type) {
-  Operator op{};
-  op.version = kApiVersion;
-  op.GetName = [](const CustomOp*) { return "LatentAttention"; };
-  op.GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };
-  op.GetInputType = input_type;
-  op.GetInputTypeCount = [](const CustomOp*) -> size_t { return kInputCount; };
-  op.GetOutputType = output_type;
-  op.GetOutputTypeCount = [](const CustomOp*) -> size_t { return kOutputCount; };
-  op.KernelDestroy = destroy_kernel;
-  op.GetInputCharacteristic = [](const CustomOp*, size_t i) -> int {
-    return i == kQuery ? kRequired : kOptional;
-  };
-  op.GetOutputCharacteristic = [](const CustomOp*, size_t i) -> int {
-    return i == kOutput ? kRequired : kOptional;
-  };
-  op.GetInputMemoryType = [](const CustomOp*, size_t) { return 0; };
-  op.CreateKernelV2 = create_kernel;
-  op.KernelComputeV2 = compute;
-  // What ONNX Runtime compares these with is the version of the schema that it makes of this very
-  // operator, not the one that a model imports: a contract of another meaning needs another name.
-  op.GetStartVersion = [](const CustomOp*) { return 1; };
-  op.GetEndVersion = [](const CustomOp*) { return 1; };
-  op.GetMayInplace = may_be_in_place;
-  op.ReleaseMayInplace = [](int*, int*) {};
-  op.type = type;
-  op.cache_type = cache_type;
-  return op;
+Operator on_cpu(int type, int cache_type) {
+  return make_operator(nullptr, type, cache_type, compute);
 }
 
 const Operator kOperators[] = {
-    make_operator(MLA_OPT_FLOAT32, MLA_OPT_FLOAT32),
-    make_operator(MLA_OPT_FLOAT16, MLA_OPT_FLOAT16),
-    make_operator(MLA_OPT_BFLOAT16, MLA_OPT_BFLOAT16),
-    make_operator(MLA_OPT_FLOAT64, MLA_OPT_FLOAT64),
-    make_operator(MLA_OPT_FLOAT32, MLA_OPT_FLOAT16),
-    make_operator(MLA_OPT_FLOAT32, MLA_OPT_BFLOAT16),
+    on_cpu(MLA_OPT_FLOAT32, MLA_OPT_FLOAT32),
+    on_cpu(MLA_OPT_FLOAT16, MLA_OPT_FLOAT16),
+    on_cpu(MLA_OPT_BFLOAT16, MLA_OPT_BFLOAT16),
+    on_cpu(MLA_OPT_FLOAT64, MLA_OPT_FLOAT64),
+    on_cpu(MLA_OPT_FLOAT32, MLA_OPT_FLOAT16),
+    on_cpu(MLA_OPT_FLOAT32, MLA_OPT_BFLOAT16),
 };
+
+Status* add(CustomOpDomain* domain, const Operator& op) {
+  return call<Status*>(api, kCustomOpDomainAdd, domain, static_cast<const CustomOp*>(&op));
+}
 
 Status* register_all(SessionOptions* options) {
   CustomOpDomain* domain = nullptr;
   RETURN_IF_ERROR((call<Status*>(api, kCreateCustomOpDomain, "mla_opt", &domain)));
-  for (const Operator& op : kOperators)
-    RETURN_IF_ERROR(
-        (call<Status*>(api, kCustomOpDomainAdd, domain, static_cast<const CustomOp*>(&op))));
+  for (const Operator& op : kOperators) RETURN_IF_ERROR(add(domain, op));
+#if defined(MLA_OPT_WITH_CUDA)
+  for (const Operator& op : kCudaOperators) RETURN_IF_ERROR(add(domain, op));
+#endif
   return call<Status*>(api, kAddCustomOpDomain, options, domain);
 }
 

@@ -1,0 +1,77 @@
+"""``mla-opt build-kernels``: compile the CUDA kernels where the user's CUDA and TensorRT are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mla_opt.cli._console import Screen
+from mla_opt.cli._exit import exit_on_error
+from mla_opt.cli._options import Quiet, Verbose
+
+if TYPE_CHECKING:
+    from mla_opt.kernels.cuda_build import Built
+
+
+def build_kernels(
+    arch: Annotated[
+        str,
+        typer.Option(metavar="N,N", help="Architectures to compile for, such as 80,86,90,120."),
+    ],
+    tensorrt_headers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Compile the TensorRT plugin too, against the headers there."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Where the libraries go.  [default: where mla-opt looks for them]",
+        ),
+    ] = None,
+    nvcc: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The compiler, if not the one found.")
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compile the CUDA kernels, and the TensorRT plugin, with nvcc.
+
+    Needs no GPU. What is compiled also runs on devices newer than the newest architecture given.
+    """
+    with exit_on_error(verbose=verbose):
+        from mla_opt.kernels import cuda_build
+        from mla_opt.kernels.cuda_library import cuda_kernel_folder
+        from mla_opt.kernels.nvcc import parse_architectures
+
+        screen = Screen(quiet=quiet, verbose=verbose)
+        names = parse_architectures(arch)
+        folder = output or cuda_kernel_folder()
+        if tensorrt_headers is not None:
+            cuda_build.check_headers(tensorrt_headers)
+        with screen.activity(f"compiling for {', '.join(names)}"):
+            built = [cuda_build.build_cuda(names, folder, nvcc=nvcc)]
+            if tensorrt_headers is not None:
+                built.append(
+                    cuda_build.build_tensorrt(names, folder, tensorrt_headers, nvcc=nvcc)
+                )
+        for one in built:
+            _show(one, screen)
+
+
+def _show(built: Built, screen: Screen) -> None:
+    screen.say(f"built {built.library}")
+    for architecture in dict.fromkeys(one.architecture for one in built.resources):
+        kernels = [one for one in built.resources if one.architecture == architecture]
+        spilled = sum(one.spilled for one in kernels)
+        most = max(one.registers for one in kernels)
+        spills = f"{spilled} bytes spilled" if spilled else "no spills"
+        screen.say(f"  sm_{architecture}: {len(kernels)} kernels, at most {most} registers, {spills}")
+        for one in kernels:
+            screen.detail(f"    {one.kernel}: {one.registers} registers, {one.spilled} spilled")

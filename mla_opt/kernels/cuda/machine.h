@@ -1,0 +1,31 @@
+// The kernels and the machine that runs them, as the launch sees them: a GPU (machine.cu), or an
+// emulation of one in the tests.
+#pragma once
+
+#include "arguments.h"
+
+namespace mla_opt::cuda {
+
+// How much of a launch runs at once, and how.
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int shared_bytes;
+};
+
+// Architecture, 10 * major + minor, that the code was compiled for which runs on the current
+// device; 0 with a filled failure when there is no device or no code for it.
+int current_architecture(const Problem& problem, mla_opt_failure& failure);
+
+// Of the current device; 0 when no device can be used.
+int multiprocessors_of_device();
+
+// Each starts one kernel. False with a filled failure when it could not be started.
+bool start_attend(const Problem& problem, Width width, const Arguments& arguments, const Grid& grid,
+                  void* stream, mla_opt_failure& failure);
+bool start_combine(const Problem& problem, int rows, const Arguments& arguments, const Grid& grid,
+                   void* stream, mla_opt_failure& failure);
+bool start_write_cache(const Arguments& arguments, const Grid& grid, void* stream,
+                       mla_opt_failure& failure);
+
+}  // namespace mla_opt::cuda

@@ -1,0 +1,134 @@
+// What the kernels ask of a machine (mla_opt/kernels/cuda/device.h), on a CPU.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "../../../../mla_opt/kernels/cpu/element.h"
+#include "emulator.h"
+
+#define MLA_OPT_DEVICE inline
+#define MLA_OPT_UNROLL
+
+namespace mla_opt::cuda {
+
+using mla_opt::BFloat16;
+using mla_opt::Half;
+using mla_opt::to_float;
+
+inline int block_index() { return emulator::block().index; }
+inline int block_count() { return emulator::block().count; }
+inline int thread_index() { return emulator::thread_index(); }
+inline int thread_count() { return emulator::block().threads; }
+
+inline uint32_t shared_start() { return 0; }
+
+inline float load_shared(uint32_t address) {
+  float value;
+  std::memcpy(&value, emulator::shared_memory(address, 4), 4);
+  return value;
+}
+
+inline void store_shared(uint32_t address, float value) {
+  std::memcpy(emulator::shared_memory(address, 4), &value, 4);
+}
+
+inline void store_shared(uint32_t address, uint32_t value) {
+  std::memcpy(emulator::shared_memory(address, 4), &value, 4);
+}
+
+inline void copy_async(uint32_t to, const void* from, bool is_real) {
+  emulator::start_copy(to, from, is_real);
+}
+
+inline void commit_copies() { emulator::commit_copies(); }
+
+template <int kNewest>
+inline void wait_for_copies() {
+  emulator::wait_for_copies(kNewest);
+}
+
+inline void group_barrier(int index, int threads) {
+  emulator::Request request;
+  request.operation = emulator::Operation::kBarrier;
+  request.barrier = index;
+  request.threads = threads;
+  emulator::await(request);
+}
+
+inline void block_barrier() { group_barrier(0, thread_count()); }
+
+inline float exchange_xor(float value, int lanes) {
+  emulator::Request request;
+  request.operation = emulator::Operation::kExchange;
+  request.value = &value;
+  request.distance = lanes;
+  emulator::await(request);
+  return value;
+}
+
+inline void load_matrices(uint32_t address, uint32_t (&matrix)[4]) {
+  emulator::Request request;
+  request.operation = emulator::Operation::kLoad;
+  request.address = address;
+  request.matrix = matrix;
+  emulator::await(request);
+}
+
+inline void load_matrices_transposed(uint32_t address, uint32_t (&matrix)[4]) {
+  emulator::Request request;
+  request.operation = emulator::Operation::kLoadTransposed;
+  request.address = address;
+  request.matrix = matrix;
+  emulator::await(request);
+}
+
+template <class Element>
+inline float number_of(uint16_t bits) {
+  return to_float(Element{bits});
+}
+
+template <class Element>
+inline void multiply(Element, float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulator::Request request;
+  request.operation = emulator::Operation::kMultiply;
+  request.sum = sum;
+  request.left = a;
+  request.right[0] = b0;
+  request.right[1] = b1;
+  request.number = number_of<Element>;
+  emulator::await(request);
+}
+
+inline float minus_infinity() { return -std::numeric_limits<float>::infinity(); }
+inline float float_of(uint32_t bits) { return float_of_bits(bits); }
+
+// One that is not a number gives way, as on a GPU.
+inline float greater(float left, float right) { return std::fmax(left, right); }
+
+inline float exponential_of_2(float value) {
+  const float result = std::exp2(value);
+  return result < std::numeric_limits<float>::min() ? 0.0f : result;
+}
+
+template <class Element>
+inline uint32_t pack(Element, float low, float high) {
+  return uint32_t{converted<Element>(low).bits} | uint32_t{converted<Element>(high).bits} << 16;
+}
+
+struct alignas(16) Chunk {
+  uint32_t words[4];
+};
+struct alignas(8) Pair {
+  float low;
+  float high;
+};
+struct alignas(8) Words {
+  uint32_t low;
+  uint32_t high;
+};
+
+}  // namespace mla_opt::cuda

@@ -1,0 +1,61 @@
+// A block of threads of a GPU on one thread of a CPU: lanes are fibers, a warp is 32 of them.
+//
+// What all lanes of a warp do together (matrix loads and products, exchanges) happens when all have
+// come to it; a warp that comes to a barrier waits, and any other may go on. Warps run in random
+// order, asynchronous copies land at a random time between their start and what waits for them:
+// a barrier or a wait that is missing gives wrong numbers under some seed. What is illegal on a GPU
+// (lanes of a warp that part, misaligned addresses, addresses beyond the shared memory, copies
+// that nobody waits for) ends the program with a message.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace mla_opt::emulator {
+
+enum class Operation { kNone, kLoad, kLoadTransposed, kMultiply, kExchange, kBarrier, kFinished };
+
+// What a lane has come to, with its operands.
+struct Request {
+  Operation operation = Operation::kNone;
+  uint32_t address = 0;                          // of a row of a matrix
+  uint32_t* matrix = nullptr;                    // what is loaded
+  float* sum = nullptr;                          // of a product
+  const uint32_t* left = nullptr;
+  uint32_t right[2] = {};
+  float (*number)(uint16_t bits) = nullptr;      // of the product's 16-bit type
+  float* value = nullptr;                        // what is exchanged
+  int distance = 0;
+  int barrier = 0;
+  int threads = 0;
+};
+
+// What is broken on purpose, to see that it is noticed.
+enum class Sabotage : int { kNothing, kBlockBarrier, kGroupBarrier, kWait };
+void set_sabotage(Sabotage sabotage);
+
+struct Block {
+  int index;
+  int count;
+  int threads;
+  int shared_bytes;
+  uint64_t seed;
+};
+
+// Runs the threads of a block; thread_index() tells them apart.
+void run(const Block& block, const std::function<void()>& kernel);
+
+// ---- for the thread that runs ---------------------------------------------------------------------
+
+int thread_index();
+const Block& block();
+
+// Waits until all who take part have come.
+void await(const Request& request);
+
+void* shared_memory(uint32_t address, uint32_t bytes);
+void start_copy(uint32_t to, const void* from, bool is_real);
+void commit_copies();
+void wait_for_copies(int newest);
+
+}  // namespace mla_opt::emulator
