@@ -58,9 +58,7 @@ def build_kernels(
         with screen.activity(f"compiling for {', '.join(names)}"):
             built = [cuda_build.build_cuda(names, folder, nvcc=nvcc)]
             if tensorrt_headers is not None:
-                built.append(
-                    cuda_build.build_tensorrt(names, folder, tensorrt_headers, nvcc=nvcc)
-                )
+                built.append(cuda_build.build_tensorrt(names, folder, tensorrt_headers, nvcc=nvcc))
         for one in built:
             _show(one, screen)
 
@@ -72,6 +70,8 @@ def _show(built: Built, screen: Screen) -> None:
         spilled = sum(one.spilled for one in kernels)
         most = max(one.registers for one in kernels)
         spills = f"{spilled} bytes spilled" if spilled else "no spills"
-        screen.say(f"  sm_{architecture}: {len(kernels)} kernels, at most {most} registers, {spills}")
+        screen.say(
+            f"  sm_{architecture}: {len(kernels)} kernels, at most {most} registers, {spills}"
+        )
         for one in kernels:
             screen.detail(f"    {one.kernel}: {one.registers} registers, {one.spilled} spilled")

@@ -1,9 +1,9 @@
 """Compiles the CUDA library, and the TensorRT plugin where there are headers: `build-kernels`.
 
-``libmla_opt_cuda.so`` holds the C ABI of ``cuda/latent_attention_cuda.h`` and the custom operator for
-ONNX Runtime, on CUDA and on the CPU. ``libmla_opt_tensorrt.so`` holds the plugin, with the kernels.
-Both need neither CUDA nor TensorRT to be loaded: CUDA's runtime is linked in, and the plugin is given
-what it calls of TensorRT by who loads it.
+``libmla_opt_cuda.so`` holds the C ABI of ``cuda/latent_attention_cuda.h`` and the custom operator
+for ONNX Runtime, on CUDA and on the CPU. ``libmla_opt_tensorrt.so`` holds the plugin, with the
+kernels. Neither CUDA nor TensorRT is needed to load them: CUDA's runtime is linked in, and what the
+plugin calls of TensorRT is given to it by who loads it.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class _Job:
     includes: tuple[Path, ...] = ()
 
 
-def build_cuda(
-    architectures: Sequence[str], folder: Path, *, nvcc: Path | None = None
-) -> Built:
+def build_cuda(architectures: Sequence[str], folder: Path, *, nvcc: Path | None = None) -> Built:
     """Compile ``libmla_opt_cuda.so`` into ``folder``; it appears whole or not at all.
 
     Args:

@@ -1,4 +1,4 @@
-"""The CUDA compiler: found, asked what it can do, and what it said about the kernels it compiled."""
+"""The CUDA compiler: found, asked what it can do, and what it said of the kernels it compiled."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ OLDEST = (12, 0)
 OLDEST_ARCHITECTURE = 80
 _ARCHITECTURE = re.compile(r"(?:sm_?|compute_?)?(\d{2,3})([af]?)")
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")
-_FRAME = re.compile(
-    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-)
+_FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
 
 

@@ -69,7 +69,10 @@ class Emulator:
     def plan(self, problem: CudaProblem, architecture: int, multiprocessors: int) -> dict[str, int]:
         numbers = (ctypes.c_int64 * len(PLAN))()
         self._extra.mla_opt_plan(
-            ctypes.byref(problem), ctypes.c_int(architecture), ctypes.c_int(multiprocessors), numbers
+            ctypes.byref(problem),
+            ctypes.c_int(architecture),
+            ctypes.c_int(multiprocessors),
+            numbers,
         )
         return dict(zip(PLAN, numbers))
 

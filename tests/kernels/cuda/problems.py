@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from mla_opt.kernels.cuda_library import CudaProblem, ElementType, cuda_problem
-from mla_opt.operator import latent_attention
+from mla_opt.operator.reference import latent_attention
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 TYPES = {np.dtype(np.float16): ElementType.FLOAT16, BFLOAT16: ElementType.BFLOAT16}

@@ -186,9 +186,9 @@ def test_workspace_too_small(emulator):
     arrays = operands(case)
     made = results(case, arrays, expected(case, arrays))
     problem = problem_of(case, arrays, made, lambda array: array.ctypes.data)
-    with pytest.raises(InputError, match="the workspace has 16 bytes, .* are needed"):
+    with pytest.raises(InputError, match=r"the workspace has 16 bytes, .* are needed"):
         emulator.library.launch(problem, 8, 16, 16, 0)
-    with pytest.raises(InputError, match="the workspace has 0 bytes, .* are needed"):
+    with pytest.raises(InputError, match=r"the workspace has 0 bytes, .* are needed"):
         emulator.library.launch(problem, 8, 0, 1 << 40, 0)
 
 

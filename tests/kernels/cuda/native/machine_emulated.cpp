@@ -9,6 +9,7 @@
 #include "../../../../mla_opt/kernels/cuda/combine.cuh"
 #include "../../../../mla_opt/kernels/cuda/machine.h"
 #include "../../../../mla_opt/kernels/cuda/write_cache.cuh"
+#include "driver_emulated.h"
 #include "emulated_table.h"
 
 namespace mla_opt::cuda {
@@ -24,11 +25,7 @@ AttendBlock block_for(const Problem& p, Width width, Memory memory) {
                          : attend_block_of<512, 64>(is_half, width, memory);
 }
 
-bool start(const Grid& grid, const std::function<void()>& kernel, mla_opt_failure& failure) {
-  if (grid.blocks < 1 || grid.threads < 32 || grid.threads > 1024 || grid.threads % 32 ||
-      grid.shared_bytes > block_memory(memory_of(architecture)))
-    return refuse(failure, "a launch that no machine takes: %lld blocks of %d threads, %d bytes",
-                  static_cast<long long>(grid.blocks), grid.threads, grid.shared_bytes);
+void run_blocks(const Grid& grid, const std::function<void()>& kernel) {
   std::mt19937_64 random(seed++);
   std::vector<int> order(static_cast<size_t>(grid.blocks));
   std::iota(order.begin(), order.end(), 0);
@@ -36,6 +33,14 @@ bool start(const Grid& grid, const std::function<void()>& kernel, mla_opt_failur
   for (const int block : order)
     emulator::run({block, static_cast<int>(grid.blocks), grid.threads, grid.shared_bytes, random()},
                   kernel);
+}
+
+bool start(const Grid& grid, const std::function<void()>& kernel, mla_opt_failure& failure) {
+  if (grid.blocks < 1 || grid.threads < 32 || grid.threads > 1024 || grid.threads % 32 ||
+      grid.shared_bytes > block_memory(memory_of(architecture)))
+    return refuse(failure, "a launch that no machine takes: %lld blocks of %d threads, %d bytes",
+                  static_cast<long long>(grid.blocks), grid.threads, grid.shared_bytes);
+  submit([=] { run_blocks(grid, kernel); });
   return true;
 }
 
@@ -49,18 +54,18 @@ bool start_attend(const Problem& p, Width width, const Arguments& arguments, con
                   mla_opt_failure& failure) {
   const AttendBlock attend_block = block_for(p, width, memory_of(architecture));
   if (!attend_block) return refuse(failure, "a tile was planned that does not fit");
-  return start(grid, [&] { attend_block(arguments); }, failure);
+  return start(grid, [=] { attend_block(arguments); }, failure);
 }
 
 bool start_combine(const Problem& p, int rows, const Arguments& arguments, const Grid& grid, void*,
                    mla_opt_failure& failure) {
   const auto combine_block = p.type == MLA_OPT_FLOAT16 ? combine<Half> : combine<BFloat16>;
-  return start(grid, [&] { combine_block(arguments, rows); }, failure);
+  return start(grid, [=] { combine_block(arguments, rows); }, failure);
 }
 
 bool start_write_cache(const Arguments& arguments, const Grid& grid, void*,
                        mla_opt_failure& failure) {
-  return start(grid, [&] { write_cache(arguments); }, failure);
+  return start(grid, [=] { write_cache(arguments); }, failure);
 }
 
 }  // namespace mla_opt::cuda
