@@ -22,6 +22,7 @@ class Destination(StrEnum):
     """What is made."""
 
     TENSORRT = "tensorrt"
+    TRITON_SERVER = "triton-server"
 
 
 class Precision(StrEnum):
@@ -43,11 +44,28 @@ _RANGE = "[[MIN,]OPT,]MAX"
 
 
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model, as exported.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="The ONNX model, as exported; for triton-server, a folder of engines, or a model "
+            "optimized with --cache static:ROWS.",
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to make.")
     ],
-    to: Annotated[Destination, typer.Option(help="What to make of it.")] = Destination.TENSORRT,
+    to: Annotated[
+        Destination,
+        typer.Option(
+            help="tensorrt: engines. triton-server: a model repository of the Triton Inference "
+            "Server; of the other options only --name and --force are for it."
+        ),
+    ] = Destination.TENSORRT,
+    name: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="What the server calls the model.  [default: MODEL's]"),
+    ] = "",
     rows: Annotated[
         str, typer.Option(metavar="N", help="Rows of each cache: prompt and answer together.")
     ] = "4k",
@@ -120,8 +138,11 @@ def export(
 
     Writes the engines, the ONNX files they are made of, and a manifest.
     """
-    del to
     with exit_on_error(verbose=verbose):
+        screen = Screen(quiet=quiet, verbose=verbose)
+        if to is Destination.TRITON_SERVER:
+            serve(model, output, name, force, screen)
+            return
         from mla_opt.engines.export import ExportOptions
 
         ranges = _ranges(rows, batch, prompt, step, context)
@@ -138,7 +159,7 @@ def export(
             verify=verify,
             force=force,
         )
-        run(model, output, options, Screen(quiet=quiet, verbose=verbose))
+        run(model, output, options, screen)
 
 
 def run(model: Path, output: Path, options: ExportOptions, screen: Screen) -> Manifest:
@@ -155,6 +176,19 @@ def run(model: Path, output: Path, options: ExportOptions, screen: Screen) -> Ma
         )
     _tell(manifest, output, screen)
     return manifest
+
+
+def serve(source: Path, repository: Path, name: str, force: bool, screen: Screen) -> None:
+    """Write a model repository, and tell about it."""
+    from mla_opt.engines.triton_server import export_repository
+    from mla_opt.errors import InputError
+
+    if not source.exists():
+        raise InputError(f"{source}: there is no such file or folder")
+    chosen = name or (source.absolute().name if source.is_dir() else source.name.split(".")[0])
+    with screen.activity(f"reading {source}"):
+        folder = export_repository(source, repository, chosen, force=force)
+    screen.say(f"wrote {folder}: a model for the Triton Inference Server, not yet loaded by one")
 
 
 def _tell(manifest: Manifest, output: Path, screen: Screen) -> None:

@@ -91,11 +91,15 @@ def test_with_the_plugin(tmp_path, plugin, dims, precision):
 @pytest.mark.engines
 @pytest.mark.parametrize(
     "options",
-    [{"bias": "boolean"}, {"sink": True}, {"bias": None, "causal": True, "core": "fused"}],
+    [
+        {"bias": "boolean"},
+        {"sink": True},
+        {"bias": None, "causal": True, "core": "fused", "opset": 24},
+    ],
     ids=str,
 )
 def test_every_kind_of_operand_of_the_plugin(tmp_path, plugin, options):
-    out, source = tmp_path / "out", model(tmp_path, "lite", opset=23, **options)
+    out, source = tmp_path / "out", model(tmp_path, "lite", **options)
     export(source, out, *SIZES, "--plugin", plugin, plugins=True)
     assert manifest(out).phase("decode").attentions[0].became == "plugin"
 
