@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,20 @@ def attempt(
 ) -> subprocess.CompletedProcess[str]:
     """Run `mla-opt export` with TensorRT-RTX, whatever comes of it."""
     arguments = ["export", source, "-o", output, "--runtime", "rtx", "--sm", SM, *options]
+    return process([*PROGRAM, *map(str, arguments)], output.parent, plugins)
+
+
+def process(
+    command: Sequence[str], folder: Path, plugins: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that finds TensorRT-RTX, and lets it load plugins."""
     home = package("tensorrt_rtx")
     assert home is not None
     variables = {"PYTHONPATH": os.pathsep.join([environment()["PYTHONPATH"], str(home.parent)])}
     if plugins:
-        variables["LD_LIBRARY_PATH"] = str(_under_its_name(output.parent))
+        variables["LD_LIBRARY_PATH"] = str(_under_its_name(folder))
     return subprocess.run(
-        [*PROGRAM, *map(str, arguments)],
+        command,
         env=environment(**variables),
         timeout=300,
         capture_output=True,

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import jsonschema
+import onnx
 import pytest
 
 from mla_opt.kernels.cuda_build import build_tensorrt
@@ -24,6 +26,7 @@ from tests.engines.rtx import (
     model,
     needs_headers,
     needs_rtx,
+    process,
 )
 
 pytestmark = needs_rtx
@@ -94,7 +97,7 @@ def test_with_the_plugin(tmp_path, plugin, dims, precision):
     [
         {"bias": "boolean"},
         {"sink": True},
-        {"bias": None, "causal": True, "core": "fused", "opset": 24},
+        {"bias": None},
     ],
     ids=str,
 )
@@ -128,6 +131,39 @@ def test_plugins_are_refused_where_they_would_end_the_process(tmp_path, plugin):
     done = attempt(model(tmp_path, "lite"), tmp_path / "out", *SIZES, "--plugin", plugin)
     assert done.returncode == 2
     assert "takes plugins only where libtensorrt_rtx.so can be loaded" in done.stderr
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from mla_opt.engines.build import Plan, build
+from mla_opt.engines.manifest import read_manifest
+from mla_opt.engines.tensorrt_library import load
+folder, plugin, operator = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+profile = {each.name: each.profile for each in read_manifest(folder).phase("decode").inputs}
+build(load("rtx"), Plan(folder / "decode.onnx", profile, [operator], plugin, False, [89]))
+"""
+
+
+@needs_headers
+@pytest.mark.engines
+@pytest.mark.parametrize("named", [True, False], ids=["named", "not named"])
+def test_a_body_in_the_place_of_the_plugin_is_an_error(tmp_path, plugin, named):
+    """An operator that does not name its plugin is parsed by its body, without a word."""
+    out = tmp_path / "out"
+    export(model(tmp_path, "lite"), out, *SIZES, "--onnx-only", "--precision", "float16")
+    proto = onnx.load(out / "decode.onnx")
+    (node,) = (each for each in proto.graph.node if each.op_type == "LatentAttention")
+    if not named:
+        kept = [each for each in node.attribute if not each.name.startswith("plugin_")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    onnx.save(proto, out / "decode.onnx")
+    done = process([sys.executable, "-c", BUILD, str(out), str(plugin), node.name], tmp_path, True)
+    if named:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert "put the function body in the place of 1 of 1 operators" in done.stderr
 
 
 def test_a_model_as_an_exporter_wrote_it(tmp_path):
