@@ -122,9 +122,10 @@ def export(
     tools = _tools(options)
     tell(f"reading {source}", 0, 0)
     model = read_model(source)
-    phases = [_lowered(model, phase, options, observer) for phase in PHASES]
     if tools.plugin is not None:
-        check_plugin(tools.plugin, _geometries(phases[-1]).items(), tools.capabilities)
+        tell("looking for attention the plugin has no kernel for", 0, 0)
+        check_plugin(tools.plugin, _found(model), tools.capabilities)
+    phases = [_lowered(model, phase, options, observer) for phase in PHASES]
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
         temporary.mkdir(parents=True)
@@ -183,6 +184,11 @@ def _tools(options: ExportOptions) -> _Tools:
         check_plugins(tools.trt)
         check_plugin(tools.plugin, (), tools.capabilities)
     return tools
+
+
+def _found(model: ir.Model) -> list[tuple[str, MlaGeometry]]:
+    """The latent attentions of the model as it came."""
+    return [(each.name, each.geometry) for each in api.find(model) if each.geometry is not None]
 
 
 def _lowered(

@@ -192,6 +192,15 @@ def test_a_body_for_the_plugin_leaves_nothing(cli, monkeypatch, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["plugin.so"]
 
 
+def test_dims_without_a_kernel_are_said_before_anything_is_lowered(cli, monkeypatch, tmp_path):
+    use(monkeypatch)
+    path = library(monkeypatch, tmp_path, "80", kernels=False)
+    monkeypatch.setattr(exporting, "check_plugins", lambda _: None)
+    monkeypatch.setattr(exporting, "_lowered", lambda *_: pytest.fail("it was lowered"))
+    options = (*ROWS, "--runtime", "rtx", "--sm", "89", "--plugin", path)
+    assert "has no kernel for" in cli(*options, code=2)
+
+
 # The plugin library
 
 LITE = MlaGeometry(16, 128, 64, 128, 512)
