@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def build_kernels(
     arch: Annotated[
         str,
-        typer.Option(metavar="N,N", help="Architectures to compile for, such as 80,86,90,120."),
+        typer.Option(metavar="N,N", help="Architectures to compile for, such as 80,86,90a,120."),
     ],
     tensorrt_headers: Annotated[
         Path | None,
@@ -43,7 +43,8 @@ def build_kernels(
 ) -> None:
     """Compile the CUDA kernels, and the TensorRT plugin, with nvcc.
 
-    Needs no GPU. What is compiled also runs on devices newer than the newest architecture given.
+    Needs no GPU. 90a, rather than 90, is for Hopper's own matrix instructions. Devices newer than
+    all compile what they run from the newest architecture without a letter.
     """
     with exit_on_error(verbose=verbose):
         from mla_opt.kernels import cuda_build
@@ -65,6 +66,8 @@ def build_kernels(
 
 def _show(built: Built, screen: Screen) -> None:
     screen.say(f"built {built.library}")
+    for warning in built.warnings:
+        screen.detail(warning)
     for architecture in dict.fromkeys(one.architecture for one in built.resources):
         kernels = [one for one in built.resources if one.architecture == architecture]
         spilled = sum(one.spilled for one in kernels)

@@ -22,7 +22,7 @@ from mla_opt.errors import InputError
 from mla_opt.kernels.build import HOME
 from mla_opt.kernels.cuda_library import CUDA_LIBRARY_NAME
 from mla_opt.kernels.elf import needed_libraries
-from mla_opt.kernels.nvcc import Nvcc, Resources, find_nvcc, read_resources
+from mla_opt.kernels.nvcc import Nvcc, Resources, find_nvcc, read_resources, read_warnings
 
 TENSORRT_LIBRARY_NAME = "libmla_opt_tensorrt.so"
 CUDA_FOLDERS = ("cuda",)
@@ -38,10 +38,11 @@ _LINK_OPTIONS = ("-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL")
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """One library, and what its kernels take."""
+    """One library, what its kernels take, and what the compiler warned of."""
 
     library: Path
     resources: tuple[Resources, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +145,11 @@ def _build(
             linked.replace(folder / name)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to: {error.strerror}") from error
-    found = [resources for _, all_of_one in compiled for resources in all_of_one]
-    return Built(folder / name, tuple(found))
+    said = "".join(text for _, text in compiled)
+    return Built(folder / name, read_resources(said), read_warnings(said))
 
 
-def _compile(job: _Job, source: Path) -> tuple[str, tuple[Resources, ...]]:
+def _compile(job: _Job, source: Path) -> tuple[str, str]:
     """The object file, and what nvcc said of the kernels in it."""
     result = str(job.folder / f"{source.parent.name}-{source.stem}.o")
     names = " ".join(job.architectures)
@@ -160,7 +161,7 @@ def _compile(job: _Job, source: Path) -> tuple[str, tuple[Resources, ...]]:
         *(f"-I{folder}" for folder in job.includes),
     ]
     said = _run([*_start(job), *options, "-c", str(source), "-o", result])
-    return result, read_resources(said)
+    return result, said
 
 
 def _start(job: _Job) -> list[str]:

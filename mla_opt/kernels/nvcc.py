@@ -60,7 +60,8 @@ def parse_architectures(text: str) -> tuple[str, ...]:
     """Return the architectures of ``80,90a,sm_120`` as nvcc's numbers, each once, in order.
 
     Raises:
-        InputError: one is not written so, or is older than the kernels need.
+        InputError: one is not written so, is older than the kernels need, or is given in two forms:
+            a library holds one kind of code for a device.
     """
     found: dict[str, None] = {}
     for name in text.replace(";", ",").split(","):
@@ -73,6 +74,10 @@ def parse_architectures(text: str) -> tuple[str, ...]:
                 f" {match[1]}"
             )
         found[match[1] + match[2]] = None
+    numbers = [int(name.rstrip("af")) for name in found]
+    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    if twice:
+        raise InputError(f"--arch: {twice[0]} is given in more than one form; choose one of them")
     return tuple(sorted(found, key=lambda name: (int(name.rstrip("af")), name)))
 
 
@@ -120,6 +125,14 @@ def _ask(path: Path, option: str) -> str:
     if done.returncode:
         raise InputError(f"`{path} {option}` failed with {done.returncode}: is it nvcc?")
     return done.stdout
+
+
+def read_warnings(said: str) -> tuple[str, ...]:
+    """Return what nvcc or ptxas warned of, and where ptxas says that speed is lost."""
+    words = ("warning", "potential performance loss")
+    return tuple(
+        line.strip() for line in said.splitlines() if any(word in line.lower() for word in words)
+    )
 
 
 def read_resources(said: str) -> tuple[Resources, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.gpu.kernels import Runner
-from tests.kernels.cuda.problems import Case, check, expected, operands, problem_of, results
+from tests.gpu.oracle import expected
+from tests.kernels.cuda.problems import Case, check, operands, problem_of, results
 
 
 def check_graph(runner: Runner, heads: int, capacity: int = 900) -> None:

@@ -16,17 +16,20 @@ from mla_opt.kernels.cuda_library import (
     load_cuda_library,
 )
 from tests.gpu.driver import Device, Memory
-from tests.kernels.cuda.problems import Arrays, Case, expected, operands, problem_of, results
+from tests.gpu.oracle import expected
+from tests.kernels.cuda.problems import Arrays, Case, operands, problem_of, results
 
 GUARD = 256
 
 
-def library_for(device: Device) -> CudaLibrary:
-    """The library that was built or carried along; else one made here, for this device."""
-    if cuda_kernel_available():
+def library_for(device: Device, architecture: str | None = None) -> CudaLibrary:
+    """The library that was built or carried along; else one made here, for this device.
+
+    ``architecture`` asks for one made here: on Hopper, 90 is what all devices have, 90a its own.
+    """
+    if architecture is None and cuda_kernel_available():
         return load_cuda_library(cuda_kernel_folder())
-    # Hopper's own instructions are under a name of their own.
-    name = "90a" if device.architecture == "90" else device.architecture
+    name = architecture or ("90a" if device.architecture == "90" else device.architecture)
     return CudaLibrary(build_cuda((name,), Path(tempfile.mkdtemp(prefix="mla-opt-"))).library)
 
 

@@ -2,7 +2,7 @@
 // and up to eight groups of threads that take every eighth split.
 #pragma once
 
-#include "attend.cuh"
+#include "results.cuh"
 #include "combine_shape.h"
 
 namespace mla_opt::cuda {
@@ -16,13 +16,20 @@ struct Quad {
   float value[4];
 };
 
+// The threads of the block share the splits, and find the greatest score of the row together.
 MLA_OPT_DEVICE float greatest_of_splits(const Arguments& a, int sequence, int row_tile, int row,
-                                        int rows) {
+                                        int rows, uint32_t shared) {
   float maximum = minus_infinity();
-  for (int split = 0; split < a.splits; ++split) {
+  for (int split = thread_index(); split < a.splits; split += thread_count()) {
     const int block = block_of_split(a, sequence, row_tile, split);
     maximum = greater(maximum, part_of_block(a.parts, block, rows, a.rank).maxima[row]);
   }
+  MLA_OPT_UNROLL
+  for (int lanes = 16; lanes > 0; lanes /= 2) maximum = greater(maximum, exchange_xor(maximum, lanes));
+  if (thread_index() % 32 == 0) store_shared(shared + 4 * (thread_index() / 32), maximum);
+  block_barrier();
+  for (int warp = 0; warp < thread_count() / 32; ++warp)
+    maximum = greater(maximum, load_shared(shared + 4 * warp));
   return maximum;
 }
 
@@ -30,11 +37,15 @@ MLA_OPT_DEVICE float greatest_of_splits(const Arguments& a, int sequence, int ro
 MLA_OPT_DEVICE float add_splits(const Arguments& a, int sequence, int row_tile, int row, int rows,
                                 int group, int groups, int dim, float maximum, Quad& sums) {
   float weights = 0.0f;
+  MLA_OPT_UNROLL_4
   for (int split = group; split < a.splits; split += groups) {
     const int block = block_of_split(a, sequence, row_tile, split);
     const Part part = part_of_block(a.parts, block, rows, a.rank);
+    // A split without keys has written no sums: there are many in a buffer that is mostly empty.
+    const float weight = part.weights[row];
+    if (weight == 0.0f) continue;
     const float factor = rescaling(part.maxima[row], maximum);
-    weights += part.weights[row] * factor;
+    weights += weight * factor;
     const Chunk chunk = *reinterpret_cast<const Chunk*>(part.sums + row * a.rank + dim);
     MLA_OPT_UNROLL
     for (int i = 0; i < 4; ++i) sums.value[i] += float_of(chunk.words[i]) * factor;
@@ -43,9 +54,9 @@ MLA_OPT_DEVICE float add_splits(const Arguments& a, int sequence, int row_tile, 
 }
 
 // The first group adds what the others found.
-MLA_OPT_DEVICE void add_groups(const Arguments& a, int group, int groups, int dim, Quad& sums,
-                               float& weights) {
-  const uint32_t shared = shared_start(), stride = 4 * (a.rank + 1);
+MLA_OPT_DEVICE void add_groups(const Arguments& a, int group, int groups, int dim, uint32_t shared,
+                               Quad& sums, float& weights) {
+  const uint32_t stride = 4 * (a.rank + 1);
   MLA_OPT_UNROLL
   for (int i = 0; i < 4; ++i)
     store_shared(shared + group * stride + 4 * (dim + i), sums.value[i]);
@@ -66,11 +77,13 @@ MLA_OPT_DEVICE void combine(const Arguments& a, int rows) {
   const int row_tile = m / rows, row = m % rows;
   const int threads = a.rank / 4, group = thread_index() / threads;
   const int groups = thread_count() / threads, dim = 4 * (thread_index() % threads);
-  const float maximum = greatest_of_splits(a, sequence, row_tile, row, rows);
+  const uint32_t shared = shared_start();
+  const float maximum = greatest_of_splits(a, sequence, row_tile, row, rows, shared);
   Quad sums{};
   float weights =
       add_splits(a, sequence, row_tile, row, rows, group, groups, dim, maximum, sums);
-  if (groups > 1) add_groups(a, group, groups, dim, sums, weights);
+  if (groups > 1)
+    add_groups(a, group, groups, dim, shared + kCombineMaximaBytes, sums, weights);
   if (group != 0) return;
   const float factor = normalizer<Element>(a, m, maximum, weights);
   const Sequence s{sequence, 0, 0};

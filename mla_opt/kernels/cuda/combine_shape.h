@@ -13,7 +13,10 @@ inline int combine_groups(int64_t splits) {
   return groups < kCombineGroups ? static_cast<int>(groups) : kCombineGroups;
 }
 
-// The sums of each group, and of their weights.
-constexpr int combine_shared_bytes(int groups, int rank) { return 4 * groups * (rank + 1); }
+// A number for each warp; then the sums of each group, and of their weights.
+constexpr int kCombineMaximaBytes = 4 * 32;
+constexpr int combine_shared_bytes(int groups, int rank) {
+  return kCombineMaximaBytes + 4 * groups * (rank + 1);
+}
 
 }  // namespace mla_opt::cuda

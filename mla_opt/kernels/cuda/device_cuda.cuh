@@ -6,6 +6,7 @@
 
 #define MLA_OPT_DEVICE __device__ __forceinline__
 #define MLA_OPT_UNROLL _Pragma("unroll")
+#define MLA_OPT_UNROLL_4 _Pragma("unroll 4")
 
 namespace mla_opt::cuda {
 
@@ -107,6 +108,121 @@ MLA_OPT_DEVICE void multiply(BFloat16, float (&sum)[4], const uint32_t (&a)[4], 
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// ---- products of warpgroups -----------------------------------------------------------------------
+
+// What this thread has stored in shared memory becomes visible to wgmma, once a barrier is passed.
+MLA_OPT_DEVICE void show_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Before products whose sums, or other registers of theirs, have been written since the last wait.
+MLA_OPT_DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// Makes one group of the products started since the last call.
+MLA_OPT_DEVICE void commit_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Waits for all but the newest groups.
+template <int kNewest>
+MLA_OPT_DEVICE void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kNewest) : "memory");
+}
+
+#define MLA_OPT_TILE(sum, i) "+f"(sum[i][0]), "+f"(sum[i][1]), "+f"(sum[i][2]), "+f"(sum[i][3])
+#define MLA_OPT_TILES_4(sum, i) \
+  MLA_OPT_TILE(sum, i), MLA_OPT_TILE(sum, i + 1), MLA_OPT_TILE(sum, i + 2), MLA_OPT_TILE(sum, i + 3)
+
+// sum [64, 32] += a [64, 16] @ b [32, 16]^T, started only. A warp has 16 rows of the sum, in the
+// fragments of `multiply`.
+MLA_OPT_DEVICE void multiply_keys_async(Half, float (&sum)[4][4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{.reg .pred p; setp.eq.u32 p, 0, 0; "
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "%16, %17, p, 1, 1, 0, 0;}"
+      : MLA_OPT_TILES_4(sum, 0)
+      : "l"(a), "l"(b));
+}
+
+MLA_OPT_DEVICE void multiply_keys_async(BFloat16, float (&sum)[4][4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{.reg .pred p; setp.eq.u32 p, 0, 0; "
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "%16, %17, p, 1, 1, 0, 0;}"
+      : MLA_OPT_TILES_4(sum, 0)
+      : "l"(a), "l"(b));
+}
+
+// sum [64, 256] += a [64, 16] @ b [16, 256], started only.
+MLA_OPT_DEVICE void multiply_values_async(Half, float (&sum)[32][4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{.reg .pred p; setp.eq.u32 p, 0, 0; "
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+      "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "
+      "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+      "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, "
+      "%77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, "
+      "%92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, "
+      "%106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, "
+      "%119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+      "%128, %129, p, 1, 1, 0, 1;}"
+      : MLA_OPT_TILES_4(sum, 0),
+        MLA_OPT_TILES_4(sum, 4),
+        MLA_OPT_TILES_4(sum, 8),
+        MLA_OPT_TILES_4(sum, 12),
+        MLA_OPT_TILES_4(sum, 16),
+        MLA_OPT_TILES_4(sum, 20),
+        MLA_OPT_TILES_4(sum, 24),
+        MLA_OPT_TILES_4(sum, 28)
+      : "l"(a), "l"(b));
+}
+
+MLA_OPT_DEVICE void multiply_values_async(BFloat16, float (&sum)[32][4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{.reg .pred p; setp.eq.u32 p, 0, 0; "
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+      "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "
+      "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+      "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, "
+      "%77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, "
+      "%92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, "
+      "%106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, "
+      "%119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+      "%128, %129, p, 1, 1, 0, 1;}"
+      : MLA_OPT_TILES_4(sum, 0),
+        MLA_OPT_TILES_4(sum, 4),
+        MLA_OPT_TILES_4(sum, 8),
+        MLA_OPT_TILES_4(sum, 12),
+        MLA_OPT_TILES_4(sum, 16),
+        MLA_OPT_TILES_4(sum, 20),
+        MLA_OPT_TILES_4(sum, 24),
+        MLA_OPT_TILES_4(sum, 28)
+      : "l"(a), "l"(b));
+}
+
+#undef MLA_OPT_TILES_4
+#undef MLA_OPT_TILE
+
+#else
+
+// There are none: kernels that use them are not compiled.
+MLA_OPT_DEVICE void begin_products() {}
+MLA_OPT_DEVICE void commit_products() {}
+template <int kNewest>
+MLA_OPT_DEVICE void wait_for_products() {}
+template <class Element, int kTiles>
+MLA_OPT_DEVICE void multiply_keys_async(Element, float (&)[kTiles][4], uint64_t, uint64_t) {}
+template <class Element, int kTiles>
+MLA_OPT_DEVICE void multiply_values_async(Element, float (&)[kTiles][4], uint64_t, uint64_t) {}
+
+#endif
 
 // ---- numbers --------------------------------------------------------------------------------------
 

@@ -52,10 +52,10 @@ bool launch(const Problem& p, int multiprocessors, void* workspace, size_t works
             void* stream, mla_opt_failure& failure) {
   if (!check(p, failure)) return false;
   if (!has_queries(p) && !writes_apart(p)) return true;
-  const int architecture = current_architecture(p, failure);
-  if (architecture == 0) return false;
+  Device device{};
+  if (!find_device(p, device, failure)) return false;
   Plan plan{};
-  if (has_queries(p)) plan = make_plan(p, multiprocessors, memory_of(architecture));
+  if (has_queries(p)) plan = make_plan(p, multiprocessors, device);
   if (!check_workspace(plan, workspace, workspace_size, failure)) return false;
   const Arguments arguments = make_arguments(p, plan, workspace);
   if (has_queries(p) && !start_attention(p, plan, arguments, stream, failure)) return false;

@@ -1,5 +1,6 @@
 // The machine that is a GPU.
 #include <atomic>
+#include <cstring>
 
 #include "attend_table.h"
 #include "check.h"
@@ -35,6 +36,9 @@ bool no_code_for(int device, mla_opt_failure& failure) {
                 " `mla-opt build-kernels --arch %d%d`",
                 MLA_OPT_CUDA_ARCHITECTURES, major, minor, major, minor);
 }
+
+// Code for 90a is the only code for 9.0 there is, when it is there: `build-kernels` sees to that.
+const bool kHasWarpgroups = std::strstr(MLA_OPT_CUDA_ARCHITECTURES, "90a") != nullptr;
 
 // Architectures found, by device; 0: not asked yet.
 constexpr int kDevices = 64;
@@ -72,13 +76,14 @@ bool start(const char* what, Kernel kernel, const Grid& grid, void* stream,
 
 }  // namespace
 
-int current_architecture(const Problem& p, mla_opt_failure& failure) {
-  int device = 0;
-  if (!succeeded("no CUDA device can be used", cudaGetDevice(&device), failure)) return 0;
-  if (device < kDevices && found[device] != 0) return found[device];
-  const int architecture = ask_architecture(p, device, failure);
-  if (device < kDevices) found[device] = architecture;
-  return architecture;
+bool find_device(const Problem& p, Device& device, mla_opt_failure& failure) {
+  int index = 0;
+  if (!succeeded("no CUDA device can be used", cudaGetDevice(&index), failure)) return false;
+  int architecture = index < kDevices ? found[index].load() : 0;
+  if (architecture == 0) architecture = ask_architecture(p, index, failure);
+  if (index < kDevices) found[index] = architecture;
+  device = {memory_of(architecture), architecture == 90 && kHasWarpgroups};
+  return architecture != 0;
 }
 
 int multiprocessors_of_device() {

@@ -13,9 +13,9 @@ struct Grid {
   int shared_bytes;
 };
 
-// Architecture, 10 * major + minor, that the code was compiled for which runs on the current
-// device; 0 with a filled failure when there is no device or no code for it.
-int current_architecture(const Problem& problem, mla_opt_failure& failure);
+// The current device, by the code that runs on it; false with a filled failure when there is no
+// device or no code for it.
+bool find_device(const Problem& problem, Device& device, mla_opt_failure& failure);
 
 // Of the current device; 0 when no device can be used.
 int multiprocessors_of_device();

@@ -11,23 +11,27 @@ constexpr int64_t kWaves = 4;
 // More than this, and putting the parts together takes too long.
 constexpr int64_t kMostSplits = 256;
 constexpr Memory kMemories[] = {Memory::kSmall, Memory::kMedium, Memory::kLarge};
-constexpr Width kWidths[] = {Width::kNarrow, Width::kWide};
+constexpr Width kWidths[] = {Width::kNarrow, Width::kWide, Width::kWarpgroups};
 
 int64_t divide_up(int64_t number, int64_t by) { return (number + by - 1) / by; }
 
 int64_t query_rows(const Problem& p) { return p.heads * p.query_len; }
 
-// Wide as soon as narrow tiles would read the cache three times.
-Width width_for(const Problem& p, Memory memory) {
-  const bool wide = query_rows(p) > 32 &&
-                    fits(Width::kWide, memory, static_cast<int>(p.kv_lora_rank),
-                         static_cast<int>(p.rope_dim));
-  return wide ? Width::kWide : Width::kNarrow;
+bool fits(const Problem& p, Width width, Memory memory) {
+  return fits(width, memory, static_cast<int>(p.kv_lora_rank), static_cast<int>(p.rope_dim));
 }
 
-int64_t slots_of(const Problem& p, Tile tile, int multiprocessors, Memory memory) {
+// Wide as soon as narrow tiles would read the cache three times.
+Width width_for(const Problem& p, Device device) {
+  if (query_rows(p) <= 32) return Width::kNarrow;
+  if (device.has_warpgroups && fits(p, Width::kWarpgroups, device.memory))
+    return Width::kWarpgroups;
+  return fits(p, Width::kWide, device.memory) ? Width::kWide : Width::kNarrow;
+}
+
+int64_t slots_of(const Problem& p, Width width, int multiprocessors, Memory memory) {
   return int64_t{std::max(multiprocessors, 1)} *
-         blocks_per_multiprocessor(tile, memory, static_cast<int>(p.kv_lora_rank),
+         blocks_per_multiprocessor(width, memory, static_cast<int>(p.kv_lora_rank),
                                    static_cast<int>(p.rope_dim));
 }
 
@@ -57,16 +61,16 @@ size_t part_bytes(Tile tile, int64_t rank) {
 
 }  // namespace
 
-Plan make_plan(const Problem& p, int multiprocessors, Memory memory) {
+Plan make_plan(const Problem& p, int multiprocessors, Device device) {
   Plan plan{};
-  plan.width = width_for(p, memory);
-  plan.tile = tile_of(plan.width, memory);
-  plan.shared_bytes = layout_of(plan.tile, static_cast<int>(p.kv_lora_rank),
+  plan.width = width_for(p, device);
+  plan.tile = tile_of(plan.width, device.memory);
+  plan.shared_bytes = layout_of(plan.width, plan.tile, static_cast<int>(p.kv_lora_rank),
                                 static_cast<int>(p.rope_dim))
                           .size;
   plan.row_tiles = divide_up(query_rows(p), plan.tile.rows);
   plan.splits = choose_splits(plan.row_tiles * p.batch, divide_up(total_len(p), plan.tile.keys),
-                              slots_of(p, plan.tile, multiprocessors, memory));
+                              slots_of(p, plan.width, multiprocessors, device.memory));
   plan.blocks = plan.row_tiles * p.batch * plan.splits;
   if (plan.splits > 1)
     plan.workspace = static_cast<size_t>(plan.blocks) * part_bytes(plan.tile, p.kv_lora_rank);
@@ -84,7 +88,7 @@ size_t workspace_bound(const Problem& p, int multiprocessors) {
       const int64_t splits =
           std::min(divide_up(p.cache_len + p.new_len, tile.keys), kMostSplits);
       const int64_t blocks =
-          std::min(rows * splits, kWaves * slots_of(p, tile, multiprocessors, memory));
+          std::min(rows * splits, kWaves * slots_of(p, width, multiprocessors, memory));
       bound = std::max(bound, static_cast<size_t>(blocks) * part_bytes(tile, p.kv_lora_rank));
     }
   return bound;

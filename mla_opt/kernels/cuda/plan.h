@@ -27,6 +27,14 @@ constexpr int block_memory(Memory memory) {
 }
 constexpr int multiprocessor_memory(Memory memory) { return block_memory(memory) + 1024; }
 
+// A device as far as it decides which kernels run.
+struct Device {
+  Memory memory;
+  bool has_warpgroups;  // matrix products of four warps (wgmma), which only code for 90a may use
+};
+
+enum class Width { kNarrow, kWide, kWarpgroups };
+
 // What one block holds at a time: query rows, and latent rows in a ring of stages. Warps share the
 // query rows by 16; the warps of the same rows share keys (of the scores) and dims (of the output).
 struct Tile {
@@ -39,46 +47,59 @@ struct Tile {
   constexpr int threads() const { return 32 * warps; }
 };
 
-enum class Width { kNarrow, kWide };
-
 // Narrow: for few heads, where reading the cache is all; on large memory two blocks side by side
 // keep loads in flight, on medium memory a third stage does. Wide: for many heads or rows.
+// Warpgroups: the same, with twice the keys.
 constexpr Tile tile_of(Width width, Memory memory) {
   if (width == Width::kNarrow) return {16, 32, memory == Memory::kMedium ? 3 : 2, 4};
+  if (width == Width::kWarpgroups) return {64, 64, 2, 8};
   return {64, 32, memory == Memory::kLarge ? 3 : 2, 8};
 }
 
-// Where things lie in shared memory, in bytes. Rows are 16 bytes apart beyond their size: an odd
-// number of 16-byte columns, so that 8 rows of ldmatrix meet 8 different groups of banks.
+// Where things lie in shared memory, in bytes.
+//
+// For warps, rows are 16 bytes apart beyond their size: an odd number of 16-byte columns, so that 8
+// rows of ldmatrix meet 8 different groups of banks. For warpgroups, rows are cut into blocks of 128
+// bytes, and in these the 16-byte column c of row r lies at c ^ r % 8, which is how wgmma knows them.
 struct Layout {
   int row_bytes;
   int weight_row_bytes;
   int latent;
+  int stage;  // bytes of one
   int weights;
   int maxima;
   int sums;
   int size;
 };
 
-constexpr Layout layout_of(Tile tile, int rank, int rope) {
-  const int row = 2 * (rank + rope) + 16;
-  const int weight_row = 2 * tile.keys + 16;
+constexpr int kSwizzledRow = 128;
+constexpr int kSwizzledAlignment = 1024;
+
+constexpr Layout layout_of(Width width, Tile tile, int rank, int rope) {
+  const bool swizzled = width == Width::kWarpgroups;
+  const int row = 2 * (rank + rope) + (swizzled ? 0 : 16);
+  const int weight_row = 2 * tile.keys + (swizzled ? 0 : 16);
   const int latent = tile.rows * row;
   const int weights = latent + tile.stages * tile.keys * row;
   const int maxima = weights + tile.rows * weight_row;
   const int sums = maxima + 4 * tile.rows * tile.warps_per_rows();
-  return {row, weight_row, latent, weights, maxima, sums,
-          sums + 4 * tile.rows * tile.warps_per_rows()};
+  const int end = sums + 4 * tile.rows * tile.warps_per_rows();
+  // Shared memory may start anywhere.
+  return {row,    weight_row, latent, tile.keys * row,
+          weights, maxima,     sums,   end + (swizzled ? kSwizzledAlignment : 0)};
 }
 
 constexpr bool fits(Width width, Memory memory, int rank, int rope) {
-  return layout_of(tile_of(width, memory), rank, rope).size <= block_memory(memory);
+  // Blocks of 128 bytes want a multiple of 64 columns; two warpgroups, 256 of the output each.
+  if (width == Width::kWarpgroups && (rank != 512 || memory != Memory::kLarge)) return false;
+  return layout_of(width, tile_of(width, memory), rank, rope).size <= block_memory(memory);
 }
 
 // Blocks that run side by side on a multiprocessor, by memory and by registers (255 of a thread).
-constexpr int blocks_per_multiprocessor(Tile tile, Memory memory, int rank, int rope) {
+constexpr int blocks_per_multiprocessor(Width width, Memory memory, int rank, int rope) {
+  const Tile tile = tile_of(width, memory);
   const int by_memory =
-      multiprocessor_memory(memory) / (layout_of(tile, rank, rope).size + 1024);
+      multiprocessor_memory(memory) / (layout_of(width, tile, rank, rope).size + 1024);
   const int by_registers = 256 / tile.threads();
   return by_memory < by_registers ? by_memory : by_registers;
 }
@@ -98,7 +119,7 @@ struct Plan {
 };
 
 // For a checked problem that has query rows.
-Plan make_plan(const Problem& problem, int multiprocessors, Memory memory);
+Plan make_plan(const Problem& problem, int multiprocessors, Device device);
 
 // Enough for any plan of this problem or of a smaller one, on any architecture.
 size_t workspace_bound(const Problem& problem, int multiprocessors);

@@ -10,7 +10,7 @@ from mla_opt.kernels import cuda_build
 from tests.kernels.cuda.emulated import Emulator, build
 
 # What is promised.
-ARCHITECTURES = ("80", "86", "89", "90", "90a", "100", "120")
+ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
 
 
 @pytest.fixture(scope="session", autouse=True)

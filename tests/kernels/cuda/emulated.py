@@ -21,7 +21,7 @@ NATIVE = Path(__file__).parent / "native"
 SOURCES = [*sorted((HOME / "cuda").glob("*.cpp")), *sorted(NATIVE.glob("*.cpp"))]
 OPTIONS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
 # As in native/emulator.h.
-SABOTAGE = ("nothing", "block barrier", "group barrier", "wait")
+SABOTAGE = ("nothing", "block barrier", "group barrier", "wait", "show")
 PLAN = ("rows", "keys", "stages", "warps", "row_tiles", "splits", "blocks", "shared", "workspace")
 
 
@@ -53,9 +53,9 @@ class Emulator:
         self.library = CudaLibrary(path)
         self._extra = ctypes.CDLL(os.fspath(path))
 
-    def become(self, architecture: int, seed: int) -> None:
+    def become(self, architecture: str, seed: int) -> None:
         """Be this architecture from now on; ``seed`` starts the order in which things happen."""
-        self._extra.mla_opt_emulate(ctypes.c_int(architecture), ctypes.c_uint64(seed))
+        self._extra.mla_opt_emulate(*_device(architecture), ctypes.c_uint64(seed))
 
     @contextlib.contextmanager
     def broken(self, what: str) -> Iterator[None]:
@@ -66,11 +66,11 @@ class Emulator:
         finally:
             self._extra.mla_opt_sabotage(0)
 
-    def plan(self, problem: CudaProblem, architecture: int, multiprocessors: int) -> dict[str, int]:
+    def plan(self, problem: CudaProblem, architecture: str, multiprocessors: int) -> dict[str, int]:
         numbers = (ctypes.c_int64 * len(PLAN))()
         self._extra.mla_opt_plan(
             ctypes.byref(problem),
-            ctypes.c_int(architecture),
+            *_device(architecture),
             ctypes.c_int(multiprocessors),
             numbers,
         )
@@ -82,7 +82,7 @@ class Emulator:
         self.library.launch(problem, multiprocessors, address(workspace), size, 0)
 
     def run(
-        self, case: Case, *, architecture: int = 80, multiprocessors: int = 1, seed: int = 0
+        self, case: Case, *, architecture: str = "80", multiprocessors: int = 1, seed: int = 0
     ) -> tuple[Arrays, Arrays]:
         """Return what must come out, and what does."""
         arrays = {name: guarded(array) for name, array in operands(case).items()}
@@ -94,6 +94,11 @@ class Emulator:
         self.become(architecture, seed)
         self.launch(problem_of(case, arrays, made, address), multiprocessors)
         return wanted, made
+
+
+def _device(architecture: str) -> tuple[ctypes.c_int, ctypes.c_int]:
+    """The number, and whether code for it may use the products of warpgroups."""
+    return ctypes.c_int(int(architecture.rstrip("a"))), ctypes.c_int(architecture == "90a")
 
 
 def address(array: np.ndarray) -> int:

@@ -18,8 +18,8 @@ from tests.kernels.cuda.problems import (
     results,
 )
 
-# Three sizes of shared memory: stages, widths and blocks side by side differ.
-ARCHITECTURES = (80, 86, 90)
+# Three sizes of shared memory: stages, widths and blocks side by side differ; and warpgroups.
+ARCHITECTURES = ("80", "86", "90", "90a")
 DIMS = ((512, 64), (256, 32), (512, 0))
 
 
@@ -62,6 +62,7 @@ CASES = {
     "splits": LONG,
     "splits, sink": LONG.but(sink=True, heads=33),
     "splits, in place": LONG.but(lengths=(0, 5, 690), query_len=2, causal=True, sink=True),
+    "splits, mostly without keys": LONG.but(lengths=(30, 0), capacity=900, sink=True),
     "splits, bias": LONG.but(bias="boolean", query_len=2),
     "splits, 256 + 32": LONG.but(rank=256, rope=32),
 }
@@ -71,26 +72,59 @@ CASES = {
 def test_every_signature(emulator, case):
     # Few multiprocessors leave no room for splits.
     multiprocessors = 8 if case.past == LONG.past else 1
-    check(case, *emulator.run(case, architecture=90, multiprocessors=multiprocessors, seed=3))
+    check(case, *emulator.run(case, architecture="90", multiprocessors=multiprocessors, seed=3))
 
 
 def test_order_does_not_matter(emulator):
     """Other orders of blocks and warps and of when copies land, to the last bit."""
     case = IN_PLACE.but(heads=16, seed=9)
-    runs = [emulator.run(case, architecture=80, seed=seed)[1]["output"] for seed in range(4)]
+    runs = [emulator.run(case, architecture="80", seed=seed)[1]["output"] for seed in range(4)]
     for other in runs[1:]:
         np.testing.assert_array_equal(other.view(np.uint16), runs[0].view(np.uint16))
 
 
-@pytest.mark.parametrize("what", ["block barrier", "group barrier", "wait"])
-def test_what_would_be_a_race_is_noticed(emulator, what):
+MANY = {
+    "ragged": Case(heads=64, lengths=(0, 70, 199), causal=True, sink=True),
+    "rows": Case(heads=12, query_len=9, past=100, causal=True, bias="additive", bias_shape="st"),
+    "split cache": Case(heads=40, lengths=(63, 64), split_cache=True, aliased=False),
+    "splits": Case(heads=128, past=900, seed=4),
+    "splits, boolean": Case(heads=128, lengths=(700, 1), bias="boolean", bias_shape="bt"),
+    "half": Case(heads=33, past=130, dtype=np.dtype(np.float16), scale=30.0),
+    "without rope": Case(heads=70, past=130, rope=0),
+    "first chunk": Case(heads=8, query_len=20, has_cache=False, causal=True),
+}
+
+
+@pytest.mark.parametrize("case", MANY.values(), ids=MANY.keys())
+def test_warpgroups(emulator, case):
+    """What many heads or rows meet on Hopper."""
+    arrays = operands(case)
+    made = results(case, arrays, expected(case, arrays))
+    problem = problem_of(case, arrays, made, lambda array: array.ctypes.data)
+    assert emulator.plan(problem, "90a", 8)["keys"] == 64
+    for seed in range(2):
+        check(case, *emulator.run(case, architecture="90a", multiprocessors=8, seed=seed))
+
+
+@pytest.mark.parametrize(
+    ("what", "architecture", "heads"),
+    [
+        ("block barrier", "80", 48),
+        ("group barrier", "80", 48),
+        # Three stages, of which one could be waited for too late.
+        ("wait", "80", 16),
+        ("block barrier", "90a", 64),
+        ("group barrier", "90a", 64),
+        ("show", "90a", 64),
+    ],
+)
+def test_what_would_be_a_race_is_noticed(emulator, what, architecture, heads):
     """The emulation is worth something: without a barrier or a wait, some order gives nonsense."""
-    # Three stages, of which one could be waited for too late; or two groups of rows.
-    case = Case(heads=16 if what == "wait" else 48, past=200)
+    case = Case(heads=heads, past=200)
     errors = []
     with emulator.broken(what):
         for seed in range(3):
-            wanted, made = emulator.run(case, architecture=80, seed=seed)
+            wanted, made = emulator.run(case, architecture=architecture, seed=seed)
             errors.append(difference(made["output"], wanted["output"]))
     assert max(errors) > 0.1
 
@@ -105,7 +139,7 @@ def test_rows_that_see_nothing(emulator):
             arrays["bias"][..., 1, :] = number
             wanted = expected(case, arrays)
             made = results(case, arrays, wanted)
-            emulator.become(86, 0)
+            emulator.become("86", 0)
             emulator.launch(problem_of(case, arrays, made, lambda array: array.ctypes.data), 1)
             check(case, wanted, made)
             assert nothing == (not made["output"][:, :, 1].astype(np.float32).any()) or sink
@@ -126,7 +160,7 @@ def test_least_finite_bias(emulator):
 def test_large_scores(emulator, size):
     """Scores in the thousands, of either sign: no overflow, and the greatest key wins."""
     case = Case(heads=4, past=130, dtype=np.dtype(np.float16), scale=size)
-    check(case, *emulator.run(case, architecture=80))
+    check(case, *emulator.run(case, architecture="80"))
 
 
 def test_past_len_out_of_range_is_clamped(emulator):

@@ -23,7 +23,12 @@ from mla_opt.kernels.cuda_library import (
     cuda_kernel_library,
 )
 from mla_opt.kernels.elf import needed_libraries
-from mla_opt.kernels.nvcc import find_nvcc, parse_architectures, read_resources
+from mla_opt.kernels.nvcc import (
+    find_nvcc,
+    parse_architectures,
+    read_resources,
+    read_warnings,
+)
 from mla_opt.operator import Signature, latent_attention
 from tests.kernels.cuda.conftest import ARCHITECTURES
 from tests.kernels.cuda.problems import Case, expected, operands, problem_of, results
@@ -55,17 +60,28 @@ def test_no_kernel_spills(built):
     assert {one.architecture for one in built.resources} == set(ARCHITECTURES)
     for one in built.resources:
         assert (one.spilled, one.stack) == (0, 0), one
+    # Such as that products of warpgroups wait for each other.
+    assert built.warnings == ()
 
 
 @needs_nvcc
 def test_registers_leave_room_for_the_blocks_that_are_planned(built):
-    """Two narrow blocks side by side, one wide one: 65536 registers, handed out by eights."""
+    """Two narrow blocks side by side, one of another width: 65536 registers, by eights."""
     attention = [one for one in built.resources if "attend_kernel" in one.kernel]
     for architecture in ARCHITECTURES:
-        assert sum(one.architecture == architecture for one in attention) == 12
+        assert sum(one.architecture == architecture for one in attention) == 18
     for one in attention:
-        threads = 256 if "WidthE1" in one.kernel else 2 * 128
+        threads = 2 * 128 if "WidthE0" in one.kernel else 256
         assert -(-one.registers // 8) * 8 * threads <= 65536, one
+
+
+@needs_nvcc
+def test_warpgroups_are_used_on_90a_alone(built):
+    """Elsewhere, and for other dims, that kernel is empty: it is never planned."""
+    for one in built.resources:
+        if "WidthE2" in one.kernel:
+            is_used = one.architecture == "90a" and "256_32" not in one.kernel
+            assert (one.registers > 200) == is_used, one
 
 
 @needs_nvcc
@@ -136,6 +152,8 @@ def test_not_built(tmp_path, monkeypatch):
 
 def test_architectures():
     assert parse_architectures("120, sm_90a,80,compute_80") == ("80", "90a", "120")
+    with pytest.raises(InputError, match="90 is given in more than one form"):
+        parse_architectures("90,90a")
     with pytest.raises(InputError, match="'hopper' is no architecture"):
         parse_architectures("80,hopper")
     with pytest.raises(InputError, match="need architecture 80 or newer, not 75"):
@@ -234,6 +252,14 @@ def test_resources_are_read():
     assert (one.stack, one.spilled) == (16, 12)
 
 
+def test_warnings_are_read():
+    said = (
+        "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are"
+        " serialized\nptxas info    : Used 4 registers\nx.cu(1): warning #177-D: unused\n"
+    )
+    assert len(read_warnings(said)) == 2
+
+
 def test_needed_libraries_of_a_library_that_is_known():
     numpy = np._core._multiarray_umath.__file__
     assert "libc.so.6" in needed_libraries(Path(numpy))
@@ -253,10 +279,10 @@ def command(*arguments, **environment):
 
 @needs_nvcc
 def test_command(tmp_path):
-    done = command("build-kernels", "--arch", "90a", "-o", str(tmp_path / "out"))
+    done = command("build-kernels", "--arch", "90", "-o", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert f"built {tmp_path / 'out' / 'libmla_opt_cuda.so'}" in done.stdout
-    assert "sm_90a: 15 kernels, at most" in done.stdout
+    assert "sm_90: 21 kernels, at most" in done.stdout
     assert "no spills" in done.stdout
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["libmla_opt_cuda.so"]
 

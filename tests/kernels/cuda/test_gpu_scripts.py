@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.gpu import __main__ as script
-from tests.gpu import benchmark, cases, checks, peers
+from tests.gpu import benchmark, cases, checks, oracle, peers
 from tests.gpu.decode import Point, Step, Timing, copies_for
 from tests.gpu.driver import Device
 from tests.gpu.kernels import Runner
-from tests.kernels.cuda.problems import check
+from tests.kernels.cuda.problems import check, expected, operands
 
 SMALL = [Point(heads, keys, 1) for heads in (16, 128) for keys in (33, 64)]
 RATES = benchmark.Rates(copy=4e12, product=8e14)
@@ -22,7 +22,7 @@ RATES = benchmark.Rates(copy=4e12, product=8e14)
 
 @pytest.fixture
 def runner(emulator, monkeypatch):
-    emulator.become(90, 0)
+    emulator.become("90", 0)
     monkeypatch.setattr(peers, "available", dict)
     return Runner(Device(os.fspath(emulator.library.path)), emulator.library)
 
@@ -31,6 +31,17 @@ def runner(emulator, monkeypatch):
 def test_quick_cases(runner, case):
     small = case.but(past=min(case.past, 100))
     check(small, *runner.run(small))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_fast_oracle_is_the_reference(seed):
+    case = cases.random_case(seed)
+    case = case.but(past=min(case.past, 60), heads=min(case.heads, 17))
+    arrays = operands(case)
+    wanted, got = expected(case, arrays), oracle.expected(case, arrays)
+    assert set(got) == set(wanted)
+    for name, array in wanted.items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-9, atol=1e-12)
 
 
 def test_random_cases_are_legal_and_right(runner):
@@ -109,7 +120,7 @@ def test_points_cover_the_table():
 def on_emulator(emulator, runner, monkeypatch):
     monkeypatch.setattr(script, "Device", lambda: runner.device)
     monkeypatch.setattr(script, "device_reason", lambda: None)
-    monkeypatch.setattr(script, "library_for", lambda device: emulator.library)
+    monkeypatch.setattr(script, "library_for", lambda device, architecture: emulator.library)
     monkeypatch.setattr(script, "RANDOM_CASES", 1)
     monkeypatch.setattr(cases, "ALL", {"one": cases.QUICK["narrow"]})
     monkeypatch.setattr(checks, "check_graph", lambda runner, heads: None)

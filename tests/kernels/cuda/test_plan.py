@@ -10,7 +10,15 @@ import pytest
 from mla_opt.kernels.cuda_library import ElementType, cuda_problem
 
 # Bytes of shared memory that a block may have.
-SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+SHARED = {
+    "80": 166912,
+    "86": 101376,
+    "89": 101376,
+    "90": 232448,
+    "90a": 232448,
+    "100": 232448,
+    "120": 101376,
+}
 MULTIPROCESSORS = 132
 
 
@@ -96,14 +104,16 @@ def test_one_sequence_fills_the_device(emulator, architecture):
 
 
 def test_many_sequences_are_not_split(emulator):
-    plan = emulator.plan(shapes(batch=1056, cache_len=4096), 90, MULTIPROCESSORS)
+    plan = emulator.plan(shapes(batch=1056, cache_len=4096), "90", MULTIPROCESSORS)
     assert plan["splits"] == 1
 
 
 def test_many_heads_share_the_rows_they_read(emulator):
     """Wide where shared memory allows, narrow where it does not."""
-    assert emulator.plan(shapes(heads=128), 90, MULTIPROCESSORS)["rows"] == 64
-    assert emulator.plan(shapes(heads=128), 80, MULTIPROCESSORS)["rows"] == 64
-    assert emulator.plan(shapes(heads=128), 89, MULTIPROCESSORS)["rows"] == 16
-    assert emulator.plan(shapes(heads=64, rank=256, rope=32), 89, MULTIPROCESSORS)["rows"] == 64
-    assert emulator.plan(shapes(heads=16), 90, MULTIPROCESSORS)["rows"] == 16
+    assert emulator.plan(shapes(heads=128), "90", MULTIPROCESSORS)["rows"] == 64
+    assert emulator.plan(shapes(heads=128), "80", MULTIPROCESSORS)["rows"] == 64
+    assert emulator.plan(shapes(heads=128), "89", MULTIPROCESSORS)["rows"] == 16
+    assert emulator.plan(shapes(heads=64, rank=256, rope=32), "89", MULTIPROCESSORS)["rows"] == 64
+    assert emulator.plan(shapes(heads=128), "90a", MULTIPROCESSORS)["keys"] == 64
+    assert emulator.plan(shapes(heads=128, rank=256, rope=32), "90a", MULTIPROCESSORS)["keys"] == 32
+    assert emulator.plan(shapes(heads=16), "90", MULTIPROCESSORS)["rows"] == 16

@@ -27,7 +27,11 @@ AttendBlock attend_block_of<MLA_OPT_RANK, MLA_OPT_ROPE>(bool is_half, Width widt
   if (width == Width::kNarrow)
     return is_half ? of_memory<Half, Width::kNarrow>(memory)
                    : of_memory<BFloat16, Width::kNarrow>(memory);
-  return is_half ? of_memory<Half, Width::kWide>(memory) : of_memory<BFloat16, Width::kWide>(memory);
+  if (width == Width::kWide)
+    return is_half ? of_memory<Half, Width::kWide>(memory)
+                   : of_memory<BFloat16, Width::kWide>(memory);
+  return is_half ? of_memory<Half, Width::kWarpgroups>(memory)
+                 : of_memory<BFloat16, Width::kWarpgroups>(memory);
 }
 
 }  // namespace mla_opt::cuda

@@ -12,6 +12,7 @@
 
 #define MLA_OPT_DEVICE inline
 #define MLA_OPT_UNROLL
+#define MLA_OPT_UNROLL_4
 
 namespace mla_opt::cuda {
 
@@ -24,20 +25,20 @@ inline int block_count() { return emulator::block().count; }
 inline int thread_index() { return emulator::thread_index(); }
 inline int thread_count() { return emulator::block().threads; }
 
-inline uint32_t shared_start() { return 0; }
+inline uint32_t shared_start() { return emulator::kSharedStart; }
 
 inline float load_shared(uint32_t address) {
   float value;
-  std::memcpy(&value, emulator::shared_memory(address, 4), 4);
+  std::memcpy(&value, emulator::read_shared(address, 4), 4);
   return value;
 }
 
 inline void store_shared(uint32_t address, float value) {
-  std::memcpy(emulator::shared_memory(address, 4), &value, 4);
+  emulator::write_shared(address, &value, 4);
 }
 
 inline void store_shared(uint32_t address, uint32_t value) {
-  std::memcpy(emulator::shared_memory(address, 4), &value, 4);
+  emulator::write_shared(address, &value, 4);
 }
 
 inline void copy_async(uint32_t to, const void* from, bool is_real) {
@@ -101,6 +102,45 @@ inline void multiply(Element, float (&sum)[4], const uint32_t (&a)[4], uint32_t 
   request.right[1] = b1;
   request.number = number_of<Element>;
   emulator::await(request);
+}
+
+inline void show_to_async() { emulator::show_to_async(); }
+
+inline void await_operation(emulator::Operation operation, int newest = 0) {
+  emulator::Request request;
+  request.operation = operation;
+  request.newest = newest;
+  emulator::await(request);
+}
+
+inline void begin_products() { await_operation(emulator::Operation::kBeginProducts); }
+inline void commit_products() { await_operation(emulator::Operation::kCommitProducts); }
+
+template <int kNewest>
+inline void wait_for_products() {
+  await_operation(emulator::Operation::kWaitForProducts, kNewest);
+}
+
+template <class Element, int kTiles>
+inline void multiply_async(float (&sum)[kTiles][4], uint64_t a, uint64_t b) {
+  emulator::Request request;
+  request.operation = emulator::Operation::kProduct;
+  request.sum = &sum[0][0];
+  request.descriptors[0] = a;
+  request.descriptors[1] = b;
+  request.columns = 8 * kTiles;
+  request.number = number_of<Element>;
+  emulator::await(request);
+}
+
+template <class Element>
+inline void multiply_keys_async(Element, float (&sum)[4][4], uint64_t a, uint64_t b) {
+  multiply_async<Element>(sum, a, b);
+}
+
+template <class Element>
+inline void multiply_values_async(Element, float (&sum)[32][4], uint64_t a, uint64_t b) {
+  multiply_async<Element>(sum, a, b);
 }
 
 inline float minus_infinity() { return -std::numeric_limits<float>::infinity(); }

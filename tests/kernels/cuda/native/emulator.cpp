@@ -32,12 +32,23 @@ struct Thread {
   Request request;
   std::vector<Copy> open;                // started, in no group yet
   std::deque<std::vector<Copy>> groups;  // oldest first
+  std::vector<std::pair<uint32_t, uint32_t>> unseen;  // written, not yet shown: start and bytes
+};
+
+// A warp's quarter of a product of its warpgroup.
+struct Product {
+  Request request;
+  float* sums[kLanes];
 };
 
 struct Warp {
   Thread* lanes;
+  int index = 0;
   bool waits = false;
   bool finished = false;
+  bool may_multiply = false;
+  std::vector<Product> open;
+  std::deque<std::vector<Product>> products;  // groups, oldest first
 };
 
 struct Machine {
@@ -46,6 +57,7 @@ struct Machine {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::vector<char> shared;
+  std::vector<char> async_view;  // of shared, as products of warpgroups see it
   int arrived[kBarriers] = {};
   int expected[kBarriers] = {};
   std::mt19937_64 random;
@@ -93,13 +105,10 @@ void resume(Thread& thread) {
 }
 
 void land(const Copy& copy) {
-  void* to = shared_memory(copy.to, 16);
+  constexpr char zeros[16] = {};
   if (copy.to % 16) illegal("a copy to an address that is no multiple of 16");
   if (reinterpret_cast<uintptr_t>(copy.from) % 16) illegal("a copy from an unaligned address");
-  if (copy.is_real)
-    std::memcpy(to, copy.from, 16);
-  else
-    std::memset(to, 0, 16);
+  write_shared(copy.to, copy.is_real ? copy.from : zeros, 16);
 }
 
 // ---- what a warp does together --------------------------------------------------------------------
@@ -110,7 +119,7 @@ void load_matrices(Warp& warp, bool transposed) {
     const uint32_t address = warp.lanes[lane].request.address;
     machine->current = &warp.lanes[lane];
     if (address % 16) illegal("a matrix row at an address that is no multiple of 16");
-    std::memcpy(matrix[lane / 8][lane % 8], shared_memory(address, 16), 16);
+    std::memcpy(matrix[lane / 8][lane % 8], read_shared(address, 16), 16);
   }
   for (int lane = 0; lane < kLanes; ++lane)
     for (int i = 0; i < 4; ++i) {
@@ -143,6 +152,88 @@ void multiply(Warp& warp) {
       for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
       warp.lanes[lane].request.sum[i] += sum;
     }
+}
+
+// ---- products of warpgroups: the PTX manual's matrices with a swizzle of 128 bytes -------------------
+
+struct Descriptor {
+  uint32_t address, leading, stride;
+};
+
+Descriptor decoded(uint64_t bits) {
+  const auto field = [&](int from) { return static_cast<uint32_t>(bits >> from & 0x3fff) * 16; };
+  if (bits >> 62 != 1 || (bits >> 49 & 7) != 0) illegal("a matrix that is not swizzled by 128 bytes");
+  return {field(0), field(16), field(32)};
+}
+
+uint16_t swizzled(uint32_t address) {
+  address ^= (address >> 7 & 7) << 4;
+  if (address < kSharedStart || address + 2 > machine->async_view.size())
+    illegal("a matrix beyond the shared memory");
+  uint16_t bits;
+  std::memcpy(&bits, &machine->async_view[address], 2);
+  return bits;
+}
+
+// Element k of row m, where rows are what is not summed over, and k lies along them.
+uint16_t along_rows(const Descriptor& d, int m, int k) {
+  return swizzled(d.address + static_cast<uint32_t>(m / 8) * d.stride +
+                  static_cast<uint32_t>(m % 8 * 128 + k * 2));
+}
+
+// Element k of column n, where n lies along the rows: blocks of 64 columns, rows in eights.
+uint16_t across_rows(const Descriptor& d, int n, int k) {
+  return swizzled(d.address + static_cast<uint32_t>(n / 64) * d.leading +
+                  static_cast<uint32_t>(k / 8) * d.stride +
+                  static_cast<uint32_t>(k % 8 * 128 + n % 64 * 2));
+}
+
+void make(const Warp& warp, const Product& product) {
+  const Request& request = product.request;
+  const Descriptor left = decoded(request.descriptors[0]), right = decoded(request.descriptors[1]);
+  const bool across = request.columns == 256;
+  std::vector<float> b(static_cast<size_t>(16 * request.columns));
+  for (int n = 0; n < request.columns; ++n)
+    for (int k = 0; k < 16; ++k)
+      b[static_cast<size_t>(16 * n + k)] =
+          request.number(across ? across_rows(right, n, k) : along_rows(right, n, k));
+  for (int row = 0; row < 16; ++row) {
+    float a[16];
+    for (int k = 0; k < 16; ++k)
+      a[k] = request.number(along_rows(left, 16 * (warp.index % 4) + row, k));
+    for (int n = 0; n < request.columns; ++n) {
+      float sum = 0;
+      for (int k = 0; k < 16; ++k) sum += a[k] * b[static_cast<size_t>(16 * n + k)];
+      product.sums[4 * (row % 8) + n % 8 / 2][n / 8 * 4 + row / 8 * 2 + n % 2] += sum;
+    }
+  }
+}
+
+void start_product(Warp& warp) {
+  if (!warp.may_multiply) illegal("a product of registers that were not fenced");
+  Product product;
+  product.request = warp.lanes[0].request;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const Request& own = warp.lanes[lane].request;
+    product.sums[lane] = own.sum;
+    if (own.descriptors[0] != product.request.descriptors[0] ||
+        own.descriptors[1] != product.request.descriptors[1])
+      illegal("lanes of a warp with different matrices");
+  }
+  // In order: once one is late, so are those after it.
+  const bool none_is_late = warp.open.empty() && warp.products.empty();
+  if (none_is_late && machine->random() % 2)
+    make(warp, product);
+  else
+    warp.open.push_back(product);
+}
+
+void wait_for_products(Warp& warp) {
+  const auto newest = static_cast<size_t>(warp.lanes[0].request.newest);
+  if (!warp.open.empty()) illegal("a wait for products in no group");
+  for (; warp.products.size() > newest; warp.products.pop_front())
+    for (const Product& product : warp.products.front()) make(warp, product);
+  warp.may_multiply = false;
 }
 
 void exchange(Warp& warp) {
@@ -190,7 +281,19 @@ void complete(Warp& warp) {
       return exchange(warp);
     case Operation::kBarrier:
       return arrive(warp);
+    case Operation::kBeginProducts:
+      warp.may_multiply = true;
+      return;
+    case Operation::kProduct:
+      return start_product(warp);
+    case Operation::kCommitProducts:
+      warp.products.push_back(std::move(warp.open));
+      warp.open.clear();
+      return;
+    case Operation::kWaitForProducts:
+      return wait_for_products(warp);
     case Operation::kFinished:
+      if (!warp.open.empty() || !warp.products.empty()) illegal("a warp ends before its products do");
       warp.finished = true;
       return;
     case Operation::kNone:
@@ -228,13 +331,16 @@ void run(const Block& block, const std::function<void()>& kernel) {
   own.kernel = &kernel;
   own.threads = std::vector<Thread>(static_cast<size_t>(block.threads));
   // What nobody has written is not a number in either type.
-  own.shared.assign(static_cast<size_t>(block.shared_bytes), static_cast<char>(0xff));
+  own.shared.assign(kSharedStart + static_cast<size_t>(block.shared_bytes),
+                    static_cast<char>(0xff));
+  own.async_view = own.shared;
   own.random.seed(block.seed);
   machine = &own;
   for (int i = 0; i < block.threads; ++i) prepare(own.threads[static_cast<size_t>(i)], i);
   for (int i = 0; i < block.threads; i += kLanes) {
     Warp warp;
     warp.lanes = &own.threads[static_cast<size_t>(i)];
+    warp.index = i / kLanes;
     own.warps.push_back(warp);
   }
   run_all();
@@ -254,10 +360,28 @@ void await(const Request& request) {
   swapcontext(&self->context, &machine->scheduler);
 }
 
-void* shared_memory(uint32_t address, uint32_t bytes) {
-  if (address + uint64_t{bytes} > machine->shared.size())
+namespace {
+
+char* checked(uint32_t address, uint32_t bytes) {
+  if (address < kSharedStart || address + uint64_t{bytes} > machine->shared.size())
     illegal("address " + std::to_string(address) + " is beyond the shared memory");
   return machine->shared.data() + address;
+}
+
+}  // namespace
+
+const void* read_shared(uint32_t address, uint32_t bytes) { return checked(address, bytes); }
+
+void write_shared(uint32_t address, const void* from, uint32_t bytes) {
+  std::memcpy(checked(address, bytes), from, bytes);
+  machine->current->unseen.emplace_back(address, bytes);
+}
+
+void show_to_async() {
+  if (broken == Sabotage::kShow) return;
+  for (const auto& [address, bytes] : machine->current->unseen)
+    std::memcpy(&machine->async_view[address], &machine->shared[address], bytes);
+  machine->current->unseen.clear();
 }
 
 void start_copy(uint32_t to, const void* from, bool is_real) {

@@ -6,6 +6,9 @@
 // a barrier or a wait that is missing gives wrong numbers under some seed. What is illegal on a GPU
 // (lanes of a warp that part, misaligned addresses, addresses beyond the shared memory, copies
 // that nobody waits for) ends the program with a message.
+//
+// Products of warpgroups are made at a random time between their start and what waits for them, and
+// see shared memory as their unit does: what a thread has stored, once it has said so.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +16,19 @@
 
 namespace mla_opt::emulator {
 
-enum class Operation { kNone, kLoad, kLoadTransposed, kMultiply, kExchange, kBarrier, kFinished };
+enum class Operation {
+  kNone,
+  kLoad,
+  kLoadTransposed,
+  kMultiply,
+  kExchange,
+  kBarrier,
+  kBeginProducts,
+  kProduct,
+  kCommitProducts,
+  kWaitForProducts,
+  kFinished
+};
 
 // What a lane has come to, with its operands.
 struct Request {
@@ -28,10 +43,16 @@ struct Request {
   int distance = 0;
   int barrier = 0;
   int threads = 0;
+  uint64_t descriptors[2] = {};                  // of a warpgroup's product
+  int columns = 0;
+  int newest = 0;                                // groups that are not waited for
 };
 
+// Where the shared memory of a block starts: not where any kernel would like it to.
+constexpr uint32_t kSharedStart = 128;
+
 // What is broken on purpose, to see that it is noticed.
-enum class Sabotage : int { kNothing, kBlockBarrier, kGroupBarrier, kWait };
+enum class Sabotage : int { kNothing, kBlockBarrier, kGroupBarrier, kWait, kShow };
 void set_sabotage(Sabotage sabotage);
 
 struct Block {
@@ -53,7 +74,12 @@ const Block& block();
 // Waits until all who take part have come.
 void await(const Request& request);
 
-void* shared_memory(uint32_t address, uint32_t bytes);
+const void* read_shared(uint32_t address, uint32_t bytes);
+void write_shared(uint32_t address, const void* from, uint32_t bytes);
+
+// Makes what this thread has written visible to the products of warpgroups.
+void show_to_async();
+
 void start_copy(uint32_t to, const void* from, bool is_real);
 void commit_copies();
 void wait_for_copies(int newest);

@@ -16,6 +16,7 @@ namespace mla_opt::cuda {
 namespace {
 
 int architecture = 80;
+bool has_warpgroups = false;
 uint64_t seed = 0;
 
 AttendBlock block_for(const Problem& p, Width width, Memory memory) {
@@ -46,7 +47,10 @@ bool start(const Grid& grid, const std::function<void()>& kernel, mla_opt_failur
 
 }  // namespace
 
-int current_architecture(const Problem&, mla_opt_failure&) { return architecture; }
+bool find_device(const Problem&, Device& device, mla_opt_failure&) {
+  device = {memory_of(architecture), has_warpgroups};
+  return true;
+}
 
 int multiprocessors_of_device() { return 1; }
 
@@ -71,8 +75,10 @@ bool start_write_cache(const Arguments& arguments, const Grid& grid, void*,
 }  // namespace mla_opt::cuda
 
 // For tests: what machine is emulated, and where its random order starts.
-extern "C" MLA_OPT_PUBLIC void mla_opt_emulate(int architecture, uint64_t seed) {
+extern "C" MLA_OPT_PUBLIC void mla_opt_emulate(int architecture, int has_warpgroups,
+                                               uint64_t seed) {
   mla_opt::cuda::architecture = architecture;
+  mla_opt::cuda::has_warpgroups = has_warpgroups != 0;
   mla_opt::cuda::seed = seed;
 }
 
@@ -84,9 +90,11 @@ extern "C" MLA_OPT_PUBLIC void mla_opt_sabotage(int what) {
 // For tests: the plan of a problem: tile rows, keys, stages, warps; row tiles, splits, blocks,
 // shared bytes, workspace bytes.
 extern "C" MLA_OPT_PUBLIC void mla_opt_plan(const mla_opt_latent_attention* problem,
-                                            int architecture, int multiprocessors, int64_t* plan) {
+                                            int architecture, int has_warpgroups,
+                                            int multiprocessors, int64_t* plan) {
   using namespace mla_opt::cuda;
-  const Plan made = make_plan(*problem, multiprocessors, memory_of(architecture));
+  const Plan made =
+      make_plan(*problem, multiprocessors, {memory_of(architecture), has_warpgroups != 0});
   const int64_t numbers[] = {made.tile.rows,    made.tile.keys, made.tile.stages, made.tile.warps,
                              made.row_tiles,    made.splits,    made.blocks,      made.shared_bytes,
                              static_cast<int64_t>(made.workspace)};
