@@ -27,6 +27,13 @@ from mla_opt.sites import LatentAttentionSite, Operands
 FUSED_HEAD_DIM = 256
 """Widest head of TensorRT's fused attention, measured: 257 is refused."""
 
+LOWEST_BIAS = -6e4
+"""What a bias is at least: no score brings a key back from there, and float16 can hold it.
+
+Masks hold float32's lowest number. In float16 that is -inf, and a query that sees nothing but -inf,
+such as padding, makes NaN of its row, of the cache, and of whatever reads that.
+"""
+
 
 class TensorRTBuilder(Builder, Protocol):
     """A builder of graphs that TensorRT reads: ONNX from opset 24 on."""
@@ -100,7 +107,7 @@ def _fused(
         _keys(builder, operands, rows, weights.w_uk.swapaxes(1, 2), rope),
         _by_head(builder, operands, rows, padded, "values_padded"),
         scale=site.scale,
-        bias=bias,
+        bias=None if bias is None else _bounded(builder, bias),
         causal=site.core.causal,
         name="attention",
     )
@@ -111,6 +118,11 @@ def _fused(
     if operands.weights.value_bias is None:
         return output
     return builder.add(output, operands.weights.value_bias, "attention_shifted")
+
+
+def _bounded(builder: TensorRTBuilder, bias: Value) -> Value:
+    lowest = builder.scalar_like(LOWEST_BIAS, bias, "lowest_bias")
+    return builder.where(builder.greater(bias, lowest, "is_bounded"), bias, lowest, "bias_bounded")
 
 
 def _keys(

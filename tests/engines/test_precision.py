@@ -8,9 +8,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mla_opt.engines.precision import convert, weight_type
 from mla_opt.errors import InputError
-from tests.graphs.latent_block import Block, build
-from tests.passes.harness import assert_close, check, generate
-from tests.passes.test_lower_to_tensorrt import lowered, opset24
+from tests.graphs.latent_block import Block, build, feeds
+from tests.passes.harness import assert_close, check, compute, generate
+from tests.passes.test_lower_to_tensorrt import ROWS, lowered, opset24
 
 CACHES = ("past.0.latent",)
 
@@ -34,6 +34,51 @@ def test_numbers_in_float16(phase, options):
     expected = generate(build(block), block, steps)
     for seen, wanted in zip(generate(model, block, steps), expected):
         assert_close(seen, wanted, 1e-2)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode", "standard"])
+@pytest.mark.parametrize("lowest", [float(np.finfo(np.float32).min), -np.inf])
+def test_padding_makes_no_nan_in_float16(phase, lowest):
+    """Masks hold float32's lowest number, which float16 does not have."""
+    block = opset24()
+    graph, _ = lowered(block, phase.replace("standard", "decode"), plugin=phase != "standard")
+    model = convert(graph.model, "float16", CACHES)
+    given = feeds(block, 2, 5, 0)
+    hidden = np.triu(np.ones((5, 5), bool), 1)[None, None] | np.zeros((2, 1, 5, 5), bool)
+    hidden[0, 0, :2] = True  # the first two tokens of the first sequence are padding
+    hidden[0, 0, :, :2] = True
+    given["attention_mask"] = np.where(hidden, lowest, 0).astype(np.float32)
+    given["past.0.latent"] = np.zeros((2, 1, ROWS, 16), np.float16)
+    given["past_len"] = np.zeros(2, np.int32)
+    seen = compute(model, given)
+    assert all(np.isfinite(array.astype(np.float32)).all() for array in seen.values())
+    expected = compute(build(block), {**given, **empty(block)})["hidden"]
+    tokens = np.ones((2, 5), bool)
+    tokens[0, :2] = False
+    assert_close(seen["hidden"][tokens], expected[tokens], 1e-2)
+
+
+@pytest.mark.parametrize("lowest", [float(np.finfo(np.float32).min), -np.inf])
+def test_fused_attention_is_fed_finite_masks(lowest):
+    """ONNX Runtime forgives a row of nothing but -inf; a kernel that divides by its sum may not."""
+    block = opset24()
+    graph, _ = lowered(block, "prefill")
+    model = convert(graph.model, "float16", CACHES)
+    (attention,) = (node for node in model.graph if node.op_type == "Attention")
+    mask = attention.inputs[3]
+    assert mask is not None
+    model.graph.outputs.append(mask)
+    given = feeds(block, 2, 5, 0)
+    given["attention_mask"] = np.full_like(given["attention_mask"], lowest)
+    given["past.0.latent"] = np.zeros((2, 1, ROWS, 16), np.float16)
+    given["past_len"] = np.zeros(2, np.int32)
+    assert np.isfinite(compute(model, given)[mask.name].astype(np.float32)).all()
+
+
+def empty(block: Block) -> dict:
+    """The past that the block itself takes: none."""
+    made = feeds(block, 2, 5, 0)
+    return {name: array for name, array in made.items() if name.startswith("past.")}
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
