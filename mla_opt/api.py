@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mla_opt.errors import InputError, NothingMatchedError, Refusal, VerificationError
 from mla_opt.events import Observer, PassFinished, PassStarted
 from mla_opt.graphs.protocol import Graph
-from mla_opt.options import Absorb, CacheType, Options, Target
+from mla_opt.options import Absorb, CacheType, Options, Phase, Target
 from mla_opt.pipeline import Pass, PassRecord, Pipeline
 from mla_opt.report.inspection import AttentionReport, InspectionReport
 from mla_opt.report.interface_changes import interface_changes
@@ -50,6 +50,8 @@ def optimize(
     prefill: PrefillForm = "auto",
     verify: bool = True,
     passes: Sequence[str] | None = None,
+    phase: Phase = "decode",
+    plugin: bool = True,
     allow_unmatched: bool = False,
     observer: Observer | None = None,
 ) -> OptimizeResult:
@@ -58,7 +60,8 @@ def optimize(
     Args:
         model: a path, a proto, a graph or a PyTorch program; it is not changed.
         target: ``onnxruntime`` puts the fused operator into the model, with its function body
-            where the model is ONNX, ``portable`` standard operators only.
+            where the model is ONNX, ``portable`` standard operators only, ``tensorrt`` makes the
+            graph of one ``phase`` of an engine, in opset 24, in place on caches of ``static:ROWS``.
         absorb: ``factored`` keeps W_UK and W_UV as two small matrices, the folded forms multiply
             them into their neighbours, ``auto`` asks the cost model, ``none`` only rebuilds the
             attention without what its exporter added.
@@ -67,6 +70,8 @@ def optimize(
         prefill: the form for long queries; ``auto`` chooses at run time.
         verify: run both models and compare before returning.
         passes: names of passes to run instead of the default ones.
+        phase: for ``tensorrt``, ``prefill`` of whole prompts or ``decode``.
+        plugin: for ``tensorrt``, whether the operator stays, for the plugin.
         allow_unmatched: return the model as it is if nothing matches.
         observer: told of every pass and every verification run.
 
@@ -75,8 +80,8 @@ def optimize(
         NothingMatchedError: no latent attention was found; carries the report.
         VerificationError: the result computes something else; carries the report.
     """
-    options = Options(target, absorb, cache, prefill, cache_type, passes)
-    opened = subject(model)
+    options = Options(target, absorb, cache, prefill, cache_type, passes, phase, plugin)
+    opened = subject(model, target)
     opened.check(options)
     graph = opened.graph
     with ThreadPoolExecutor(1) as aside:  # hashing a large file takes as long as the passes

@@ -50,7 +50,7 @@ def _site(site: LatentAttentionSite, is_stored: Callable[[Value], bool]) -> Site
 
 def _interface(sites: Sequence[LatentAttentionSite]) -> InterfaceMap:
     states: dict[tuple[str, ...], StateMap] = {}
-    past_len, capacity = None, None
+    past_len, capacity, prompts_only = None, None, False
     for site in sites:
         if site.cache is None or site.original_cache is None:
             continue
@@ -61,7 +61,8 @@ def _interface(sites: Sequence[LatentAttentionSite]) -> InterfaceMap:
         states.setdefault(original.inputs, _state(site, original, optimized))
         if site.cache.past_len is not None:
             past_len, capacity = site.cache.past_len.name, site.cache.capacity
-    return InterfaceMap(tuple(states.values()), past_len, capacity)
+            prompts_only = site.prefill == "expanded"
+    return InterfaceMap(tuple(states.values()), past_len, capacity, prompts_only)
 
 
 def _state(site: LatentAttentionSite, original: Ends, optimized: Ends) -> StateMap:

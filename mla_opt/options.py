@@ -12,7 +12,8 @@ from mla_opt.errors import InputError
 from mla_opt.pipeline import Pass, Pipeline
 from mla_opt.sites import PrefillForm
 
-Target = Literal["onnxruntime", "portable"]
+Target = Literal["onnxruntime", "portable", "tensorrt"]
+Phase = Literal["prefill", "decode"]
 CacheType = Literal["keep", "float16", "bfloat16"]
 Absorb = Literal["auto", "factored", "fold-q", "fold-o", "fold", "none"]
 
@@ -23,12 +24,14 @@ class Options:
 
     Attributes:
         target: ``onnxruntime`` for the fused operator with its body, ``portable`` for standard
-            operators only.
+            operators only, ``tensorrt`` for the graph of one ``phase`` of an engine.
         absorb: what becomes of W_UK and W_UV; ``auto`` asks the cost model.
         cache: ``keep``, ``packed``, ``static`` or ``static:CAPACITY``.
         prefill: the form for long queries.
         cache_type: what the rows of a float32 model's cache are rounded to.
         passes: names of passes to run instead of the default ones.
+        phase: which of the two graphs, for ``tensorrt``.
+        plugin: whether TensorRT runs the operator by the plugin, or standard operators.
     """
 
     target: Target = "onnxruntime"
@@ -37,6 +40,8 @@ class Options:
     prefill: PrefillForm = "auto"
     cache_type: CacheType = "keep"
     passes: Sequence[str] | None = None
+    phase: Phase = "decode"
+    plugin: bool = True
 
     def __post_init__(self) -> None:
         kinds = {
@@ -44,6 +49,7 @@ class Options:
             "absorb": Absorb,
             "prefill": PrefillForm,
             "cache_type": CacheType,
+            "phase": Phase,
         }
         for name, kind in kinds.items():
             allowed = get_args(kind)
@@ -53,6 +59,18 @@ class Options:
             raise InputError("cache static needs absorbed attention; absorb is 'none'")
         if self.cache_type != "keep" and self.absorb == "none":
             raise InputError(f"cache type {self.cache_type} needs absorbed attention, not 'none'")
+        if self.target == "tensorrt":
+            self._check_tensorrt()
+
+    def _check_tensorrt(self) -> None:
+        mode, capacity = self.cache_mode()
+        if mode != "static" or capacity is None:
+            raise InputError(f"target tensorrt needs cache static:ROWS, not {self.cache}")
+        if self.cache_type != "keep":
+            raise InputError(
+                f"cache type {self.cache_type} is not for target tensorrt, whose caches have the"
+                " precision of the engine"
+            )
 
     def cache_mode(self) -> tuple[str, int | None]:
         """The cache mode, and the capacity where one is given."""
@@ -72,21 +90,32 @@ class Options:
                 portable=self.target == "portable",
                 static=static,
                 narrow=self.cache_type != "keep",
+                tensorrt=self.phase if self.target == "tensorrt" else None,
             )
         _check_order(names)
         return Pipeline([self._make(passes.load(name)) for name in names])
 
     def _make(self, kind: type[Pass]) -> Pass:
         mode, capacity = self.cache_mode()
+        tensorrt = self.target == "tensorrt"
+        expands = tensorrt and self.phase == "prefill"
         given: dict[str, dict[str, Any]] = {
             "choose_form": {
-                "absorb": self.absorb,
+                "absorb": "factored" if expands else self.absorb,
                 "prefill": self.prefill,
                 "in_place": mode == "static",
             },
             "compress_cache": {"mode": mode},
             "narrow_cache": {"cache_type": self.cache_type},
-            "write_cache_in_place": {"capacity": capacity},
+            "write_cache_in_place": {
+                "capacity": capacity,
+                "count": "shapes" if tensorrt else "lengths",
+            },
+            "lower_to_tensorrt": {
+                "phase": self.phase,
+                "plugin": self.plugin,
+                "capacity": capacity,
+            },
         }
         return kind(**given.get(kind.name, {}))
 

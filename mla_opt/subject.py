@@ -15,7 +15,7 @@ from mla_opt.graphs.onnx_graph import OnnxGraph
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
 from mla_opt.model_io import describe, model_files, read_model
-from mla_opt.options import Options
+from mla_opt.options import Options, Target
 from mla_opt.programs.recognize import is_program
 from mla_opt.report.report import ModelFile
 from mla_opt.sites import LatentAttentionSite
@@ -57,8 +57,8 @@ class Subject(Protocol):
         """The copy, as a model of the kind that came."""
 
 
-def subject(model: ModelLike) -> Subject:
-    """Open a model of any kind.
+def subject(model: ModelLike, target: Target = "onnxruntime") -> Subject:
+    """Open a model of any kind, to be rewritten for ``target``.
 
     Raises:
         InputError: it cannot be used.
@@ -67,17 +67,19 @@ def subject(model: ModelLike) -> Subject:
         from mla_opt.programs.subject import ProgramSubject
 
         return ProgramSubject(model)
-    return OnnxSubject(model)
+    return OnnxSubject(model, target)
 
 
 class OnnxSubject:
     """An ONNX file, proto or graph."""
 
-    def __init__(self, model: str | PathLike[str] | onnx.ModelProto | ir.Model) -> None:
+    def __init__(
+        self, model: str | PathLike[str] | onnx.ModelProto | ir.Model, target: Target
+    ) -> None:
         self._given = model
         self._before = load(model)
-        self._after = self._before.clone()
-        self._graph = OnnxGraph(self._after)
+        self._after = _in_opset_of(target, self._before)
+        self._graph = OnnxGraph(self._after, adaptive=target != "tensorrt")
 
     @property
     def graph(self) -> Graph:
@@ -129,3 +131,13 @@ def load(model: str | PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
     if isinstance(model, onnx.ModelProto):
         return ir.from_proto(model)
     return read_model(Path(model))
+
+
+def _in_opset_of(target: Target, original: ir.Model) -> ir.Model:
+    """A copy of the model, in an opset that has the target's operators."""
+    if target != "tensorrt":
+        return original.clone()
+    from mla_opt.engines.opset import at_least
+
+    raised = at_least(original)
+    return raised.clone() if raised is original else raised

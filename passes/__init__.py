@@ -11,7 +11,8 @@
 9. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
 10. `write_cache_in_place`: for static caches, buffers that are written in place
 11. `lower_to_standard_ops`: for the portable target, no custom operator is left
-12. `clean_up`: drop what nothing reads any more
+12. `lower_to_tensorrt`: for engines, the prefill or the decode graph
+13. `clean_up`: drop what nothing reads any more
 
 Passes of other packages are found through the entry-point group ``mla_opt.passes``.
 """
@@ -24,6 +25,7 @@ if __name__ != "mla_opt.passes":
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Literal
 
 from mla_opt.errors import InputError
 from mla_opt.pipeline import Pass
@@ -42,6 +44,7 @@ BUILT_IN: dict[str, str] = {
     "add_prefill_branch": "AddPrefillBranch",
     "write_cache_in_place": "WriteCacheInPlace",
     "lower_to_standard_ops": "LowerToStandardOps",
+    "lower_to_tensorrt": "LowerToTensorrt",
     "clean_up": "CleanUp",
 }
 """Pass names and their classes, in pipeline order. Modules are imported when they are used."""
@@ -78,11 +81,22 @@ def load(name: str) -> type[Pass]:
     return passes[name]()
 
 
-def names(*, portable: bool = False, static: bool = False, narrow: bool = False) -> Sequence[str]:
-    """The passes that run by default, in order; three of them only when asked for."""
+def names(
+    *,
+    portable: bool = False,
+    static: bool = False,
+    narrow: bool = False,
+    tensorrt: Literal["prefill", "decode"] | None = None,
+) -> Sequence[str]:
+    """The passes that run by default, in order; four of them only when asked for.
+
+    ``tensorrt`` names the phase whose graph is made; that of prefill makes its own buffers.
+    """
     optional = {
         "lower_to_standard_ops": portable,
-        "write_cache_in_place": static,
+        "lower_to_tensorrt": tensorrt is not None,
+        "add_prefill_branch": tensorrt is None,
+        "write_cache_in_place": static and tensorrt != "prefill",
         "narrow_cache": narrow,
     }
     return [name for name in BUILT_IN if optional.get(name, True)]

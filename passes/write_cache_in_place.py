@@ -4,19 +4,21 @@ Before:   past [B,1,P,C+R], new --> LatentAttention --> present [B,1,P+S,C+R]
 After:    buffer [B,1,M,C+R], past_len [B], new --> LatentAttention --> the same buffer, S rows on
 
 One more input, ``past_len``, says how many rows of each sequence's buffer are valid; what counted
-the rows of the past now reads it. Masks keep the columns that the model makes, and columns beyond
+the rows of the past now reads it, or takes the difference of the lengths of two inputs where shapes
+must not depend on data (``count``). Masks keep the columns that the model makes, and columns beyond
 them are masked. All sequences of one call have the same ``past_len``: shorter ones are padded on
 the left, as the model's own masks have it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 from mla_opt.emission.absorbed import emit_absorbed
-from mla_opt.errors import PassError
-from mla_opt.graphs.protocol import Builder, Graph, Size
+from mla_opt.errors import InputError, PassError
+from mla_opt.graphs.protocol import EXAMPLE, FAR, Binding, Builder, Graph, Size
 from mla_opt.handles import Value
 from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
 from mla_opt.pipeline import Pass, PassResult
@@ -25,13 +27,20 @@ from mla_opt.sites import CacheSlots, LatentAttentionSite
 PAST_LEN = "past_len"
 CAPACITY = "capacity"
 
+PastCount = Literal["lengths", "shapes"]
+
 
 @dataclass(frozen=True)
 class WriteCacheInPlace(Pass):
-    """Turn growing caches of one tensor into buffers; ``capacity`` fixes their rows, if given."""
+    """Turn growing caches of one tensor into buffers; ``capacity`` fixes their rows, if given.
+
+    ``count`` says what the tokens of the past are counted by: the data of ``past_len``, or the
+    shapes of the inputs that hold all tokens and the new ones.
+    """
 
     name: ClassVar[str] = "write_cache_in_place"
     capacity: int | None = None
+    count: PastCount = "lengths"
 
     def requires(self, graph: Graph) -> None:
         """Every cache is one tensor and handed to the operator."""
@@ -45,7 +54,7 @@ class WriteCacheInPlace(Pass):
         """Rewrite the sites in graph order."""
         sites = _cached(graph)
         if sites:
-            _Rewriting.begin(graph, sites[0], self.capacity).rewrite(sites)
+            _Rewriting.begin(graph, sites[0], self).rewrite(sites)
         return PassResult(matched=len(graph.sites), rewritten=len(sites))
 
 
@@ -53,51 +62,90 @@ def _cached(graph: Graph) -> list[LatentAttentionSite]:
     return [site for site in graph.sites if site.cache is not None and site.form != "none"]
 
 
+def add_past_len(graph: Graph, site: LatentAttentionSite) -> Value:
+    """Add the input ``past_len``, one number for each sequence of the site's cache."""
+    assert site.cache is not None
+    batch = graph.declared_shape(site.cache.past[0])[0]
+    return graph.add_input(PAST_LEN, "int32", (batch,))
+
+
+def make_buffer(
+    graph: Graph,
+    cache: CacheSlots,
+    past_len: Value,
+    past: Callable[[], Size],
+    capacity: int | None,
+) -> None:
+    """Turn a growing cache into a buffer, for all sites that share it.
+
+    Those who count rows of past and present count ``past`` tokens and the new ones, not the
+    buffer's; it is asked only where there is somebody who counts.
+    """
+    (old,) = cache.past
+    batch, heads, _, width = graph.declared_shape(old)
+    _count_rows(graph, cache, past)
+    shape = (batch, heads, buffer_rows(capacity), width)
+    cache.past = (graph.replace_input(old, old.name or "", shape),)
+    cache.layout, cache.capacity, cache.past_len = "static", capacity, past_len
+
+
+def buffer_rows(capacity: int | None) -> int | str:
+    """Rows of a buffer as the file declares them."""
+    return CAPACITY if capacity is None else capacity
+
+
+def _count_rows(graph: Graph, cache: CacheSlots, past: Callable[[], Size]) -> None:
+    (old,), (new,), (joined,) = cache.past, cache.new, cache.joined
+    of_past, of_joined = graph.shape_readers(old), graph.shape_readers(joined)
+    if not of_past and not of_joined:
+        return
+    length = past()
+    total: Size = (length, (new, 2)) if isinstance(length, int) else (*length, (new, 2))
+    for readers, rows in ((of_past, length), (of_joined, total)):
+        for reader in readers:
+            graph.replace_shape(reader, [((old, 0),), 1, rows, ((old, 3),)])
+
+
 @dataclass(slots=True)
 class _Rewriting:
     """What the sites share: the lengths of the past, and the masks already widened."""
 
     graph: Graph
-    capacity: int | None
+    options: WriteCacheInPlace
     past_len: Value
-    past: Value
-    masks: dict[Value, Value]
+    lengths: _Lengths | None
+    masks: dict[Value, Value] = field(default_factory=dict)
+    past: Value | None = None
 
     @classmethod
-    def begin(cls, graph: Graph, site: LatentAttentionSite, capacity: int | None) -> _Rewriting:
-        assert site.cache is not None
-        batch = graph.declared_shape(site.cache.past[0])[0]
-        past_len = graph.add_input(PAST_LEN, "int32", (batch,))
-        builder = graph.builder(graph.nodes()[0], "mla_opt")
-        return cls(graph, capacity, past_len, builder.largest(past_len, "past_tokens"), {})
+    def begin(
+        cls, graph: Graph, site: LatentAttentionSite, options: WriteCacheInPlace
+    ) -> _Rewriting:
+        # looked for while the inputs are those that the model came with
+        lengths = _Lengths.of(graph) if options.count == "shapes" else None
+        return cls(graph, options, add_past_len(graph, site), lengths)
 
     def rewrite(self, sites: list[LatentAttentionSite]) -> None:
         for site in sites:
             assert site.cache is not None
             if site.appends:
-                self._make_buffer(site.cache)
+                make_buffer(
+                    self.graph,
+                    site.cache,
+                    self.past_len,
+                    self._past_tokens,
+                    self.options.capacity,
+                )
             self._rebuild(site, site.cache)
 
-    def _make_buffer(self, cache: CacheSlots) -> None:
-        """Turn a growing cache into a buffer, for all sites that share it."""
-        (past,) = cache.past
-        batch, heads, _, width = self.graph.declared_shape(past)
-        sizes: list[Size] = [((past, 0),), 1, ((self.past, None),), ((past, 3),)]
-        self._count_rows(cache, sizes)
-        shape = (batch, heads, self._rows(), width)
-        cache.past = (self.graph.replace_input(past, past.name or "", shape),)
-        cache.layout, cache.capacity, cache.past_len = "static", self.capacity, self.past_len
-
-    def _count_rows(self, cache: CacheSlots, past: list[Size]) -> None:
-        """Let those who count rows of past and present count valid rows, not the buffer's."""
-        (new,), (joined,) = cache.new, cache.joined
-        batch, one, length, width = past
-        for reader in self.graph.shape_readers(cache.past[0]):
-            self.graph.replace_shape(reader, past)
-        assert isinstance(length, tuple)
-        total: Size = (*length, (new, 2))
-        for reader in self.graph.shape_readers(joined):
-            self.graph.replace_shape(reader, [batch, one, total, width])
+    def _past_tokens(self) -> Size:
+        if self.past is None:
+            builder = self.graph.builder(self.graph.nodes()[0], "mla_opt")
+            if self.options.count == "lengths":
+                self.past = builder.largest(self.past_len, "past_tokens")
+            else:
+                self.past = _past_by_shapes(builder, self.lengths)
+        return ((self.past, None),)
 
     def _rebuild(self, site: LatentAttentionSite, cache: CacheSlots) -> None:
         assert site.operands is not None
@@ -108,7 +156,7 @@ class _Rewriting:
         emitted = emit_absorbed(builder, site, site.operands, rows_of(site))
         adopt(self.graph, site, emitted.values())
         for value in emitted.caches:
-            self.graph.declare_rows(value, self._rows())
+            self.graph.declare_rows(value, buffer_rows(self.options.capacity))
 
     def _written(self, builder: Builder, cache: CacheSlots) -> Value:
         """Valid rows once the new ones are written: what the sites that only read go by."""
@@ -126,6 +174,45 @@ class _Rewriting:
             self.masks[bias] = builder.widen_mask(bias, rows, like, "mask_of_buffer")
         return self.masks[bias]
 
-    def _rows(self) -> int | str:
-        """Rows of a buffer as the file declares them."""
-        return CAPACITY if self.capacity is None else self.capacity
+
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    """Axes of inputs that count all tokens, and the new ones."""
+
+    total: tuple[Value, int]
+    new: tuple[Value, int]
+
+    @classmethod
+    def of(cls, graph: Graph) -> _Lengths | None:
+        bindings = [graph.nearest_binding(*sizes) for sizes in (EXAMPLE, FAR)]
+        new = _axis(graph, bindings, [each.sizes[1] for each in bindings])
+        total = _axis(graph, bindings, [each.sizes[1] + each.sizes[2] for each in bindings])
+        return None if new is None or total is None else cls(total, new)
+
+
+def _past_by_shapes(builder: Builder, lengths: _Lengths | None) -> Value:
+    """All tokens less the new ones, int64 ``[1]``: what the shapes of two inputs say.
+
+    Raises:
+        InputError: no input is as long as past and new tokens together.
+    """
+    if lengths is None:
+        raise InputError(
+            "no input is as long as past and new tokens together, as an attention mask is, so the"
+            " past cannot be counted without reading past_len; export the model with a mask"
+        )
+    total, new = builder.dimension(*lengths.total), builder.dimension(*lengths.new)
+    return builder.subtract(total, new, "past_tokens")
+
+
+def _axis(
+    graph: Graph, bindings: Sequence[Binding], lengths: list[int]
+) -> tuple[Value, int] | None:
+    """An axis of an input that is this long in the bindings, one length each."""
+    for value in graph.taken():
+        shapes = [binding.shape(value) for binding in bindings]
+        by_axis = zip(*(shape for shape in shapes if shape is not None))
+        for axis, sizes in enumerate(by_axis):
+            if list(sizes) == lengths:
+                return value, axis
+    return None

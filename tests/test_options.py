@@ -20,7 +20,7 @@ def step(options: Options, name: str):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"target": "tpu"}, "target is 'tpu', not onnxruntime or portable"),
+        ({"target": "tpu"}, "target is 'tpu', not onnxruntime, portable or tensorrt"),
         ({"absorb": "both"}, "absorb is 'both', not auto, factored, fold-q, fold-o, fold or none"),
         ({"prefill": "fast"}, "prefill is 'fast', not absorbed, expanded or auto"),
         ({"cache": "dynamic"}, "cache is 'dynamic', not keep, packed, static or static:ROWS"),
@@ -32,6 +32,13 @@ def step(options: Options, name: str):
         ({"cache": "static", "absorb": "none"}, "cache static needs absorbed attention"),
         ({"cache_type": "int8"}, "cache_type is 'int8', not keep, float16 or bfloat16"),
         ({"cache_type": "float16", "absorb": "none"}, "cache type float16 needs absorbed"),
+        ({"phase": "both"}, "phase is 'both', not prefill or decode"),
+        ({"target": "tensorrt"}, "target tensorrt needs cache static:ROWS, not keep"),
+        ({"target": "tensorrt", "cache": "static"}, "target tensorrt needs cache static:ROWS"),
+        (
+            {"target": "tensorrt", "cache": "static:8", "cache_type": "float16"},
+            "cache type float16 is not for target tensorrt",
+        ),
     ],
 )
 def test_what_is_not_allowed(given, message):
@@ -58,7 +65,12 @@ def test_cache_modes(cache, mode):
 
 
 def test_the_default_pipeline_in_order():
-    left_out = {"write_cache_in_place", "lower_to_standard_ops", "narrow_cache"}
+    left_out = {
+        "write_cache_in_place",
+        "lower_to_standard_ops",
+        "lower_to_tensorrt",
+        "narrow_cache",
+    }
     assert names(Options()) == [name for name in passes.BUILT_IN if name not in left_out]
 
 
@@ -74,6 +86,22 @@ def test_passes_that_run_only_when_asked_for(given, added):
     assert set(names(Options(**given))) - set(names(Options())) == {added}
     chosen = names(Options(**given))
     assert chosen == [name for name in passes.BUILT_IN if name in chosen]
+
+
+@pytest.mark.parametrize(
+    ("phase", "own"),
+    [
+        ("decode", ["write_cache_in_place", "lower_to_tensorrt"]),
+        ("prefill", ["lower_to_tensorrt"]),
+    ],
+)
+def test_the_passes_of_an_engine(phase, own):
+    options = Options(target="tensorrt", cache="static:8", phase=phase, plugin=False, absorb="fold")
+    assert "add_prefill_branch" not in names(options)
+    assert [name for name in names(options) if name not in names(Options())] == own
+    lowering = step(options, "lower_to_tensorrt")
+    assert (lowering.phase, lowering.plugin, lowering.capacity) == (phase, False, 8)
+    assert step(options, "choose_form").absorb == ("fold" if phase == "decode" else "factored")
 
 
 def test_options_reach_their_passes():
@@ -130,4 +158,6 @@ def test_as_dict_is_what_was_given():
         "prefill": "auto",
         "cache_type": "keep",
         "passes": None,
+        "phase": "decode",
+        "plugin": True,
     }

@@ -81,6 +81,8 @@ SIGNATURES = {
         "prefill": "auto",
         "verify": True,
         "passes": None,
+        "phase": "decode",
+        "plugin": True,
         "allow_unmatched": False,
         "observer": None,
     },

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mla_opt.cli import bench, build_kernels, demo, inspect, optimize, verify
+from mla_opt.cli import bench, build_kernels, demo, export, inspect, optimize, verify
 from mla_opt.cli._exit import EXIT_CODE_HELP
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ for _name, _command, _short in (
     ("verify", verify.verify, "Run two models and compare them."),
     ("bench", bench.bench, "Time two models, and others beside them."),
     ("build-kernels", build_kernels.build_kernels, "Compile the CUDA kernels."),
+    ("export", export.export, "Make TensorRT engines, or a Triton model repository."),
     ("demo", demo.demo, "All of it on a small model that comes along."),
 ):
     app.command(_name, short_help=_short, epilog=EXIT_CODE_HELP)(_command)

@@ -7,12 +7,21 @@ query_rope ---------+
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mla_opt.emission.rows import Rows
 from mla_opt.graphs.protocol import Builder
 from mla_opt.handles import Value
 from mla_opt.sites import LatentAttentionSite, Operands
+
+HeadProduct = Callable[[Builder, Value, Value, str], Value]
+"""Emits ``[B, H, S, X]`` times ``[H, X, Y]``, under a name: ``[B, H, S, Y]``."""
+
+
+def batched(builder: Builder, rows: Value, matrices: Value, name: str) -> Value:
+    """One product that repeats the matrices for every sequence: ONNX's own broadcasting."""
+    return builder.matmul(rows, matrices, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +37,14 @@ class Emitted:
 
 
 def emit_absorbed(
-    builder: Builder, site: LatentAttentionSite, operands: Operands, rows: Rows
+    builder: Builder,
+    site: LatentAttentionSite,
+    operands: Operands,
+    rows: Rows,
+    by_head: HeadProduct = batched,
 ) -> Emitted:
     """Emit one site absorbed; the output is ``[B, H, S, V]``, or ``[B, S, E]`` under fold-o."""
-    query = site.query_value = absorbed_query(builder, operands)
+    query = site.query_value = absorbed_query(builder, operands, by_head)
     given = {"query": query, "bias": operands.bias, "sink": operands.sink}
     present = {name: value for name, value in given.items() if value is not None}
     weights = site.weights
@@ -43,31 +56,32 @@ def emit_absorbed(
         causal=site.core.causal,
         name="latent_attention",
     )
-    if operands.output_weight is not None:
-        projected = _projected(builder, output, operands.output_weight)
-        return Emitted(projected, tuple(caches))
-    return Emitted(_up_projected(builder, operands, output), tuple(caches))
+    return Emitted(projected(builder, operands, output, by_head), tuple(caches))
 
 
-def absorbed_query(builder: Builder, operands: Operands) -> Value:
+def absorbed_query(builder: Builder, operands: Operands, by_head: HeadProduct = batched) -> Value:
     """The query in latent space, ``[B, H, S, C + R]``."""
     latent = operands.query_absorbed
     if latent is None:
-        latent = builder.matmul(operands.query_nope, operands.weights.w_uk, "query_latent")
+        latent = by_head(builder, operands.query_nope, operands.weights.w_uk, "query_latent")
     if operands.query_rope is None:
         return latent
     return builder.concat((latent, operands.query_rope), 3, "query")
 
 
-def _projected(builder: Builder, output: Value, weight: Value) -> Value:
-    """``[B, H, S, C]`` through ``W_UV W_O``: ``[B, S, E]``."""
-    rows = builder.transpose(output, (0, 2, 1, 3), "output_rows")
-    flat = builder.reshape(rows, builder.integers(0, 0, -1), "output_flat")
-    return builder.matmul(flat, weight, "projected")
-
-
-def _up_projected(builder: Builder, operands: Operands, output: Value) -> Value:
-    values = builder.matmul(output, operands.weights.w_uv, "values")
+def projected(
+    builder: Builder, operands: Operands, output: Value, by_head: HeadProduct = batched
+) -> Value:
+    """``[B, H, S, C]`` through W_UV, ``[B, H, S, V]``, or through ``W_UV W_O``, ``[B, S, E]``."""
+    if operands.output_weight is not None:
+        return _through_output(builder, output, operands.output_weight)
+    values = by_head(builder, output, operands.weights.w_uv, "values")
     if operands.weights.value_bias is None:
         return values
     return builder.add(values, operands.weights.value_bias, "values_shifted")
+
+
+def _through_output(builder: Builder, output: Value, weight: Value) -> Value:
+    rows = builder.transpose(output, (0, 2, 1, 3), "output_rows")
+    flat = builder.reshape(rows, builder.integers(0, 0, -1), "output_flat")
+    return builder.matmul(flat, weight, "projected")

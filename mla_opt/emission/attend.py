@@ -25,19 +25,19 @@ def attend(
     # on the scores, not on the query: ONNX Runtime makes it the factor of the product, for free
     factor = builder.scalar_like(scale, query, "scale")
     scores = builder.multiply(builder.matmul(query, keys, "products"), factor, "scores")
-    addend = None if bias is None else _additive(builder, bias, scores)
+    addend = None if bias is None else additive(builder, bias, scores)
     if causal:
         addend = _causal(builder, query, values, addend)
     if addend is not None:
         scores = builder.add(scores, addend, "scores_biased")
     weights = (
-        builder.softmax(scores, "weights") if sink is None else _with_sink(builder, scores, sink)
+        builder.softmax(scores, "weights") if sink is None else with_sink(builder, scores, sink)
     )
     output = builder.matmul(weights, values, "output")
-    return output if addend is None else _zero_where_blind(builder, output, addend, sink)
+    return output if addend is None else _zero_unless_sink(builder, output, addend, sink)
 
 
-def _additive(builder: Builder, bias: Value, like: Value) -> Value:
+def additive(builder: Builder, bias: Value, like: Value) -> Value:
     """A boolean bias as numbers to add; it has no heads, so this costs next to nothing."""
     if not builder.is_boolean(bias):
         return bias
@@ -62,7 +62,7 @@ def _causal(builder: Builder, query: Value, values: Value, addend: Value | None)
     return builder.where(hidden, never, visible, "causal_bias")
 
 
-def _with_sink(builder: Builder, scores: Value, sink: Value) -> Value:
+def with_sink(builder: Builder, scores: Value, sink: Value) -> Value:
     """Softmax over the scores and one more column, which is dropped again."""
     batch, query_len = builder.dimension(scores, 0), builder.dimension(scores, 2)
     one = builder.integers(1)
@@ -74,10 +74,12 @@ def _with_sink(builder: Builder, scores: Value, sink: Value) -> Value:
     return builder.slice(weights, 0, -1, 3, "weights_kept")
 
 
-def _zero_where_blind(builder: Builder, output: Value, addend: Value, sink: Value | None) -> Value:
+def _zero_unless_sink(builder: Builder, output: Value, addend: Value, sink: Value | None) -> Value:
+    return output if sink is not None else zero_where_blind(builder, output, addend)
+
+
+def zero_where_blind(builder: Builder, output: Value, addend: Value) -> Value:
     """Zeros for queries that may attend to nothing: their softmax is not a number."""
-    if sink is not None:
-        return output
     never = builder.scalar_like(float("-inf"), addend, "blind_level")
     seeing = builder.greater(builder.row_maximum(addend, "bias_maximum"), never, "seeing")
     zero = builder.scalar_like(0.0, output, "blind_output")

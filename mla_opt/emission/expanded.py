@@ -25,7 +25,7 @@ def emit_expanded(
 ) -> Emitted:
     """Emit one site expanded; the output is ``[B, H, S, V]``."""
     caches = _append(builder, rows)
-    latent, rope = _parts(builder, site, _widened(builder, rows, caches, operands.query_nope))
+    latent, rope = latent_parts(builder, site, _widened(builder, rows, caches, operands.query_nope))
     keys = expanded_keys(builder, site, operands.weights, latent, rope)
     values = expanded_values(builder, operands.weights, latent)
     query = operands.query_nope
@@ -99,9 +99,10 @@ def _widened(
     )
 
 
-def _parts(
+def latent_parts(
     builder: Builder, site: LatentAttentionSite, rows: tuple[Value, ...]
 ) -> tuple[Value, Value | None]:
+    """The rows as ``c_kv`` and ``k_pe``; the latter is ``None`` when R is 0."""
     assert site.weights is not None
     c, r = site.weights.w_uk.shape[2], len(site.weights.rope_dims)
     if len(rows) == 2:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 
-from mla_opt.errors import PassError
+from mla_opt.errors import InputError, PassError
 from mla_opt.graphs.protocol import BranchBody, Builder
 from mla_opt.handles import Array
 from mla_opt.operator import contract
@@ -28,11 +28,14 @@ class OnnxBuilder:
         before: ir.Node | None,
         prefix: str,
         names: set[str],
+        *,
+        adaptive: bool = True,
     ) -> None:
         self._model = model
         self._before = before
         self._prefix = prefix
         self._names = names
+        self._adaptive = adaptive
         self.emitted: list[ir.Node] = []
 
     # Emission
@@ -267,6 +270,44 @@ class OnnxBuilder:
         )
         return self.concat([bias, beyond], -1, f"{name}_wide")
 
+    # What TensorRT has layers for (mla_opt.emission.prompt)
+
+    def constant_like(self, array: Array, like: ir.Value, name: str) -> ir.Value:
+        """A stored tensor of another value's element type."""
+        if like.dtype is None:
+            raise PassError(f"the element type of {like.name} is unknown where it has to be known")
+        return self.constant(array.astype(like.dtype.numpy()), name)
+
+    def fused_attention(
+        self,
+        query: ir.Value,
+        keys: ir.Value,
+        values: ir.Value,
+        *,
+        scale: float,
+        bias: ir.Value | None,
+        causal: bool,
+        name: str,
+    ) -> ir.Value:
+        """ONNX ``Attention``, from opset 23 on, of ``[B, H, S, D]`` to ``[B, H, T, D]``."""
+        self._require_opset(23, "Attention")
+        operands = [query, keys, values, *([] if bias is None else [bias])]
+        return self._one("Attention", operands, name, scale=float(scale), is_causal=int(causal))
+
+    def write_rows(self, buffer: ir.Value, rows: ir.Value, start: ir.Value, name: str) -> ir.Value:
+        """ONNX ``TensorScatter``, from opset 24 on."""
+        self._require_opset(24, "TensorScatter")
+        where = self._emit("Cast", [start], f"{name}_start", {"to": ir.DataType.INT64})[0]
+        where.dtype = ir.DataType.INT64
+        return self._one("TensorScatter", [buffer, rows, where], name, axis=2)
+
+    def _require_opset(self, opset: int, op_type: str) -> None:
+        if self._model.opset_imports[""] < opset:
+            raise InputError(
+                f"{op_type} is there from opset {opset} on, and the model has"
+                f" {self._model.opset_imports['']}; raise it (mla_opt.engines.opset.at_least)"
+            )
+
     # The fused operator and branches
 
     def latent_attention(
@@ -280,7 +321,7 @@ class OnnxBuilder:
     ) -> tuple[ir.Value, ...]:
         """One ``LatentAttention`` with its function body; outputs in the contract's order."""
         signature = signature_of(operands, causal)
-        define(self._model, signature, operands["query"].dtype)
+        define(self._model, signature, operands["query"].dtype, adaptive=self._adaptive)
         values = self._emit(
             contract.OP_TYPE,
             signature.arrange(operands),
@@ -317,7 +358,13 @@ class OnnxBuilder:
         return values
 
     def _branch_graph(self, body: BranchBody, name: str) -> ir.Graph:
-        inner = OnnxBuilder(self._model, None, f"{self._prefix}/{name}", self._names)
+        inner = OnnxBuilder(
+            self._model,
+            None,
+            f"{self._prefix}/{name}",
+            self._names,
+            adaptive=self._adaptive,
+        )
         outputs = cast(Sequence[ir.Value], body(cast(Builder, inner)))
         return ir.Graph(
             inputs=[],

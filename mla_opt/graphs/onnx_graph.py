@@ -29,10 +29,15 @@ SMALL = 4096
 
 
 class OnnxGraph:
-    """The main graph of one ``onnx_ir.Model``, read and rewritten in place."""
+    """The main graph of one ``onnx_ir.Model``, read and rewritten in place.
 
-    def __init__(self, model: ir.Model) -> None:
+    ``adaptive`` lets the bodies of fused operators branch on the number of query rows, which helps
+    ONNX Runtime's CPU and nobody else.
+    """
+
+    def __init__(self, model: ir.Model, *, adaptive: bool = True) -> None:
         self.model = model
+        self._adaptive = adaptive
         self.sites: list[LatentAttentionSite] = []
         self._operations: dict[ir.Node, op.Operation] = {}
         self._constant: dict[ir.Value, bool] = {}
@@ -200,7 +205,7 @@ class OnnxGraph:
 
     def builder(self, before: ir.Node, prefix: str) -> OnnxBuilder:
         """A builder that emits in front of ``before``."""
-        return OnnxBuilder(self.model, before, prefix, self._names)
+        return OnnxBuilder(self.model, before, prefix, self._names, adaptive=self._adaptive)
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let every reader and the graph outputs read ``new``, which takes over ``old``'s name."""

@@ -24,7 +24,13 @@ def signature_of(operands: Mapping[str, ir.Value], causal: bool) -> Signature:
     )
 
 
-def define(model: ir.Model, signature: Signature, element_type: ir.DataType | None) -> None:
+def define(
+    model: ir.Model,
+    signature: Signature,
+    element_type: ir.DataType | None,
+    *,
+    adaptive: bool = True,
+) -> None:
     """Give ``model`` the function body of ``signature``, unless it has it."""
     model.opset_imports.setdefault(DOMAIN, VERSION)
     body = function_body(
@@ -32,7 +38,7 @@ def define(model: ir.Model, signature: Signature, element_type: ir.DataType | No
         model.opset_imports[""],
         overload=signature.overload,
         element_type=element_type or ir.DataType.FLOAT,
-        adaptive=True,
+        adaptive=adaptive,
     )
     model.functions.setdefault(body.identifier(), body)
 

@@ -42,7 +42,11 @@ class ProgramSubject:
         return self._graph.has_content()
 
     def check(self, options: Options) -> None:
-        """Buffers of fixed capacity are for runtimes that write inputs in place."""
+        """Engines are made of ONNX; fixed buffers are for runtimes that write inputs in place."""
+        if options.target == "tensorrt":
+            raise InputError(
+                "target 'tensorrt' is not for PyTorch programs: export the program to ONNX first"
+            )
         if options.cache_mode()[0] == "static":
             raise InputError(
                 "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"

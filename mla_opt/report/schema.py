@@ -1,8 +1,8 @@
 """The JSON Schema (2020-12) of the reports, derived from the dataclasses.
 
-The schemas lie beside this file, ``report.schema.json``, ``inspection.schema.json`` and
-``bench.schema.json``, for readers without Python; a test fails when they differ from what this
-module makes. ``python -m mla_opt.report.schema`` writes them again.
+The schemas lie beside this file, ``report.schema.json``, ``inspection.schema.json``,
+``bench.schema.json`` and ``engine.schema.json``, for readers without Python; a test fails when they
+differ from what this module makes. ``python -m mla_opt.report.schema`` writes them again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mla_opt.benchmarking.report import BENCH_SCHEMA_VERSION, BenchReport
+from mla_opt.engines.manifest import ENGINE_SCHEMA_VERSION, Manifest
 from mla_opt.report.inspection import INSPECTION_SCHEMA_VERSION, InspectionReport
 from mla_opt.report.plain import hints
 from mla_opt.report.report import REPORT_SCHEMA_VERSION, OptimizationReport
@@ -28,6 +29,7 @@ FILES: dict[str, tuple[type, int]] = {
     "report.schema.json": (OptimizationReport, REPORT_SCHEMA_VERSION),
     "inspection.schema.json": (InspectionReport, INSPECTION_SCHEMA_VERSION),
     "bench.schema.json": (BenchReport, BENCH_SCHEMA_VERSION),
+    "engine.schema.json": (Manifest, ENGINE_SCHEMA_VERSION),
 }
 
 

@@ -73,11 +73,13 @@ class InterfaceMap:
     Attributes:
         past_len_input: the input that says how many rows of the buffers are past, ``[B]`` int32.
         capacity: rows of the buffers; ``None`` where the model leaves it open.
+        prompts_only: whether the model takes no past: its buffers are written from row 0 on.
     """
 
     states: tuple[StateMap, ...] = ()
     past_len_input: str | None = None
     capacity: int | None = None
+    prompts_only: bool = False
 
     @classmethod
     def of(cls, model: ir.Model) -> InterfaceMap:
@@ -96,6 +98,7 @@ class InterfaceMap:
             states=tuple(StateMap.of(entry) for entry in fields.objects("states")),
             past_len_input=fields.optional_text("past_len_input"),
             capacity=fields.optional_count("capacity", 1),
+            prompts_only=fields.flag("prompts_only"),
         )
         result._check()
         return result
@@ -105,6 +108,8 @@ class InterfaceMap:
         states = [state.as_dict() for state in self.states]
         content = {"version": VERSION, "states": states}
         content |= {"past_len_input": self.past_len_input, "capacity": self.capacity}
+        if self.prompts_only:
+            content["prompts_only"] = True
         return json.dumps(content, sort_keys=True)
 
     @property

@@ -61,6 +61,13 @@ class Fields:
         """Return an integer, or ``None`` where the field is null or missing."""
         return None if self.values.get(key) is None else self.count(key, least)
 
+    def flag(self, key: str) -> bool:
+        """Return a truth value; false where it is absent."""
+        value = self.values.get(key, False)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false", value)
+        return value
+
     def positive(self, key: str) -> float:
         """Return a finite number above 0."""
         value = self._get(key)

@@ -116,6 +116,7 @@ class _Models:
     after: Driver
     aligner: Aligner
     sites: tuple[SiteRecord, ...]
+    prompts_only: bool
 
     @classmethod
     def of(cls, original: Runnable, optimized: Runnable) -> _Models:
@@ -124,14 +125,15 @@ class _Models:
         after = optimized_driver(optimized.model, changes)
         check_interfaces(before.interface, after.interface, changes)
         aligner = Aligner(before.interface, after.interface, changes)
-        return cls(original, optimized, before, after, aligner, read_sites(optimized.model))
+        sites = read_sites(optimized.model)
+        return cls(original, optimized, before, after, aligner, sites, changes.prompts_only)
 
     def room(self) -> Room:
         """What both models leave open."""
         long = [s.prefill_threshold for s in self.sites if s.prefill_threshold is not None]
         return Room(
             limits=_merged(self.before.interface.limits(), self.after.interface.limits()),
-            stateful=bool(self.before.interface.states),
+            stateful=bool(self.before.interface.states) and not self.prompts_only,
             padded=self.before.interface.attention_mask is not None,
             capacity=self.after.capacity,
             long_query=max(long, default=None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mla_opt.runtimes.onnxruntime.sampling import Sampler
+from mla_opt.runtimes.sampling import Sampler
 from mla_opt.verification.sessions import RunError
 
 PROBABILITIES = np.array([0.05, 0.5, 0.15, 0.3])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from mla_opt.runtimes.onnxruntime.cache import LatentCache
 from mla_opt.runtimes.onnxruntime.generation import generate
-from mla_opt.runtimes.onnxruntime.result import GenerationResult
 from mla_opt.runtimes.onnxruntime.sessions import session
+from mla_opt.runtimes.result import GenerationResult
 
 __all__ = ["GenerationResult", "LatentCache", "generate", "session"]

@@ -22,14 +22,14 @@ import onnxruntime as ort
 
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface_feeds import Bools
+from mla_opt.runtimes.feeds import TokenFeeds
 from mla_opt.runtimes.onnxruntime.binding import Binding
 from mla_opt.runtimes.onnxruntime.buffers import buffers
 from mla_opt.runtimes.onnxruntime.cache_file import Content, read_cache, write_cache
 from mla_opt.runtimes.onnxruntime.chunks import MEMORY_BUDGET, Chunk, check_chunk, next_chunk
 from mla_opt.runtimes.onnxruntime.decoder import Decoder, decoder_of
-from mla_opt.runtimes.onnxruntime.feeds import TokenFeeds
-from mla_opt.runtimes.onnxruntime.prompts import Ints, Tokens, as_rows, padded
 from mla_opt.runtimes.onnxruntime.sessions import ModelLike, session
+from mla_opt.runtimes.prompts import Ints, Tokens, as_rows, padded
 
 Array = npt.NDArray[Any]
 
@@ -54,7 +54,8 @@ class LatentCache:
         self._may_grow = capacity is None and decoder.capacity is None
         rows = decoder.capacity or capacity or FIRST_ROWS
         self._states = buffers(decoder.interface.states, batch, rows)
-        self._binding, self._feeds = Binding(decoder), TokenFeeds(decoder)
+        self._binding = Binding(decoder)
+        self._feeds = TokenFeeds(decoder.interface, decoder.tokens, decoder.past_len_input)
         self._valid = np.zeros((batch, rows), np.bool_)
         self._counts = np.zeros(batch, np.int64)
         self._past = 0

@@ -7,22 +7,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mla_opt.graphs.interface import AxisRole, Port
+from mla_opt.graphs.interface import AxisRole, ModelInterface, Port
 from mla_opt.graphs.interface_feeds import Bools, mask_feed, numpy_dtype, position_feed
-from mla_opt.runtimes.onnxruntime.decoder import Decoder
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 
 
 class TokenFeeds:
-    """Makes the feeds of one model."""
+    """Makes the feeds of one model.
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self._mask = decoder.interface.attention_mask
-        self._positions = decoder.interface.positions
-        self._ids_dtype = numpy_dtype(decoder.tokens)
+    ``tokens`` is its input for ids, ``past_len`` that for the rows of buffers, if it has one.
+    """
+
+    def __init__(self, interface: ModelInterface, tokens: Port, past_len: str | None) -> None:
+        self._tokens, self._past_len = tokens, past_len
+        self._mask = interface.attention_mask
+        self._positions = interface.positions
+        self._ids_dtype = numpy_dtype(tokens)
 
     def __call__(self, ids: Ints, valid: Bools, before: Ints) -> dict[str, Array]:
         """Return the feeds for new ``ids`` ``[B, S]``.
@@ -34,18 +36,18 @@ class TokenFeeds:
         """
         query_len, total = ids.shape[1], valid.shape[1]
         start = total - query_len
-        feeds: dict[str, Array] = {self._decoder.tokens.name: self._ids(ids)}
+        feeds: dict[str, Array] = {self._tokens.name: self._ids(ids)}
         if self._mask is not None:
             shape = _shape(self._mask, ids.shape[0], query_len, total)
             feeds[self._mask.name] = mask_feed(self._mask, shape, valid, start)
         for port in self._positions:
             feeds[port.name] = _position(port, valid, before, start)
-        if self._decoder.past_len_input is not None:
-            feeds[self._decoder.past_len_input] = np.full(ids.shape[0], start, np.int32)
+        if self._past_len is not None:
+            feeds[self._past_len] = np.full(ids.shape[0], start, np.int32)
         return feeds
 
     def _ids(self, ids: Ints) -> Array:
-        flat = ids.reshape(-1) if self._decoder.tokens.rank == 1 else ids
+        flat = ids.reshape(-1) if self._tokens.rank == 1 else ids
         return np.ascontiguousarray(flat, self._ids_dtype)
 
 

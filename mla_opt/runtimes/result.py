@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mla_opt.runtimes.onnxruntime.cache import LatentCache
-
 Ints = npt.NDArray[np.int64]
 FinishReason = Literal["stop", "length"]
+CacheT = TypeVar("CacheT")
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationResult:
+class GenerationResult(Generic[CacheT]):
     """One batch of generated sequences.
 
     Attributes:
@@ -29,7 +28,7 @@ class GenerationResult:
 
     tokens: tuple[Ints, ...]
     finish_reasons: tuple[FinishReason, ...]
-    cache: LatentCache
+    cache: CacheT
     prompt_tokens: tuple[int, ...]
     prefill_seconds: float
     decode_seconds: float

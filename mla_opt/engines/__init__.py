@@ -1,0 +1,1 @@
+"""Engines of optimized models: the graphs they are made of, their precision, building them."""

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from mla_opt.engines.opset import SMALL_BYTES, at_least
+from mla_opt.errors import InputError
+from tests.graphs.latent_block import Block, build, feeds
+
+
+def outputs(proto, given):
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, given)
+
+
+@pytest.mark.parametrize("opset", [14, 17, 18, 20])
+def test_computes_the_same(opset):
+    block = Block(opset=opset, hidden=64)
+    proto = build(block)
+    before = ir.from_proto(proto)
+    raised = at_least(before)
+    assert raised.opset_imports[""] == 24
+    assert before.opset_imports[""] == opset
+    assert [v.name for v in raised.graph.inputs] == [v.name for v in before.graph.inputs]
+    assert any(v.const_value.nbytes > SMALL_BYTES for v in raised.graph.initializers.values())
+    given = feeds(block)
+    for seen, wanted in zip(outputs(ir.to_proto(raised), given), outputs(proto, given)):
+        np.testing.assert_allclose(seen, wanted, atol=1e-6)
+
+
+def test_a_new_model_stays():
+    model = ir.from_proto(build(Block(opset=24)))
+    assert at_least(model) is model
+
+
+def test_metadata_stays():
+    model = ir.from_proto(build(Block()))
+    model.metadata_props["origin"] = "a test"
+    assert at_least(model).metadata_props["origin"] == "a test"
+
+
+def test_large_weights_are_not_copied():
+    model = ir.from_proto(build(Block(hidden=64)))
+    raised = at_least(model)
+    large = [n for n, v in model.graph.initializers.items() if v.const_value.nbytes > SMALL_BYTES]
+    assert large
+    for name in large:
+        assert raised.graph.initializers[name].const_value is (
+            model.graph.initializers[name].const_value
+        )
+
+
+def test_what_onnx_cannot_convert():
+    node = helper.make_node("NotAnOperator", ["x"], ["y"])
+    kinds = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy"]
+    graph = helper.make_graph([node], "g", kinds[:1], kinds[1:])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    with pytest.raises(InputError, match="cannot be raised to opset 24, which TensorRT needs"):
+        at_least(ir.from_proto(proto))
+
+
+def test_local_functions_are_refused():
+    body = helper.make_function(
+        "local",
+        "Twice",
+        ["x"],
+        ["y"],
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        [helper.make_opsetid("", 18)],
+    )
+    kinds = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy"]
+    node = helper.make_node("Twice", ["x"], ["y"], domain="local")
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
+    graph = helper.make_graph([node], "g", kinds[:1], kinds[1:])
+    proto = helper.make_model(graph, functions=[body], opset_imports=imports, ir_version=10)
+    onnx.checker.check_model(proto)
+    with pytest.raises(InputError, match="has local functions and opset 18"):
+        at_least(ir.from_proto(proto))
