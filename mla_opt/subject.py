@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     ModelLike = str | PathLike[str] | onnx.ModelProto | ir.Model | ExportedProgram | GraphModule
 
 
+OnnxLike = str | PathLike[str] | onnx.ModelProto | ir.Model
+
+
 class Subject(Protocol):
     """A copy of a model that passes may rewrite, beside the model as it came."""
 
@@ -67,15 +70,13 @@ def subject(model: ModelLike, target: Target = "onnxruntime") -> Subject:
         from mla_opt.programs.subject import ProgramSubject
 
         return ProgramSubject(model)
-    return OnnxSubject(model, target)
+    return OnnxSubject(cast(OnnxLike, model), target)
 
 
 class OnnxSubject:
     """An ONNX file, proto or graph."""
 
-    def __init__(
-        self, model: str | PathLike[str] | onnx.ModelProto | ir.Model, target: Target
-    ) -> None:
+    def __init__(self, model: OnnxLike, target: Target) -> None:
         self._given = model
         self._before = load(model)
         self._after = _in_opset_of(target, self._before)
@@ -120,7 +121,7 @@ class OnnxSubject:
         return self._after
 
 
-def load(model: str | PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
+def load(model: OnnxLike) -> ir.Model:
     """The model as onnx_ir; files are checked, and read lazily.
 
     Raises:

@@ -32,7 +32,7 @@ logger = logging.getLogger("mla_opt")
 Compiled = Callable[..., Any]
 
 
-@register_backend(name="mla_opt")  # type: ignore[untyped-decorator]
+@register_backend(name="mla_opt")
 def compile_graph(
     module: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None
 ) -> Compiled:

@@ -80,7 +80,7 @@ class Conditional:
         """A node that counts what a symbol stands for."""
         for node in self._program.graph.find_nodes(op="placeholder"):
             if is_size(node) and symbol in sizes_of(node):
-                return node
+                return cast(fx.Node, node)
         for node in self._program.inputs:
             for axis, size in enumerate(symbolic_shape(node) or ()):
                 if size == symbol:

@@ -45,7 +45,8 @@ def _inline(program: LiftedProgram, node: fx.Node) -> None:
         arguments: list[Any] = list(node.args)
         for place, tensor in zip(places, tensors):
             arguments[place] = tensor
-        return tuple(attend_composite(Call(*arguments, **node.kwargs)))
+        attributes: dict[str, Any] = dict(node.kwargs)
+        return tuple(attend_composite(Call(*arguments, **attributes)))
 
     with program.fake_mode, torch.no_grad():
         traced = make_fx(call, tracing_mode="real", pre_dispatch=True)(*examples)
@@ -53,10 +54,9 @@ def _inline(program: LiftedProgram, node: fx.Node) -> None:
     inner = [each for each in traced.graph.nodes if each.op == "placeholder"]
     copied.update(zip(inner, operands))  # type: ignore[arg-type]
     with node.graph.inserting_before(node):
-        results = node.graph.graph_copy(traced.graph, copied)
+        results: Any = node.graph.graph_copy(traced.graph, copied)
     for user in list(node.users):
         assert user.target is operator.getitem
-        result = results[user.args[1]]  # type: ignore[index]
-        user.replace_all_uses_with(result)
+        user.replace_all_uses_with(results[user.args[1]])
         node.graph.erase_node(user)
     node.graph.erase_node(node)

@@ -24,7 +24,7 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     if not changes(exported.graph_module):
         return exported
     try:
-        result = exported.run_decompositions({})
+        result: ExportedProgram = exported.run_decompositions({})
     except Exception as error:  # torch's errors here share no base
         raise InputError(
             f"the program changes tensors in place, and cannot be made functional: {_first(error)}"

@@ -144,7 +144,7 @@ class _Settling:
         self.latest: dict[fx.Node, fx.Node] = {root: root for root in roots}
         self._changes = {n: _root(n.args[0]) for n in graph.nodes if _functional(n) is not None}
         for change in self._changes:  # what it returns is what it was given
-            change.replace_all_uses_with(change.args[0])  # type: ignore[arg-type]
+            change.replace_all_uses_with(change.args[0])
         self._views = {n: (_root(n), n.args[0]) for n in graph.nodes if _is_known_view(n)}
         self._fresh: dict[fx.Node, fx.Node] = {}
 

@@ -46,7 +46,7 @@ def drop_dead(graph: fx.Graph, keep: Collection[fx.Node] = ()) -> None:
 def _is_noticed(node: fx.Node) -> bool:
     """Whether the node does something besides making a value; drawing random numbers does not."""
     target = node.target
-    functional = isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable
-    if functional and torch.Tag.nondeterministic_seeded in target.tags:
-        return False
-    return node.is_impure()
+    draws = isinstance(target, torch._ops.OpOverload) and (
+        torch.Tag.nondeterministic_seeded in target.tags and not target._schema.is_mutable
+    )
+    return not draws and node.is_impure()

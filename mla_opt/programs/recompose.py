@@ -12,7 +12,7 @@ numbers are the same.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -62,10 +62,11 @@ def _recompose_product(program: LiftedProgram, product: fx.Node) -> None:
 
 def _recompose_softmax(program: LiftedProgram, choice: fx.Node) -> None:
     """``_safe_softmax``: zeros where every score of a row is -inf, the softmax elsewhere."""
-    condition, zeros, weights = choice.args
+    condition, zeros, weights = cast("tuple[Any, Any, Any]", choice.args)
     if not isinstance(weights, fx.Node) or weights.target is not aten._softmax.default:
         return
     scores, axis, _ = weights.args
+    last: fx.Node = choice
     chain = (aten.logical_not.default, aten.any.dim, aten.logical_not.default, aten.eq.Scalar)
     value: Any = condition
     for target in chain:

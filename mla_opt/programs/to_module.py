@@ -62,9 +62,9 @@ def _keep(root: torch.nn.Module, stored: Stored) -> str:
             module.add_module(owner, torch.nn.Module())
         module = module.get_submodule(owner)
     if stored.kind == "parameter":
-        content = stored.tensor
-        is_parameter = isinstance(content, torch.nn.Parameter)
-        parameter = content if is_parameter else torch.nn.Parameter(content, requires_grad=False)
+        parameter = stored.tensor
+        if not isinstance(parameter, torch.nn.Parameter):
+            parameter = torch.nn.Parameter(parameter, requires_grad=False)
         module.register_parameter(name, parameter)
     else:
         module.register_buffer(name, stored.tensor)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_opt.errors import InputError
-from mla_opt.verification.sessions import RunError
+from mla_opt.verification.running import RunError
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]

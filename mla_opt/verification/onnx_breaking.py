@@ -59,7 +59,7 @@ class BreakableOnnx:
         weight.const_value = ir.Tensor(rolled, dtype=weight.const_value.dtype, name=weight.name)
 
     def _cast_like(self, value: ir.Value, like: ir.Value) -> ir.Node:
-        """Convert to the type of ``like``, as noted there or else for the weights before CastLike."""
+        """Convert to the type of ``like``: before CastLike, the one noted there or the weights'."""
         if self.model.opset_imports.get("", CAST_LIKE_SINCE) >= CAST_LIKE_SINCE:
             return ir.node("CastLike", [value, like])
         stored = (each.dtype for each in self.model.graph.initializers.values())

@@ -36,9 +36,7 @@ def program(
 
 def exported(flat: FlatCausalLM, family: str, dtype: str) -> torch.export.ExportedProgram:
     with torch.no_grad(), patches_for(FAMILIES[family].model_type):
-        return torch.export.export(
-            flat, _inputs(flat, dtype), dynamic_shapes=_dynamic_shapes(flat)
-        )
+        return torch.export.export(flat, _inputs(flat, dtype), dynamic_shapes=_dynamic_shapes(flat))
 
 
 def _inputs(flat: FlatCausalLM, dtype: str) -> tuple[torch.Tensor, ...]:

@@ -29,7 +29,7 @@ def test_a_graph_module_without_shapes():
         def forward(self, x):
             return x + 1
 
-    with pytest.raises(mla_opt.InputError, match="placeholder 'x'.*no example value"):
+    with pytest.raises(mla_opt.InputError, match=r"placeholder 'x'.*no example value"):
         mla_opt.optimize(torch.fx.symbolic_trace(Plain()))
 
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-import mla_opt.torch_backend
+import mla_opt.torch_backend  # noqa: F401 (registers itself)
 from tests.programs import exporting
 
 

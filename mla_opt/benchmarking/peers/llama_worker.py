@@ -41,8 +41,8 @@ class LlamaWorker(SteppingWorker):
         params = llama_cpp.llama_model_default_params()
         # Mapped pages would only show up in memory as steps touch them.
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-        # Weights repacked for AMX, the only ones of 16 bits that are: llama.cpp then finds nobody to
-        # multiply by W_UK, which has three dimensions, and aborts.
+        # Weights repacked for AMX, the only ones of 16 bits that are: llama.cpp then finds nobody
+        # to multiply by W_UK, which has three dimensions, and aborts.
         params.use_extra_bufts = False
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from mla_opt.errors import InputError
-from mla_opt.verification.sessions import RunError
+from mla_opt.verification.running import RunError
 
 Array = npt.NDArray[Any]
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from mla_opt.engines.manifest import Cache, PhaseEngine, Tensor
 from mla_opt.runtimes.tensorrt.cuda import Cuda
-from mla_opt.verification.sessions import RunError
+from mla_opt.verification.running import RunError
 
 Array = npt.NDArray[Any]
 Shapes = tuple[tuple[int, ...], ...]
