@@ -1,13 +1,11 @@
 """The operator on CUDA devices: the first kernel that is there and takes the call.
 
+    the compiled library                where `mla-opt build-kernels` made it, for what it has
     Triton                              where it is installed, as PyTorch's CUDA builds have it
     PyTorch's own operators             for everything else, float64 among it
 
-A kernel that is compiled from C++ takes its place before Triton's: its `Problem` is made by
-:mod:`mla_opt.operator.torch_problem`, of device memory as well.
-
-``past_len`` lies on the device, where nobody waits for it to check it: a Triton kernel writes no
-row outside the buffer and reads none, whatever the lengths are. Nothing waits for the device, so
+``past_len`` lies on the device, where nobody waits for it to check it: the kernels write no row
+outside the buffer and read none, whatever the lengths are. Nothing waits for the device, so
 calls can be captured in CUDA graphs.
 """
 
@@ -19,6 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mla_opt.operator import torch_cuda_library
 from mla_opt.operator.torch_call import Call, Outputs
 from mla_opt.operator.torch_composite import attend_composite, attend_composite_in_place
 
@@ -49,8 +48,14 @@ def _choose(call: Call) -> CudaKernel:
 def _kernels() -> tuple[CudaKernel, ...]:
     """Return what is there, best first; the last one takes every call."""
     composite = CudaKernel(lambda call: True, attend_composite, attend_composite_in_place)
-    found = [_triton(), composite]
+    found = [_compiled(), _triton(), composite]
     return tuple(kernel for kernel in found if kernel is not None)
+
+
+def _compiled() -> CudaKernel:
+    return CudaKernel(
+        torch_cuda_library.takes, torch_cuda_library.attend, torch_cuda_library.attend_in_place
+    )
 
 
 def _triton() -> CudaKernel | None:
