@@ -181,8 +181,9 @@ def _subtract(facts: Facts, node: fx.Node) -> op.Operation:
 
 def _row_maximum(facts: Facts, node: fx.Node) -> op.Operation:
     data, dims = _value(_operand(node, 0)), _operand(node, 1, "dim")
+    dims = [dims] if isinstance(dims, int) else list(dims or ())
     keep = _operand(node, 2, "keepdim")
-    if data is None or not keep or list(dims or ()) not in ([-1], [_rank(data) - 1]):
+    if data is None or not keep or dims not in ([-1], [_rank(data) - 1]):
         return OPAQUE
     return op.RowMaximum(_handle(data))
 
@@ -391,6 +392,7 @@ READERS: dict[str, Reader] = {
     "add": _add,
     "sub": _subtract,
     "amax": _row_maximum,
+    "max": _row_maximum,
     "linear": _linear,
     "matmul": _matmul,
     "mm": _matmul,

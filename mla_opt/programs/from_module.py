@@ -21,6 +21,7 @@ from mla_opt.programs.lifted_program import (
     StoredKind,
     described,
     is_size,
+    name_outputs,
     rename,
 )
 from mla_opt.programs.local_changes import settle_changes
@@ -70,6 +71,8 @@ def lifted(module: fx.GraphModule, tensors: dict[str, torch.Tensor] | None = Non
     copy.graph.output_node().args = (tuple(leaves),)
     copy, changed = _functional(copy)
     program = _program(copy, {n: s for n, s in stored.items() if n not in changed})
+    outputs = (f"output_{place}" for place in range(structure.num_leaves))
+    name_outputs(program, [*(f"new_{name}" for name in changed), *outputs])
     program.metadata.update(described(module.meta.get(_METADATA, {})))
     return LiftedModule(program, module, arguments, changed, structure)
 
@@ -161,9 +164,10 @@ def _functional(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]
 
 
 def _is_traced(node: fx.Node) -> bool:
-    """Whether the node is an aten operator, or counts something."""
+    """Whether the node is an aten operator, or counts or compares sizes."""
     known = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
-    return isinstance(node.target, known) or node.target is operator.getitem or is_size(node)
+    counts = is_size(node) or isinstance(node.meta.get("val"), (bool, torch.SymBool))
+    return isinstance(node.target, known) or node.target is operator.getitem or counts
 
 
 def _retraced(module: fx.GraphModule) -> fx.GraphModule:

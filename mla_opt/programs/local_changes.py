@@ -51,6 +51,9 @@ def settle_changes(graph: fx.Graph, *, of_inputs: bool = False) -> dict[fx.Node,
 
     Returns the inputs that were changed, ``of_inputs`` only, each with what it becomes.
     """
+    for node in graph.nodes:
+        if _functional(node) is not None:  # what it returns is what it was given
+            node.replace_all_uses_with(node.args[0])
     changed = {_root(node.args[0]) for node in graph.nodes if _functional(node) is not None}
     roots = {
         root
@@ -107,16 +110,20 @@ def _is_simple(root: fx.Node) -> bool:
         for user in pending.pop().users:
             if _is_known_view(user):
                 pending.append(user)
-            elif (
-                user.op == "output"
-                or (_is_view(user) and _is_read_later(user))
-                or (
-                    isinstance(user.target, torch._ops.OpOverload)
-                    and (user.target._schema.is_mutable and _functional(user) is None)
-                )
-            ):
+            elif user.op != "output" and (_is_unknown_change(user) or _is_open_view(user)):
                 return False
     return True
+
+
+def _is_unknown_change(node: fx.Node) -> bool:
+    target = node.target
+    mutable = isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+    return mutable and _functional(node) is None
+
+
+def _is_open_view(node: fx.Node) -> bool:
+    """Whether this is a view of an unknown kind that a later change would show in."""
+    return _is_view(node) and _is_read_later(node)
 
 
 def _is_read_later(view: fx.Node) -> bool:
@@ -143,8 +150,6 @@ class _Settling:
         self._graph = graph
         self.latest: dict[fx.Node, fx.Node] = {root: root for root in roots}
         self._changes = {n: _root(n.args[0]) for n in graph.nodes if _functional(n) is not None}
-        for change in self._changes:  # what it returns is what it was given
-            change.replace_all_uses_with(change.args[0])
         self._views = {n: (_root(n), n.args[0]) for n in graph.nodes if _is_known_view(n)}
         self._fresh: dict[fx.Node, fx.Node] = {}
 

@@ -62,8 +62,9 @@ def _cast(tensors: tuple[torch.Tensor, ...], dtype: str) -> tuple[torch.Tensor, 
 def error(one: Any, other: Any) -> float:
     """The largest difference, relative to the spread of each output."""
     with torch.no_grad():
-        pairs = zip(one, other, strict=True)
-        return max(float((a.float() - b.float()).abs().max() / a.float().std()) for a, b in pairs)
+        pairs = [(a.float(), b.float()) for a, b in zip(one, other, strict=True)]
+        assert all(a.shape == b.shape for a, b in pairs)
+        return max(float((a - b).abs().max() / a.std()) for a, b in pairs if a.numel())
 
 
 def worst_error(

@@ -1,0 +1,177 @@
+"""Exported programs beside the module they came from and beside ONNX Runtime.
+
+    python -m tests.benchmarks.torch_program [--past 1024 --past 8192] [--rounds N]
+    python -m tests.benchmarks.torch_program --rewrite LAYERS
+
+The first times one token of two V2-Lite layers, batch 1, the cache fed back, variants in turns in
+one process on two threads: the module in eager mode, the program that `mla_opt.optimize` makes of
+its export, and the ONNX file of the same model through ONNX Runtime with the kernel. The second
+tells how long rewriting a deeper program takes, and how much memory beyond what is there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+import transformers
+
+import mla_opt
+from mla_opt.benchmarking.memory import memory, reset_peak
+from mla_opt.benchmarking.turns import take_turns
+from tests.benchmarks import models
+from tests.benchmarks.dims import Dims
+from tests.benchmarks.export_deepseek import FlatCache, config, dynamic_shapes, example, randomize
+from tests.benchmarks.runner import THREADS
+from tests.benchmarks.suite import FULL
+
+TURN_MS = 300.0
+
+
+def module(dims: Dims) -> torch.nn.Module:
+    """The model, with noise for weights that depends on their names."""
+    torch.manual_seed(0)
+    model = transformers.DeepseekV3ForCausalLM(config(asdict(dims))).eval()
+    randomize(model)
+    return FlatCache(model).eval()
+
+
+def exported(flat: torch.nn.Module, dims: Dims) -> torch.export.ExportedProgram:
+    """The export of torch."""
+    with torch.no_grad():
+        return torch.export.export(
+            flat, example(asdict(dims)), dynamic_shapes=dynamic_shapes(dims.layers)
+        )
+
+
+class TorchSteps:
+    """A callable of tokens, mask, positions and cache, one token a step."""
+
+    def __init__(self, call: Callable[..., Any], dims: Dims, past: int) -> None:
+        self._call = call
+        generator = torch.Generator().manual_seed(7)
+        widths = (dims.kv_lora_rank, dims.qk_rope_head_dim)
+        self.cache = [
+            tuple(torch.randn(1, 1, past, width, generator=generator) for width in widths)
+            for _ in range(dims.layers)
+        ]
+        self.logits = np.zeros(0)
+
+    def step(self) -> float:
+        past = self.cache[0][0].shape[2]
+        ids, mask = torch.tensor([[past % 997]]), torch.ones(1, past + 1, dtype=torch.long)
+        start = time.perf_counter()
+        with torch.no_grad():
+            logits, *present = self._call(ids, mask, torch.tensor([[past]]), self.cache)
+        self.cache = list(zip(present[::2], present[1::2]))
+        taken = (time.perf_counter() - start) * 1e3
+        self.logits = logits.numpy()
+        return taken
+
+
+class OrtSteps:
+    """The same through an ONNX Runtime session."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, start: TorchSteps) -> None:
+        self._session = session
+        names = [f"{i}.{part}" for i in range(len(start.cache)) for part in ("keys", "values")]
+        tensors = [tensor.numpy() for layer in start.cache for tensor in layer]
+        self._names = names
+        self._past = dict(zip(names, map(onnxruntime.OrtValue.ortvalue_from_numpy, tensors)))
+        self.logits = np.zeros(0)
+
+    def step(self) -> float:
+        past = self._past[self._names[0]].shape()[2]
+        value = onnxruntime.OrtValue.ortvalue_from_numpy
+        feeds = {
+            "input_ids": value(np.asarray([[past % 997]])),
+            "attention_mask": value(np.ones((1, past + 1), np.int64)),
+            "position_ids": value(np.asarray([[past]])),
+            **{f"past.{name}": tensor for name, tensor in self._past.items()},
+        }
+        outputs = ["logits", *(f"present.{name}" for name in self._names)]
+        start = time.perf_counter()
+        logits, *present = self._session.run_with_ort_values(outputs, feeds)
+        taken = (time.perf_counter() - start) * 1e3
+        self._past = dict(zip(self._names, present))
+        self.logits = logits.numpy()
+        return taken
+
+
+def session(dims: Dims) -> onnxruntime.InferenceSession:
+    """The optimized ONNX file of the same model, with the kernel."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.register_custom_ops_library(str(mla_opt.kernel_library()))
+    path = models.optimized(models.exported(dims))
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def steps(pasts: Sequence[int], rounds: int) -> None:
+    """Time the variants at every past length and print a line for each."""
+    torch.set_num_threads(THREADS)
+    dims = FULL.lite
+    flat = module(dims)
+    program = mla_opt.optimize(exported(flat, dims)).model.module()
+    opened = session(dims)
+    print(
+        "past    eager ms        program ms      ONNX Runtime ms  eager/program  program/ORT  error"
+    )
+    for past in pasts:
+        eager, rewritten = TorchSteps(flat, dims, past), TorchSteps(program, dims, past)
+        workers = {"eager": eager, "program": rewritten, "ort": OrtSteps(opened, eager)}
+        for worker in workers.values():
+            worker.step()
+        error = np.abs(eager.logits - rewritten.logits).max() / eager.logits.std()
+        samples = take_turns(workers, rounds, TURN_MS)
+        best = {name: min(each) for name, each in samples.items()}
+        middle = {name: float(np.median(each)) for name, each in samples.items()}
+        shown = "  ".join(f"{best[name]:7.2f}/{middle[name]:7.2f}" for name in workers)
+        print(
+            f"{past:<6} {shown}   {best['eager'] / best['program']:6.1f}x"
+            f"        {best['program'] / best['ort']:5.2f}x      {error:.0e}",
+            flush=True,
+        )
+
+
+def rewrite(layers: int) -> None:
+    """Time `mla_opt.optimize` on a program of so many layers."""
+    dims = FULL.scaling(layers)
+    program = exported(module(dims), dims)
+    weights = sum(each.nbytes for each in program.state_dict.values()) / 2**20
+    before = memory("VmRSS")
+    reset_peak()
+    start = time.perf_counter()
+    result = mla_opt.optimize(program, verify=False)
+    taken = time.perf_counter() - start
+    beyond = memory("VmHWM") - before
+    print(
+        f"{layers} layers, {weights:.0f} MB of weights: {taken:.1f} s, {beyond:.0f} MB beyond,"
+        f" {beyond / weights:.2f}x the weights; {len(result.report.sites)} sites"
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--past", type=int, action="append")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rewrite", type=int, metavar="LAYERS")
+    options = parser.parse_args(arguments)
+    if options.rewrite:
+        rewrite(options.rewrite)
+    else:
+        steps(options.past or (1024, 8192, 32768), options.rounds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
