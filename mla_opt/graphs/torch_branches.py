@@ -18,6 +18,7 @@ from mla_opt.errors import PassError
 from mla_opt.graphs.protocol import BranchBody, Builder
 from mla_opt.programs.lifted_program import (
     LiftedProgram,
+    expression,
     is_size,
     is_tensor,
     sizes_of,
@@ -41,24 +42,35 @@ class Conditional:
         self._outer = outer
         self._program = program
         self._given: dict[fx.Node, fx.Node] = {}
+        self._counts: dict[Any, fx.Node] = {}
         self._branches = [
             _Branch(self, outer, f"{name}/{word}", body)
             for word, body in zip(("then", "else"), bodies)
         ]
         for symbol in self._unbound_symbols():
-            node = self._counting(symbol)
+            node = self._counts.get(symbol) or self._counting(symbol)
             self._given[node] = node
 
     def given(self, value: fx.Node) -> fx.Node:
-        """What the branches are given for a value of the main graph."""
+        """What the branches are given for a value of the main graph; for a size, once."""
+        for size in sizes_of(value) if is_size(value) else ():
+            value = self._counts.setdefault(size, value)
         if value not in self._given:
             laid_out = value.op == "call_function" and is_tensor(value)
             self._given[value] = self._outer.flat(value) if laid_out else value
         return self._given[value]
 
     def sizes(self, value: fx.Node) -> list[int | fx.Node]:
-        """Sizes of a value, read in the main graph."""
-        return [self._outer.axis(value, axis) for axis in range(value.meta["val"].dim())]
+        """Sizes of a value, read in the main graph; what is always equal is read once."""
+        return [self._size(value, axis) for axis in range(value.meta["val"].dim())]
+
+    def _size(self, value: fx.Node, axis: int) -> int | fx.Node:
+        size = expression(value.meta["val"].shape[axis])
+        if isinstance(size, int):
+            return size
+        if size not in self._counts:
+            self._counts[size] = cast(fx.Node, self._outer.axis(value, axis))
+        return self._counts[size]
 
     @property
     def operands(self) -> tuple[fx.Node, ...]:

@@ -1,4 +1,4 @@
-"""Put decomposed products of rank 4 together again, and drop what only asserts.
+"""Put decomposed products of rank 4 together again; drop what only asserts, and empty tensors.
 
 Before:   x [B,H,S,D] --> expand, view [B H,S,D] --+
                                                    +--> bmm --> view [B,H,S,T]
@@ -41,6 +41,8 @@ def recompose(program: LiftedProgram) -> None:
             _recompose_product(program, node)
         elif node.target is aten.where.self:
             _recompose_softmax(program, node)
+        elif node.target is aten.cat.default:
+            _drop_empty_parts(program, node)
     drop_dead(program.graph)
 
 
@@ -58,6 +60,19 @@ def _recompose_product(program: LiftedProgram, product: fx.Node) -> None:
     for user in users:
         user.replace_all_uses_with(whole)
         program.graph.erase_node(user)
+
+
+def _drop_empty_parts(program: LiftedProgram, joined: fx.Node) -> None:
+    """Join nothing with a cache: an empty tensor of one axis, which a cache object starts from."""
+    parts: list[fx.Node] = list(joined.args[0])  # type: ignore[arg-type]
+    kept = [part for part in parts if symbolic_shape(part) != (0,)]
+    if len(kept) == len(parts) or not kept:
+        return
+    if len(kept) > 1:
+        joined.args = (kept, *joined.args[1:])
+    elif program.output_node not in joined.users:  # a caller is not given its own tensor back
+        joined.replace_all_uses_with(kept[0])
+        program.graph.erase_node(joined)
 
 
 def _recompose_softmax(program: LiftedProgram, choice: fx.Node) -> None:
