@@ -33,6 +33,7 @@ def run(name: str, *arguments: object, cwd: Path) -> str:
 def test_every_example_is_tested() -> None:
     tested = {
         "optimize_in_export_pipeline.py",
+        "optimize_torch_program.py",
         "custom_pass.py",
         "generate_text.py",
         "read_report.py",
@@ -49,6 +50,18 @@ def test_optimize_in_export_pipeline(tmp_path: Path) -> None:
     assert len(set(before.split(","))) > 4, "all tokens are the same: nothing was compared"
     assert "H=4 N=32 R=16 V=32 C=64 Q=48 E=96" in told
     assert [f.name for f in onnx.load(tmp_path / "out.onnx").functions] == ["LatentAttention"]
+
+
+def test_optimize_torch_program(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    told = run("optimize_torch_program.py", "out.onnx", cwd=tmp_path)
+    assert "2 latent attentions absorbed, fused and verified" in told
+    errors = [float(line.rpartition(" ")[2]) for line in told.splitlines() if "off by" in line]
+    assert len(errors) == 2
+    assert max(errors) < 1e-3
+    model = onnx.load(tmp_path / "out.onnx")
+    assert {(f.domain, f.name) for f in model.functions} >= {("mla_opt", "LatentAttention")}
 
 
 def test_custom_pass(tmp_path: Path) -> None:

@@ -82,3 +82,17 @@ def test_views_of_another_kind_are_left_alone():
     module = graph_of(UnknownView)
     settle_changes(module.graph)
     assert [node.name for node in changes(module)]
+
+
+def test_a_cache_that_starts_from_an_empty_tensor_is_still_a_cache():
+    from mla_opt.programs.from_exported import lifted
+    from mla_opt.programs.recompose import recompose
+
+    class Joins(torch.nn.Module):
+        def forward(self, past, new):
+            return torch.cat([torch.cat([torch.tensor([]), past], -2), new], -2)
+
+    program, _ = lifted(torch.export.export(Joins(), (torch.randn(2, 3, 4), torch.randn(2, 1, 4))))
+    recompose(program)
+    (joined,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default)
+    assert [each.name for each in joined.args[0]] == ["past", "new"]

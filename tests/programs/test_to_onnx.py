@@ -1,0 +1,79 @@
+"""An optimized program on its way to ONNX: the node and the body that optimizing the file gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+import mla_opt
+from tests.exports.cache import exported
+from tests.exports.spec import ExportSpec
+from tests.programs import exporting
+
+
+@pytest.fixture(scope="module")
+def translated(tmp_path_factory):
+    path = tmp_path_factory.mktemp("program") / "model.onnx"
+    result = mla_opt.optimize(exporting.program("deepseek_v3"), verify=False, prefill="absorbed")
+    program = torch.onnx.export(
+        result.model, custom_translation_table=mla_opt.onnx_translation_table(), verbose=False
+    )
+    mla_opt.attach_function_bodies(program)
+    program.save(path)
+    return path
+
+
+def _rounded(value):
+    """The scale comes in two float32 halves from one exporter and whole from the other."""
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def fused(model):
+    """Attributes and present operands of every fused node, and the bodies by their names."""
+    nodes = [node for node in model.graph.node if node.op_type == "LatentAttention"]
+    calls = [
+        (
+            {each.name: _rounded(onnx.helper.get_attribute_value(each)) for each in node.attribute},
+            [bool(name) for name in node.input],
+            len(node.output),
+        )
+        for node in nodes
+    ]
+    bodies = {
+        (each.name, each.overload): [(node.op_type, len(node.input)) for node in each.node]
+        for each in model.functions
+        if each.domain == "mla_opt"
+    }
+    return calls, bodies
+
+
+def test_nodes_and_bodies_are_those_of_the_optimized_file(translated):
+    calls, bodies = fused(onnx.load(translated))
+    spec = ExportSpec("deepseek_v3", opset=20)
+    file = mla_opt.optimize(exported(spec), verify=False, prefill="absorbed").model
+    wanted_calls, wanted_bodies = fused(ir.to_proto(file))
+    assert len(calls) == 2
+    assert calls == wanted_calls
+    assert [each for _, each in sorted(bodies.items())] == [
+        each for _, each in sorted(wanted_bodies.items())
+    ]
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_it_runs_with_and_without_the_kernel(translated, kernel):
+    options = onnxruntime.SessionOptions()
+    if kernel:
+        options.register_custom_ops_library(str(mla_opt.kernel_library()))
+    session = onnxruntime.InferenceSession(translated, options, providers=["CPUExecutionProvider"])
+    flat = exporting.model("deepseek_v3")
+    for sizes in exporting.SIZES:
+        given = exporting.arguments(flat, sizes)
+        feeds = {each.name: tensor.numpy() for each, tensor in zip(session.get_inputs(), given)}
+        with torch.no_grad():
+            expected = [each.numpy() for each in flat(*given)]
+        for seen, wanted in zip(session.run(None, feeds), expected, strict=True):
+            assert np.abs(seen - wanted).max() < 1e-4
