@@ -71,6 +71,7 @@ class Outputs(NamedTuple):
 
 Caches = tuple[Tensor | None, Tensor | None]
 """``cache`` and ``rope_cache``, or what they became."""
+EmptyCache = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 def make_outputs(call: Call, output: Tensor, caches: Caches) -> Outputs:
@@ -93,9 +94,12 @@ def bias_strides(bias: Tensor) -> tuple[int, ...]:
     return (*[0] * (4 - len(own)), *own)
 
 
-def empty_outputs(call: Call) -> Outputs:
-    """Return uninitialised tensors for the outputs of a checked call."""
-    caches = (_empty_cache(call, cache) for cache in (call.cache, call.rope_cache))
+def empty_outputs(call: Call, empty: EmptyCache = Tensor.new_empty) -> Outputs:
+    """Return uninitialised tensors for the outputs of a checked call.
+
+    ``empty`` makes a new cache of the old one and a shape.
+    """
+    caches = (_empty_cache(call, cache, empty) for cache in (call.cache, call.rope_cache))
     return Outputs(empty_output(call), *caches)
 
 
@@ -104,12 +108,12 @@ def empty_output(call: Call) -> Tensor:
     return call.query.new_empty((*call.query.shape[:3], call.kv_lora_rank))
 
 
-def _empty_cache(call: Call, cache: Tensor | None) -> Tensor:
+def _empty_cache(call: Call, cache: Tensor | None, empty: EmptyCache) -> Tensor:
     if cache is None or not call.writes_cache:
         return (call.query if call.cache is None else call.cache).new_empty(0)
     # Counted by each cache's own rows: tracers may know those of the two by other symbols.
     grown = 0 if call.latent is None or call.past_len is not None else call.latent.shape[2]
-    return cache.new_empty((cache.shape[0], 1, cache.shape[2] + grown, cache.shape[3]))
+    return empty(cache, (cache.shape[0], 1, cache.shape[2] + grown, cache.shape[3]))
 
 
 def check(call: Call) -> None:

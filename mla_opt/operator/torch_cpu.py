@@ -24,6 +24,7 @@ from mla_opt.operator.torch_call import (
     write_caches,
 )
 from mla_opt.operator.torch_composite import attend_composite
+from mla_opt.operator.torch_cpu_memory import empty_like_cache
 from mla_opt.operator.torch_problem import make_problem
 
 
@@ -36,7 +37,7 @@ def attend_cpu(call: Call) -> Outputs:
     if not kernel_available():
         check_past_len(call)
         return attend_composite(call)
-    outputs = empty_outputs(call)
+    outputs = empty_outputs(call, empty_like_cache)
     _run(call, outputs)
     return outputs
 
