@@ -15,6 +15,7 @@ from tests.benchmarks.runner import Case
 ORIGINAL, CLEAN, CLEAN_BY_HAND = "original", "clean", "clean by hand"
 OPTIMIZED, ABSORBED_BY_HAND = "optimized", "absorbed by hand"
 KERNEL, KERNEL_ABSORBED, KERNEL_EXPANDED = "kernel", "kernel, absorbed", "kernel, expanded"
+STATIC = "static cache"
 ORIGINAL_457, OPTIMIZED_457 = "original 4.57", "optimized 4.57"
 
 #: Times the better form that a model holding both may take.

@@ -10,7 +10,7 @@ from typing import Any
 
 from mla_opt.benchmarking.machine import Machine
 from mla_opt.benchmarking.turns import Timing
-from tests.benchmarks import figures, kernel_core, models, optimize_time, runner, suite
+from tests.benchmarks import figures, kernel_core, models, optimize_time, prompt, runner, suite
 from tests.benchmarks.dims import Dims
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.runner import Case
@@ -166,6 +166,27 @@ def kernel(bench: Bench) -> None:
     bench.results["kernel"] = [timing.to_dict() for timing in timings]
 
 
+def prompts(bench: Bench) -> None:
+    """Long prompts in chunks, with a static cache and the kernel."""
+    original = bench.model(
+        figures.ORIGINAL, bench.suite.lite, lambda: models.exported(bench.suite.lite)
+    )
+    if original is None:
+        return
+    static = bench.model(
+        figures.STATIC, bench.suite.lite, lambda: models.optimized(original, cache="static")
+    )
+    if static is None:
+        return
+    found = []
+    for tokens in bench.suite.prompts:
+        bench.say(f"measuring a prompt of {tokens}")
+        found.append(prompt.measure(static, tokens, runner.THREADS))
+    bench.sheets.append(prompt.sheet(found))
+    bench.figures += prompt.figures(found, bench.suite.promised)
+    bench.results["prompts"] = [dataclasses.asdict(one) for one in found]
+
+
 def v3(bench: Bench) -> None:
     """One layer of DeepSeek-V3's dimensions."""
     case = bench.suite.v3_decode
@@ -214,5 +235,6 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "v3": v3,
     "kernel": kernel,
     "sweep": sweep,
+    "prompts": prompts,
     "optimize": optimize,
 }

@@ -69,6 +69,7 @@ class Suite:
     v3_decode: Case
     sweep: tuple[Case, ...]
     core: Core
+    prompts: tuple[int, ...]
     depths: tuple[int, ...]
     promised: bool
 
@@ -98,6 +99,7 @@ FULL = Suite(
     v3_decode=Case("V3 layer, decode, 8k past", 8192, rounds=3, turn_ms=120.0),
     sweep=sweep((1, 16, 64, 128, 171, 256, 512, 2048), (0, 4096), rounds=5),
     core=Core((16, 128), (8192, 32768), rounds=8),
+    prompts=(4096, 8192, 32768),
     depths=(7, 14, 27, 61),
     promised=True,
 )
@@ -118,6 +120,7 @@ QUICK = Suite(
     v3_decode=Case("small V3 layer, decode, 16 past", 16, rounds=2, turn_ms=0),
     sweep=sweep((1, 24), (0, 16), rounds=2),
     core=Core((16,), (1024,), rounds=1),
+    prompts=(16, 64),
     depths=(1, 2),
     promised=False,
 )

@@ -75,6 +75,7 @@ def test_both_parts_of_the_gain_are_reported(reports: tuple[dict[str, Any], str,
         "better form",
         "multiply-adds",
         "two threads over one",
+        "prompt of 64",
         "optimize",
     ):
         assert words in text
