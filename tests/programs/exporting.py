@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tests.exports.controls import CONTROLS, GENUINE
 from tests.exports.exporters import _dynamic_shapes, example_inputs, flat_model
 from tests.exports.families import FAMILIES
 from tests.exports.feeds import past_feeds, token_feeds
@@ -37,6 +38,19 @@ def program(
 def exported(flat: FlatCausalLM, family: str, dtype: str) -> torch.export.ExportedProgram:
     with torch.no_grad(), patches_for(FAMILIES[family].model_type):
         return torch.export.export(flat, _inputs(flat, dtype), dynamic_shapes=_dynamic_shapes(flat))
+
+
+@functools.cache
+def control(name: str) -> torch.export.ExportedProgram:
+    """A model without latent attention, or the block that near misses of it are near to."""
+    module: Any = (GENUINE if name == GENUINE.name else CONTROLS[name]).build()
+    if isinstance(module, FlatCausalLM):
+        return exported(module, "deepseek_v3", "float32")
+    given = module.example(2, 7)
+    axes = [module.dynamic.get(place, ()) for place in range(len(given))]
+    shapes = tuple(dict.fromkeys(some, torch.export.Dim.AUTO) for some in axes)
+    with torch.no_grad():
+        return torch.export.export(module, given, dynamic_shapes=shapes)
 
 
 def _inputs(flat: FlatCausalLM, dtype: str) -> tuple[torch.Tensor, ...]:
