@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 
 from mla_opt.errors import InputError
 from mla_opt.graphs import operations as op
+from mla_opt.graphs.dependence import depends_on_stored_only
 from mla_opt.graphs.interface import Limits, ModelInterface
 from mla_opt.graphs.onnx_binding import OnnxBinding
 from mla_opt.graphs.onnx_builder import OnnxBuilder
@@ -130,22 +131,7 @@ class OnnxGraph:
 
     def is_constant(self, value: ir.Value) -> bool:
         """Whether the value depends on stored tensors only, through any operators."""
-        known = self._constant.get(value)
-        if known is None:
-            self._constant[value] = False  # breaks the recursion of malformed, cyclic graphs
-            known = self._constant[value] = self._depends_on_nothing(value)
-        return known
-
-    def _depends_on_nothing(self, value: ir.Value) -> bool:
-        if value.is_initializer():
-            return not value.is_graph_input()
-        node = value.producer()
-        if node is None or node.op_type.startswith("Random"):
-            return False
-        operands = [each for each in node.inputs if each is not None]
-        if not operands:
-            return node.op_type == "Constant"
-        return all(self.is_constant(each) for each in operands)
+        return depends_on_stored_only(value, self._constant, _is_stored, _operands)
 
     def stored_name(self, value: ir.Value) -> str | None:
         """Name of a stored tensor."""
@@ -423,6 +409,22 @@ def _part_of_size(builder: OnnxBuilder, part: int | tuple[Value, int | None]) ->
     value, axis = part
     known = cast(ir.Value, value)
     return known if axis is None else builder.dimension(known, axis)
+
+
+def _is_stored(value: ir.Value) -> bool | None:
+    """Whether a value is constant by itself; ``None`` if its operands decide."""
+    if value.is_initializer():
+        return not value.is_graph_input()
+    node = value.producer()
+    if node is None or node.op_type.startswith("Random"):
+        return False
+    return None if _operands(value) else node.op_type == "Constant"
+
+
+def _operands(value: ir.Value) -> list[ir.Value]:
+    """What the node that makes a value reads."""
+    node = value.producer()
+    return [] if node is None else [each for each in node.inputs if each is not None]
 
 
 def _take_over(new: ir.Value, old: ir.Value) -> None:

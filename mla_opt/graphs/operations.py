@@ -146,7 +146,9 @@ class FusedAttention:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Anything else: no walk goes through it."""
+    """Anything else: no walk goes through it. ``product`` says that it is one of two values."""
+
+    product: bool = False
 
 
 Operation = (

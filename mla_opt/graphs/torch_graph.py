@@ -17,6 +17,7 @@ from torch import fx
 
 from mla_opt.errors import InputError
 from mla_opt.graphs import operations as op
+from mla_opt.graphs.dependence import depends_on_stored_only
 from mla_opt.graphs.interface import Limits, ModelInterface
 from mla_opt.graphs.protocol import EXAMPLE, Size
 from mla_opt.graphs.torch_binding import TorchBinding, UnboundError
@@ -131,17 +132,15 @@ class TorchGraph:
         """Whether the value depends on stored tensors only, through any operators."""
         if not isinstance(value, fx.Node):
             return True
-        known = self._constant.get(value)
-        if known is None:
-            known = self._constant[value] = self._depends_on_nothing(value)
-        return known
+        return depends_on_stored_only(
+            value, self._constant, self._is_stored, lambda each: each.all_input_nodes
+        )
 
-    def _depends_on_nothing(self, value: fx.Node) -> bool:
+    def _is_stored(self, value: fx.Node) -> bool | None:
+        """Whether a value is constant by itself; ``None`` if its operands decide."""
         if value.op == "placeholder":
             return value in self.program.stored
-        if value.op != "call_function" or _is_random(value):
-            return False
-        return all(self.is_constant(cast(Value, each)) for each in value.all_input_nodes)
+        return False if value.op != "call_function" or _is_random(value) else None
 
     def stored_name(self, value: Value) -> str | None:
         """The attribute path of a stored tensor in its module."""

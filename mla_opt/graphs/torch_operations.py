@@ -195,8 +195,10 @@ def _rank(value: fx.Node) -> int:
 def _linear(facts: Facts, node: fx.Node) -> op.Operation:
     data, weight = _value(_operand(node, 0)), _value(_operand(node, 1, "weight"))
     bias = _operand(node, 2, "bias")
-    if data is None or weight is None or not facts.is_constant(weight):
+    if data is None or weight is None:
         return OPAQUE
+    if not facts.is_constant(weight):
+        return op.Opaque(product=True)
     if bias is not None and not (isinstance(bias, fx.Node) and facts.is_constant(bias)):
         return OPAQUE
     return op.Linear(_handle(data), _handle(weight), plain=bias is None, transposed=True)

@@ -73,7 +73,7 @@ def _from_softmax(graph: Graph, node: Node, softmax: op.Softmax) -> AttentionCor
         return None
     last, value = weighted
     query, key, scale = _peel_scales(graph, scores)
-    return AttentionCore(
+    core = AttentionCore(
         query=query,
         key=key,
         value=value,
@@ -85,6 +85,35 @@ def _from_softmax(graph: Graph, node: Node, softmax: op.Softmax) -> AttentionCor
         bias=scores.bias,
         sink=scores.sink,
         nodes=(*scores.nodes, node, last),
+    )
+    return _without_widening(graph, core)
+
+
+def _without_widening(graph: Graph, core: AttentionCore) -> AttentionCore:
+    """The core between a query and an output of 16 bits, where it computes in a wider type.
+
+    Before:   query --> cast --> attention --> cast --> output
+
+    Decomposed attentions say so themselves; the operator sums in float32 of its own accord.
+    """
+    node = graph.producer(core.query)
+    widening = None if node is None else graph.operation(node)
+    readers = graph.consumers(core.output)
+    if not isinstance(widening, op.Cast) or len(readers) != 1 or graph.is_output(core.output):
+        return core
+    output = graph.results(readers[0])[0]
+    narrow = graph.dtype(widening.data)
+    narrows = isinstance(graph.operation(readers[0]), op.Cast) and graph.dtype(output) == narrow
+    if not narrows or graph.dtype(core.query).itemsize <= narrow.itemsize:
+        return core
+    query, factor = _peel_scale(graph, widening.data)
+    return replace(
+        core,
+        query=query,
+        output=output,
+        last=readers[0],
+        scale=core.scale * factor,
+        nodes=(*core.nodes, readers[0]),
     )
 
 

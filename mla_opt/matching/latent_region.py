@@ -127,7 +127,7 @@ def _check_matrix(graph: Graph, linear: Node) -> None:
 
 
 def _not_linear(graph: Graph, what: str, nodes: list[Node]) -> NotLatentError:
-    if any(isinstance(graph.operation(node), op.MatMul) for node in nodes):
+    if any(_is_product(graph.operation(node)) for node in nodes):
         return NotLatentError(
             "projection_not_constant",
             f"the {what} come from a matrix product with something computed, not stored",
@@ -138,6 +138,12 @@ def _not_linear(graph: Graph, what: str, nodes: list[Node]) -> NotLatentError:
         "not_linear",
         f"the {what} are not a linear image of one row: something else lies between",
         tuple(nodes),
+    )
+
+
+def _is_product(operation: op.Operation) -> bool:
+    return isinstance(operation, op.MatMul) or (
+        isinstance(operation, op.Opaque) and operation.product
     )
 
 
@@ -201,14 +207,16 @@ def _expanded_cache(
 
 
 def _check_query(graph: Graph, core: AttentionCore, sources: _Sources) -> None:
-    if _depends_on(graph, core.query, sources.projection):
+    linears = leaves(graph, core.query).linears
+    same = [linear for linear in linears if _same_weight(graph, linear, sources.projection)]
+    if same or _depends_on(graph, core.query, sources.projection):
         raise NotLatentError(
             "query_from_projection",
             "the query comes from the layer that makes keys and values",
-            (sources.projection,),
+            (sources.projection, *same),
         )
     origin = _origin(graph, sources.latent)
-    for linear in leaves(graph, core.query).linears:
+    for linear in linears:
         operation = graph.operation(linear)
         if isinstance(operation, op.Linear) and origin is _origin(graph, operation.data):
             raise NotLatentError(
@@ -217,6 +225,26 @@ def _check_query(graph: Graph, core: AttentionCore, sources: _Sources) -> None:
                 " hidden state, not a latent",
                 (linear, sources.projection),
             )
+
+
+def _same_weight(graph: Graph, linear: Node, other: Node) -> bool:
+    """Whether two linear layers are one that is called twice: they have one stored matrix."""
+    first, second = (_stored_matrix(graph, node) for node in (linear, other))
+    return first is not None and first is second
+
+
+def _stored_matrix(graph: Graph, linear: Node) -> Value | None:
+    """The stored tensor behind the weight of a layer, through what moves or rounds its elements."""
+    operation = graph.operation(linear)
+    value = operation.weight if isinstance(operation, op.Linear) else None
+    while value is not None and graph.stored_name(value) is None:
+        node = graph.producer(value)
+        match None if node is None else graph.operation(node):
+            case op.Layout((data,)) | op.Cast(data):
+                value = data
+            case _:
+                return None
+    return value
 
 
 def _origin(graph: Graph, value: Value) -> Value:

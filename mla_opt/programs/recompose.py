@@ -63,9 +63,10 @@ def _recompose_product(program: LiftedProgram, product: fx.Node) -> None:
 
 
 def _drop_empty_parts(program: LiftedProgram, joined: fx.Node) -> None:
-    """Join nothing with a cache: an empty tensor of one axis, which a cache object starts from."""
+    """Join nothing with what has no elements: no rotated dims, a cache object's first rows."""
     parts: list[fx.Node] = list(joined.args[0])  # type: ignore[arg-type]
-    kept = [part for part in parts if symbolic_shape(part) != (0,)]
+    axis = joined.args[1] if len(joined.args) > 1 else joined.kwargs.get("dim", 0)
+    kept = [part for part in parts if not _is_empty(part, cast(int, axis))]
     if len(kept) == len(parts) or not kept:
         return
     if len(kept) > 1:
@@ -73,6 +74,12 @@ def _drop_empty_parts(program: LiftedProgram, joined: fx.Node) -> None:
     elif program.output_node not in joined.users:  # a caller is not given its own tensor back
         joined.replace_all_uses_with(kept[0])
         program.graph.erase_node(joined)
+
+
+def _is_empty(part: fx.Node, axis: int) -> bool:
+    """Whether a part adds nothing to what is joined: ``[0]``, which joins anything, or no rows."""
+    shape = symbolic_shape(part)
+    return shape is not None and (shape == (0,) or (len(shape) > 0 and shape[axis] == 0))
 
 
 def _recompose_softmax(program: LiftedProgram, choice: fx.Node) -> None:

@@ -7,6 +7,7 @@ the current one, so this module is run by an interpreter of its own, which the v
 `MLA_OPT_TRANSFORMERS_457_PYTHON` names:
 
     python -m tests.exports.expanded_cache export SPEC model.onnx
+    python -m tests.exports.expanded_cache program SPEC model.pt2
     python -m tests.exports.expanded_cache run SPEC feeds.npz outputs.npz
 
 and must therefore import nothing that only newer releases have.
@@ -77,6 +78,20 @@ def export_optimum(spec: ExportSpec, path: Path) -> None:
         path.write_bytes((written / "model.onnx").read_bytes())
 
 
+def export_program(spec: ExportSpec, path: Path) -> None:
+    """Write the program of a spec, in functional form.
+
+    As exported, it cannot be saved: the mask of this release is made by a function that is mapped
+    over indices, which torch.export keeps in a form that it does not write.
+    """
+    import torch
+
+    from tests.programs.exporting import exported
+
+    program = exported(flat_model(spec), spec.family, spec.dtype)
+    torch.export.save(program.run_decompositions({}), path)
+
+
 def run(spec: ExportSpec, feeds: Path, outputs: Path) -> None:
     """Run the model in PyTorch on flat feeds from a file."""
     import numpy as np
@@ -89,10 +104,10 @@ def run(spec: ExportSpec, feeds: Path, outputs: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`export SPEC PATH` or `run SPEC FEEDS OUTPUTS`."""
+    """`export SPEC PATH`, `program SPEC PATH` or `run SPEC FEEDS OUTPUTS`."""
     from tests.exports.cache import failing_on_one_line
 
-    command = {"export": export, "run": run}[arguments[0]]
+    command = {"export": export, "program": export_program, "run": run}[arguments[0]]
     paths = map(Path, arguments[2:])
     return failing_on_one_line(lambda: command(ExportSpec.from_json(arguments[1]), *paths))
 

@@ -109,6 +109,18 @@ def scaled_by_projection(tape: Tape, value: str) -> str:
     return tape("Mul", value, tape("ReduceSum", "made_0", keepdims=0))
 
 
+def from_the_layer_again(tape: Tape, value: str) -> str:
+    """The query is made by the layer of keys and values, called once more on another row."""
+    block = tape.block
+    made = block.nope + block.value
+    weight = tape.weight("kv_b_proj.weight", block.latent, block.heads * made)
+    rows = tape(
+        "Reshape", tape("MatMul", _own_row(tape), weight), tape.ints(0, -1, block.heads, made)
+    )
+    heads = tape("Transpose", rows, perm=[0, 2, 1, 3])
+    return tape("Slice", heads, tape.ints(0), tape.ints(block.width), tape.ints(3))
+
+
 def unrolled(tape: Tape, value: str) -> str:
     """Every second head has k_pe in front: heads put together one by one."""
     block = tape.block
@@ -265,6 +277,7 @@ CASES = [
     Case("cache_of_one_half", edited("value", joined_again, cache="none", bias=None)),
     Case("cache_not_returned", edited("keys", not_returned, cache="expanded")),
     Case("query_from_projection", edited("query", scaled_by_projection), ("MatMul",)),
+    Case("query_from_projection", edited("query", from_the_layer_again), ("MatMul", "MatMul")),
     Case("latent_not_narrower", Block(heads=1, nope=6, value=6, latent=12), ("MatMul",)),
     Case("head_count", edited("values", one_head), ("MatMul", "MatMul")),
     Case("rope_mixed", edited("key", unrolled), ("MatMul",)),

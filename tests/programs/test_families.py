@@ -9,7 +9,9 @@ import mla_opt
 from tests.exports.families import FAMILIES
 from tests.programs import exporting
 
-TOLERANCE = {"float32": 5e-5, "bfloat16": 0.15}
+TOLERANCE = 5e-5
+#: How much less exact than the model itself a program may be in 16 bits.
+LOSS = 1.3
 
 #: What differs most from each other: rotary layouts, the exporters' two forms, sparse attention,
 #: a sink, gates, shared latents, linear attention beside the latent one.
@@ -42,8 +44,12 @@ def check(family, attention, form, cache, dtype="float32"):
     assert len(result.report.sites) == FAMILIES[family].sites
     assert not result.report.refusals
     assert not result.report.interface_changes
-    error = exporting.worst_error(flat, result.model.module(), dtype=dtype)
-    assert error <= TOLERANCE[dtype]
+    module = result.model.module()
+    if dtype == "float32":
+        assert exporting.worst_error(flat, module) <= TOLERANCE
+    else:
+        mine, its_own = exporting.typical_errors(flat, module, dtype)
+        assert 0 < mine <= LOSS * its_own
 
 
 @pytest.mark.parametrize(("family", "attention", "form", "cache"), REPRESENTATIVES)
@@ -51,8 +57,9 @@ def test_a_representative_is_rewritten_and_computes_the_same(family, attention, 
     check(family, attention, form, cache)
 
 
-def test_bfloat16():
-    check("deepseek_v3", "sdpa", "exported", True, "bfloat16")
+@pytest.mark.parametrize("form", ["exported", "decomposed"])
+def test_bfloat16(form):
+    check("deepseek_v3", "sdpa", form, True, "bfloat16")
 
 
 @pytest.mark.sweep

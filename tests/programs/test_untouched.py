@@ -1,0 +1,61 @@
+"""Models without latent attention, and near misses of it, as programs: refused, and not touched."""
+
+from __future__ import annotations
+
+import pytest
+
+import mla_opt
+from tests.exports.controls import CONTROLS, GENUINE
+from tests.exports.refusals import check_refusals
+from tests.programs import exporting
+
+#: Whole encoders and decoders take seconds to export, and show what one of their halves shows.
+SLOW = ("t5", "whisper", "mixtral", "gemma")
+#: PyTorch's own decomposition fails on it: the strides of its attention's output are not what a
+#: view behind it takes.
+NOT_DECOMPOSED = {"gpt2"}
+
+
+def check(name: str, *, decomposed: bool) -> None:
+    program = exporting.control(name)
+    if decomposed:
+        program = program.run_decompositions()
+    before = str(program.graph), list(program.state_dict)
+    with pytest.raises(mla_opt.NothingMatchedError) as caught:
+        mla_opt.optimize(program)
+    assert caught.value.report is not None
+    check_refusals(name, caught.value.report)
+    assert mla_opt.optimize(program, allow_unmatched=True).model is program
+    assert (str(program.graph), list(program.state_dict)) == before
+
+
+@pytest.mark.parametrize("name", [name for name in CONTROLS if name not in SLOW])
+def test_a_control_is_refused_and_stays_the_same_object(name: str) -> None:
+    check(name, decomposed=False)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", SLOW)
+def test_a_large_control_is_refused(name: str) -> None:
+    check(name, decomposed=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["phi3", "query_from_latent_projection", "weight_as_input", "token_reversal"]
+)
+def test_a_decomposed_control_is_refused(name: str) -> None:
+    check(name, decomposed=True)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", [name for name in CONTROLS if name not in NOT_DECOMPOSED])
+def test_every_decomposed_control_is_refused(name: str) -> None:
+    check(name, decomposed=True)
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_the_genuine_block_is_found(decomposed: bool) -> None:
+    """What the near misses are near to: they are refused for what they differ in."""
+    program = exporting.control(GENUINE.name)
+    report = mla_opt.optimize(program.run_decompositions() if decomposed else program).report
+    assert (len(report.sites), report.refusals) == (1, ())
