@@ -14,14 +14,11 @@ import jsonschema
 import onnx
 import pytest
 
-from mla_opt.kernels.cuda_build import build_tensorrt
 from mla_opt.models import demo_model
 from mla_opt.report import schema
 from tests.engines.rtx import (
-    SM,
     attempt,
     export,
-    headers,
     manifest,
     model,
     needs_headers,
@@ -47,13 +44,6 @@ def variants(*default: tuple[str, str]):
         for dims in ("lite", "v3")
         for precision in ("float16", "bfloat16")
     ]
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory) -> Path:
-    found = headers()
-    assert found is not None
-    return build_tensorrt((SM,), tmp_path_factory.mktemp("plugin"), found).library
 
 
 @pytest.mark.parametrize(("dims", "precision"), variants(("lite", "float16")))
