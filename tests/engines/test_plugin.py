@@ -18,6 +18,7 @@ from mla_opt.kernels.nvcc import find_nvcc
 from tests.engines.rtx import SM, headers, needs_headers
 
 DRIVER = Path(__file__).parent / "native" / "drive_plugin.cpp"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "run_engine.cpp"
 HAS_GPU = Path("/dev/nvidia0").exists()
 
 pytestmark = needs_headers
@@ -101,3 +102,12 @@ def test_attributes_that_are_missing_or_have_no_meaning(said):
 def test_a_launch_without_a_gpu_says_so(said):
     assert said[-1] == "enqueue: 1"
     assert "LatentAttention: no CUDA device can be used: " in said[-2]
+
+
+def test_the_example_in_cpp_compiles(tmp_path):
+    options = ["-std=c++17", f"-I{headers()}", "-c", "-o", str(tmp_path / "example.o")]
+    warnings = "-Xcompiler=-Wall,-Wno-deprecated-declarations"
+    command = [str(find_nvcc().path), str(EXAMPLE), *options, warnings]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "run_engine.cpp" not in done.stderr
