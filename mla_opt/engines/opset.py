@@ -31,6 +31,7 @@ def at_least(model: ir.Model, opset: int = TENSORRT_OPSET) -> ir.Model:
             f"the model has local functions and opset {model.opset_imports.get('')}: ONNX converts"
             f" only models without; export it with opset {opset}"
         )
+    _check_operators(model)
     try:
         proto = version_converter.convert_version(_outline(model), opset)
     except Exception as error:
@@ -40,6 +41,20 @@ def at_least(model: ir.Model, opset: int = TENSORRT_OPSET) -> ir.Model:
             f" it with opset {opset}"
         ) from error
     return _filled(ir.from_proto(proto), model)
+
+
+def _check_operators(model: ir.Model) -> None:
+    """Refuse what ONNX does not define: its converter stops there, and TensorRT has none of it."""
+    unknown = {
+        node.op_type
+        for node in model.graph.all_nodes()
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, "")
+    }
+    if unknown:
+        raise InputError(
+            f"the model has {', '.join(sorted(unknown))}, which ONNX does not define; they come"
+            " from ONNX Runtime's optimizer: export the model without it"
+        )
 
 
 def _outline(model: ir.Model) -> onnx.ModelProto:

@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, version_converter
 
 from mla_opt.engines.opset import SMALL_BYTES, at_least
 from mla_opt.errors import InputError
@@ -54,13 +54,25 @@ def test_large_weights_are_not_copied():
         )
 
 
-def test_what_onnx_cannot_convert():
-    node = helper.make_node("NotAnOperator", ["x"], ["y"])
-    kinds = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy"]
-    graph = helper.make_graph([node], "g", kinds[:1], kinds[1:])
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
-    with pytest.raises(InputError, match="cannot be raised to opset 24, which TensorRT needs"):
-        at_least(ir.from_proto(proto))
+def of_one_node(op_type: str, opset: int) -> ir.Model:
+    node = helper.make_node(op_type, ["x", "s"], ["y"])
+    kinds = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4]) for n in "xsy"]
+    graph = helper.make_graph([node], "g", kinds[:2], kinds[2:])
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]))
+
+
+def test_what_onnx_does_not_define():
+    with pytest.raises(InputError, match="SimplifiedLayerNormalization, which ONNX does not def"):
+        at_least(of_one_node("SimplifiedLayerNormalization", 18))
+
+
+def test_what_onnx_cannot_convert(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no adapter\nfor Add")
+
+    monkeypatch.setattr(version_converter, "convert_version", fail)
+    with pytest.raises(InputError, match="raised to opset 24, which TensorRT needs: no adapter fo"):
+        at_least(of_one_node("Add", 18))
 
 
 def test_local_functions_are_refused():

@@ -14,20 +14,19 @@ import jsonschema
 import onnx
 import pytest
 
-from mla_opt.kernels.cuda_build import build_tensorrt
 from mla_opt.models import demo_model
 from mla_opt.report import schema
 from tests.engines.rtx import (
-    SM,
     attempt,
     export,
-    headers,
     manifest,
     model,
     needs_headers,
     needs_rtx,
     process,
 )
+from tests.exports.cache import exported
+from tests.exports.spec import ExportSpec
 
 pytestmark = needs_rtx
 
@@ -47,13 +46,6 @@ def variants(*default: tuple[str, str]):
         for dims in ("lite", "v3")
         for precision in ("float16", "bfloat16")
     ]
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory) -> Path:
-    found = headers()
-    assert found is not None
-    return build_tensorrt((SM,), tmp_path_factory.mktemp("plugin"), found).library
 
 
 @pytest.mark.parametrize(("dims", "precision"), variants(("lite", "float16")))
@@ -179,6 +171,24 @@ def test_a_model_as_an_exporter_wrote_it(tmp_path):
     check_files(out)
     names = {each.name for each in manifest(out).phase("decode").inputs}
     assert "past_len" in names
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("opset", [20, 23])
+@pytest.mark.parametrize(
+    "family", ["deepseek_v2_noqlora", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "minicpm3"]
+)
+def test_exports_of_real_model_code(tmp_path, family, opset):
+    pytest.importorskip("transformers")
+    out, source = tmp_path / "out", exported(ExportSpec(family, opset=opset))
+    sizes = ("--rows", "64", "--batch", "2", "--prompt", "16", "--no-verify")
+    export(source, out, *sizes, "--no-plugin")
+    made = manifest(out)
+    for phase, became, most in (("prefill", "fused", 1), ("decode", "operators", MOST_KERNELS)):
+        attentions = made.phase(phase).attentions
+        assert {each.became for each in attentions} == {became}
+        assert all(len(each.kernels) <= most for each in attentions)
+        assert made.phase(phase).cache_in_place
 
 
 def check_files(folder: Path) -> None:

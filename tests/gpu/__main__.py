@@ -2,8 +2,9 @@
 
     python -m tests.gpu [-o DIR] [--seconds 450] [--only checks|quick|bench] [--arch 90]
 
-Exit code 1: something is wrong. Missed targets are told and are no error. Everything printed also
-goes to DIR/gpu.log, and the numbers to DIR/gpu.json.
+Ends within --seconds, and 15 more if something hangs; each stage leaves the next its share. Exit
+code 1: something is wrong, or hung. Missed targets are told and are no error. Everything printed
+also goes to DIR/gpu.log, with a longer table, and the numbers to DIR/gpu.json.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.gpu import benchmark, cases, checks, sanitizer
+from tests.gpu import benchmark, cases, checks, peers, sanitizer, summary
+from tests.gpu.deadline import Deadline
 from tests.gpu.driver import Device, DriverError, device_reason
 from tests.gpu.kernels import Runner, library_for
 from tests.kernels.cuda.problems import Case, check
 
 RANDOM_CASES = 60
 SANITIZER_SECONDS = 45.0
+# Of the seconds: when the checks, and when the sanitizer, must have ended.
+CHECKS_END, SANITIZER_END = 0.4, 0.6
+GRACE = 15.0
 
 
 class Log:
@@ -34,8 +40,29 @@ class Log:
 
     def say(self, line: str) -> None:
         print(line, flush=True)
+        self.keep(line)
+
+    def keep(self, line: str) -> None:
+        """Only into the file."""
         if self._file:
             print(line, file=self._file, flush=True)
+
+
+@dataclass
+class Measured:
+    """What there is to report, at any time."""
+
+    rows: list[benchmark.Row] = field(default_factory=list)
+    rates: benchmark.Rates | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    def report(self, log: Log) -> None:
+        rows = list(self.rows)
+        if self.rates is not None:
+            for line in summary.long_table(rows, self.rates):
+                log.keep(line)
+        for line in summary.summary(rows, self.rates, self.absent):
+            log.say(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,21 +74,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-    log = Log(options.output)
+    log, measured = Log(options.output), Measured()
+
+    def hung() -> None:
+        measured.report(log)
+        log.say(f"HUNG: ended after {time.monotonic() - started:.0f} s")
+
+    with Deadline(options.seconds + GRACE, hung):
+        wrong = _run(options, log, measured, started)
+        if options.only in ("all", "bench"):
+            measured.report(log)
+    log.say(f"{'FAILED: ' + str(wrong) if wrong else 'all right'},"
+            f" {time.monotonic() - started:.0f} s")  # fmt: skip
+    return 1 if wrong else 0
+
+
+def _run(options: argparse.Namespace, log: Log, measured: Measured, started: float) -> int:
+    """All stages that are wanted; returns how many things are wrong."""
     device = Device()
     runner = Runner(device, library_for(device, options.arch))
     log.say(f"{device.name}, architecture {device.architecture}, {device.multiprocessors}"
             f" multiprocessors; kernels for {', '.join(runner.library.architectures)}")  # fmt: skip
     wrong = 0
     if options.only in ("all", "checks", "quick"):
-        wrong += run_checks(runner, log, quick=options.only == "quick")
+        share = CHECKS_END if options.only == "all" else 1.0
+        until = started + share * options.seconds
+        wrong += run_checks(runner, log, until, quick=options.only == "quick")
     if options.only == "all":
-        wrong += run_sanitizer(log)
+        wrong += run_sanitizer(log, started + SANITIZER_END * options.seconds)
     if options.only in ("all", "bench"):
-        run_benchmark(runner, log, started + options.seconds, options.output)
-    log.say(f"{'FAILED: ' + str(wrong) if wrong else 'all right'},"
-            f" {time.monotonic() - started:.0f} s")  # fmt: skip
-    return 1 if wrong else 0
+        run_benchmark(runner, measured, started + options.seconds, options.output)
+    return wrong
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -76,8 +119,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run_checks(runner: Runner, log: Log, *, quick: bool) -> int:
-    """Run every case; returns how many are wrong."""
+def run_checks(runner: Runner, log: Log, until: float, *, quick: bool) -> int:
+    """Run every case that there is time for; returns how many are wrong."""
     work: dict[str, Callable[[], None]] = {
         name: _checking(runner, case)
         for name, case in (cases.QUICK if quick else cases.ALL).items()
@@ -88,8 +131,11 @@ def run_checks(runner: Runner, log: Log, *, quick: bool) -> int:
         work["graph, narrow"] = lambda: checks.check_graph(runner, 16)
         work["graph, wide"] = lambda: checks.check_graph(runner, 128)
         work["streams"] = lambda: checks.check_streams(runner)
-    failed = 0
+    failed = made = 0
     for name, check_one in work.items():
+        if time.monotonic() > until:
+            break
+        made += 1
         try:
             check_one()
         except DriverError as error:
@@ -99,7 +145,8 @@ def run_checks(runner: Runner, log: Log, *, quick: bool) -> int:
         except Exception:
             failed += 1
             log.say(f"WRONG {name}: {traceback.format_exc()[-800:]}")
-    log.say(f"{len(work) - failed} of {len(work)} checks against float64 hold")
+    left = f"; no time for {len(work) - made} more" if made < len(work) else ""
+    log.say(f"{made - failed} of {made} checks against float64 hold{left}")
     return failed
 
 
@@ -107,31 +154,26 @@ def _checking(runner: Runner, case: Case) -> Callable[[], None]:
     return lambda: check(case, *runner.run(case))
 
 
-def run_sanitizer(log: Log) -> int:
+def run_sanitizer(log: Log, until: float) -> int:
     """Run the tools; returns how many found something."""
     found = 0
-    for name, content, said in sanitizer.run(SANITIZER_SECONDS):
+    for name, content, said in sanitizer.run(SANITIZER_SECONDS, until):
         word = {True: "clean", False: "FOUND SOMETHING", None: "did not run"}[content]
         log.say(f"compute-sanitizer {name}: {word}" + ("" if content else f": {said}"))
         found += content is False
     return found
 
 
-def run_benchmark(runner: Runner, log: Log, until: float, folder: Path | None) -> None:
-    """Measure and print; the table comes last."""
-    rates = benchmark.measure(runner.device)
-    rows = []
-    for row in benchmark.run(runner.device, runner.library, benchmark.points(), until):
-        rows.append(row)
+def run_benchmark(runner: Runner, measured: Measured, until: float, folder: Path | None) -> None:
+    """Measure, and write down every row as soon as it is there."""
+    others, measured.absent = peers.available()
+    measured.rates = benchmark.measure(runner.device)
+    wanted = benchmark.points()
+    for row in benchmark.run(runner.device, runner.library, wanted, until, others):
+        measured.rows.append(row)
         if folder:
-            (folder / "gpu.json").write_text(json.dumps(benchmark.to_json(rows, rates), indent=1))
-    product = f"{rates.product / 1e12:.0f} TFLOP/s" if rates.product else "not measured"
-    log.say(f"copying {rates.copy / 1e9:.0f} GB/s, float16 product {product}")
-    for missed in benchmark.targets(rows, rates):
-        log.say(f"missed: {missed}")
-    log.say(benchmark.HEADER)
-    for row in sorted(rows, key=lambda r: (r.point.heads, r.point.keys, r.point.batch)):
-        log.say(benchmark.line(row, rates))
+            content = benchmark.to_json(measured.rows, measured.rates, measured.absent)
+            (folder / "gpu.json").write_text(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,58 +1,121 @@
 """Other kernels at the same sizes, those that are there: packages, and torch, are carried along.
 
 Nothing is installed. FlashInfer compiles its kernel at first use, which takes a minute and nvcc.
+Every peer is given the same caches, as many as ours are timed on, and what it gives is compared
+with what torch computes in float32: a call that is fast and wrong is no peer.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from tests.gpu.decode import RANK, ROPE, WIDTH, Point, Timing
 
 PAGE = 64
 SCALE = 192**-0.5
-_CALLS = 8
+# Of the largest number expected: all peers round weights and outputs to bfloat16.
+TOLERANCE = 0.05
 
 
-def available() -> dict[str, Callable[[Point], Callable[[], object]]]:
-    """Peers by name: what each needs to be made ready for a point, to return one step."""
-    found = {}
-    if not _has("torch"):
-        return found
-    if _has("flash_mla"):
-        found["FlashMLA (sgl-flash-mla)"] = _flash_mla
-    if _has("flashinfer"):
-        found["FlashInfer"] = _flashinfer
-    found["torch matmul, softmax, matmul"] = _torch
-    return found
+@dataclass(frozen=True)
+class Operands:
+    """Query [B, 1, H, C+R], caches of [B T/64, 64, 1, C+R], pages [B, T/64], lengths [B] = T."""
+
+    point: Point
+    query: Any
+    caches: list[Any]
+    table: Any
+    lengths: Any
+    processors: int | None = None  # to plan for, where there is no device to ask
 
 
-def _has(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+# Computes on one of the caches; the output, or a tuple that begins with it, is B·H rows of C.
+Step = Callable[[Any], Any]
+Prepare = Callable[[Operands], Step]
 
 
-def time_step(prepare: Callable[[Point], Callable[[], object]], point: Point, turns: int) -> Timing:
-    """Seconds of one step of a peer, captured in a graph as ours is."""
+def available() -> tuple[dict[str, Prepare], dict[str, str]]:
+    """The peers that are there, by name, and why each of the others is not."""
+    found: dict[str, Prepare] = {}
+    absent: dict[str, str] = {}
+    for name, (needs, prepare) in PEERS.items():
+        reason = next((why for why in map(_missing, ("torch", *needs)) if why), "")
+        if reason:
+            absent[name] = reason
+        else:
+            found[name] = prepare
+    return found, absent
+
+
+def _missing(module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever a package raises that was built for another machine
+        return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    return ""
+
+
+def operands(point: Point, copies: int, device: str = "cuda") -> Operands:
     import torch
 
-    step = prepare(point)
+    options = {"device": device, "dtype": torch.bfloat16}
+    pages = -(-point.keys // PAGE)
+    query = torch.randn(point.batch, 1, point.heads, WIDTH, **options)
+    caches = [torch.randn(point.batch * pages, PAGE, 1, WIDTH, **options) for _ in range(copies)]
+    table = torch.arange(point.batch * pages, device=device, dtype=torch.int32)
+    lengths = torch.full((point.batch,), point.keys, device=device, dtype=torch.int32)
+    return Operands(point, query, caches, table.view(point.batch, pages), lengths)
+
+
+def time_step(prepare: Prepare, point: Point, copies: int, turns: int) -> Timing:
+    """Seconds of one step of a peer, captured in a graph as ours is.
+
+    Raises:
+        AssertionError: it computes something else.
+    """
+    import torch
+
+    given = operands(point, copies)
+    try:
+        return _timed(prepare(given), given, turns)
+    finally:
+        del given
+        torch.cuda.empty_cache()
+
+
+def _timed(step: Step, given: Operands, turns: int) -> Timing:
+    import torch
+
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        step()
-        step()
+        check(step, given)
+        step(given.caches[-1])
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
-            for _ in range(_CALLS):
-                step()
+            for cache in given.caches:
+                step(cache)
         graph.replay()
         stream.synchronize()
-        each = [_elapsed(graph.replay) / _CALLS for _ in range(turns)]
-    del graph, step
-    torch.cuda.empty_cache()
+        each = [_elapsed(graph.replay) / len(given.caches) for _ in range(turns)]
     return Timing(min(each), statistics.median(each))
+
+
+def check(step: Step, given: Operands) -> None:
+    """Compare the first sequence of one step."""
+    output = step(given.caches[0])
+    first = output[0] if isinstance(output, tuple) else output
+    got = first.reshape(given.point.batch, given.point.heads, RANK)[0].float()
+    pages = given.table[0].long()
+    rows = given.caches[0][pages].reshape(-1, WIDTH)[: given.point.keys].float()
+    weights = (SCALE * given.query[0, 0].float() @ rows.T).softmax(-1)
+    wanted = weights @ rows[:, :RANK]
+    worst = float((got - wanted).abs().max() / wanted.abs().max())
+    assert worst <= TOLERANCE, f"computes something else: off by {worst:.0%} of the largest number"
 
 
 def _elapsed(work: Callable[[], object]) -> float:
@@ -66,72 +129,73 @@ def _elapsed(work: Callable[[], object]) -> float:
     return float(before.elapsed_time(after)) / 1000
 
 
-def _tensors(point: Point):
-    """Query [B, 1, H, C+R], cache [pages, 64, 1, C+R], pages [B, T / 64], lengths [B]."""
-    import torch
-
-    options = {"device": "cuda", "dtype": torch.bfloat16}
-    pages = -(-point.keys // PAGE)
-    query = torch.randn(point.batch, 1, point.heads, WIDTH, **options)
-    cache = torch.randn(point.batch * pages, PAGE, 1, WIDTH, **options)
-    table = torch.arange(point.batch * pages, device="cuda", dtype=torch.int32)
-    lengths = torch.full((point.batch,), point.keys, device="cuda", dtype=torch.int32)
-    return query, cache, table.view(point.batch, pages), lengths
-
-
-def _flash_mla(point: Point) -> Callable[[], object]:
+def _flash_mla(given: Operands) -> Step:
     from flash_mla import flash_mla_with_kvcache, get_mla_metadata
 
-    query, cache, table, lengths = _tensors(point)
     plan, _ = get_mla_metadata()
-    return lambda: flash_mla_with_kvcache(
-        query, cache, table, lengths, RANK, plan, softmax_scale=SCALE, causal=True, use_legacy=True
+    options = {"softmax_scale": SCALE, "causal": True, "use_legacy": True}
+    return lambda cache: flash_mla_with_kvcache(
+        given.query, cache, given.table, given.lengths, RANK, plan, **options
     )
 
 
-def _flashinfer(point: Point) -> Callable[[], object]:
+def _flashinfer(given: Operands) -> Step:
     import torch
     from flashinfer.mla import BatchMLAPagedAttentionWrapper
 
-    query, cache, table, lengths = _tensors(point)
-    starts = torch.arange(point.batch + 1, device="cuda", dtype=torch.int32)
+    point, table, device = given.point, given.table, given.query.device
+    starts = torch.arange(point.batch + 1, device=device, dtype=torch.int32)
     pages = starts * table.shape[1]
     wrapper = BatchMLAPagedAttentionWrapper(
-        torch.empty(128 << 20, device="cuda", dtype=torch.int8),
+        torch.empty(128 << 20, device=device, dtype=torch.int8),
         use_cuda_graph=True,
         qo_indptr=starts.clone(),
         kv_indptr=pages.clone(),
-        kv_indices=table.view(-1).clone(),
-        kv_len_arr=lengths.clone(),
+        kv_indices=table.reshape(-1).clone(),
+        kv_len_arr=given.lengths.clone(),
     )
-    wrapper.plan(
-        starts,
-        pages,
-        table.view(-1),
-        lengths,
-        point.heads,
-        RANK,
-        ROPE,
-        PAGE,
-        True,
-        SCALE,
-        torch.bfloat16,
-        torch.bfloat16,
-    )
-    packed_query, packed = query.squeeze(1), cache.squeeze(2)
-    parts = (*packed_query.split([RANK, ROPE], -1), *packed.split([RANK, ROPE], -1))
-    return lambda: wrapper.run(*parts)
+    sizes = (point.heads, RANK, ROPE, PAGE)
+    types = (torch.bfloat16, torch.bfloat16)
+    wrapper.plan(starts, pages, table.reshape(-1), given.lengths, *sizes, True, SCALE, *types)
+    query = given.query.squeeze(1).split([RANK, ROPE], -1)
+    return lambda cache: wrapper.run(*query, *cache.squeeze(2).split([RANK, ROPE], -1))
 
 
-def _torch(point: Point) -> Callable[[], object]:
+def _triton(given: Operands) -> Step:
+    """Ours in Triton, which `torch.ops.mla_opt` takes where there is no compiled library."""
     import torch
 
-    query, cache, _, _ = _tensors(point)
-    rows = cache.view(point.batch, -1, WIDTH)[:, : point.keys]
-    heads = query.squeeze(1) * SCALE
+    from mla_opt.kernels.triton import launch
+    from mla_opt.operator.torch_call import Call
 
-    def step() -> object:
-        weights = torch.softmax(heads @ rows.transpose(1, 2), -1)
-        return weights @ rows[..., :RANK]
+    point = given.point
+    query = given.query.transpose(1, 2).contiguous()
+    latent = torch.randn_like(query[:, :1])
+    past_len = given.lengths - 1
+
+    def step(cache: Any) -> Any:
+        rows = cache.view(point.batch, 1, -1, WIDTH)
+        call = Call(query, latent, rows, past_len, None, None, None, SCALE, RANK, True)
+        return launch.attend_in_place(call, given.processors)
 
     return step
+
+
+def _torch(given: Operands) -> Step:
+    import torch
+
+    point, heads = given.point, given.query.squeeze(1) * SCALE
+
+    def step(cache: Any) -> Any:
+        rows = cache.view(point.batch, -1, WIDTH)[:, : point.keys]
+        return torch.softmax(heads @ rows.transpose(1, 2), -1) @ rows[..., :RANK]
+
+    return step
+
+
+PEERS: dict[str, tuple[tuple[str, ...], Prepare]] = {
+    "FlashMLA": (("flash_mla",), _flash_mla),
+    "FlashInfer": (("flashinfer.mla",), _flashinfer),
+    "Triton": (("triton", "mla_opt.kernels.triton.launch"), _triton),
+    "torch": ((), _torch),
+}

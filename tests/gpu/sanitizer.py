@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 COMMAND = (sys.executable, "-m", "tests.gpu", "--only", "quick")
+# Less than this is not worth a start.
+LEAST_SECONDS = 5.0
 
 
 def find() -> str | None:
@@ -18,13 +21,20 @@ def find() -> str | None:
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=folders)
 
 
-def run(timeout: float) -> Iterator[tuple[str, bool | None, str]]:
-    """Each tool, whether it was content (None: it could not run), and the end of what it said."""
+def run(most: float, until: float) -> Iterator[tuple[str, bool | None, str]]:
+    """Each tool, whether it was content (None: it could not run), and the end of what it said.
+
+    A tool may take ``most`` seconds, and none what the clock has not left until ``until``.
+    """
     tool = find()
     if tool is None:
         yield "compute-sanitizer", None, "not there"
         return
     for name in TOOLS:
+        timeout = min(most, until - time.monotonic())
+        if timeout < LEAST_SECONDS:
+            yield name, None, "no time left"
+            continue
         command = [tool, "--tool", name, "--error-exitcode", "99", *COMMAND]
         try:
             done = subprocess.run(

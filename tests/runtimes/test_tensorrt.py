@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import mla_opt
+from mla_opt.engines import tensorrt_library
 from mla_opt.engines.cuda_driver import Device
 from mla_opt.engines.export import ExportOptions, export
 from mla_opt.engines.manifest import MANIFEST, Builder, File, read_manifest
@@ -23,7 +25,7 @@ from mla_opt.report.plain import to_plain
 from mla_opt.runtimes.onnxruntime import generate as generate_by_onnxruntime
 from mla_opt.runtimes.onnxruntime import session
 from mla_opt.runtimes.tensorrt import EngineCache, generate, load, loading
-from mla_opt.runtimes.tensorrt.cuda import Cuda
+from mla_opt.runtimes.tensorrt.cuda import Cuda, open_cuda
 from mla_opt.verification.sessions import RunError
 from tests.runtimes.tensorrt_stand_in import Cudart, TensorRTModule
 
@@ -213,12 +215,12 @@ def test_a_folder_of_onnx_files(copy, machine):
         load(copy(lambda content: content.update(builder=None)))
 
 
-def plugin(library: File | None) -> dict:
+def plugin(library: File | None, version: str = "1") -> dict:
     return {
         "plugin": {
             "namespace": "mla_opt",
             "name": "LatentAttention",
-            "version": "1",
+            "version": version,
             "library": to_plain(library),
         }
     }
@@ -232,7 +234,44 @@ def test_an_engine_that_carries_code(copy, machine):
     assert machine.module.host_code
 
 
-def test_a_plugin_that_was_changed(copy, machine):
+@pytest.fixture
+def unread(monkeypatch):
+    """Engines may be many gigabytes: what can be told without them is told before."""
+    monkeypatch.setattr(loading, "_content", lambda *_: pytest.fail("an engine was read"))
+
+
+@pytest.mark.parametrize("library", [None, File("plugin.so", "0", 4)], ids=["carried", "beside"])
+def test_a_plugin_of_another_version(copy, machine, unread, library):
+    folder = copy(lambda content: content.update(plugin(library, "2")))
+    with pytest.raises(InputError, match="calls version 2 of the plugin, this release has 1"):
+        load(folder, allow_host_code=True)
+
+
+def test_no_gpu(exported, machine, unread, monkeypatch):
+    def none():
+        raise InputError("the CUDA driver finds no GPU (error 100)")
+
+    monkeypatch.setattr(loading, "current_device", none)
+    with pytest.raises(InputError, match="the CUDA driver finds no GPU"):
+        load(exported)
+
+
+def test_no_binding_of_cuda(exported, machine, unread, monkeypatch):
+    monkeypatch.setattr(loading, "open_cuda", open_cuda)
+    for name in ("cuda", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=r"runtime cannot be imported .*pip install cuda-bindings"):
+        load(exported)
+
+
+def test_no_tensorrt(exported, machine, unread, monkeypatch):
+    monkeypatch.setattr(loading, "load_tensorrt", tensorrt_library.load.__wrapped__)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(InputError, match="tensorrt cannot be imported"):
+        load(exported)
+
+
+def test_a_plugin_that_was_changed(copy, machine, unread):
     folder = copy(lambda content: content.update(plugin(File("plugin.so", "0", 4))))
     (folder / "plugin.so").write_bytes(b"evil")
     with pytest.raises(InputError, match=r"plugin.so: is not the file that the manifest tells"):

@@ -14,9 +14,16 @@ import pytest
 from mla_opt.kernels.triton.tiles import MOST_SPLITS, splits_for
 
 ROOT = Path(__file__).parent.parent.parent
-CAPABILITIES = (80, 90, 100, 120)
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
 # Shared memory that a program may have, in bytes.
-SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+SHARED = {
+    80: 163 << 10,
+    86: 99 << 10,
+    89: 99 << 10,
+    90: 227 << 10,
+    100: 227 << 10,
+    120: 99 << 10,
+}
 # Query rows of a sequence: those of a tile of 16, and more.
 ROWS = (16, 128)
 FULLEST = ("boolean", 8)
@@ -65,9 +72,10 @@ def test_every_variant_compiled_ahead(capability, tmp_path):
     biases = ("none", "additive", "boolean")
     variants = itertools.product([capability], WIDTHS, ROWS, biases, (1, 8))
     flat = [(c, *widths, rows, bias, parts) for c, widths, rows, bias, parts in variants]
-    check_needs([variant for variant in flat if variant[2] == 64], tmp_path)
-    # A few bytes that ptxas spills by its own choice; measured are 8 to 56.
-    check_needs([variant for variant in flat if variant[2] != 64], tmp_path, spilt=64)
+    # A few bytes that ptxas spills by its own choice; measured are 8 to 56, and 8 at 512 + 64.
+    spill = [v for v in flat if v[2] != 64 or (capability in (86, 89) and v[4] == "additive")]
+    check_needs([variant for variant in flat if variant not in spill], tmp_path)
+    check_needs(spill, tmp_path, spilt=64)
 
 
 def test_keys_are_split_where_there_is_nothing_else_to_do():

@@ -16,6 +16,7 @@ from mla_opt.engines.tensorrt_library import load as load_tensorrt
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface import ModelInterface, Port
 from mla_opt.model_io import read_model
+from mla_opt.operator.contract import PLUGIN_VERSION
 from mla_opt.options import Phase
 from mla_opt.runtimes.tensorrt.cuda import Cuda, open_cuda
 from mla_opt.verification.interface_map import InterfaceMap
@@ -85,12 +86,14 @@ def load(folder: str | PathLike[str], *, allow_host_code: bool = False) -> Engin
     builder = _builder(folder, manifest)
     trt = load_tensorrt(builder.runtime)
     _check_built_for(folder, builder, trt)
-    decoder = _decoder(folder, manifest)
-    contents = {each.phase: _content(folder, each) for each in manifest.phases}
+    cuda = open_cuda()
     runtime = trt.module.Runtime(trt.log)
     _plugin(folder, manifest, trt, runtime, allow_host_code)
+    decoder = _decoder(folder, manifest)
+    # Engines come last: they may be many gigabytes to read and to open.
+    contents = {each.phase: _content(folder, each) for each in manifest.phases}
     opened = {phase: _opened(folder, trt, runtime, content) for phase, content in contents.items()}
-    return Engines(folder, manifest, decoder, opened, open_cuda())
+    return Engines(folder, manifest, decoder, opened, cuda)
 
 
 def _builder(folder: Path, manifest: Manifest) -> Builder:
@@ -146,6 +149,11 @@ def _plugin(
 ) -> None:
     if manifest.plugin is None:
         return
+    if manifest.plugin.version != PLUGIN_VERSION:
+        raise InputError(
+            f"{folder}: its decode engine calls version {manifest.plugin.version} of the plugin,"
+            f" this release has {PLUGIN_VERSION}; export it again"
+        )
     if manifest.plugin.library is not None:
         _checked(folder, manifest.plugin.library)
         load_plugin(trt, folder / manifest.plugin.library.name)

@@ -18,7 +18,12 @@ from mla_opt.kernels.cuda_library import CudaLibrary, CudaProblem
 from tests.kernels.cuda.problems import Arrays, Case, expected, operands, problem_of, results
 
 NATIVE = Path(__file__).parent / "native"
-SOURCES = [*sorted((HOME / "cuda").glob("*.cpp")), *sorted(NATIVE.glob("*.cpp"))]
+SOURCES = [
+    *sorted((HOME / "cuda").glob("*.cpp")),
+    *(HOME / "onnxruntime" / f"{name}.cpp" for name in ("node", "operands")),
+    HOME / "onnxruntime_cuda" / "cuda_operators.cpp",
+    *sorted(NATIVE.glob("*.cpp")),
+]
 OPTIONS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
 # As in native/emulator.h.
 SABOTAGE = ("nothing", "block barrier", "group barrier", "wait", "show")

@@ -151,6 +151,17 @@ def test_not_built(tmp_path, monkeypatch):
         cuda_kernel_library()
 
 
+@needs_nvcc
+def test_kernels_of_another_release(tmp_path):
+    """Refused before anything of it is used."""
+    source, library = tmp_path / "other.cpp", tmp_path / "libother.so"
+    source.write_text('extern "C" int mla_opt_cuda_abi_version() { return 7; }\n')
+    options = ["-shared", "-cudart=none", "-Xcompiler=-fPIC", "-o", str(library)]
+    subprocess.run([str(find_nvcc().path), str(source), *options], check=True)
+    with pytest.raises(KernelUnavailableError, match="have ABI version 7, this release needs 1"):
+        CudaLibrary(library)
+
+
 def test_architectures():
     assert parse_architectures("120, sm_90a,80,compute_80") == ("80", "90a", "120")
     with pytest.raises(InputError, match="90 is given in more than one form"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 
 import numpy as np
 import pytest
 
 from tests.gpu import __main__ as script
-from tests.gpu import benchmark, cases, checks, oracle, peers
+from tests.gpu import benchmark, cases, checks, oracle, peers, summary
+from tests.gpu.deadline import Deadline
 from tests.gpu.decode import Point, Step, Timing, copies_for
 from tests.gpu.driver import Device
 from tests.gpu.kernels import Runner
@@ -23,7 +25,7 @@ RATES = benchmark.Rates(copy=4e12, product=8e14)
 @pytest.fixture
 def runner(emulator, monkeypatch):
     emulator.become("90", 0)
-    monkeypatch.setattr(peers, "available", dict)
+    monkeypatch.setattr(peers, "available", lambda: ({}, {"FlashInfer": "no such package"}))
     return Runner(Device(os.fspath(emulator.library.path)), emulator.library)
 
 
@@ -83,30 +85,94 @@ def test_step_computes(runner):
     assert not (output == 0xFFFF).any()
 
 
+def measured(runner, until=60.0, others=(), wanted=SMALL):
+    until += time.monotonic()
+    rows = benchmark.run(runner.device, runner.library, wanted, until, dict(others), turns=2)
+    return list(rows)
+
+
 def test_benchmark_table(runner):
-    rows = list(benchmark.run(runner.device, runner.library, SMALL, time.monotonic() + 60, turns=2))
+    rows = measured(runner)
     assert [row.point for row in rows] == SMALL
-    for row in rows:
-        assert benchmark.line(row, RATES).count("|") == 10
-    assert json.dumps(benchmark.to_json(rows, RATES))
-    late = list(benchmark.run(runner.device, runner.library, SMALL, 0.0))
+    for text in summary.long_table(rows, RATES)[1:]:
+        assert text.count("|") == 10
+    assert json.dumps(benchmark.to_json(rows, RATES, {}))
+    late = measured(runner, until=-1.0)
     assert {row.note for row in late} == {"no time left"}
-    assert benchmark.line(late[0], RATES).count("|") == 10
+    assert summary.line(late[0], RATES).count("|") == 10
+    assert summary.verdicts(late, RATES)[0].endswith("NOT MEASURED")
 
 
-def test_targets():
-    point = Point(128, 16384, 32)
-    fast = benchmark.Row(benchmark.OURS, point, Timing(1e-4, 1e-4))
-    assert benchmark.targets([fast], RATES) == []
-    slow = benchmark.Row(benchmark.OURS, point, Timing(1e-3, 1e-3))
-    (missed,) = benchmark.targets([slow], RATES)
-    assert missed == "H 128, T 16384, B 32: 146 TFLOP/s"
-    peer = benchmark.Row("peer", point, Timing(8e-5, 8e-5))
-    (missed,) = benchmark.targets([fast, peer], RATES)
-    assert missed.endswith("0.80 of the best peer's speed")
-    few = benchmark.Row(benchmark.OURS, Point(16, 16384, 32), Timing(1e-3, 1e-3))
-    (missed,) = benchmark.targets([few], RATES)
-    assert missed.endswith("of copying")
+def test_a_peer_that_fails_is_told_and_left_in_the_end(runner, monkeypatch):
+    tried = []
+
+    def fail(prepare, point, copies, turns):
+        tried.append(point)
+        raise RuntimeError("no kernel\nfor this")
+
+    monkeypatch.setattr(peers, "time_step", fail)
+    rows = measured(runner, others={"peer": object()})
+    assert tried == SMALL[: benchmark.MOST_FAILURES]
+    notes = {row.note for row in rows if row.kernel == "peer"}
+    assert notes == {"RuntimeError: no kernel for this"}
+    assert all(row.timing for row in rows if row.kernel == benchmark.OURS)
+    said = summary.summary(rows, RATES, {"other": "No module"})
+    assert "did not run everywhere: peer (RuntimeError: no kernel for this)" in said
+    assert "not there: other (No module)" in said
+
+
+def test_a_peer_that_is_short_of_memory_is_tried_elsewhere(runner, monkeypatch):
+    def fail(*_):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(peers, "time_step", fail)
+    rows = measured(runner, others={"peer": object()})
+    assert [row.point for row in rows if row.kernel == "peer"] == SMALL
+
+
+def test_peers_are_timed_on_as_many_caches_as_ours(runner, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        peers, "time_step", lambda prepare, point, copies, turns: given.append(copies)
+    )
+    measured(runner, others={"peer": object()}, wanted=SMALL[:1])
+    assert given == [copies_for(runner.device, SMALL[0])]
+
+
+def row(seconds, heads=128, keys=16384, batch=32, kernel=benchmark.OURS):
+    return benchmark.Row(kernel, Point(heads, keys, batch), Timing(seconds, seconds))
+
+
+def test_verdicts():
+    copying, product, peer = summary.verdicts([row(1e-4)], RATES)
+    assert copying.endswith("NOT MEASURED")
+    assert "met at 1 of 1 points, the least is 1460 TFLOP/s (H 128, T 16384, B 32)" in product
+    assert peer.endswith("NOT MEASURED")
+    rows = [row(1e-3), row(1e-4, keys=65536), row(8e-4, kernel="peer"), row(2e-3, kernel="slow")]
+    copying, product, peer = summary.verdicts(rows, RATES)
+    assert "MISSED at 1 of 2 points, the least is 146 TFLOP/s (H 128, T 16384, B 32)" in product
+    assert "MISSED at 1 of 1 points, the least is 0.80 (H 128, T 16384, B 32)" in peer
+    assert (
+        "met at 1 of 1 points"
+        in summary.verdicts([row(1e-3), row(9.1e-4, kernel="peer")], RATES)[2]
+    )
+    copying, *_ = summary.verdicts([row(1e-3, heads=16), row(1.7e-4, heads=64)], RATES)
+    assert "MISSED at 1 of 2 points, the least is 15% (H 16, T 16384, B 32)" in copying
+
+
+def test_short_table():
+    rows = [
+        row(1e-3, batch=8),
+        row(1e-3, batch=8, kernel="peer"),
+        benchmark.Row(benchmark.OURS, Point(16, 1024, 1), None, "no time left"),
+        row(2e-3, batch=8, kernel="other"),
+        row(5e-5, heads=16, keys=1024, batch=1, kernel="other"),
+    ]
+    header, _, first, second = summary.short_table(rows, RATES)
+    assert header.endswith("| of a product | peer us | other us |")
+    assert first == "| 16 | 1024 | 1 | no time left | | | | | - | 50.0 |"
+    assert second == "| 128 | 16384 | 8 | 1000.0 | 153 | 4% | 37 | 5% | 1000.0 | 2000.0 |"
+    assert {text.count("|") for text in (header, first, second)} == {11}
 
 
 def test_points_cover_the_table():
@@ -114,6 +180,12 @@ def test_points_cover_the_table():
     assert {p.heads for p in every} == {16, 64, 128}
     assert {p.keys for p in every} >= {1024, 65536}
     assert {p.batch for p in every} >= {1, 128}
+    assert len(set(every)) == len(every) == 48
+    started = every[:12]
+    assert {p.heads for p in started} == {16, 64, 128}
+    for target in summary.TARGETS[:2]:
+        slow = [row(1.0, p.heads, p.keys, p.batch) for p in started]
+        assert any(target.value(one, [], RATES) is not None for one in slow)
 
 
 @pytest.fixture
@@ -137,9 +209,50 @@ def test_the_whole_script(on_emulator, tmp_path, capsys):
     assert "emulated, architecture 90, 2 multiprocessors" in said
     assert "5 of 5 checks against float64 hold" in said
     assert "compute-sanitizer compute-sanitizer: did not run: not there" in said
-    assert "| mla-opt | 16 | 33 | 1 |" in said
-    assert said == (tmp_path / "gpu.log").read_text()
+    assert "| 16 | 33 | 1 |" in said
+    assert "not there: FlashInfer (no such package)" in said
+    assert said.count("target ") == 3
+    kept = (tmp_path / "gpu.log").read_text().splitlines()
+    assert [text for text in kept if text in said.splitlines()] == said.splitlines()
+    assert any(text.startswith("| mla-opt | 16 | 33 | 1 |") for text in kept)
     assert len(json.loads((tmp_path / "gpu.json").read_text())["rows"]) == 1
+
+
+def test_checks_that_there_is_no_time_for_are_counted(on_emulator, capsys):
+    assert script.main(["--only", "checks", "--seconds", "0"]) == 0
+    assert "0 of 0 checks against float64 hold; no time for 5 more" in capsys.readouterr().out
+
+
+def test_a_run_that_hangs_ends_with_what_there_is(on_emulator, monkeypatch, capsys):
+    left, made = threading.Event(), []
+    measure = benchmark.run
+
+    def deadline(seconds, report):
+        made.append(Deadline(seconds, report, lambda code: left.set()))
+        return made[0]
+
+    def hang(*arguments, **options):
+        yield from measure(*arguments, **options)
+        threading.Thread(target=made[0]._over).start()
+        assert left.wait(30)
+
+    monkeypatch.setattr(benchmark, "run", hang)
+    monkeypatch.setattr(script, "Deadline", deadline)
+    script.main(["--only", "bench"])
+    said = capsys.readouterr().out
+    assert "HUNG: ended after" in said
+    assert said.index("| 16 | 33 | 1 |") < said.index("HUNG")
+
+
+def test_a_run_that_ends_is_left_alone():
+    called = []
+    with Deadline(0.05, lambda: called.append("report"), called.append):
+        pass
+    time.sleep(0.1)
+    assert called == []
+    with Deadline(0.0, lambda: called.append("report"), called.append):
+        time.sleep(0.1)
+    assert called == ["report", 1]
 
 
 def test_the_script_fails_when_a_check_does(on_emulator, monkeypatch, capsys):
@@ -169,5 +282,8 @@ def test_sanitizer_tools(tmp_path, monkeypatch):
     )
     tool.chmod(0o755)
     monkeypatch.setattr(script.sanitizer, "find", lambda: str(tool))
-    outcome = {name: content for name, content, _ in script.sanitizer.run(20)}
+    until = time.monotonic() + 60
+    outcome = {name: content for name, content, _ in script.sanitizer.run(20, until)}
     assert outcome == {"memcheck": False, "racecheck": None, "synccheck": True, "initcheck": True}
+    late = list(script.sanitizer.run(20, time.monotonic()))
+    assert {(content, said) for _, content, said in late} == {(None, "no time left")}
