@@ -90,7 +90,7 @@ def optimize(
         source = described.result()
     report = replace(_report(opened, records, options), input=source)
     if not graph.sites and not allow_unmatched:
-        raise NothingMatchedError(_why_nothing(report), report)
+        raise NothingMatchedError(_why_nothing(report, opened.optimized_by), report)
     if graph.sites:
         opened.record(graph.sites)
     result = opened.result()
@@ -111,7 +111,7 @@ def inspect(model: ModelLike) -> InspectionReport:
     matched = [_attention(graph, site) for site in graph.sites]
     refused = [_refused(each) for record in records for each in record.result.refusals]
     attentions = sorted((*matched, *refused), key=lambda each: _natural(each.name))
-    return InspectionReport(tuple(attentions), opened.file())
+    return InspectionReport(tuple(attentions), opened.file(), _notes(opened))
 
 
 def find(model: ModelLike) -> tuple[AttentionReport, ...]:
@@ -187,7 +187,16 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def _why_nothing(report: OptimizationReport) -> str:
+def _notes(opened: Subject) -> tuple[str, ...]:
+    """What is to be known before reading an inspection."""
+    if opened.optimized_by is None:
+        return ()
+    return (f"{opened.optimized_by} has optimized this model; what it rewrote is not listed",)
+
+
+def _why_nothing(report: OptimizationReport, optimized_by: str | None) -> str:
+    if optimized_by is not None:
+        return f"{optimized_by} has optimized the model already; give the model as it was exported"
     count = len(report.refusals)
     if not count:
         return "the model has no attention that mla-opt can see"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 from mla_opt.handles import Value
 from mla_opt.passes.add_prefill_branch import crossover
@@ -31,6 +31,12 @@ def record(
     interface = _interface(sites)
     if interface.states:
         metadata[INTERFACE_KEY] = interface.to_json()
+
+
+def by_whom(metadata: Mapping[str, str]) -> str | None:
+    """Say which release wrote such a model; ``None`` where none did."""
+    version = metadata.get(VERSION_KEY)
+    return None if version is None else f"mla-opt {version}"
 
 
 def _site(site: LatentAttentionSite, is_stored: Callable[[Value], bool]) -> SiteRecord:

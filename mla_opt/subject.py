@@ -41,6 +41,10 @@ class Subject(Protocol):
     def has_content(self) -> bool:
         """Whether the stored tensors have a content, so that parts of the graph can be run."""
 
+    @property
+    def optimized_by(self) -> str | None:
+        """The release that has optimized the model already, by what the model says of itself."""
+
     def check(self, options: Options) -> None:
         """Raise `InputError` where an option is not for this kind of model."""
 
@@ -91,6 +95,11 @@ class OnnxSubject:
     def has_content(self) -> bool:
         """A file without its weights is refused when it is read."""
         return True
+
+    @property
+    def optimized_by(self) -> str | None:
+        """What the file's metadata says."""
+        return metadata.by_whom(self._before.metadata_props)
 
     def check(self, options: Options) -> None:
         """Every option is for ONNX."""

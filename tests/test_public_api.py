@@ -238,6 +238,16 @@ def test_nothing_matched():
     assert error.value.report is not None
 
 
+@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+def test_an_optimized_model_says_so(target):
+    optimized = mla_opt.optimize(build(Block()), target=target, verify=False).model
+    with pytest.raises(mla_opt.NothingMatchedError, match="optimized the model already; give"):
+        mla_opt.optimize(optimized)
+    (note,) = mla_opt.inspect(optimized).notes
+    assert "has optimized this model" in note
+    assert mla_opt.inspect(build(Block())).notes == ()
+
+
 def test_nothing_matched_says_why():
     odd = Block(edits={"value": lambda tape, value: tape("Tanh", value)})
     with pytest.raises(mla_opt.NothingMatchedError, match=r"none of 1 attentions .*not_linear"):

@@ -41,6 +41,11 @@ class ProgramSubject:
         """Whether no stored tensor lies on the meta device."""
         return self._graph.has_content()
 
+    @property
+    def optimized_by(self) -> str | None:
+        """What torch.export saved with the program."""
+        return metadata.by_whom(self._opened.program.metadata)
+
     def check(self, options: Options) -> None:
         """Engines are made of ONNX; fixed buffers are for runtimes that write inputs in place."""
         if options.target == "tensorrt":

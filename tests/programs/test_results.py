@@ -58,6 +58,15 @@ def test_saved_and_loaded_it_can_still_be_verified(program, optimized):
     assert [control.detected for control in report.controls] == [True, True, True]
 
 
+def test_an_optimized_program_says_so(program, optimized):
+    for again in (optimized, optimized.module()):
+        with pytest.raises(mla_opt.NothingMatchedError, match="optimized the model already; give"):
+            mla_opt.optimize(again)
+    (note,) = mla_opt.inspect(optimized).notes
+    assert "has optimized this model" in note
+    assert mla_opt.inspect(program).notes == ()
+
+
 def test_a_packed_cache_is_given_and_returned_by_name(program):
     result = mla_opt.optimize(program, cache="packed")
     assert result.report.verification["passed"]
