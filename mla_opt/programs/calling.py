@@ -30,28 +30,41 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
+class Buffer:
+    """A state in a buffer: the names that it has as an input and an output, and where it lies."""
+
+    name: str
+    output: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Entrance:
     """How the leaves of a program's arguments and results are called.
 
     ``arguments`` has the name of a tensor for every leaf, and what to give where it is not fed: a
     constant, or the size of another. ``states`` maps an output that a call leaves in one of its
-    arguments to that argument.
+    arguments to that argument. ``buffers`` are states that the program keeps itself.
     """
 
     arguments: tuple[tuple[str, Any], ...]
     in_spec: pytree.TreeSpec | None
     results: tuple[str | None, ...]
     states: dict[str, str] = field(default_factory=dict)
+    buffers: tuple[Buffer, ...] = ()
 
     def call(self, module: torch.nn.Module, feeds: Mapping[str, torch.Tensor]) -> Tensors:
         """Run ``module`` and return its outputs by name."""
         leaves = [_argument(feeds, name, other) for name, other in self.arguments]
         args, kwargs = self._containers(leaves)
         with torch.no_grad():
+            for each in self.buffers:
+                module.get_buffer(each.path).copy_(feeds[each.name])
             produced = pytree.tree_leaves(module(*args, **kwargs), is_leaf=_is_none)
         outputs = {name: value for name, value in zip(self.results, produced) if name}
         by_name = {name: leaf for (name, _), leaf in zip(self.arguments, leaves)}
-        return outputs | {name: by_name[source] for name, source in self.states.items()}
+        kept = {each.output: module.get_buffer(each.path).clone() for each in self.buffers}
+        return outputs | {name: by_name[source] for name, source in self.states.items()} | kept
 
     def _containers(self, leaves: Sequence[Any]) -> tuple[Any, Any]:
         if self.in_spec is None:
@@ -96,7 +109,14 @@ def of_exported(exported: ExportedProgram, program: LiftedProgram) -> Entrance:
         for spec, name in zip(changed, names)
         if spec.kind.name == "USER_INPUT_MUTATION" and name and spec.target
     }
-    return Entrance(arguments, exported.call_spec.in_spec, tuple(names[len(changed) :]), states)
+    places = {path: name for name, path in signature.inputs_to_buffers.items()}
+    buffers = tuple(
+        Buffer(places[spec.target], name, spec.target)
+        for spec, name in zip(changed, names)
+        if spec.kind.name == "BUFFER_MUTATION" and name and spec.target
+    )
+    results = tuple(names[len(changed) :])
+    return Entrance(arguments, exported.call_spec.in_spec, results, states, buffers)
 
 
 def of_module(
