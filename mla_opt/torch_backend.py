@@ -25,6 +25,7 @@ from mla_opt.graphs.protocol import Graph
 from mla_opt.graphs.torch_graph import TorchGraph
 from mla_opt.options import Options
 from mla_opt.programs import from_module, to_module
+from mla_opt.programs.dynamo import own_tensors
 from mla_opt.programs.recompose import recompose
 
 logger = logging.getLogger("mla_opt")
@@ -54,7 +55,7 @@ def _rewritten(
     module: fx.GraphModule, example_inputs: Sequence[Any], options: Options
 ) -> fx.GraphModule | None:
     """The graph with its latent attentions absorbed and fused; None if it is to stay as it is."""
-    parameters = _parameters(module, example_inputs)
+    parameters = own_tensors(module, example_inputs)
     if torch.is_grad_enabled() and any(each.requires_grad for each in parameters.values()):
         logger.warning(
             "the graph records gradients, so it is compiled as it is; call the model under"
@@ -72,21 +73,3 @@ def _rewritten(
         return None
     logger.info("%d latent attentions absorbed and fused", len(graph.sites))
     return to_module.graph_module(source) if graph.sites else None
-
-
-def _parameters(module: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, torch.Tensor]:
-    """The placeholders that stand for parameters and buffers of the model, by name."""
-    places = module.graph.find_nodes(op="placeholder")
-    return {
-        place.name: value.detach() if not value.requires_grad else value
-        for place, value in zip(places, example_inputs)
-        if isinstance(value, torch.nn.Parameter) or _is_buffer(place, value)
-    }
-
-
-def _is_buffer(place: fx.Node, value: Any) -> bool:
-    """Whether Dynamo knows that a tensor is the model's own and keeps its place."""
-    return isinstance(value, torch.Tensor) and bool(
-        getattr(value, "_dynamo_static_input_type", None)
-        or place.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")
-    )

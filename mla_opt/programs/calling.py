@@ -15,39 +15,80 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from mla_opt.programs.lifted_program import LiftedProgram
+from mla_opt.programs.dynamo import numbers
+from mla_opt.programs.lifted_program import LiftedProgram, expression, symbolic_shape
 
 Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """An argument that counts an axis of another."""
+
+    name: str
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A state in a buffer: the names that it has as an input and an output, and where it lies."""
+
+    name: str
+    output: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
     """How the leaves of a program's arguments and results are called.
 
-    ``arguments`` has the name of a tensor, or a constant, for every leaf. ``states`` maps an output
-    that a call leaves in one of its arguments to that argument.
+    ``arguments`` has the name of a tensor for every leaf, and what to give where it is not fed: a
+    constant, or the size of another. ``states`` maps an output that a call leaves in one of its
+    arguments to that argument. ``buffers`` are states that the program keeps itself.
     """
 
     arguments: tuple[tuple[str, Any], ...]
     in_spec: pytree.TreeSpec | None
     results: tuple[str | None, ...]
     states: dict[str, str] = field(default_factory=dict)
+    buffers: tuple[Buffer, ...] = ()
 
     def call(self, module: torch.nn.Module, feeds: Mapping[str, torch.Tensor]) -> Tensors:
         """Run ``module`` and return its outputs by name."""
-        leaves = [feeds.get(name, constant) for name, constant in self.arguments]
+        leaves = [_argument(feeds, name, other) for name, other in self.arguments]
         args, kwargs = self._containers(leaves)
         with torch.no_grad():
+            for each in self.buffers:
+                module.get_buffer(each.path).copy_(feeds[each.name])
             produced = pytree.tree_leaves(module(*args, **kwargs), is_leaf=_is_none)
         outputs = {name: value for name, value in zip(self.results, produced) if name}
         by_name = {name: leaf for (name, _), leaf in zip(self.arguments, leaves)}
-        return outputs | {name: by_name[source] for name, source in self.states.items()}
+        kept = {each.output: module.get_buffer(each.path).clone() for each in self.buffers}
+        return outputs | {name: by_name[source] for name, source in self.states.items()} | kept
 
     def _containers(self, leaves: Sequence[Any]) -> tuple[Any, Any]:
         if self.in_spec is None:
             return tuple(leaves), {}
         args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
         return args, kwargs
+
+
+def _argument(feeds: Mapping[str, torch.Tensor], name: str, other: Any) -> Any:
+    if name in feeds or not isinstance(other, Size):
+        return feeds.get(name, other)
+    return feeds[other.name].shape[other.axis]
+
+
+def _size_of(program: LiftedProgram, place: fx.Node) -> Size | int | None:
+    """Which axis of an input a placeholder counts; a number where that does not vary."""
+    count = place.meta.get("val", place.meta.get("example_value"))
+    if not isinstance(count, torch.SymInt):
+        return count if isinstance(count, int) else None
+    for node in program.inputs:
+        for axis, size in enumerate(symbolic_shape(node) or ()):
+            if size == expression(count):
+                return Size(node.name, axis)
+    return count.node.hint if isinstance(count.node.hint, int) else None
 
 
 def _is_none(value: Any) -> bool:
@@ -68,11 +109,30 @@ def of_exported(exported: ExportedProgram, program: LiftedProgram) -> Entrance:
         for spec, name in zip(changed, names)
         if spec.kind.name == "USER_INPUT_MUTATION" and name and spec.target
     }
-    return Entrance(arguments, exported.call_spec.in_spec, tuple(names[len(changed) :]), states)
+    places = {path: name for name, path in signature.inputs_to_buffers.items()}
+    buffers = tuple(
+        Buffer(places[spec.target], name, spec.target)
+        for spec, name in zip(changed, names)
+        if spec.kind.name == "BUFFER_MUTATION" and name and spec.target
+    )
+    results = tuple(names[len(changed) :])
+    return Entrance(arguments, exported.call_spec.in_spec, results, states, buffers)
 
 
-def of_module(program: LiftedProgram, module: fx.GraphModule) -> Entrance:
-    """The entrance of a graph module, whose placeholders are its arguments."""
-    arguments = tuple((node.name, None) for node in module.graph.find_nodes(op="placeholder"))
+def of_module(
+    program: LiftedProgram, module: fx.GraphModule, own: Mapping[str, torch.Tensor]
+) -> Entrance:
+    """The entrance of a graph module, whose placeholders are its arguments.
+
+    ``own`` are the model's tensors among them; sizes that Dynamo passes follow from the others, and
+    numbers of the model are given as they were.
+    """
+    fixed = numbers(module)
+    arguments = tuple(
+        ("", fixed[node.name])
+        if node.name in fixed
+        else (node.name, own[node.name] if node.name in own else _size_of(program, node))
+        for node in module.graph.find_nodes(op="placeholder")
+    )
     names = [value.name if isinstance(value, fx.Node) else None for value in program.returned]
     return Entrance(arguments, getattr(module, "_in_spec", None), tuple(names))

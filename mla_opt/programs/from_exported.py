@@ -22,6 +22,7 @@ from mla_opt.programs.lifted_program import (
     name_outputs,
 )
 from mla_opt.programs.local_changes import settle_changes
+from mla_opt.programs.settled_program import settled
 
 METADATA = "custom"
 """The entry of a graph module's metadata that torch.export saves."""
@@ -45,7 +46,7 @@ def lifted(exported: ExportedProgram) -> tuple[LiftedProgram, ExportedProgram]:
     settle_changes(program.graph)
     if not changes(program.module):
         return program, exported
-    source = functional(exported)
+    source = settled(exported) or functional(exported)
     return _lift(source), source
 
 
@@ -93,8 +94,10 @@ def _check_inference(exported: ExportedProgram) -> None:
 
 def _output_names(exported: ExportedProgram) -> Iterator[str]:
     """Names for what the program returns: where in the result it is, or which state it becomes."""
-    specs = exported.graph_signature.output_specs
-    changed = [f"new_{spec.target}" for spec in specs if spec.kind in _CHANGED]
+    signature = exported.graph_signature
+    specs = [spec for spec in signature.output_specs if spec.kind in _CHANGED]
+    buffers = {path: name for name, path in signature.inputs_to_buffers.items()}
+    changed = [f"new_{buffers.get(spec.target or '', spec.target)}" for spec in specs]
     result = pytree.tree_unflatten([0] * _leaves(exported.call_spec.out_spec), _out(exported))
     paths, _ = pytree.tree_flatten_with_path(result)
     yield from identifiers(iter(changed))

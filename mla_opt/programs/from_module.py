@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from mla_opt.errors import InputError
+from mla_opt.programs.dynamo import attribute_path, keep_notes
 from mla_opt.programs.functionalize import changes, check_inference
 from mla_opt.programs.lifted_program import (
     LiftedProgram,
@@ -39,6 +40,7 @@ class LiftedModule:
         arguments: names of the placeholders that the module had itself, in order.
         changed: names of those that a call changes, in the order of the program's first outputs.
         structure: what the module returns; its leaves are the outputs behind those.
+        own: tensors of the model's own that the caller gives as arguments, by placeholder.
     """
 
     program: LiftedProgram
@@ -46,6 +48,7 @@ class LiftedModule:
     arguments: tuple[str, ...]
     changed: tuple[str, ...]
     structure: pytree.TreeSpec
+    own: dict[str, torch.Tensor]
 
 
 def lifted(module: fx.GraphModule, tensors: dict[str, torch.Tensor] | None = None) -> LiftedModule:
@@ -66,7 +69,8 @@ def lifted(module: fx.GraphModule, tensors: dict[str, torch.Tensor] | None = Non
     stored = _lift_attributes(copy)
     for node in copy.graph.find_nodes(op="placeholder"):
         if node.name in (tensors or {}):
-            stored[node.name] = Stored(node.name, "parameter", (tensors or {})[node.name])
+            path = attribute_path(node.name)
+            stored[node.name] = Stored(path, "parameter", (tensors or {})[node.name])
     leaves, structure = pytree.tree_flatten(copy.graph.output_node().args[0])
     copy.graph.output_node().args = (tuple(leaves),)
     copy, changed = _functional(copy)
@@ -74,7 +78,7 @@ def lifted(module: fx.GraphModule, tensors: dict[str, torch.Tensor] | None = Non
     outputs = (f"output_{place}" for place in range(structure.num_leaves))
     name_outputs(program, [*(f"new_{name}" for name in changed), *outputs])
     program.metadata.update(described(module.meta.get(_METADATA, {})))
-    return LiftedModule(program, module, arguments, changed, structure)
+    return LiftedModule(program, module, arguments, changed, structure, dict(tensors or {}))
 
 
 def _flat_copy(module: fx.GraphModule) -> fx.GraphModule:
@@ -187,6 +191,7 @@ def _retraced(module: fx.GraphModule) -> fx.GraphModule:
     for old, new in zip(places, traced.graph.find_nodes(op="placeholder")):
         rename(new, old.name)
         new.meta.setdefault("val", old.meta["val"])
+        keep_notes(new, old)
     return traced
 
 

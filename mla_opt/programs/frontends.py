@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from mla_opt.errors import InputError
 from mla_opt.programs import calling, from_exported, from_module, to_exported, to_module
 from mla_opt.programs.calling import Entrance
+from mla_opt.programs.dynamo import own_tensors
 from mla_opt.programs.lifted_program import LiftedProgram
 from mla_opt.programs.recompose import recompose
 
@@ -84,9 +85,9 @@ class OpenedModule:
     @classmethod
     def of(cls, module: fx.GraphModule) -> OpenedModule:
         """Open one. Raises `InputError` if it has no shapes or cannot be made functional."""
-        source = from_module.lifted(module)
+        source = from_module.lifted(module, own_tensors(module))
         recompose(source.program)
-        return cls(module, source, calling.of_module(source.program, module))
+        return cls(module, source, calling.of_module(source.program, module, source.own))
 
     def module(self) -> torch.nn.Module:
         """The graph module itself."""
@@ -96,7 +97,7 @@ class OpenedModule:
         """A graph module again."""
         source = replace(self.source, program=program.clone())
         result = to_module.graph_module(source)
-        return OpenedModule(result, source, calling.of_module(program, result))
+        return OpenedModule(result, source, calling.of_module(program, result, self.source.own))
 
 
 def open_program(model: Program) -> Opened:

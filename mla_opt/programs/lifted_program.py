@@ -90,7 +90,7 @@ class LiftedProgram:
     def clone(self) -> LiftedProgram:
         """A copy that shares the stored tensors, but no graph: branches are copied, too."""
         copied: dict[fx.Node, fx.Node] = {}
-        module = _copy(self.module, copied)
+        module = copy_module(self.module, copied)
         return LiftedProgram(
             module,
             {copied[node]: stored for node, stored in self.stored.items()},
@@ -99,8 +99,11 @@ class LiftedProgram:
         )
 
 
-def _copy(module: fx.GraphModule, copied: dict[fx.Node, fx.Node]) -> fx.GraphModule:
+def copy_module(
+    module: fx.GraphModule, copied: dict[fx.Node, fx.Node] | None = None
+) -> fx.GraphModule:
     """A graph module and those it holds; ``copied`` gets the nodes of the outer one."""
+    copied = {} if copied is None else copied
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, copied))
     for old, new in copied.items():
@@ -110,7 +113,7 @@ def _copy(module: fx.GraphModule, copied: dict[fx.Node, fx.Node]) -> fx.GraphMod
     result.meta.update(module.meta)
     for name, child in module.named_children():
         if isinstance(child, fx.GraphModule) and hasattr(result, name):
-            setattr(result, name, _copy(child, {}))
+            setattr(result, name, copy_module(child))
     return result
 
 

@@ -10,7 +10,7 @@ a view of another kind) it leaves as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,12 +54,12 @@ def settle_changes(graph: fx.Graph, *, of_inputs: bool = False) -> dict[fx.Node,
     for node in graph.nodes:
         if _functional(node) is not None:  # what it returns is what it was given
             node.replace_all_uses_with(node.args[0])
-    changed = {_root(node.args[0]) for node in graph.nodes if _functional(node) is not None}
-    roots = {
+    changed = dict.fromkeys(_root(n.args[0]) for n in graph.nodes if _functional(n) is not None)
+    roots = [
         root
         for root in changed
         if root is not None and _is_simple(root) and (of_inputs or root.op != "placeholder")
-    }
+    ]
     if not roots:
         return {}
     settling = _Settling(graph, roots)
@@ -91,7 +91,24 @@ def _root(value: Any) -> fx.Node | None:
 
 
 def _is_known_view(node: fx.Node) -> bool:
-    return node.target in _SCATTERS or node.target in _UNTANGLED
+    return node.target in _SCATTERS or node.target in _UNTANGLED or _is_idle(node)
+
+
+def _is_idle(node: fx.Node) -> bool:
+    """Whether this is a cast to the type and device that the tensor has, which returns itself."""
+    return _is_cast(node) and not _is_copy(node)
+
+
+def _is_cast(node: fx.Node) -> bool:
+    return getattr(node.target, "overloadpacket", None) == aten.to and "val" in node.meta
+
+
+def _is_copy(cast: fx.Node) -> bool:
+    source = cast.args[0]
+    assert isinstance(source, fx.Node)
+    before, after = source.meta["val"], cast.meta["val"]
+    asked = any(each is True for each in cast.args) or bool(cast.kwargs.get("copy"))
+    return asked or before.dtype != after.dtype or before.device != after.device
 
 
 def _is_view(node: fx.Node) -> bool:
@@ -99,6 +116,8 @@ def _is_view(node: fx.Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return True
+    if _is_cast(node) and _is_copy(node):
+        return False
     name = target._schema.name.rpartition("::")[2]
     return target.is_view or name in _MAYBE_VIEWS
 
@@ -146,7 +165,7 @@ def _all_views(root: fx.Node | None) -> list[fx.Node]:
 class _Settling:
     """One walk through the graph, with the latest value of every changed tensor."""
 
-    def __init__(self, graph: fx.Graph, roots: set[fx.Node]) -> None:
+    def __init__(self, graph: fx.Graph, roots: Sequence[fx.Node]) -> None:
         self._graph = graph
         self.latest: dict[fx.Node, fx.Node] = {root: root for root in roots}
         self._changes = {n: _root(n.args[0]) for n in graph.nodes if _functional(n) is not None}
@@ -202,6 +221,8 @@ class _Settling:
         if view.target in _SCATTERS:
             target, rest = _SCATTERS[view.target](view)
             return self._emit(change, target, (source, part, *rest), source)
+        if view.target not in _UNTANGLED:  # an idle cast
+            return part
         target, rest = _UNTANGLED[view.target](view)
         return self._emit(change, target, (part, *rest), source)
 

@@ -26,7 +26,7 @@ def graph_module(source: LiftedModule) -> fx.GraphModule:
         attribute.meta = dict(node.meta)
         node.replace_all_uses_with(attribute)
         graph.erase_node(node)
-    _all_arguments(graph, source.arguments)
+    _all_arguments(graph, source)
     _attributes_last(graph)
     for name, child in module.named_children():
         root.add_module(name, child)
@@ -71,16 +71,18 @@ def _keep(root: torch.nn.Module, stored: Stored) -> str:
     return stored.name
 
 
-def _all_arguments(graph: fx.Graph, names: tuple[str, ...]) -> None:
+def _all_arguments(graph: fx.Graph, source: LiftedModule) -> None:
     """Take what the original takes, in its order, whether it is still read or not."""
     places = {node.name: node for node in graph.find_nodes(op="placeholder")}
-    if set(places) - set(names):
+    if set(places) - set(source.arguments):
         return  # it is called otherwise
+    known = {node.name: node for node in source.original.graph.find_nodes(op="placeholder")}
     body = next(node for node in graph.nodes if node.op != "placeholder")
-    for name in names:
+    for name in source.arguments:
         if name not in places:
             with graph.inserting_before(body):
                 places[name] = graph.placeholder(name)
+            places[name].meta = dict(known[name].meta) if name in known else {}
         body.prepend(places[name])
 
 

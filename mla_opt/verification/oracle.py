@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import KnownStates, ModelInterface
+from mla_opt.graphs.interface import KnownStates, ModelInterface, State
 from mla_opt.graphs.interface_feeds import numpy_dtype
 from mla_opt.sites import Ends
 from mla_opt.verification.feeds import Timeline, random_state
@@ -48,10 +48,19 @@ class Driver:
         }
 
     def made_up_states(self, scenario: Scenario, seed: int) -> dict[str, Array]:
-        """Random growing states for a scenario that starts in the middle."""
+        """Random growing states for a scenario that starts in the middle.
+
+        A model that counts its tokens itself, in states that are one whole number, keeps the rows
+        in buffers: these are random then, too.
+        """
         states = self.initial_states(scenario)
-        for port in (s.input for s in self.interface.states if s.kind == "growing"):
-            states[port.name] = random_state(port, states[port.name].shape, seed)
+        counters = [s.input.name for s in self.interface.states if _counts_tokens(s)]
+        for state in self.interface.states:
+            name = state.input.name
+            if name in counters:
+                states[name] = np.full_like(states[name], scenario.initial_past)
+            elif state.kind == "growing" or counters:
+                states[name] = random_state(state.input, states[name].shape, seed)
         return states
 
     def feeds(
@@ -65,6 +74,12 @@ class Driver:
 
     def _rows(self, scenario: Scenario) -> int:
         return self.capacity or scenario.total_len
+
+
+def _counts_tokens(state: State) -> bool:
+    """Whether a state is one whole number: what else would a model count from call to call?"""
+    integer = state.input.dtype in (ir.DataType.INT32, ir.DataType.INT64)
+    return state.kind == "recurrent" and state.input.rank == 0 and integer
 
 
 @dataclass(frozen=True, slots=True)

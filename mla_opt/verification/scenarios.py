@@ -94,9 +94,16 @@ def _stateful(room: Room) -> list[Scenario]:
         Scenario("token by token", 2, (1, *steps), (0, 0)),
     ]
     if room.can_make_up_past:
-        past = room.limits.past_len or MADE_UP_PAST
+        past = room.limits.past_len or _fixed_past(room.limits) or MADE_UP_PAST
         scenarios.append(Scenario("made-up past", 2, steps, (2, 0), past))
     return scenarios + _long(room, steps)
+
+
+def _fixed_past(limits: Limits) -> int:
+    """P where the model fixes S and T, as one step of a fixed mask does; 0 where it does not."""
+    if limits.query_len is None or limits.total_len is None:
+        return 0
+    return limits.total_len - limits.query_len
 
 
 def _stateless(room: Room) -> list[Scenario]:

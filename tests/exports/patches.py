@@ -57,7 +57,8 @@ def _all_experts(
     gate, up = both.chunk(2, dim=-1)
     outputs = torch.einsum("tei,ehi->teh", self.act_fn(gate) * up, self.down_proj)
     mixed = (outputs * weight[:, :routed, None]).sum(1)
-    return mixed + hidden_states * weight[:, routed:].sum(-1, keepdim=True)
+    whole = mixed + hidden_states * weight[:, routed:].sum(-1, keepdim=True)
+    return whole.to(hidden_states.dtype)
 
 
 #: What to enter, by `config.model_type`.

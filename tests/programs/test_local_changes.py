@@ -7,6 +7,7 @@ import torch
 
 from mla_opt.programs.functionalize import changes
 from mla_opt.programs.local_changes import settle_changes
+from mla_opt.programs.settled_program import settled
 
 
 class Views(torch.nn.Module):
@@ -31,6 +32,15 @@ class Chained(torch.nn.Module):
         return again * 1, fresh[:1]
 
 
+class IdleCasts(torch.nn.Module):
+    def forward(self, x):
+        fresh = x + 1
+        same, other = fresh.to("cpu"), fresh.to(torch.float64)
+        same.add_(1.0)
+        fresh.to(torch.float32).mul_(2.0)
+        return fresh, same * 1, other
+
+
 class ChangesItsInput(torch.nn.Module):
     def forward(self, x, y):
         x[:, :2].copy_(y)
@@ -47,6 +57,7 @@ class UnknownView(torch.nn.Module):
 INPUTS = {
     Views: (torch.randn(2, 3, 6), torch.randn(2, 3, 4)),
     Chained: (torch.randn(3, 4),),
+    IdleCasts: (torch.randn(3, 4),),
     ChangesItsInput: (torch.randn(3, 4), torch.randn(3, 2)),
     UnknownView: (torch.randn(3, 4),),
 }
@@ -56,7 +67,7 @@ def graph_of(kind):
     return torch.export.export(kind(), INPUTS[kind]).graph_module
 
 
-@pytest.mark.parametrize("kind", [Views, Chained])
+@pytest.mark.parametrize("kind", [Views, Chained, IdleCasts])
 def test_local_changes_become_values(kind):
     program = torch.export.export(kind(), INPUTS[kind])
     assert changes(program.graph_module)
@@ -96,3 +107,42 @@ def test_a_cache_that_starts_from_an_empty_tensor_is_still_a_cache():
     recompose(program)
     (joined,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default)
     assert [each.name for each in joined.args[0]] == ["past", "new"]
+
+
+def test_states_that_change_become_outputs_without_tracing():
+    class Counts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.tensor(0))
+            self.register_buffer("rows", torch.zeros(8, 2))
+
+        def forward(self, x, state):
+            places = torch.arange(x.shape[0]) + self.count
+            self.count.to("cpu").add_(x.shape[0])
+            self.rows.index_copy_(0, places, x)
+            state.mul_(2.0)
+            return self.rows.sum() + state.sum(), state
+
+    given = torch.ones(3, 2), torch.ones(4)
+    program = torch.export.export(Counts(), given)
+    functional = settled(program)
+    assert functional is not None
+    assert not changes(functional.graph_module)
+    assert set(functional.graph_signature.buffers_to_mutate.values()) == {"count", "rows"}
+    assert set(functional.graph_signature.user_inputs_to_mutate.values()) == {"state"}
+    results = [run_twice(each, given) for each in (program, functional)]
+    assert results[0] == results[1]
+    assert results[0][-1] == 6
+
+
+def run_twice(program, given):
+    """What two calls return and change; the program's buffers are as before afterwards."""
+    module, said = program.module(), []
+    for _ in range(2):
+        state = given[1].clone()
+        found, changed = module(given[0], state)
+        said += [found.item(), changed.tolist(), state.tolist()]
+    said.append(module.get_buffer("count").item())
+    for buffer in module.buffers():
+        buffer.zero_()
+    return said

@@ -38,6 +38,12 @@ def test_buffers_of_fixed_capacity():
         mla_opt.optimize(exporting.program("deepseek_v3"), cache="static")
 
 
+def test_engines():
+    message = "target 'tensorrt' is not for PyTorch programs: export the program to ONNX first"
+    with pytest.raises(mla_opt.InputError, match=message):
+        mla_opt.optimize(exporting.program("deepseek_v3"), target="tensorrt", cache="static:64")
+
+
 def test_a_model_on_the_meta_device_is_rewritten_without_a_certificate():
     flat = exporting.model("deepseek_v3")
     meta = exporting.FlatCausalLM(flat.model, cache=True)
