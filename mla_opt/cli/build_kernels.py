@@ -26,6 +26,14 @@ def build_kernels(
             metavar="DIR", help="Compile the TensorRT plugin too, against the headers there."
         ),
     ] = None,
+    flashinfer_headers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Let FlashInfer's kernel compute decode steps of 512 + 64 without bias and sink; "
+            "DIR is flashinfer/data of the package flashinfer-python.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -56,10 +64,14 @@ def build_kernels(
         folder = output or cuda_kernel_folder()
         if tensorrt_headers is not None:
             cuda_build.check_headers(tensorrt_headers)
+        if flashinfer_headers is not None:
+            cuda_build.check_flashinfer(flashinfer_headers)
+        choices = {"nvcc": nvcc, "flashinfer": flashinfer_headers}
         with screen.activity(f"compiling for {', '.join(names)}"):
-            built = [cuda_build.build_cuda(names, folder, nvcc=nvcc)]
+            built = [cuda_build.build_cuda(names, folder, **choices)]
             if tensorrt_headers is not None:
-                built.append(cuda_build.build_tensorrt(names, folder, tensorrt_headers, nvcc=nvcc))
+                plugin = cuda_build.build_tensorrt(names, folder, tensorrt_headers, **choices)
+                built.append(plugin)
         for one in built:
             _show(one, screen)
 

@@ -28,6 +28,13 @@ TENSORRT_LIBRARY_NAME = "libmla_opt_tensorrt.so"
 CUDA_FOLDERS = ("cuda",)
 HOST_FOLDERS = ("cpu", "onnxruntime", "onnxruntime_cuda")
 TENSORRT_FOLDER = "tensorrt"
+FLASHINFER_FOLDER = "flashinfer"
+# Its kernel, and what that needs of CUDA's C++ library in a release that nvcc may not bring.
+FLASHINFER_HEADERS = (
+    "include/flashinfer/attention/mla.cuh",
+    "include/flashinfer/attention/mla_params.cuh",
+    "cccl/libcudacxx/include/cuda/cmath",
+)
 # The first with cache outputs that alias inputs.
 OLDEST_TENSORRT = (10, 3)
 _OPTIONS = ("-std=c++17", "-O3", "-Xptxas=-v", "-Wno-deprecated-gpu-targets")
@@ -50,25 +57,39 @@ class _Job:
     nvcc: Nvcc
     architectures: tuple[str, ...]
     folder: Path
-    includes: tuple[Path, ...] = ()
+    options: tuple[str, ...] = ()
 
 
-def build_cuda(architectures: Sequence[str], folder: Path, *, nvcc: Path | None = None) -> Built:
+def build_cuda(
+    architectures: Sequence[str],
+    folder: Path,
+    *,
+    nvcc: Path | None = None,
+    flashinfer: Path | None = None,
+) -> Built:
     """Compile ``libmla_opt_cuda.so`` into ``folder``; it appears whole or not at all.
 
     Args:
         architectures: as `mla_opt.kernels.nvcc.parse_architectures` returns them.
         folder: made if it is not there.
         nvcc: the compiler, if not the one that is found.
+        flashinfer: the folder ``flashinfer/data`` of FlashInfer's package, if its kernel is to
+            compute what it can (`mla_opt/kernels/flashinfer/work.h`).
 
     Raises:
         InputError: there is no compiler that can, or it fails; the message ends with what it said.
     """
-    return _build(CUDA_LIBRARY_NAME, (*CUDA_FOLDERS, *HOST_FOLDERS), architectures, folder, nvcc)
+    folders = (*CUDA_FOLDERS, *HOST_FOLDERS)
+    return _build(CUDA_LIBRARY_NAME, folders, architectures, folder, nvcc, flashinfer)
 
 
 def build_tensorrt(
-    architectures: Sequence[str], folder: Path, headers: Path, *, nvcc: Path | None = None
+    architectures: Sequence[str],
+    folder: Path,
+    headers: Path,
+    *,
+    nvcc: Path | None = None,
+    flashinfer: Path | None = None,
 ) -> Built:
     """Compile ``libmla_opt_tensorrt.so`` against the TensorRT headers in ``headers``.
 
@@ -79,7 +100,8 @@ def build_tensorrt(
     if not any(_sources((TENSORRT_FOLDER,))):
         raise InputError("this release of mla-opt has no TensorRT plugin to compile")
     folders = (*CUDA_FOLDERS, TENSORRT_FOLDER)
-    built = _build(TENSORRT_LIBRARY_NAME, folders, architectures, folder, nvcc, (headers,))
+    options = (f"-I{headers}",)
+    built = _build(TENSORRT_LIBRARY_NAME, folders, architectures, folder, nvcc, flashinfer, options)
     linked = [name for name in needed_libraries(built.library) if "nvinfer" in name]
     if linked:
         built.library.unlink()
@@ -109,6 +131,26 @@ def check_headers(headers: Path) -> tuple[int, int]:
     return version
 
 
+def check_flashinfer(headers: Path) -> None:
+    """Refuse a folder that is not ``flashinfer/data`` of a release with the kernel that is known.
+
+    Raises:
+        InputError: what is missing.
+    """
+    for name in FLASHINFER_HEADERS:
+        if not (headers / name).is_file():
+            raise InputError(
+                f"--flashinfer-headers: {headers} has no {name}; give the folder flashinfer/data of"
+                " the package flashinfer-python, 0.7 or newer"
+            )
+
+
+def _flashinfer_options(headers: Path) -> tuple[str, ...]:
+    # As system headers: what they warn of is not ours to change.
+    folders = ("include", "cccl/libcudacxx/include", "cccl/cub", "cccl/thrust")
+    return ("-DMLA_OPT_WITH_FLASHINFER", *(f"-isystem={headers / name}" for name in folders))
+
+
 def _defined(text: str, part: str) -> str | None:
     """The number of a version macro, which may stand for another."""
     pattern = rf"^\s*#\s*define\s+(?:NV_TENSORRT_{part}|TRT_{part}_ENTERPRISE)\s+(\d+)"
@@ -129,14 +171,19 @@ def _build(
     architectures: Sequence[str],
     folder: Path,
     nvcc: Path | None,
-    includes: tuple[Path, ...] = (),
+    flashinfer: Path | None,
+    options: tuple[str, ...] = (),
 ) -> Built:
+    if flashinfer is not None:
+        check_flashinfer(flashinfer)
+        folders = (*folders, FLASHINFER_FOLDER)
+        options = (*options, *_flashinfer_options(flashinfer))
     compiler = find_nvcc(nvcc)
     compiler.check(architectures)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".kernels-") as temporary:
-            job = _Job(compiler, tuple(architectures), Path(temporary), includes)
+            job = _Job(compiler, tuple(architectures), Path(temporary), options)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 compiled = list(pool.map(lambda path: _compile(job, path), _sources(folders)))
             linked = job.folder / name
@@ -158,7 +205,7 @@ def _compile(job: _Job, source: Path) -> tuple[str, str]:
         f"-Xcompiler={','.join(_HOST_OPTIONS)}",
         f'-DMLA_OPT_CUDA_ARCHITECTURES="{names}"',
         "-DMLA_OPT_WITH_CUDA",
-        *(f"-I{folder}" for folder in job.includes),
+        *job.options,
     ]
     said = _run([*_start(job), *options, "-c", str(source), "-o", result])
     return result, said

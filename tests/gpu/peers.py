@@ -91,6 +91,8 @@ def _timed(step: Step, given: Operands, turns: int) -> Timing:
     import torch
 
     stream = torch.cuda.Stream()
+    # Operands and plans are made on the other stream, which this one would not wait for.
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         check(step, given)
         step(given.caches[-1])

@@ -10,6 +10,7 @@ import pytest
 import mla_opt
 from mla_opt.errors import InputError
 from mla_opt.runtimes.onnxruntime import LatentCache, generate, session
+from tests.end_to_end.conftest import export_file
 from tests.end_to_end.driving import Generator, following, onnxruntime_run, prompt
 from tests.exports.cache import exported
 from tests.exports.spec import ExportSpec
@@ -38,7 +39,7 @@ def greedy(path, tokens: np.ndarray, steps: int) -> np.ndarray:
 @pytest.mark.parametrize("cache", ["keep", "static"])
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
 def test_it_says_what_the_original_says(spec, cache):
-    path = exported(spec)
+    path = export_file(spec)
     tokens = prompt(2, 7, 0)["input_ids"]
     optimized = mla_opt.optimize(path, cache=cache, verify=False).model
     result = generate(session(optimized), tokens, max_new_tokens=6)

@@ -4,6 +4,9 @@
 #include "check.h"
 #include "combine_shape.h"
 #include "machine.h"
+#if defined(MLA_OPT_WITH_FLASHINFER)
+#include "../flashinfer/work.h"
+#endif
 
 namespace mla_opt::cuda {
 namespace {
@@ -48,12 +51,41 @@ bool start_writing(const Arguments& arguments, int multiprocessors, void* stream
   return start_write_cache(arguments, grid, stream, failure);
 }
 
+#if defined(MLA_OPT_WITH_FLASHINFER)
+
+size_t backend_workspace(const Problem& p, int multiprocessors) {
+  return flashinfer_workspace_bound(p, multiprocessors);
+}
+
+// The rows come first, as FlashInfer reads them from the caches alone.
+bool launch_by_backend(const Problem& p, int multiprocessors, void* workspace,
+                       size_t workspace_size, void* stream, mla_opt_failure& failure) {
+  const Arguments arguments = make_arguments(p, Plan{}, workspace);
+  if (writes_apart(p) && !start_writing(arguments, multiprocessors, stream, failure)) return false;
+  return launch_flashinfer(p, arguments, multiprocessors, workspace, workspace_size, stream,
+                           failure);
+}
+
+bool backend_takes(const Problem& p) { return flashinfer_takes(p); }
+
+#else
+
+size_t backend_workspace(const Problem&, int) { return 0; }
+bool launch_by_backend(const Problem&, int, void*, size_t, void*, mla_opt_failure&) {
+  return false;
+}
+bool backend_takes(const Problem&) { return false; }
+
+#endif
+
 bool launch(const Problem& p, int multiprocessors, void* workspace, size_t workspace_size,
             void* stream, mla_opt_failure& failure) {
   if (!check(p, failure)) return false;
   if (!has_queries(p) && !writes_apart(p)) return true;
   Device device{};
   if (!find_device(p, device, failure)) return false;
+  if (backend_takes(p))
+    return launch_by_backend(p, multiprocessors, workspace, workspace_size, stream, failure);
   Plan plan{};
   if (has_queries(p)) plan = make_plan(p, multiprocessors, device);
   if (!check_workspace(plan, workspace, workspace_size, failure)) return false;
@@ -71,7 +103,8 @@ size_t mla_opt_cuda_latent_attention_workspace(const mla_opt_latent_attention* p
                                                int multiprocessors) {
   mla_opt_failure failure;
   if (!mla_opt::cuda::check_shapes(*problem, failure)) return 0;
-  return mla_opt::cuda::workspace_bound(*problem, multiprocessors);
+  return std::max(mla_opt::cuda::workspace_bound(*problem, multiprocessors),
+                  mla_opt::cuda::backend_workspace(*problem, multiprocessors));
 }
 
 int mla_opt_cuda_latent_attention_launch(const mla_opt_latent_attention* problem,

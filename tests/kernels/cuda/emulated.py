@@ -18,6 +18,7 @@ from mla_opt.kernels.cuda_library import CudaLibrary, CudaProblem
 from tests.kernels.cuda.problems import Arrays, Case, expected, operands, problem_of, results
 
 NATIVE = Path(__file__).parent / "native"
+FLASHINFER = Path(__file__).parent / "flashinfer"
 SOURCES = [
     *sorted((HOME / "cuda").glob("*.cpp")),
     *(HOME / "onnxruntime" / f"{name}.cpp" for name in ("node", "operands")),
@@ -43,6 +44,21 @@ def build(folder: Path) -> Path:
         objects = list(pool.map(compiled, SOURCES))
     library = folder / "libmla_opt_cuda_emulated.so"
     run([*compiler(), "-shared", "-o", str(library), *objects])
+    return library
+
+
+def build_with_flashinfer(objects: Path, folder: Path) -> Path:
+    """The same with FlashInfer chosen, of what `build` left in ``objects``, and an emulation of its
+    kernel."""
+    own = [HOME / "cuda" / "launch.cpp", HOME / "flashinfer" / "work.cpp"]
+    for source in [*own, FLASHINFER / "flashinfer_emulated.cpp"]:
+        flags = [*OPTIONS, f"-I{NATIVE}", "-DMLA_OPT_WITH_FLASHINFER"]
+        flags += ['-DMLA_OPT_CUDA_ARCHITECTURES="emulated"']
+        run([*compiler(), *flags, "-c", str(source), "-o", str(folder / f"{source.stem}.o")])
+    others = [str(path) for path in objects.glob("*.o") if path.stem != "launch"]
+    library = folder / "libmla_opt_cuda_flashinfer.so"
+    own_objects = [str(path) for path in folder.glob("*.o")]
+    run([*compiler(), "-shared", "-o", str(library), *own_objects, *others])
     return library
 
 

@@ -305,6 +305,7 @@ def test_command(tmp_path):
         (("--arch", "70"), "need architecture 80 or newer"),
         (("--arch", "80", "--nvcc", "/nowhere/nvcc"), "cannot be run"),
         (("--arch", "80", "--tensorrt-headers", "/nowhere"), "has no NvInferRuntime.h"),
+        (("--arch", "80", "--flashinfer-headers", "/nowhere"), "has no include/flashinfer/attent"),
     ],
 )
 def test_command_refuses(tmp_path, arguments, message):
