@@ -77,9 +77,10 @@ class ProgramSession:
                 outputs = self.entrance.call(self.module, tensors)
         except Exception as error:  # whatever PyTorch's operators and guards raise
             raise RunError(_said(self.label, "run", error)) from error
-        with torch.no_grad():
-            for name, buffer in self.module.named_buffers():
-                buffer.copy_(kept[name])
+        finally:
+            with torch.no_grad():
+                for name, buffer in self.module.named_buffers():
+                    buffer.copy_(kept[name])
         return {name: to_array(tensor) for name, tensor in outputs.items()}
 
 
