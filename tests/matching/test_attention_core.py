@@ -147,6 +147,32 @@ def test_guards_change_nothing(options):
     assert len(guarded.nodes) > len(plain.nodes)
 
 
+def widened(*points: str) -> dict[str, Any]:
+    """A block of 16 bits whose attention computes in 32, cast at these places."""
+
+    def wider(tape: Tape, value: str) -> str:
+        return tape("Cast", value, to=TensorProto.FLOAT, name=f"{value}_wide")
+
+    def narrower(tape: Tape, value: str) -> str:
+        return tape("Cast", value, to=TensorProto.FLOAT16, name="narrow")
+
+    edits = {point: narrower if point == "context" else wider for point in points}
+    return {"dtype": "float16", "bias": None, "scale_on": "none", "edits": edits}
+
+
+def test_casts_around_an_attention_are_part_of_it():
+    found = core(**widened("query", "keys", "values", "context"))
+    assert (found.query.name, found.output.name) == ("query_0", "narrow")
+    assert found.last.op_type == "Cast"
+    assert found.nodes[-1] is found.last
+
+
+def test_an_attention_that_stays_wide_is_read_as_it_is():
+    found = core(**widened("query", "keys", "values"))
+    assert (found.query.name, found.output.name) == ("query_0_wide", "context_0")
+    assert found.last.op_type == "MatMul"
+
+
 def test_a_sink_is_the_stored_vector_behind_a_column():
     found = core(sink=True)
     stored = found.sink.name
