@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mla_opt.torch_backend  # noqa: F401 (registers itself)
+from tests.exports.families import FAMILIES
 from tests.programs import exporting
 
 
@@ -26,6 +27,28 @@ def test_steps_of_a_growing_cache_are_compiled_once(caplog):
     assert exporting.worst_error(flat, compiled, sizes) < 5e-5
     rewritten = [each for each in caplog.messages if "absorbed and fused" in each]
     assert 1 <= len(rewritten) <= 2  # fixed sizes first, then any past
+
+
+def test_a_static_cache_is_a_state_and_no_constant(caplog):
+    """Dynamo hands over its tensors like buffers of the model: each call changes them."""
+    from transformers import StaticCache
+
+    caplog.set_level(logging.INFO, logger="mla_opt")
+    model = FAMILIES["deepseek_v3"].build("sdpa")
+    compiled = torch.compile(model, backend="mla_opt")
+
+    def logits(call):
+        cache = StaticCache(config=model.config, max_cache_len=24)
+        ids = torch.arange(8).reshape(2, 4)
+        with torch.no_grad():
+            for step in range(4):
+                yield call(input_ids=ids, past_key_values=cache).logits[:, -1]
+                ids = (7 * ids[:, :1] + step + 3) % 97
+
+    for sequence in range(2):  # the second with a cache that was not there when it was compiled
+        for step, (wanted, found) in enumerate(zip(logits(model), logits(compiled), strict=True)):
+            assert exporting.error(found, wanted) < 5e-5, (sequence, step)
+    assert "2 latent attentions absorbed and fused" in caplog.messages
 
 
 def test_a_graph_without_latent_attention_passes_through(caplog):
