@@ -215,10 +215,18 @@ def test_the_branch_that_a_chunk_takes_is_the_one_of_the_model() -> None:
 
 
 def test_scores_are_what_limits_a_chunk_without_a_kernel() -> None:
-    """Three float32 tensors of scores, 16 heads, at 32k keys: 6 MiB for each token."""
-    at_32k = UNFUSED.bytes(Workload(1, 100, 32_768))
-    assert at_32k == pytest.approx(100 * 3 * 16 * 32_768 * 4, rel=0.03)
-    assert FUSED.bytes(Workload(1, 100, 32_768)) < at_32k / 40
+    """Three float32 tensors of scores, 16 heads, at 32k keys: 6 MiB for each token; and a mask."""
+    at_32k, mask = UNFUSED.bytes(Workload(1, 100, 32_768)), 100 * 32_768 * 20
+    assert at_32k == pytest.approx(100 * 3 * 16 * 32_768 * 4 + mask, rel=0.03)
+    assert FUSED.bytes(Workload(1, 100, 32_768)) - mask < at_32k / 40
+
+
+def test_a_mask_is_what_limits_a_chunk_with_a_kernel() -> None:
+    """It has no heads, yet a row of it for each token: 32k-token prompts in 1.5 GB need that."""
+    absorbed = Prefill(V2_LITE, 4, fused=True)
+    chunk = cost_model.choose_chunk(absorbed, 1, 31_000, 5000, GIB)
+    assert chunk < cost_model.choose_chunk(absorbed, 1, 31_000, 5000, 4 * GIB)
+    assert chunk * (31_000 + chunk) * 20 > absorbed.bytes(Workload(1, chunk, 31_000 + chunk)) / 2
 
 
 @pytest.mark.parametrize("prefill", [UNFUSED, FUSED])
