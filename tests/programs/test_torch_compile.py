@@ -39,15 +39,15 @@ def test_a_static_cache_is_a_state_and_no_constant(caplog):
 
     def logits(call):
         cache = StaticCache(config=model.config, max_cache_len=24)
-        ids = torch.arange(8).reshape(2, 4)
+        ids, steps = torch.arange(8).reshape(2, 4), []
         with torch.no_grad():
             for step in range(4):
-                yield call(input_ids=ids, past_key_values=cache).logits[:, -1]
+                steps.append(call(input_ids=ids, past_key_values=cache).logits[:, -1].clone())
                 ids = (7 * ids[:, :1] + step + 3) % 97
+        return steps
 
-    for sequence in range(2):  # the second with a cache that was not there when it was compiled
-        for step, (wanted, found) in enumerate(zip(logits(model), logits(compiled), strict=True)):
-            assert exporting.error(found, wanted) < 5e-5, (sequence, step)
+    for _ in range(2):  # the second time with a cache that was not there when it was compiled
+        assert exporting.error(logits(compiled), logits(model)) < 5e-5
     assert "2 latent attentions absorbed and fused" in caplog.messages
 
 
