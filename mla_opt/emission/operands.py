@@ -129,7 +129,7 @@ def _bias(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | 
     """All bias terms as one: boolean if there is nothing else, additive otherwise."""
     masks = [_allowed(builder, term) for term in site.core.bias if is_boolean(graph, term)]
     addends = [
-        _with_axes(graph, builder, term.value)
+        _addend(graph, builder, term.value, site.core.query)
         for term in site.core.bias
         if not is_boolean(graph, term)
     ]
@@ -145,10 +145,15 @@ def _bias(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | 
     return builder.where(mask, total, never, "bias")
 
 
-def _with_axes(graph: Graph, builder: Builder, value: Value) -> Value:
-    """An addend with at least one axis, as the operator takes it."""
-    one = graph.example_shape(value) == ()
-    return builder.reshape(value, builder.integers(1), "bias_with_axis") if one else value
+def _addend(graph: Graph, builder: Builder, value: Value, query: Value) -> Value:
+    """An addend as the operator takes it: with at least one axis, in the query's element type.
+
+    An attention that computes in a wider type than its query has its mask in that type.
+    """
+    wide = graph.dtype(value) != graph.dtype(query)
+    if graph.example_shape(value) == ():
+        value = builder.reshape(value, builder.integers(1), "bias_with_axis")
+    return builder.cast_like(value, query, "bias_of_query_type") if wide else value
 
 
 def is_boolean(graph: Graph, term: BiasTerm) -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from mla_opt.errors import PassError
 from tests.graphs.latent_block import Block, build
@@ -200,6 +201,24 @@ def test_numbers(options, absorb):
 
 def test_numbers_in_half_precision():
     block = Block(dtype="float16")
+    assert_same(block, absorbed(block).model, tolerance=1e-2)
+
+
+def test_numbers_of_an_attention_that_computes_in_a_wider_type():
+    """Its mask is in that type, yet the operator takes it in the query's."""
+
+    def wide(tape, value):
+        return tape("Cast", value, to=TensorProto.FLOAT)
+
+    def masked(tape, scores):
+        shape = (tape.block.batch, 1, tape.block.query_len, tape.block.total_len)
+        return tape("Add", scores, wide(tape, tape.input("attention_mask", shape)))
+
+    def narrow(tape, value):
+        return tape("Cast", value, to=TensorProto.FLOAT16)
+
+    edits = {"query": wide, "keys": wide, "values": wide, "scores": masked, "context": narrow}
+    block = Block(dtype="float16", bias=None, scale_on="none", edits=edits)
     assert_same(block, absorbed(block).model, tolerance=1e-2)
 
 
