@@ -72,6 +72,7 @@ class Outputs(NamedTuple):
 Caches = tuple[Tensor | None, Tensor | None]
 """``cache`` and ``rope_cache``, or what they became."""
 EmptyCache = Callable[[Tensor, tuple[int, ...]], Tensor]
+"""Makes an uninitialised tensor of a cache and a shape."""
 
 
 def make_outputs(call: Call, output: Tensor, caches: Caches) -> Outputs:
@@ -95,10 +96,7 @@ def bias_strides(bias: Tensor) -> tuple[int, ...]:
 
 
 def empty_outputs(call: Call, empty: EmptyCache = Tensor.new_empty) -> Outputs:
-    """Return uninitialised tensors for the outputs of a checked call.
-
-    ``empty`` makes a new cache of the old one and a shape.
-    """
+    """Return uninitialised tensors for the outputs of a checked call, its caches by ``empty``."""
     caches = (_empty_cache(call, cache, empty) for cache in (call.cache, call.rope_cache))
     return Outputs(empty_output(call), *caches)
 

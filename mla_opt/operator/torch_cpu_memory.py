@@ -37,8 +37,8 @@ class BlockPool:
         self._lock = threading.Lock()
         self._free: list[mmap.mmap] = []
         self._lent = 0
-        # Tensors die wherever the garbage collector runs, in `take` too: what they leave is only
-        # put here then.
+        # Tensors die wherever the garbage collector runs, within `empty` too: then what they leave
+        # is only put here, and whoever has the lock takes it in before leaving.
         self._returned: collections.deque[mmap.mmap] = collections.deque()
 
     @property
@@ -60,6 +60,7 @@ class BlockPool:
             self._drain()
             block = self._fitting(size) or _new_block(size)
             self._lent += len(block)
+        self._settle()
         lease = (ctypes.c_char * size).from_buffer(block)
         returning = weakref.finalize(lease, self._give_back, block)
         returning.atexit = False
@@ -82,8 +83,8 @@ class BlockPool:
         self._settle()
 
     def _settle(self) -> None:
-        """Take in what was returned, unless someone is at it, who then finds it next time."""
-        if self._lock.acquire(blocking=False):
+        """Take in what was returned, unless someone is at it, who then looks again."""
+        while self._returned and self._lock.acquire(blocking=False):
             try:
                 self._drain()
             finally:

@@ -108,6 +108,29 @@ def test_several_threads() -> None:
     assert pool.lent_bytes == pool.free_bytes == 0
 
 
+@pytest.mark.parametrize("entered_by", ["a tensor that goes", "a tensor that comes"])
+def test_what_is_freed_while_another_has_the_lock_is_not_kept(entered_by: str) -> None:
+    """The garbage collector may run within the pool, and threads free what they like."""
+    held: list[torch.Tensor] = []
+
+    class Interrupted(BlockPool):
+        def _drain(self) -> None:
+            super()._drain()
+            held.clear()  # its blocks come back while the lock is held
+
+    pool = Interrupted()
+    mine = [rows(pool, 512)]
+    held.extend((rows(pool, 2048), rows(pool, 2048)))
+    if entered_by == "a tensor that goes":
+        mine.clear()
+    else:
+        mine.append(rows(pool, 256))
+    assert not held
+    assert not pool._returned
+    assert sum(map(len, pool._free)) <= pool._lent
+    assert pool._lent == sum(2 * MIB for _ in mine)
+
+
 def test_small_caches_are_left_to_pytorch() -> None:
     before = torch_cpu_memory._pool.lent_bytes
     small = empty_like_cache(torch.empty(0), (1, 1, 16, 576))
