@@ -95,8 +95,12 @@ def _is_known_view(node: fx.Node) -> bool:
 
 
 def _is_idle(node: fx.Node) -> bool:
-    """Whether this is a cast to the type and device that the tensor has, which returns itself."""
-    return _is_cast(node) and not _is_copy(node)
+    """Whether this is a cast to the type and device that the tensor has, which returns itself.
+
+    One with a flag, to copy or not to wait, is not looked into: it is a view of unknown kind.
+    """
+    flags = any(each is True for each in (*node.args, *node.kwargs.values()))
+    return _is_cast(node) and not _is_copy(node) and not flags
 
 
 def _is_cast(node: fx.Node) -> bool:
@@ -107,8 +111,7 @@ def _is_copy(cast: fx.Node) -> bool:
     source = cast.args[0]
     assert isinstance(source, fx.Node)
     before, after = source.meta["val"], cast.meta["val"]
-    asked = any(each is True for each in cast.args) or bool(cast.kwargs.get("copy"))
-    return asked or before.dtype != after.dtype or before.device != after.device
+    return bool(before.dtype != after.dtype or before.device != after.device)
 
 
 def _is_view(node: fx.Node) -> bool:

@@ -41,6 +41,13 @@ class IdleCasts(torch.nn.Module):
         return fresh, same * 1, other
 
 
+class FlaggedCast(torch.nn.Module):
+    def forward(self, x):
+        fresh = x + 1
+        fresh.to(torch.float32, non_blocking=True).mul_(2.0)
+        return fresh
+
+
 class ChangesItsInput(torch.nn.Module):
     def forward(self, x, y):
         x[:, :2].copy_(y)
@@ -60,6 +67,7 @@ INPUTS = {
     IdleCasts: (torch.randn(3, 4),),
     ChangesItsInput: (torch.randn(3, 4), torch.randn(3, 2)),
     UnknownView: (torch.randn(3, 4),),
+    FlaggedCast: (torch.randn(3, 4),),
 }
 
 
@@ -89,8 +97,9 @@ def test_a_changed_input_is_returned_with_what_it_becomes():
     assert not changes(module)
 
 
-def test_views_of_another_kind_are_left_alone():
-    module = graph_of(UnknownView)
+@pytest.mark.parametrize("kind", [UnknownView, FlaggedCast])
+def test_views_of_another_kind_are_left_alone(kind):
+    module = graph_of(kind)
     settle_changes(module.graph)
     assert [node.name for node in changes(module)]
 
