@@ -11,7 +11,7 @@ import json
 import os
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ SOURCES = ("core.cpp", "peak.cpp", "pool.cpp")
 OPTIONS = ("-std=c++17", "-O2", "-pthread")
 THREADS = 2
 #: Bytes of a latent row's number.
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 WIDTH = 512 + 64
 #: Share of the core's rate wanted of one thread, in percent, by type and heads; and of two threads
 #: how many times one.
@@ -39,6 +39,8 @@ TARGETS = {
 THREADS_TARGET = 1.85
 #: The tier whose bfloat16 products the targets are about.
 BFLOAT16_TIER = "avx512bf16"
+#: The tier of tiles, which float32 rows use for more query rows than these.
+TILES_TIER, VECTOR_ROWS = "amx", 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +51,13 @@ class CoreCase:
     heads: int
     keys: int
     tier: str
+    #: Whether the targets are about it.
+    promised: bool
 
     @property
     def name(self) -> str:
         """What tables and JSON call it."""
         return f"{self.dtype}, {self.heads} heads, {self.keys >> 10}k keys, {self.tier}"
-
-    @property
-    def promised(self) -> bool:
-        """Whether the targets are about it: not where tiles wait for the memory."""
-        return self.dtype == "float32" or self.tier == BFLOAT16_TIER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +108,27 @@ class CoreTiming:
 
 
 def cases(heads: Sequence[int], keys: Sequence[int]) -> list[CoreCase]:
-    """Every case that this machine has a tier for."""
+    """Every case that this machine has a tier for.
+
+    Promised is what runs where nobody names a tier; of bfloat16 what its vectors do, as tiles wait
+    for the memory.
+    """
     tiers = cpu_tiers()
     # Tiers for bfloat16 leave float32 rows to the best one for those.
-    single = next(tier for tier in tiers if tier not in ("amx", BFLOAT16_TIER))
-    both = [("float32", single), *(("bfloat16", t) for t in tiers if t in ("amx", BFLOAT16_TIER))]
-    return [CoreCase(dtype, h, k, tier) for dtype, tier in both for h in heads for k in keys]
+    single = next(tier for tier in tiers if tier not in (TILES_TIER, BFLOAT16_TIER))
+
+    def of(dtype: str, tier: str, promised: Callable[[int], bool]) -> list[CoreCase]:
+        return [CoreCase(dtype, h, k, tier, promised(h)) for h in heads for k in keys]
+
+    on_tiles = TILES_TIER in tiers
+    found = of("float32", single, lambda h: not on_tiles or h <= VECTOR_ROWS)
+    if on_tiles:
+        found += [c for c in of("float32", TILES_TIER, lambda _: True) if c.heads > VECTOR_ROWS]
+    found += of("float16", TILES_TIER if on_tiles else single, lambda _: False)
+    for tier in (TILES_TIER, BFLOAT16_TIER):
+        if tier in tiers:
+            found += of("bfloat16", tier, lambda _, tier=tier: tier == BFLOAT16_TIER)
+    return found
 
 
 def program() -> Path:

@@ -19,6 +19,10 @@ TOLERANCE = {
 TYPES = [np.float32, np.float16, np.float64, BFLOAT16]
 
 
+def type_name(dtype):
+    return np.dtype(dtype).name
+
+
 def matches(outputs, signature, feeds, *, scale=cases.SCALE, rank=cases.RANK, tolerance=None):
     expected = latent_attention(**feeds, scale=scale, kv_lora_rank=rank, causal=signature.causal)
     limit = tolerance or TOLERANCE[feeds["query"].dtype]
@@ -35,7 +39,7 @@ def test_the_kernel_takes_the_place_of_the_node(tmp_path):
     assert [node.op_type for node in graph.node] == ["LatentAttention"]
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("dtype", TYPES, ids=type_name)
 @pytest.mark.parametrize("signature", cases.ALL_SIGNATURES, ids=cases.name)
 def test_every_signature_and_type(signature, dtype):
     runtime = session(cases.model(signature, cases.operands(signature, dtype=dtype)))
@@ -45,14 +49,14 @@ def test_every_signature_and_type(signature, dtype):
             assert matches(run(runtime, feeds), signature, feeds)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=type_name)
 @pytest.mark.parametrize("signature", cases.NARROW_SIGNATURES, ids=cases.name)
 def test_narrow_caches(signature, dtype):
     feeds = cases.operands(signature, cache_dtype=dtype)
     assert matches(run(session(cases.model(signature, feeds)), feeds), signature, feeds)
 
 
-@pytest.mark.parametrize("dtype", TYPES[:1] + TYPES[3:], ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("dtype", TYPES[:1] + TYPES[3:], ids=type_name)
 @pytest.mark.parametrize("rope", [0, 3, 4])
 @pytest.mark.parametrize("query_len", [1, 3, 64])
 def test_every_tier(tier, query_len, rope, dtype):
@@ -62,7 +66,7 @@ def test_every_tier(tier, query_len, rope, dtype):
     assert matches(run(session(cases.model(signature, feeds)), feeds), signature, feeds)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BFLOAT16], ids=type_name)
 @pytest.mark.parametrize(("rank", "rope"), [(512, 64), (256, 32), (512, 0), (96, 30)])
 @pytest.mark.parametrize("heads", [1, 3, 16, 20])
 def test_widths_and_heads_in_use(tier, heads, rank, rope, dtype):
@@ -77,6 +81,28 @@ def test_widths_and_heads_in_use(tier, heads, rank, rope, dtype):
     scale = (rank + rope) ** -0.5
     runtime = session(cases.model(signature, feeds, scale=scale, rank=rank))
     assert matches(run(runtime, feeds), signature, feeds, scale=scale, rank=rank)
+
+
+@pytest.mark.parametrize("gain", [1e-12, 1, 8, 1e12])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=type_name)
+def test_every_tier_is_as_exact_as_float32(tier, dtype, gain):
+    """Some multiply other numbers than floats: nothing gets lost, whatever the magnitude."""
+    if dtype == np.float16:
+        gain = np.clip(gain, 1e-2, 1e2)
+    random = np.random.default_rng(1)
+    shapes = {"query": (1, 20, 3, 576), "latent": (1, 1, 3, 576), "cache": (1, 1, 1500, 576)}
+    feeds = {name: random.standard_normal(shape) for name, shape in shapes.items()}
+    feeds = {name: feed * (gain if name != "query" else 1 / gain) for name, feed in feeds.items()}
+    # All but the cache are floats; new rows are such that the cache can keep them.
+    feeds = {name: feed.astype(dtype).astype(np.float32) for name, feed in feeds.items()}
+    feeds["cache"] = feeds["cache"].astype(dtype)
+    signature = Signature(has_cache=True, narrow=dtype == np.float16, causal=True)
+    runtime = session(cases.model(signature, feeds, scale=1 / 24, rank=512))
+    output = run(runtime, feeds)[0].astype(np.float64)
+    expected = latent_attention(**feeds, scale=1 / 24, kv_lora_rank=512, causal=True).output
+    error = np.sqrt(np.mean((output - expected) ** 2) / np.mean(expected**2))
+    # 4e-7 to 8e-7; numbers of 16 bits alone give 1e-5 and more.
+    assert error < 1.5e-6
 
 
 def test_the_comparison_notices_a_wrong_scale():

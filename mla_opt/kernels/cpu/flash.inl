@@ -32,7 +32,7 @@ struct Workspace {
 };
 
 bool reserve(const Problem& p, int64_t rows, Scratch& scratch, Workspace& workspace) {
-  const int64_t sizes[] = {kBlockKeys * score_stride(rows), padded(rows), block_floats(p),
+  const int64_t sizes[] = {kBlockKeys * score_stride(rows), padded(rows), block_floats(p, rows),
                            kBlockKeys * LANES};
   int64_t total = 0;
   for (const int64_t size : sizes) total += in_lines(size);
@@ -50,7 +50,7 @@ bool reserve(const Problem& p, int64_t rows, Scratch& scratch, Workspace& worksp
 void attend_block(const Problem& p, const Tile& tile, const void* query, const Block& block,
                   Ahead ahead, const Workspace& workspace, const Partial& partial) {
   const int64_t rows = padded(tile.count), stride = score_stride(rows);
-  score(p, block, query, rows / LANES, workspace.scores, stride, ahead);
+  score(p, block, query, rows / LANES, workspace.scores, stride, workspace.rows, ahead);
   for (int64_t at = 0; at < rows; at += LANES) {
     float* scores = workspace.scores + at;
     mask(p, tile, at, block.first, block.keys, scores, stride, workspace.bias);

@@ -1,33 +1,10 @@
 // Scores and weighted sums of bfloat16 rows by tdpbf16ps, which multiplies tiles of 16 rows of 16 pairs
-// and adds them in float32. Included by the tier amx, after rows_bf16.inl.
+// and adds them in float32. Included by the tier amx, after tiles_amx.inl and rows_bf16.inl.
 //
 //   scores  [16 keys, 16 query rows]     key rows as they lie in memory, times the packed queries
 //   output  [16 query rows, 16 columns]  probabilities, turned over, times interleaved rows
 //
-// Tiles 0 to 3 are sums, 4 and 6 their rows, 5 and 7 their columns. Intrinsics take literal numbers of
-// tiles only, and the compiler does not know that they read memory.
-
-constexpr int kTileRows = 16;
-constexpr int kTileBytes = 64;
-constexpr int kTilePairs = 16;
-constexpr int kTileDims = 2 * kTilePairs;
-
-inline void written() { asm volatile("" ::: "memory"); }
-
-// Rows of the sums and of what they are made of; columns are always full.
-void configure(int rows) {
-  struct {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes_in_row[16] = {};
-    uint8_t rows[16] = {};
-  } tiles;
-  for (int tile = 0; tile < 8; ++tile) {
-    tiles.bytes_in_row[tile] = kTileBytes;
-    tiles.rows[tile] = static_cast<uint8_t>(tile == 5 || tile == 7 ? kTileRows : rows);
-  }
-  written();
-  _tile_loadconfig(&tiles);
-}
+// Tiles 0 to 3 are sums, 4 and 6 their rows, 5 and 7 their columns.
 
 // ---- scores -------------------------------------------------------------------------------------
 
@@ -148,7 +125,7 @@ void for_each_group(const Problem& p, const void* packed, int64_t vectors, Body 
 }
 
 void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
-           float* scores, int64_t stride, Ahead& /*ahead*/) {
+           float* scores, int64_t stride, float* /*buffer*/, Ahead& /*ahead*/) {
   written();
   const int full = block.keys / kTileRows * kTileRows, rest = block.keys - full;
   for_each_group(p, packed, vectors, [&](const uint32_t* query, int group, int64_t at) {
@@ -180,35 +157,6 @@ inline __m512i paired(const float* first, int64_t stride, int keys) {
   const auto high = _mm512_cvtepu16_epi32(
       reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(second))));
   return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-}
-
-// Rows become columns.
-inline void turn_over(__m512i (&tile)[16]) {
-  __m512i by_two[16], by_four[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    by_two[i] = _mm512_unpacklo_epi32(tile[i], tile[i + 1]);
-    by_two[i + 1] = _mm512_unpackhi_epi32(tile[i], tile[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    by_four[i] = _mm512_unpacklo_epi64(by_two[i], by_two[i + 2]);
-    by_four[i + 1] = _mm512_unpackhi_epi64(by_two[i], by_two[i + 2]);
-    by_four[i + 2] = _mm512_unpacklo_epi64(by_two[i + 1], by_two[i + 3]);
-    by_four[i + 3] = _mm512_unpackhi_epi64(by_two[i + 1], by_two[i + 3]);
-  }
-  // Quarter q of by_four[4 g + r] is column 4 q + r of rows 4 g to 4 g + 3.
-#pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r) {
-    const __m512i a = _mm512_shuffle_i32x4(by_four[r], by_four[4 + r], 0x88);
-    const __m512i b = _mm512_shuffle_i32x4(by_four[8 + r], by_four[12 + r], 0x88);
-    const __m512i c = _mm512_shuffle_i32x4(by_four[r], by_four[4 + r], 0xdd);
-    const __m512i d = _mm512_shuffle_i32x4(by_four[8 + r], by_four[12 + r], 0xdd);
-    tile[r] = _mm512_shuffle_i32x4(a, b, 0x88);
-    tile[8 + r] = _mm512_shuffle_i32x4(a, b, 0xdd);
-    tile[4 + r] = _mm512_shuffle_i32x4(c, d, 0x88);
-    tile[12 + r] = _mm512_shuffle_i32x4(c, d, 0xdd);
-  }
 }
 
 // Probabilities [keys, query rows] become tiles [16 query rows, 16 pairs of keys], one for each 32 keys,
@@ -275,16 +223,6 @@ void add_narrow_strip(const Strip& strip, float* output, int64_t stride) {
   }
   _tile_stored(0, output, to);
   _tile_stored(1, output + LANES, to);
-}
-
-// Most blocks raise no maximum, and then there is nothing to do.
-void keep_output(const float* keep, int64_t rows, float* output, int64_t rank) {
-  for (int64_t row = 0; row < rows; ++row) {
-    if (keep[row] == 1.0f) continue;
-    float* at = output + row * rank;
-    for (int64_t column = 0; column < rank; column += LANES)
-      store(at + column, load(at + column) * keep[row]);
-  }
 }
 
 void add_values(const Problem& p, const Block& block, float* probabilities,

@@ -85,7 +85,7 @@ void score_block(const Problem& p, const Block& block, const uint32_t* query, in
 }
 
 void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
-           float* scores, int64_t stride, Ahead& /*ahead*/) {
+           float* scores, int64_t stride, float* /*buffer*/, Ahead& /*ahead*/) {
   const auto* query = static_cast<const uint32_t*>(packed);
   const bool joined = block.c_kv_stride == block.k_pe_stride || p.rope_dim == 0;
   if (joined && block.c_kv_stride == 576) return score_block<576>(p, block, query, vectors, scores, stride);

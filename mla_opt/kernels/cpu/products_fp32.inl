@@ -80,7 +80,7 @@ Block widened(const Problem& p, const Segment& rows, int64_t first, int keys, fl
   return {to, to + padded(rank), stride, stride, first, keys};
 }
 
-int64_t block_floats(const Problem& p) {
+int64_t block_floats(const Problem& p, int64_t /*rows*/) {
   return kBlockKeys * (padded(p.kv_lora_rank) + p.rope_dim);
 }
 
@@ -172,7 +172,7 @@ void score_block(const Problem& p, const Block& block, const float* query, int64
 
 // Rows of the widths in use get addresses of their own.
 void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
-           float* scores, int64_t stride, Ahead& ahead) {
+           float* scores, int64_t stride, float* /*buffer*/, Ahead& ahead) {
   const auto* query = static_cast<const float*>(packed);
   const bool joined = block.c_kv_stride == block.k_pe_stride || p.rope_dim == 0;
   if (joined && block.c_kv_stride == 576) return score_block<576>(p, block, query, vectors, scores, stride, ahead);

@@ -63,7 +63,7 @@ struct Block {
 };
 
 // Room for an interleaved strip.
-int64_t block_floats(const Problem&) { return kBlockKeys / 2 * kStripVectors * LANES; }
+int64_t block_floats(const Problem&, int64_t /*rows*/) { return kBlockKeys / 2 * kStripVectors * LANES; }
 
 Block block_of(const Problem&, const Segment& rows, int64_t first, int keys, float*) {
   const int64_t row = first - rows.first;

@@ -1,4 +1,5 @@
-// AMX for bfloat16 rows: tiles of 16 rows of 64 bytes. What it does not fit goes to the tier below.
+// AMX: tiles of 16 rows of 64 bytes. Here for bfloat16 rows; others go to tier_amx_parts.cpp, and what
+// fills no tiles to the tier below.
 #include <math.h>
 
 #include "copy.h"
@@ -27,9 +28,13 @@ namespace mla_opt {
 namespace avx512bf16 {
 extern const Tier tier;
 }
+namespace amx_parts {
+extern const Tier tier;
+}
 namespace amx {
 namespace {
 #include "vectors.inl"
+#include "tiles_amx.inl"
 #include "rows_bf16.inl"
 #include "products_amx.inl"
 #include "flash.inl"
@@ -54,18 +59,18 @@ bool runs_here() {
 bool fits_tiles(const Problem& p) { return fits(p) && p.rope_dim % kTileDims == 0; }
 
 size_t query_bytes_or_below(const Problem& p, int64_t rows) {
-  return fits_tiles(p) ? query_bytes(p, rows) : avx512bf16::tier.query_bytes(p, rows);
+  return fits_tiles(p) ? query_bytes(p, rows) : amx_parts::tier.query_bytes(p, rows);
 }
 
 void pack_query_or_below(const Problem& p, const Tile& tile, void* packed) {
   return fits_tiles(p) ? pack_query(p, tile, packed)
-                       : avx512bf16::tier.pack_query(p, tile, packed);
+                       : amx_parts::tier.pack_query(p, tile, packed);
 }
 
 bool attend_or_below(const Problem& p, const Tile& tile, const void* packed, int64_t first_key,
                      int64_t end_key, bool copy, const Partial& partial, Scratch& scratch) {
   if (!fits_tiles(p))
-    return avx512bf16::tier.attend(p, tile, packed, first_key, end_key, copy, partial, scratch);
+    return amx_parts::tier.attend(p, tile, packed, first_key, end_key, copy, partial, scratch);
   configure(kTileRows);
   const bool done = attend(p, tile, packed, first_key, end_key, copy, partial, scratch);
   // A thread with tiles in use takes longer to be switched, and to sleep.

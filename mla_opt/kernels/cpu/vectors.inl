@@ -64,6 +64,8 @@ struct Ahead {
     at += kLine;
   }
 
+  int64_t lines() const { return (end - at + kLine - 1) / kLine; }
+
   static constexpr int kLine = 64;
 };
 

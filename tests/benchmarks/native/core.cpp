@@ -1,6 +1,6 @@
 // Times the kernel itself, on one thread and on several, beside the multiply-adds of the same core.
 //
-//   core LIBRARY float32|bfloat16 HEADS KEYS THREADS ROUNDS
+//   core LIBRARY float32|float16|bfloat16 HEADS KEYS THREADS ROUNDS
 //
 // One new token attends from HEADS heads to KEYS rows of 512 + 64 numbers in a buffer. Rounds take
 // turns: the core's rate, the kernel on one thread, the rate of THREADS threads, the kernel on them.
@@ -117,6 +117,8 @@ struct Step {
       const float value = values(random);
       if (type == MLA_OPT_FLOAT32)
         reinterpret_cast<float*>(tensor.data())[i] = value;
+      else if (type == MLA_OPT_FLOAT16)
+        reinterpret_cast<Half*>(tensor.data())[i] = converted<Half>(value);
       else
         reinterpret_cast<BFloat16*>(tensor.data())[i] = converted<BFloat16>(value);
     }
@@ -163,6 +165,11 @@ double call(const Library& library, Pool& pool, bool all, const Step& step) {
   return best;
 }
 
+int32_t type_of(const std::string& name) {
+  if (name == "float16") return MLA_OPT_FLOAT16;
+  return name == "bfloat16" ? MLA_OPT_BFLOAT16 : MLA_OPT_FLOAT32;
+}
+
 void print(const char* name, const std::vector<double>& values, const char* end) {
   std::printf("\"%s\": [", name);
   for (size_t i = 0; i < values.size(); ++i) std::printf("%s%.9g", i ? ", " : "", values[i]);
@@ -174,14 +181,14 @@ void print(const char* name, const std::vector<double>& values, const char* end)
 int main(int count, char** words) {
   if (count != 7) return 2;
   const Library library = open(words[1]);
-  const bool bfloat16 = std::string(words[2]) == "bfloat16";
+  const int32_t type = type_of(words[2]);
   const int64_t heads = std::atoll(words[3]), keys = std::atoll(words[4]);
-  const Multiply multiply = multiply_of(library.tier(), bfloat16);
+  const Multiply multiply = multiply_of(library.tier(), type == MLA_OPT_BFLOAT16);
   if (!multiply) {
     std::fprintf(stderr, "the tier %s multiplies no bfloat16\n", library.tier());
     return 2;
   }
-  const Step step(bfloat16 ? MLA_OPT_BFLOAT16 : MLA_OPT_FLOAT32, heads, keys);
+  const Step step(type, heads, keys);
   std::vector<double> rates[2], seconds[2];
   Pool pool(std::atoi(words[5]));
   for (int round = 0; round < std::atoi(words[6]); ++round)

@@ -1,0 +1,71 @@
+// AMX for float32 and float16 rows, as part of the tier amx. What does not fill tiles goes to the tier
+// below.
+#include <math.h>
+
+#include "copy.h"
+#include "element.h"
+#include "tier.h"
+
+#if MLA_OPT_HAS_AMX
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                     \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,amx-tile,amx-bf16"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,amx-tile,amx-bf16")
+#endif
+
+#define LANES 16
+
+namespace mla_opt {
+namespace avx512bf16 {
+extern const Tier tier;
+}
+namespace amx_parts {
+namespace {
+#include "vectors.inl"
+#include "tiles_amx.inl"
+#include "parts_bf16.inl"
+#include "products_amx_parts.inl"
+#include "flash.inl"
+
+size_t query_bytes_or_below(const Problem& p, int64_t rows) {
+  return fits(p) ? query_bytes(p, rows) : avx512bf16::tier.query_bytes(p, rows);
+}
+
+void pack_query_or_below(const Problem& p, const Tile& tile, void* packed) {
+  return fits(p) ? pack_query(p, tile, packed) : avx512bf16::tier.pack_query(p, tile, packed);
+}
+
+bool attend_or_below(const Problem& p, const Tile& tile, const void* packed, int64_t first_key,
+                     int64_t end_key, bool copy, const Partial& partial, Scratch& scratch) {
+  if (!fits(p))
+    return avx512bf16::tier.attend(p, tile, packed, first_key, end_key, copy, partial, scratch);
+  configure(kTileRows);
+  const bool done = attend(p, tile, packed, first_key, end_key, copy, partial, scratch);
+  // A thread with tiles in use takes longer to be switched, and to sleep.
+  _tile_release();
+  return done;
+}
+
+// Only by way of the tier amx, which asks.
+bool runs_here() { return false; }
+}  // namespace
+
+extern const Tier tier = {"amx_parts",    runs_here,            LANES,
+                          partial_stride, query_bytes_or_below, pack_query_or_below,
+                          attend_or_below, finish};
+}  // namespace amx_parts
+}  // namespace mla_opt
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif
