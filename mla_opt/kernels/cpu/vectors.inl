@@ -58,9 +58,11 @@ struct Ahead {
   const char* at = nullptr;
   const char* end = nullptr;
 
+  // Into the second-level cache (2), or into both (3).
+  template <int LOCALITY = 2>
   inline __attribute__((always_inline)) void fetch() {
     if (at >= end) return;
-    __builtin_prefetch(at, 0, 2);
+    __builtin_prefetch(at, 0, LOCALITY);
     at += kLine;
   }
 
