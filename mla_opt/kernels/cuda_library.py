@@ -176,6 +176,11 @@ class CudaLibrary:
         function = self._library.mla_opt_cuda_latent_attention_workspace
         return int(function(ctypes.byref(problem), multiprocessors))
 
+    def loads_in_bulk(self, problem: CudaProblem) -> bool:
+        """Whether a launch on the current device loads keys by its tensor memory accelerator."""
+        function = self._library.mla_opt_cuda_latent_attention_loads_in_bulk
+        return bool(function(ctypes.byref(problem)))
+
     def launch(
         self,
         problem: CudaProblem,

@@ -6,9 +6,11 @@
 //                            sums += weights @ c_kv       warps share the dims
 //
 // While one tile is computed with, copies of the next ones are under way (cp.async). The products are
-// made by warps (below), or on Hopper by warpgroups (warpgroups.cuh); all else is the same.
+// made by warps (warps.cuh), or on Hopper by warpgroups (warpgroups.cuh), whose tiles come in bulk
+// where they can (bulk_loads.cuh); all else is the same.
 #pragma once
 
+#include "bulk_loads.cuh"
 #include "loads.cuh"
 #include "results.cuh"
 #include "softmax.cuh"
@@ -56,10 +58,41 @@ MLA_OPT_DEVICE uint32_t stage_of(uint32_t shared, int tile) {
   return shared + C::kLayout.latent + tile % C::kTile.stages * C::kLayout.stage;
 }
 
+// Starts the copies of a tile of keys.
+template <class C>
+MLA_OPT_DEVICE void load_tile(const Arguments& a, const typename C::Maps& maps, const Sequence& s,
+                              const Place& place, const Keys& keys, uint32_t shared, int tile) {
+  const int first = keys.first + tile * C::kTile.keys;
+  const uint32_t stage = stage_of<C>(shared, tile);
+  if constexpr (C::kSwizzled) {
+    if (comes_in_bulk<C>(maps, s, first, keys.end)) {
+      const uint32_t barrier = barrier_of_stage<C>(shared, tile % C::kTile.stages);
+      return load_keys_in_bulk<C>(a, maps, s, place, first, stage, barrier);
+    }
+  }
+  load_keys<C>(a, s, place, first, keys.end, stage);
+}
+
+// Waits for a tile, and before the first one for the query. What other threads have copied of it is
+// there after the next block barrier.
+template <class C>
+MLA_OPT_DEVICE void wait_for_tile(const typename C::Maps& maps, const Sequence& s, const Keys& keys,
+                                  uint32_t shared, int tile, Phases& phases) {
+  wait_for_copies<C::kTile.stages - 2>();
+  if constexpr (C::kSwizzled) {
+    // To the products, and to a later copy in bulk, which must not be overtaken by these.
+    show_to_async();
+    const int stage = tile % C::kTile.stages;
+    if (comes_in_bulk<C>(maps, s, keys.first + tile * C::kTile.keys, keys.end))
+      wait_for_bulk(barrier_of_stage<C>(shared, stage), stage, phases);
+  }
+}
+
 // All keys of a block, tile by tile.
 template <class C>
-MLA_OPT_DEVICE void attend_to_keys(const Arguments& a, const Sequence& s, const Place& place,
-                                   const Keys& keys, int first, uint32_t shared, Softmax& softmax,
+MLA_OPT_DEVICE void attend_to_keys(const Arguments& a, const typename C::Maps& maps,
+                                   const Sequence& s, const Place& place, const Keys& keys,
+                                   int first, uint32_t shared, Softmax& softmax,
                                    float (&sums)[C::kDimTiles][4]) {
   constexpr int stages = C::kTile.stages, size = C::kTile.keys;
   const OwnRows rows = own_rows<C>(a, s, place, first);
@@ -67,16 +100,18 @@ MLA_OPT_DEVICE void attend_to_keys(const Arguments& a, const Sequence& s, const 
   const int visible_to_all = visible_keys(a, s, first);
   const int tiles = (keys.end - keys.first + size - 1) / size;
   const auto load = [&](int tile) {
-    if (tile < tiles)
-      load_keys<C>(a, s, place, keys.first + tile * size, keys.end, stage_of<C>(shared, tile));
+    if (tile < tiles) load_tile<C>(a, maps, s, place, keys, shared, tile);
     commit_copies();
   };
+  Phases phases{};
+  if constexpr (C::kSwizzled) prepare_bulk_loads<C>(a, maps, place, shared);
   load_query<C>(a, s, place, first, shared);
   MLA_OPT_UNROLL
   for (int tile = 0; tile < stages - 1; ++tile) load(tile);
+  // The barriers of the stages are there for all who wait at them.
+  if constexpr (C::kSwizzled) block_barrier();
   for (int tile = 0; tile < tiles; ++tile) {
-    wait_for_copies<stages - 2>();
-    if constexpr (C::kSwizzled) show_to_async();
+    wait_for_tile<C>(maps, s, keys, shared, tile, phases);
     // This tile is there for all, and all are done with the one before, whose place comes next.
     block_barrier();
     const uint32_t latent = stage_of<C>(shared, tile);
@@ -105,7 +140,7 @@ MLA_OPT_DEVICE void attend_to_keys(const Arguments& a, const Sequence& s, const 
 // One block: a tile of query rows of a sequence, and one split of its keys. Row tiles come first in
 // the order of blocks, so that those who read the same keys run together.
 template <class C>
-MLA_OPT_DEVICE void attend(const Arguments& a) {
+MLA_OPT_DEVICE void attend(const Arguments& a, const typename C::Maps& maps) {
   const Place place = place_of_thread<C>();
   const int row_tile = block_index() % a.row_tiles, rest = block_index() / a.row_tiles;
   const int split = rest % a.splits;
@@ -123,7 +158,7 @@ MLA_OPT_DEVICE void attend(const Arguments& a) {
   float sums[C::kDimTiles][4] = {};
   const bool has_keys = keys.first < keys.end;
   if (has_keys)
-    attend_to_keys<C>(a, s, place, keys, first, shared, softmax, sums);
+    attend_to_keys<C>(a, maps, s, place, keys, first, shared, softmax, sums);
   complete_sums<C>(shared, place, softmax);
   if (a.splits == 1)
     store_output<C>(a, s, place, first, softmax, sums);

@@ -33,7 +33,15 @@ __global__ void __launch_bounds__(Compiled<Element, kWidth>::kThreads, 1)
     attend_kernel(const __grid_constant__ Arguments arguments) {
   // Never planned where it does not fit.
   if constexpr (Compiled<Element, kWidth>::kFits)
-    attend<typename Compiled<Element, kWidth>::Shape>(arguments);
+    attend<typename Compiled<Element, kWidth>::Shape>(arguments, NoMaps{});
+}
+
+template <class Element>
+__global__ void __launch_bounds__(Compiled<Element, Width::kWarpgroups>::kThreads, 1)
+    attend_kernel_of_warpgroups(const __grid_constant__ Arguments arguments,
+                                const __grid_constant__ TensorMaps maps) {
+  if constexpr (Compiled<Element, Width::kWarpgroups>::kFits)
+    attend<typename Compiled<Element, Width::kWarpgroups>::Shape>(arguments, maps);
 }
 
 }  // namespace
@@ -42,10 +50,12 @@ template <>
 AttendKernel attend_kernel_of<MLA_OPT_RANK, MLA_OPT_ROPE>(bool is_half, Width width) {
   if (width == Width::kNarrow)
     return is_half ? attend_kernel<Half, Width::kNarrow> : attend_kernel<BFloat16, Width::kNarrow>;
-  if (width == Width::kWide)
-    return is_half ? attend_kernel<Half, Width::kWide> : attend_kernel<BFloat16, Width::kWide>;
-  return is_half ? attend_kernel<Half, Width::kWarpgroups>
-                 : attend_kernel<BFloat16, Width::kWarpgroups>;
+  return is_half ? attend_kernel<Half, Width::kWide> : attend_kernel<BFloat16, Width::kWide>;
+}
+
+template <>
+WarpgroupKernel warpgroup_kernel_of<MLA_OPT_RANK, MLA_OPT_ROPE>(bool is_half) {
+  return is_half ? attend_kernel_of_warpgroups<Half> : attend_kernel_of_warpgroups<BFloat16>;
 }
 
 }  // namespace mla_opt::cuda

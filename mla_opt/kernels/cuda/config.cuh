@@ -1,7 +1,10 @@
 // A kernel's sizes, and what each thread of a block has of them.
 #pragma once
 
+#include <type_traits>
+
 #include "rows.cuh"
+#include "tensor_maps.h"
 
 namespace mla_opt::cuda {
 
@@ -12,6 +15,7 @@ struct Config {
   static constexpr Tile kTile = tile_of(kWidth_, kMemory_);
   static constexpr Layout kLayout = layout_of(kWidth_, kTile, kRank, kRope);
   static constexpr bool kSwizzled = kWidth_ == Width::kWarpgroups;
+  using Maps = std::conditional_t<kSwizzled, TensorMaps, NoMaps>;
   static constexpr int kWarpsPerRows = kTile.warps_per_rows();
   static constexpr int kWarpKeys = kTile.keys / kWarpsPerRows;  // of the scores, for one warp
   static constexpr int kWarpDims = kRank / kWarpsPerRows;       // of the output, for one warp

@@ -76,6 +76,65 @@ MLA_OPT_DEVICE float exchange_xor(float value, int lanes) {
 // Whether it holds for any lane.
 MLA_OPT_DEVICE bool any_of_warp(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 
+// ---- copies in bulk, and the barriers that count their bytes (from 9.0 on) ------------------------
+
+// Holds for one lane of a whole warp: always the same.
+MLA_OPT_DEVICE bool elected() {
+  uint32_t holds;
+  asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p;}" : "=r"(holds));
+  return holds != 0;
+}
+
+// A phase of the barrier ends when so many threads have arrived and all bytes that were expected have
+// come; then the next begins.
+MLA_OPT_DEVICE void make_barrier(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// The barriers that this thread has made become visible to copies in bulk; to other threads, once a
+// block barrier is passed.
+MLA_OPT_DEVICE void show_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Arrives, and has the phase wait for these bytes too.
+MLA_OPT_DEVICE void expect_bytes(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+// Whether the phase of this parity is over; may wait a while for it.
+MLA_OPT_DEVICE bool is_phase_over(uint32_t barrier, uint32_t parity) {
+  uint32_t over;
+  asm volatile(
+      "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+      : "=r"(over)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return over != 0;
+}
+
+// Then what was copied in bulk in that phase can be read.
+MLA_OPT_DEVICE void wait_for_phase(uint32_t barrier, uint32_t parity) {
+  while (!is_phase_over(barrier, parity)) {
+  }
+}
+
+// A tensor map in the kernel's parameters is fetched before it is needed.
+MLA_OPT_DEVICE void prefetch_map(const void* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// Starts the copy of the map's box at this column and row; its bytes count at the barrier.
+MLA_OPT_DEVICE void copy_box(uint32_t to, const void* map, int column, int row, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+
 // ---- matrices -------------------------------------------------------------------------------------
 
 // Four 8 x 8 matrices of 16-bit numbers; lanes 8 i to 8 i + 7 give the addresses of matrix i's rows.
@@ -114,7 +173,8 @@ MLA_OPT_DEVICE void multiply(BFloat16, float (&sum)[4], const uint32_t (&a)[4], 
 
 // ---- products of warpgroups -----------------------------------------------------------------------
 
-// What this thread has stored in shared memory becomes visible to wgmma, once a barrier is passed.
+// What this thread has stored in shared memory becomes visible to wgmma, and is overtaken by no copy
+// in bulk, once a barrier is passed.
 MLA_OPT_DEVICE void show_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -33,6 +33,11 @@ MLA_OPT_PUBLIC int mla_opt_cuda_latent_attention_launch(
     const struct mla_opt_latent_attention* problem, int multiprocessors, void* workspace,
     size_t workspace_size, void* stream, struct mla_opt_failure* failure);
 
+/* Whether a launch of this problem on the current device loads keys by its tensor memory accelerator:
+ * 1 or 0. For who measures; it changes no result. Starts nothing. */
+MLA_OPT_PUBLIC int mla_opt_cuda_latent_attention_loads_in_bulk(
+    const struct mla_opt_latent_attention* problem);
+
 /* Multiprocessors of the current device; 0 when no device can be used. */
 MLA_OPT_PUBLIC int mla_opt_cuda_multiprocessors(void);
 

@@ -94,6 +94,15 @@ bool launch(const Problem& p, int multiprocessors, void* workspace, size_t works
   return !writes_apart(p) || start_writing(arguments, multiprocessors, stream, failure);
 }
 
+bool loads_in_bulk(const Problem& p) {
+  mla_opt_failure failure;
+  Device device{};
+  if (!check(p, failure) || !has_queries(p) || !find_device(p, device, failure)) return false;
+  if (backend_takes(p) || make_plan(p, 0, device).width != Width::kWarpgroups) return false;
+  const TensorMaps maps = make_tensor_maps(p);
+  return maps.has_cache || maps.has_latent;
+}
+
 }  // namespace
 }  // namespace mla_opt::cuda
 
@@ -114,6 +123,10 @@ int mla_opt_cuda_latent_attention_launch(const mla_opt_latent_attention* problem
                                *failure)
              ? 0
              : 1;
+}
+
+int mla_opt_cuda_latent_attention_loads_in_bulk(const mla_opt_latent_attention* problem) {
+  return mla_opt::cuda::loads_in_bulk(*problem) ? 1 : 0;
 }
 
 int mla_opt_cuda_multiprocessors(void) { return mla_opt::cuda::multiprocessors_of_device(); }

@@ -1,6 +1,7 @@
 // The machine that is a GPU.
 #include <atomic>
 #include <cstring>
+#include <cuda.h>
 
 #include "attend_table.h"
 #include "check.h"
@@ -40,6 +41,24 @@ bool no_code_for(int device, mla_opt_failure& failure) {
 // Code for 90a is the only code for 9.0 there is, when it is there: `build-kernels` sees to that.
 const bool kHasWarpgroups = std::strstr(MLA_OPT_CUDA_ARCHITECTURES, "90a") != nullptr;
 
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+
+// From the driver that is loaded: the library is not linked with it, so that it loads without one.
+EncodeTiled find_encode_tiled() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+  constexpr char name[] = "cuTensorMapEncodeTiled";
+#if CUDART_VERSION >= 12050
+  const cudaError_t status =
+      cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found);
+#else
+  const cudaError_t status = cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &found);
+#endif
+  if (status != cudaSuccess) cudaGetLastError();
+  const bool is_there = status == cudaSuccess && found == cudaDriverEntryPointSuccess;
+  return is_there ? reinterpret_cast<EncodeTiled>(function) : nullptr;
+}
+
 // Architectures found, by device; 0: not asked yet.
 constexpr int kDevices = 64;
 std::atomic<int> found[kDevices];
@@ -57,17 +76,21 @@ int ask_architecture(const Problem& p, int device, mla_opt_failure& failure) {
   return succeeded("the CUDA kernels cannot be loaded", status, failure) ? attributes.ptxVersion : 0;
 }
 
+// Above 48 KB shared memory has to be asked for; asking again costs next to nothing.
+template <class Kernel>
+bool ask_for_memory(const char* what, Kernel kernel, const Grid& grid, mla_opt_failure& failure) {
+  return grid.shared_bytes <= 48 * 1024 ||
+         succeeded(what,
+                   cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        grid.shared_bytes),
+                   failure);
+}
+
 template <class Kernel, class... Rest>
 bool start(const char* what, Kernel kernel, const Grid& grid, void* stream,
            mla_opt_failure& failure, const Rest&... arguments) {
-  // Above 48 KB shared memory has to be asked for; asking again costs next to nothing.
-  if (grid.shared_bytes > 48 * 1024 &&
-      !succeeded(what,
-                 cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      grid.shared_bytes),
-                 failure))
-    return false;
+  if (!ask_for_memory(what, kernel, grid, failure)) return false;
   kernel<<<static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.threads),
            static_cast<size_t>(grid.shared_bytes), static_cast<cudaStream_t>(stream)>>>(
       arguments...);
@@ -95,10 +118,34 @@ int multiprocessors_of_device() {
   return 0;
 }
 
+bool encode_tensor_map(const Rows& rows, int box_rows, TensorMap& map) {
+  static const EncodeTiled encode = find_encode_tiled();
+  if (!encode) return false;
+  CUtensorMap made{};
+  static_assert(sizeof map == sizeof made && alignof(TensorMap) >= alignof(CUtensorMap));
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(rows.columns),
+                              static_cast<cuuint64_t>(rows.count)};
+  const cuuint64_t stride = 2 * sizes[0];
+  const cuuint32_t box[] = {kBoxColumns, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
+  // Bits are copied as they are, whatever the type. A box is followed by the boxes beside it, so that
+  // whole lines of the L2 cache are wanted.
+  const CUresult status =
+      encode(&made, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, const_cast<void*>(rows.start), sizes, &stride,
+             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  std::memcpy(&map, &made, sizeof map);
+  return status == CUDA_SUCCESS;
+}
+
 bool start_attend(const Problem& p, Width width, const Arguments& arguments, const Grid& grid,
                   void* stream, mla_opt_failure& failure) {
-  return start("the attention cannot be started", attend_kernel_for(p, width), grid, stream,
-               failure, arguments);
+  constexpr char what[] = "the attention cannot be started";
+  if (width != Width::kWarpgroups)
+    return start(what, attend_kernel_for(p, width), grid, stream, failure, arguments);
+  const WarpgroupKernel kernel = warpgroup_kernel_for(p);
+  // First, as this makes a context current in a thread that has none yet: maps need one.
+  if (!ask_for_memory(what, kernel, grid, failure)) return false;
+  return start(what, kernel, grid, stream, failure, arguments, make_tensor_maps(p));
 }
 
 bool start_combine(const Problem& p, int rows, const Arguments& arguments, const Grid& grid,

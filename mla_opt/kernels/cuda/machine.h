@@ -3,6 +3,7 @@
 #pragma once
 
 #include "arguments.h"
+#include "tensor_maps.h"
 
 namespace mla_opt::cuda {
 
@@ -19,6 +20,10 @@ bool find_device(const Problem& problem, Device& device, mla_opt_failure& failur
 
 // Of the current device; 0 when no device can be used.
 int multiprocessors_of_device();
+
+// Describes rows to TMA, of which [box_rows, kBoxColumns] are copied at once. False where it does not
+// take them, or is not there.
+bool encode_tensor_map(const Rows& rows, int box_rows, TensorMap& map);
 
 // Each starts one kernel. False with a filled failure when it could not be started.
 bool start_attend(const Problem& problem, Width width, const Arguments& arguments, const Grid& grid,

@@ -69,11 +69,13 @@ struct Layout {
   int weights;
   int maxima;
   int sums;
+  int barriers;  // of copies in bulk, one for each stage
   int size;
 };
 
 constexpr int kSwizzledRow = 128;
 constexpr int kSwizzledAlignment = 1024;
+constexpr int kBarrierBytes = 8;
 
 constexpr Layout layout_of(Width width, Tile tile, int rank, int rope) {
   const bool swizzled = width == Width::kWarpgroups;
@@ -83,10 +85,12 @@ constexpr Layout layout_of(Width width, Tile tile, int rank, int rope) {
   const int weights = latent + tile.stages * tile.keys * row;
   const int maxima = weights + tile.rows * weight_row;
   const int sums = maxima + 4 * tile.rows * tile.warps_per_rows();
-  const int end = sums + 4 * tile.rows * tile.warps_per_rows();
+  const int barriers = sums + 4 * tile.rows * tile.warps_per_rows();
+  const int end = barriers + (swizzled ? tile.stages * kBarrierBytes : 0);
   // Shared memory may start anywhere.
   return {row,    weight_row, latent, tile.keys * row,
-          weights, maxima,     sums,   end + (swizzled ? kSwizzledAlignment : 0)};
+          weights, maxima,     sums,   barriers,
+          end + (swizzled ? kSwizzledAlignment : 0)};
 }
 
 constexpr bool fits(Width width, Memory memory, int rank, int rope) {

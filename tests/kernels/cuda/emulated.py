@@ -27,7 +27,16 @@ SOURCES = [
 ]
 OPTIONS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
 # As in native/emulator.h.
-SABOTAGE = ("nothing", "block barrier", "group barrier", "wait", "show")
+SABOTAGE = (
+    "nothing",
+    "block barrier",
+    "group barrier",
+    "wait",
+    "show",
+    "phase",
+    "expect",
+    "show barriers",
+)
 PLAN = ("rows", "keys", "stages", "warps", "row_tiles", "splits", "blocks", "shared", "workspace")
 
 
@@ -73,6 +82,7 @@ class Emulator:
     def __init__(self, path: Path) -> None:
         self.library = CudaLibrary(path)
         self._extra = ctypes.CDLL(os.fspath(path))
+        self._extra.mla_opt_boxes_landed.restype = ctypes.c_int64
 
     def become(self, architecture: str, seed: int) -> None:
         """Be this architecture from now on; ``seed`` starts the order in which things happen."""
@@ -86,6 +96,19 @@ class Emulator:
             yield
         finally:
             self._extra.mla_opt_sabotage(0)
+
+    @contextlib.contextmanager
+    def without_tensor_maps(self) -> Iterator[None]:
+        """Nothing can be described to TMA inside."""
+        self._extra.mla_opt_take_tensor_maps(0)
+        try:
+            yield
+        finally:
+            self._extra.mla_opt_take_tensor_maps(1)
+
+    def boxes(self) -> int:
+        """How many TMA has copied so far."""
+        return int(self._extra.mla_opt_boxes_landed())
 
     def plan(self, problem: CudaProblem, architecture: str, multiprocessors: int) -> dict[str, int]:
         numbers = (ctypes.c_int64 * len(PLAN))()

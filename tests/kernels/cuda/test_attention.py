@@ -68,11 +68,25 @@ CASES = {
 }
 
 
+def larger(case):
+    """Enough rows for warpgroups, and keys for whole tiles where there was a cache with any."""
+    longer = None if case.lengths is None else tuple(n + 100 for n in case.lengths)
+    return case.but(
+        heads=case.heads + 32,
+        past=case.past and case.past + 100,
+        lengths=longer,
+        capacity=case.capacity and case.capacity + 100,
+    )
+
+
+@pytest.mark.parametrize("architecture", ["90", "90a"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_every_signature(emulator, case):
+def test_every_signature(emulator, case, architecture):
     # Few multiprocessors leave no room for splits.
     multiprocessors = 8 if case.past == LONG.past else 1
-    check(case, *emulator.run(case, architecture="90", multiprocessors=multiprocessors, seed=3))
+    case = larger(case) if architecture == "90a" else case
+    options = {"architecture": architecture, "multiprocessors": multiprocessors, "seed": 3}
+    check(case, *emulator.run(case, **options))
 
 
 def test_order_does_not_matter(emulator):
@@ -116,6 +130,7 @@ def test_warpgroups(emulator, case):
         ("block barrier", "90a", 64),
         ("group barrier", "90a", 64),
         ("show", "90a", 64),
+        ("phase", "90a", 64),
     ],
 )
 def test_what_would_be_a_race_is_noticed(emulator, what, architecture, heads):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,7 @@ EXPORTED = {
     "mla_opt_cuda_abi_version",
     "mla_opt_cuda_architectures",
     "mla_opt_cuda_latent_attention_launch",
+    "mla_opt_cuda_latent_attention_loads_in_bulk",
     "mla_opt_cuda_latent_attention_workspace",
     "mla_opt_cuda_multiprocessors",
 }
@@ -79,9 +83,46 @@ def test_registers_leave_room_for_the_blocks_that_are_planned(built):
 def test_warpgroups_are_used_on_90a_alone(built):
     """Elsewhere, and for other dims, that kernel is empty: it is never planned."""
     for one in built.resources:
-        if "WidthE2" in one.kernel:
+        if "of_warpgroups" in one.kernel:
             is_used = one.architecture == "90a" and "256_32" not in one.kernel
             assert (one.registers > 200) == is_used, one
+
+
+def find_cuobjdump() -> str | None:
+    """CUDA's disassembler: of the toolkit, else the one that Triton brings."""
+    folders = [str(find_nvcc().path.parent)] if has_nvcc() else []
+    triton = importlib.util.find_spec("triton")
+    for place in (triton.submodule_search_locations or ()) if triton else ():
+        folders.append(str(Path(place) / "backends" / "nvidia" / "bin"))
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.pathsep.join(folders))
+
+
+def kernels_with(instruction: str, library: Path) -> Counter[tuple[str, str]]:
+    """How often kernels have it, by architecture and name."""
+    command = [find_cuobjdump() or "", "-sass", str(library)]
+    found: Counter[tuple[str, str]] = Counter()
+    architecture = kernel = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if match := re.match(r"arch = sm_(\w+)|\s+Function : (\S+)", line):
+                architecture, kernel = match[1] or architecture, match[2] or kernel
+            elif instruction in line:
+                found[architecture, kernel] += 1
+    assert process.returncode == 0
+    assert kernel
+    return found
+
+
+@needs_nvcc
+@pytest.mark.skipif(find_cuobjdump() is None, reason="no cuobjdump here to disassemble with")
+def test_tensor_memory_accelerator_is_used_on_90a_alone(built):
+    """Where tiles are loaded, the first and the next ones, one instruction for each box."""
+    found = kernels_with("UTMALDG.2D", built.library)
+    assert sorted(found.values()) == [16, 16, 18, 18]
+    for (architecture, kernel), count in found.items():
+        assert architecture == "90a"
+        assert "attend_kernel_of_warpgroups" in kernel
+        assert ("512_64" in kernel) == (count == 18)
 
 
 @needs_nvcc

@@ -24,7 +24,8 @@ def test_descriptors_places_and_fragments_are_those_of_cutlass(tmp_path):
     folders = os.environ[VARIABLE].split(os.pathsep)
     options = ["-std=c++17", "-O1", "-w", *(f"-I{folder}" for folder in (*folders, NATIVE))]
     program = tmp_path / "check"
-    command = [*compiler(), *options, str(CHECK), str(NATIVE / "emulator.cpp"), "-o", str(program)]
+    sources = [CHECK, *(NATIVE / f"{name}.cpp" for name in ("emulator", "bulk_copies"))]
+    command = [*compiler(), *options, *map(str, sources), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)

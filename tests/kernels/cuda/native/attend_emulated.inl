@@ -5,10 +5,19 @@
 namespace mla_opt::cuda {
 namespace {
 
+// Warpgroups alone read the maps.
+template <class C>
+void attend_with(const Arguments& arguments, const TensorMaps& maps) {
+  if constexpr (C::kSwizzled)
+    attend<C>(arguments, maps);
+  else
+    attend<C>(arguments, NoMaps{});
+}
+
 template <class Element, Width kWidth, Memory kMemory>
 AttendBlock attend_block() {
   if constexpr (fits(kWidth, kMemory, MLA_OPT_RANK, MLA_OPT_ROPE))
-    return attend<Config<Element, MLA_OPT_RANK, MLA_OPT_ROPE, kWidth, kMemory>>;
+    return attend_with<Config<Element, MLA_OPT_RANK, MLA_OPT_ROPE, kWidth, kMemory>>;
   else
     return nullptr;
 }

@@ -52,6 +52,33 @@ inline void wait_for_copies() {
   emulator::wait_for_copies(kNewest);
 }
 
+inline bool elected() { return thread_index() % 32 == 0; }
+
+inline void make_barrier(uint32_t barrier, int arrivals) {
+  emulator::make_barrier(barrier, arrivals);
+}
+
+inline void show_barriers() { emulator::show_barriers(); }
+
+inline void expect_bytes(uint32_t barrier, int bytes) { emulator::expect_bytes(barrier, bytes); }
+
+inline void wait_for_phase(uint32_t barrier, uint32_t parity) {
+  emulator::Request request;
+  request.operation = emulator::Operation::kWaitForPhase;
+  request.address = barrier;
+  request.parity = parity;
+  emulator::await(request);
+}
+
+inline void prefetch_map(const void*) {}
+
+// A map is a Tensor here.
+inline void copy_box(uint32_t to, const void* map, int column, int row, uint32_t barrier) {
+  emulator::Tensor tensor;
+  std::memcpy(&tensor, map, sizeof tensor);
+  emulator::start_box(to, tensor, column, row, barrier);
+}
+
 inline void group_barrier(int index, int threads) {
   emulator::Request request;
   request.operation = emulator::Operation::kBarrier;

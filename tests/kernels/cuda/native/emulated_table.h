@@ -2,10 +2,11 @@
 #pragma once
 
 #include "../../../../mla_opt/kernels/cuda/arguments.h"
+#include "../../../../mla_opt/kernels/cuda/tensor_maps.h"
 
 namespace mla_opt::cuda {
 
-using AttendBlock = void (*)(const Arguments&);
+using AttendBlock = void (*)(const Arguments&, const TensorMaps&);
 
 template <int kRank, int kRope>
 AttendBlock attend_block_of(bool is_half, Width width, Memory memory);

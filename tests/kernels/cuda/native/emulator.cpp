@@ -8,6 +8,7 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ namespace {
 constexpr int kLanes = 32;
 constexpr int kBarriers = 16;
 constexpr size_t kStack = 64 * 1024;
+constexpr uint32_t kBoxBytes = 64 * 128;
 
 struct Copy {
   uint32_t to;
@@ -58,6 +60,7 @@ struct Machine {
   std::vector<Warp> warps;
   std::vector<char> shared;
   std::vector<char> async_view;  // of shared, as products of warpgroups see it
+  std::optional<BulkCopies> bulk;
   int arrived[kBarriers] = {};
   int expected[kBarriers] = {};
   std::mt19937_64 random;
@@ -71,12 +74,6 @@ Sabotage broken = Sabotage::kNothing;
 bool is_broken(const Request& request) {
   if (request.operation != Operation::kBarrier) return false;
   return broken == (request.barrier == 0 ? Sabotage::kBlockBarrier : Sabotage::kGroupBarrier);
-}
-
-[[noreturn]] void illegal(const std::string& what) {
-  std::fprintf(stderr, "emulator: %s (block %d, thread %d)\n", what.c_str(), machine->block.index,
-               machine->current ? machine->current->index : -1);
-  std::abort();
 }
 
 void run_thread() {
@@ -243,6 +240,29 @@ void exchange(Warp& warp) {
     *warp.lanes[lane].request.value = values[lane ^ warp.lanes[lane].request.distance];
 }
 
+bool waits_for_phase(const Warp& warp) {
+  return warp.lanes[0].request.operation == Operation::kWaitForPhase;
+}
+
+// Lanes see the phase together, here as on a GPU when all of them ask.
+void wait_for_phase(Warp& warp) {
+  warp.waits = false;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const Request& own = warp.lanes[lane].request;
+    machine->current = &warp.lanes[lane];
+    if (own.address != warp.lanes[0].request.address)
+      illegal("lanes of a warp that wait at different barriers");
+    if (!machine->bulk->wait(own.address, own.parity, warp.lanes[lane].index)) warp.waits = true;
+  }
+}
+
+void land_one() {
+  machine->current = nullptr;
+  machine->bulk->land_one(machine->random);
+  for (Warp& warp : machine->warps)
+    if (warp.waits && waits_for_phase(warp)) wait_for_phase(warp);
+}
+
 void arrive(Warp& warp) {
   const Request& request = warp.lanes[0].request;
   int& arrived = machine->arrived[request.barrier];
@@ -255,7 +275,9 @@ void arrive(Warp& warp) {
   if (arrived > expected) illegal("more threads at a barrier than it is for");
   arrived = 0;
   for (Warp& other : machine->warps)
-    if (other.waits && other.lanes[0].request.barrier == request.barrier) other.waits = false;
+    if (other.waits && !waits_for_phase(other) &&
+        other.lanes[0].request.barrier == request.barrier)
+      other.waits = false;
 }
 
 void check_together(const Warp& warp) {
@@ -292,6 +314,8 @@ void complete(Warp& warp) {
       return;
     case Operation::kWaitForProducts:
       return wait_for_products(warp);
+    case Operation::kWaitForPhase:
+      return wait_for_phase(warp);
     case Operation::kFinished:
       if (!warp.open.empty() || !warp.products.empty()) illegal("a warp ends before its products do");
       warp.finished = true;
@@ -317,7 +341,11 @@ void run_all() {
       all_finished = all_finished && warp.finished;
       if (!warp.finished && !warp.waits) ready.push_back(&warp);
     }
-    if (all_finished) return;
+    if (all_finished) return machine->bulk->check_quiet();
+    if (machine->bulk->under_way() && (ready.empty() || machine->random() % 4 == 0)) {
+      land_one();
+      continue;
+    }
     if (ready.empty()) illegal("all warps wait");
     run_warp(*ready[machine->random() % ready.size()]);
   }
@@ -334,6 +362,7 @@ void run(const Block& block, const std::function<void()>& kernel) {
   own.shared.assign(kSharedStart + static_cast<size_t>(block.shared_bytes),
                     static_cast<char>(0xff));
   own.async_view = own.shared;
+  own.bulk.emplace(own.shared, own.async_view, block.threads);
   own.random.seed(block.seed);
   machine = &own;
   for (int i = 0; i < block.threads; ++i) prepare(own.threads[static_cast<size_t>(i)], i);
@@ -352,6 +381,14 @@ int thread_index() { return machine->current->index; }
 const Block& block() { return machine->block; }
 
 void set_sabotage(Sabotage sabotage) { broken = sabotage; }
+
+Sabotage sabotage() { return broken; }
+
+void illegal(const std::string& what) {
+  std::fprintf(stderr, "emulator: %s (block %d, thread %d)\n", what.c_str(), machine->block.index,
+               machine->current ? machine->current->index : -1);
+  std::abort();
+}
 
 void await(const Request& request) {
   if (is_broken(request)) return;
@@ -373,6 +410,7 @@ char* checked(uint32_t address, uint32_t bytes) {
 const void* read_shared(uint32_t address, uint32_t bytes) { return checked(address, bytes); }
 
 void write_shared(uint32_t address, const void* from, uint32_t bytes) {
+  if (machine->bulk->covers(address, bytes)) illegal("something is written over a barrier");
   std::memcpy(checked(address, bytes), from, bytes);
   machine->current->unseen.emplace_back(address, bytes);
 }
@@ -382,6 +420,28 @@ void show_to_async() {
   for (const auto& [address, bytes] : machine->current->unseen)
     std::memcpy(&machine->async_view[address], &machine->shared[address], bytes);
   machine->current->unseen.clear();
+}
+
+void make_barrier(uint32_t barrier, int arrivals) {
+  machine->bulk->make(barrier, arrivals, machine->current->index);
+}
+
+void show_barriers() {
+  if (broken != Sabotage::kShowBarriers) machine->bulk->show(machine->current->index);
+}
+
+void expect_bytes(uint32_t barrier, int64_t bytes) {
+  machine->bulk->arrive(barrier, broken == Sabotage::kExpect ? bytes - kBoxBytes : bytes);
+}
+
+void start_box(uint32_t to, const Tensor& tensor, int column, int row, uint32_t barrier) {
+  // Without barriers some thread is always late.
+  const bool is_strict = broken != Sabotage::kBlockBarrier;
+  for (const Thread& thread : machine->threads)
+    for (const auto& [start, bytes] : thread.unseen)
+      if (is_strict && start < to + kBoxBytes && to < start + bytes)
+        illegal("a copy in bulk that what was written before may overtake");
+  machine->bulk->start(to, tensor, column, row, barrier);
 }
 
 void start_copy(uint32_t to, const void* from, bool is_real) {

@@ -1,6 +1,7 @@
 // The machine that is an emulation: kernels run when they are started, block after block in random
 // order, with the C ABI and the launches of the library.
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -17,6 +18,7 @@ namespace {
 
 int architecture = 80;
 bool has_warpgroups = false;
+bool takes_tensor_maps = true;
 uint64_t seed = 0;
 
 AttendBlock block_for(const Problem& p, Width width, Memory memory) {
@@ -54,11 +56,22 @@ bool find_device(const Problem&, Device& device, mla_opt_failure&) {
 
 int multiprocessors_of_device() { return 1; }
 
+// What CUDA's driver takes: of the sizes that there are, it refuses addresses alone.
+bool encode_tensor_map(const Rows& rows, int box_rows, TensorMap& map) {
+  if (!takes_tensor_maps || reinterpret_cast<uintptr_t>(rows.start) % 16) return false;
+  const emulator::Tensor tensor{static_cast<const char*>(rows.start), rows.count, rows.columns,
+                                box_rows, kBoxColumns};
+  static_assert(sizeof tensor <= sizeof map);
+  std::memcpy(&map, &tensor, sizeof tensor);
+  return true;
+}
+
 bool start_attend(const Problem& p, Width width, const Arguments& arguments, const Grid& grid, void*,
                   mla_opt_failure& failure) {
   const AttendBlock attend_block = block_for(p, width, memory_of(architecture));
   if (!attend_block) return refuse(failure, "a tile was planned that does not fit");
-  return start(grid, [=] { attend_block(arguments); }, failure);
+  const TensorMaps maps = width == Width::kWarpgroups ? make_tensor_maps(p) : TensorMaps{};
+  return start(grid, [=] { attend_block(arguments, maps); }, failure);
 }
 
 bool start_combine(const Problem& p, int rows, const Arguments& arguments, const Grid& grid, void*,
@@ -80,6 +93,16 @@ extern "C" MLA_OPT_PUBLIC void mla_opt_emulate(int architecture, int has_warpgro
   mla_opt::cuda::architecture = architecture;
   mla_opt::cuda::has_warpgroups = has_warpgroups != 0;
   mla_opt::cuda::seed = seed;
+}
+
+// For tests: whether rows can be described to TMA.
+extern "C" MLA_OPT_PUBLIC void mla_opt_take_tensor_maps(int takes) {
+  mla_opt::cuda::takes_tensor_maps = takes != 0;
+}
+
+// For tests: boxes that were copied by TMA since the start.
+extern "C" MLA_OPT_PUBLIC int64_t mla_opt_boxes_landed() {
+  return mla_opt::emulator::boxes_landed();
 }
 
 // For tests: breaks something from now on; 0: nothing.
