@@ -68,7 +68,7 @@ class Case:
 
 
 def operands(case: Case) -> Arrays:
-    """Random inputs; those of a buffer's rows that are not valid are large."""
+    """Random inputs; those of a buffer's rows that are not valid are no numbers."""
     random = np.random.default_rng(case.seed)
     batch = len(case.lengths) if case.lengths is not None else case.batch
 
@@ -82,7 +82,7 @@ def operands(case: Case) -> Arrays:
     if case.has_cache:
         cache = normal(batch, 1, case.cache_rows, width)
         for sequence, length in enumerate(case.lengths or ()):
-            cache[sequence, :, length:] = 1000
+            cache[sequence, :, length:] = np.nan
         parts = (case.rank, width) if case.split_cache else (width,)
         for name, part in zip(("cache", "rope_cache"), np.split(cache, parts, axis=3)):
             if part.shape[3]:
