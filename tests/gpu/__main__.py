@@ -130,6 +130,7 @@ def run_checks(runner: Runner, log: Log, until: float, *, quick: bool) -> int:
             work[f"random {seed}"] = _checking(runner, cases.random_case(seed))
         work["graph, narrow"] = lambda: checks.check_graph(runner, 16)
         work["graph, wide"] = lambda: checks.check_graph(runner, 128)
+        work["bulk loads"] = lambda: checks.check_bulk_loads(runner)
         work["streams"] = lambda: checks.check_streams(runner)
     failed = made = 0
     for name, check_one in work.items():

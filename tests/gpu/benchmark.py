@@ -31,12 +31,16 @@ class Rates:
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel at one point; ``timing`` is None where it did not run, and ``note`` says why."""
+    """One kernel at one point; ``timing`` is None where it did not run, and ``note`` says why.
+
+    ``loads``: of ours, what brings the keys.
+    """
 
     kernel: str
     point: Point
     timing: Timing | None
     note: str = ""
+    loads: str = ""
 
 
 OURS = "mla-opt"
@@ -90,7 +94,8 @@ def run(
 
 def _ours(device: Device, library: CudaLibrary, point: Point, copies: int, turns: int) -> Row:
     try:
-        return Row(OURS, point, Step(device, library, point, copies).time(turns))
+        step = Step(device, library, point, copies)
+        return Row(OURS, point, step.time(turns), loads="TMA" if step.in_bulk else "cp.async")
     except DriverError as error:
         return Row(OURS, point, None, str(error))
 

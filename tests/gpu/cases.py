@@ -53,6 +53,14 @@ HARD = {
     "blind rows": Case(heads=16, query_len=8, new_len=4, past=0, causal=True, sink=True),
     "mostly masked": Case(heads=40, query_len=5, past=900, bias="additive", bias_shape="bhst"),
     "prefill": Case(heads=16, query_len=300, has_cache=False, causal=True),
+    # On Hopper whole tiles of 64 keys come another way than those with an end or a seam.
+    "ends around tiles": Case(heads=128, lengths=(62, 63, 64, 127, 128, 191, 4095), causal=True),
+    "new rows behind a seam": Case(heads=16, query_len=40, new_len=600, past=100),
+    "new rows behind a split cache": Case(
+        heads=64, query_len=3, new_len=400, past=1000, batch=3, split_cache=True, sink=True
+    ),
+    "split cache, long": Case(heads=128, lengths=(20000, 7), split_cache=True),
+    "512 + 0, ragged": Case(heads=64, lengths=RAGGED, rope=0, causal=True),
     "one key": Case(heads=128, past=0, batch=5),
     "one row, one key": Case(heads=1, past=0),
 }
@@ -62,6 +70,7 @@ QUICK = {
     "wide": Case(heads=128, lengths=(0, 33, 200), causal=True, split_cache=True),
     "splits": Case(heads=16, past=3000, bias="boolean", bias_shape="t"),
     "prefill": Case(heads=16, query_len=20, past=30, causal=True, dtype=HALF),
+    "new rows behind a seam": Case(heads=16, query_len=4, new_len=300, past=100),
     "256 + 32": Case(heads=40, past=300, rank=256, rope=32, dtype=HALF),
     "512 + 0": Case(heads=16, past=300, rank=512, rope=0),
 }

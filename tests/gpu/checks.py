@@ -1,4 +1,4 @@
-"""Checks of more than one launch: graphs and streams."""
+"""Checks of what results do not tell of one launch: graphs, streams, and how keys are loaded."""
 
 from __future__ import annotations
 
@@ -40,6 +40,20 @@ def check_graph(runner: Runner, heads: int, capacity: int = 900) -> None:
             for name, like in results(step, fresh, wanted).items()
         }
         check(step, wanted, got)
+
+
+def check_bulk_loads(runner: Runner) -> None:
+    """Code for Hopper loads by the tensor memory accelerator.
+
+    Where the driver would not describe tensors to it, all results would still be right.
+    """
+    case = Case(heads=128, past=1000)
+    arrays = operands(case)
+    made = results(case, arrays, {"output": arrays["query"][..., : case.rank]})
+    memory = {id(array): runner.device.upload(array) for array in (arrays | made).values()}
+    problem = problem_of(case, arrays, made, lambda array: memory[id(array)].address)
+    is_hopper = runner.device.architecture == "90" and "90a" in runner.library.architectures
+    assert runner.library.loads_in_bulk(problem) == is_hopper
 
 
 def check_streams(runner: Runner, past: int = 6000, turns: int = 20) -> None:

@@ -99,6 +99,11 @@ class Step:
         for problem in self._problems:
             self._library.launch(problem, self._count, self._workspace.address, self._size, stream)
 
+    @property
+    def in_bulk(self) -> bool:
+        """Whether keys come by the tensor memory accelerator."""
+        return self._library.loads_in_bulk(self._problems[0])
+
     def time(self, turns: int) -> Timing:
         """Seconds of one step, from turns of a captured graph of all."""
         device, stream = self._device, self._device.stream()

@@ -9,8 +9,8 @@ from tests.gpu.benchmark import OURS, Rates, Row
 from tests.gpu.decode import Point
 
 HEADER = (
-    "| kernel | H | T | B | median us | GB/s | of copying | TFLOP/s | of a product |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| kernel | H | T | B | keys by | median us | GB/s | of copying | TFLOP/s | of a product |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 LARGE = 1 << 28  # bytes of a cache that no L2 holds, and that takes long enough to read
 
@@ -33,7 +33,7 @@ def _shares(point: Point, seconds: float, rates: Rates) -> str:
 def line(row: Row, rates: Rates) -> str:
     """One row of the long table."""
     point, seconds = row.point, _seconds(row)
-    start = f"| {row.kernel} | {point.heads} | {point.keys} | {point.batch} |"
+    start = f"| {row.kernel} | {point.heads} | {point.keys} | {point.batch} | {row.loads or '-'} |"
     if seconds is None:
         return f"{start} {row.note} | | | | |"
     return f"{start} {seconds * 1e6:.1f} | {_shares(point, seconds, rates)} |"
@@ -47,7 +47,7 @@ def long_table(rows: Sequence[Row], rates: Rates) -> list[str]:
 def short_table(rows: Sequence[Row], rates: Rates) -> list[str]:
     """One line for each point: ours with its shares, of the peers the microseconds."""
     names = list(dict.fromkeys(row.kernel for row in rows if row.kernel != OURS))
-    columns = ["H", "T", "B", "us", "GB/s", "of copying", "TFLOP/s", "of a product"]
+    columns = ["H", "T", "B", "keys by", "us", "GB/s", "of copying", "TFLOP/s", "of a product"]
     columns += [f"{name} us" for name in names]
     at = {(row.kernel, row.point): row for row in rows}
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
@@ -56,8 +56,9 @@ def short_table(rows: Sequence[Row], rates: Rates) -> list[str]:
         seconds = None if own is None else _seconds(own)
         cells = f"{point.heads} | {point.keys} | {point.batch}"
         if seconds is None:
-            cells += f" | {'' if own is None else own.note} | | | |"
+            cells += f" | - | {'' if own is None else own.note} | | | |"
         else:
+            cells += f" | {(own.loads if own else '') or '-'}"
             cells += f" | {seconds * 1e6:.1f} | {_shares(point, seconds, rates)}"
         for name in names:
             other = at.get((name, point))

@@ -37,5 +37,9 @@ def test_a_captured_graph_follows_the_lengths(runner, heads):
     checks.check_graph(runner, heads)
 
 
+def test_the_tensor_memory_accelerator_is_used(runner):
+    checks.check_bulk_loads(runner)
+
+
 def test_two_streams_do_not_disturb_each_other(runner):
     checks.check_streams(runner)

@@ -6,10 +6,12 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from mla_opt.kernels.cuda_library import CudaLibrary
 from tests.gpu import __main__ as script
 from tests.gpu import benchmark, cases, checks, oracle, peers, summary
 from tests.gpu.deadline import Deadline
@@ -76,6 +78,24 @@ def test_a_graph_that_keeps_its_lengths_is_noticed(runner, monkeypatch):
         checks.check_graph(runner, 16, capacity=70)
 
 
+def test_keys_that_do_not_come_in_bulk_are_noticed(emulator, runner, monkeypatch):
+    """Or that do where none should."""
+    checks.check_bulk_loads(runner)
+    emulator.become("90a", 0)
+    with pytest.raises(AssertionError):
+        checks.check_bulk_loads(runner)
+    monkeypatch.setattr(CudaLibrary, "architectures", ("90a",))
+    checks.check_bulk_loads(runner)
+    with emulator.without_tensor_maps(), pytest.raises(AssertionError):
+        checks.check_bulk_loads(runner)
+
+
+def test_benchmark_says_how_keys_come(emulator, runner):
+    emulator.become("90a", 0)
+    rows = measured(runner, wanted=[Point(64, 100, 1), Point(16, 100, 1)])
+    assert [row.loads for row in rows] == ["TMA", "cp.async"]
+
+
 def test_step_computes(runner):
     """The timed step is a real one: no row of the output is left as it was."""
     point = Point(16, 40, 2)
@@ -95,11 +115,11 @@ def test_benchmark_table(runner):
     rows = measured(runner)
     assert [row.point for row in rows] == SMALL
     for text in summary.long_table(rows, RATES)[1:]:
-        assert text.count("|") == 10
+        assert text.count("|") == 11
     assert json.dumps(benchmark.to_json(rows, RATES, {}))
     late = measured(runner, until=-1.0)
     assert {row.note for row in late} == {"no time left"}
-    assert summary.line(late[0], RATES).count("|") == 10
+    assert summary.line(late[0], RATES).count("|") == 11
     assert summary.verdicts(late, RATES)[0].endswith("NOT MEASURED")
 
 
@@ -162,7 +182,7 @@ def test_verdicts():
 
 def test_short_table():
     rows = [
-        row(1e-3, batch=8),
+        replace(row(1e-3, batch=8), loads="TMA"),
         row(1e-3, batch=8, kernel="peer"),
         benchmark.Row(benchmark.OURS, Point(16, 1024, 1), None, "no time left"),
         row(2e-3, batch=8, kernel="other"),
@@ -170,9 +190,9 @@ def test_short_table():
     ]
     header, _, first, second = summary.short_table(rows, RATES)
     assert header.endswith("| of a product | peer us | other us |")
-    assert first == "| 16 | 1024 | 1 | no time left | | | | | - | 50.0 |"
-    assert second == "| 128 | 16384 | 8 | 1000.0 | 153 | 4% | 37 | 5% | 1000.0 | 2000.0 |"
-    assert {text.count("|") for text in (header, first, second)} == {11}
+    assert first == "| 16 | 1024 | 1 | - | no time left | | | | | - | 50.0 |"
+    assert second == "| 128 | 16384 | 8 | TMA | 1000.0 | 153 | 4% | 37 | 5% | 1000.0 | 2000.0 |"
+    assert {text.count("|") for text in (header, first, second)} == {12}
 
 
 def test_points_cover_the_table():
@@ -207,20 +227,20 @@ def test_the_whole_script(on_emulator, tmp_path, capsys):
     assert script.main(["-o", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "emulated, architecture 90, 2 multiprocessors" in said
-    assert "5 of 5 checks against float64 hold" in said
+    assert "6 of 6 checks against float64 hold" in said
     assert "compute-sanitizer compute-sanitizer: did not run: not there" in said
-    assert "| 16 | 33 | 1 |" in said
+    assert "| 16 | 33 | 1 | cp.async |" in said
     assert "not there: FlashInfer (no such package)" in said
     assert said.count("target ") == 3
     kept = (tmp_path / "gpu.log").read_text().splitlines()
     assert [text for text in kept if text in said.splitlines()] == said.splitlines()
-    assert any(text.startswith("| mla-opt | 16 | 33 | 1 |") for text in kept)
+    assert any(text.startswith("| mla-opt | 16 | 33 | 1 | cp.async |") for text in kept)
     assert len(json.loads((tmp_path / "gpu.json").read_text())["rows"]) == 1
 
 
 def test_checks_that_there_is_no_time_for_are_counted(on_emulator, capsys):
     assert script.main(["--only", "checks", "--seconds", "0"]) == 0
-    assert "0 of 0 checks against float64 hold; no time for 5 more" in capsys.readouterr().out
+    assert "0 of 0 checks against float64 hold; no time for 6 more" in capsys.readouterr().out
 
 
 def test_a_run_that_hangs_ends_with_what_there_is(on_emulator, monkeypatch, capsys):
