@@ -5,8 +5,10 @@ After:    if S (T + s) > s T:  query, rows --> keys, values of every head --> at
           else:                query, rows --> LatentAttention --> @ W_UV
 
 ``s`` is the geometry's crossover, so the condition is ``S > s T / (T + s)`` in whole numbers: from
-that many new tokens on, expanding takes fewer operations. Both branches read the same stored
-matrices. Without a cache every call is a whole prompt, S = T, and expanding always takes fewer.
+that many new tokens on, expanding takes fewer operations. Where the kernel library runs an ONNX
+model, its ``PrefillCrossover`` says from where on expanding takes less time. Both branches read the
+same stored matrices. Without a cache every call is a whole prompt, S = T, and expanding always
+takes fewer.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from mla_opt.emission.expanded import emit_expanded
 from mla_opt.emission.operands import as_rows
 from mla_opt.emission.rows import Rows
 from mla_opt.errors import PassError
+from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.protocol import Builder, Graph
 from mla_opt.handles import Value
 from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite
 
-Conditions = dict[tuple[str, int], Value]
+Conditions = dict[tuple[str, MlaGeometry], Value]
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def crossover(site: LatentAttentionSite) -> int:
 def _condition(
     builder: Builder, site: LatentAttentionSite, rows: Rows, conditions: Conditions
 ) -> Value:
-    key = (site.prefill, crossover(site))
+    assert site.geometry is not None
+    key = (site.prefill, site.geometry)
     if key not in conditions:
         emit = _more_than_one if site.prefill == "expanded" else _beyond_crossover
         conditions[key] = emit(builder, site, rows)
@@ -108,10 +112,11 @@ def _more_than_one(builder: Builder, site: LatentAttentionSite, rows: Rows) -> V
 
 
 def _beyond_crossover(builder: Builder, site: LatentAttentionSite, rows: Rows) -> Value:
-    assert site.operands is not None
-    limit = builder.integers(crossover(site))
+    assert site.operands is not None and site.geometry is not None
+    either = (rows.past or rows.new)[0]
+    limit = builder.prefill_crossover(site.geometry, crossover(site), either, "prefill_crossover")
     new = builder.dimension(site.operands.query_nope, 2)
-    seen = builder.dimension((rows.past or rows.new)[0], 2)
+    seen = builder.dimension(either, 2)
     if rows.past and rows.new:
         seen = builder.add(seen, builder.dimension(rows.new[0], 2), "total_len")
     dear = builder.multiply(new, builder.add(seen, limit, "total_and_limit"), "query_by_total")

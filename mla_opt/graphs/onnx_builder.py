@@ -9,9 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from mla_opt.errors import InputError, PassError
+from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.protocol import BranchBody, Builder
 from mla_opt.handles import Array
 from mla_opt.operator import contract
+from mla_opt.operator.crossover import CROSSOVER_OP_TYPE, crossover_attributes, define_crossover
 from mla_opt.operator.onnx_node import define, signature_of
 
 
@@ -336,6 +338,22 @@ class OnnxBuilder:
         for cache in caches:
             _set_dtype(cache, operands["cache"].dtype)
         return values
+
+    def prefill_crossover(
+        self, geometry: MlaGeometry, counted: int, rows: ir.Value, name: str
+    ) -> ir.Value:
+        """One ``PrefillCrossover`` with its function body, which returns ``counted``."""
+        define_crossover(self._model)
+        kind = ir.DataType.FLOAT if rows.dtype is None else rows.dtype
+        (value,) = self._emit(
+            CROSSOVER_OP_TYPE,
+            [],
+            name,
+            crossover_attributes(geometry, counted, kind),
+            domain=contract.DOMAIN,
+        )
+        value.dtype = ir.DataType.INT64
+        return value
 
     def branch(
         self,

@@ -375,8 +375,9 @@ class OnnxGraph:
         """
         ours = [key for key in self.model.functions if key[0] == contract.DOMAIN]
         calls = [node for node in self._all_nodes() if node.domain == contract.DOMAIN]
-        if len(ours) == 1 and ours[0][2]:
-            body = self.model.functions.pop(ours[0])
+        attentions = [key for key in ours if key[1] == contract.OP_TYPE]
+        if len(attentions) == 1 and attentions[0][2]:
+            body = self.model.functions.pop(attentions[0])
             body.overload = ""
             self.model.functions[body.identifier()] = body
             for node in calls:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.operations import Operation
 from mla_opt.handles import Array, Node, Value
 from mla_opt.sites import LatentAttentionSite
@@ -135,6 +136,15 @@ class Builder(Protocol):
         name: str,
     ) -> tuple[Value, ...]:
         """One ``LatentAttention``: its outputs, in the order of the contract."""
+
+    def prefill_crossover(
+        self, geometry: MlaGeometry, counted: int, rows: Value, name: str
+    ) -> Value:
+        """New tokens from which on expanding is faster, int64 ``[1]``.
+
+        ``counted`` is what counting operations says; what runs the graph may know better.
+        ``rows`` has the type of the latent rows.
+        """
 
     def branch(
         self,

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from mla_opt.errors import PassError
+from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.protocol import BranchBody, Builder, Size
 from mla_opt.graphs.torch_branches import Conditional
 from mla_opt.graphs.torch_names import Names
@@ -128,6 +129,13 @@ class TorchBuilder:
     def is_boolean(self, value: fx.Node) -> bool:
         """Whether the element type is boolean."""
         return bool(value.meta["val"].dtype == torch.bool)
+
+    def prefill_crossover(
+        self, geometry: MlaGeometry, counted: int, rows: fx.Node, name: str
+    ) -> Sizes:
+        """What counting says: a size that a program depends on is known when it is made."""
+        del geometry, rows, name
+        return self.integers(counted)
 
     # Sizes
 

@@ -71,7 +71,7 @@ enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 
 // ONNXTensorElementDataType, as far as it is not an mla_opt_type.
-enum ElementType : int { kAnyType = 0, kInt32 = 6 };
+enum ElementType : int { kAnyType = 0, kInt32 = 6, kInt64 = 7 };
 
 // OrtCustomOp, with the fields that version 18 has.
 struct CustomOp {

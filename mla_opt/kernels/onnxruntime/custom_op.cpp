@@ -1,9 +1,11 @@
-// mla_opt::LatentAttention for ONNX Runtime: a custom operator library. On the CPU; and, in the
-// library that `mla-opt build-kernels` makes, on CUDA too: ONNX Runtime takes each domain but once.
+// mla_opt's operators for ONNX Runtime: a custom operator library. On the CPU; and, in the library
+// that `mla-opt build-kernels` makes, on CUDA too: ONNX Runtime takes each domain but once.
 #include "node.h"
 
 #if defined(MLA_OPT_WITH_CUDA)
 #include "../onnxruntime_cuda/cuda_operators.h"
+#else
+#include "crossover.h"
 #endif
 
 namespace mla_opt {
@@ -39,8 +41,8 @@ const Operator kOperators[] = {
     on_cpu(MLA_OPT_FLOAT32, MLA_OPT_BFLOAT16),
 };
 
-Status* add(CustomOpDomain* domain, const Operator& op) {
-  return call<Status*>(api, kCustomOpDomainAdd, domain, static_cast<const CustomOp*>(&op));
+Status* add(CustomOpDomain* domain, const CustomOp& op) {
+  return call<Status*>(api, kCustomOpDomainAdd, domain, &op);
 }
 
 Status* register_all(SessionOptions* options) {
@@ -49,6 +51,10 @@ Status* register_all(SessionOptions* options) {
   for (const Operator& op : kOperators) RETURN_IF_ERROR(add(domain, op));
 #if defined(MLA_OPT_WITH_CUDA)
   for (const Operator& op : kCudaOperators) RETURN_IF_ERROR(add(domain, op));
+#else
+  // What this says of the CPU is nothing to a model that may run on CUDA: there its body says what
+  // counting says.
+  RETURN_IF_ERROR(add(domain, kCrossoverOperator));
 #endif
   return call<Status*>(api, kAddCustomOpDomain, options, domain);
 }

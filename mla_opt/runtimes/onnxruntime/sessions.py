@@ -27,8 +27,9 @@ from mla_opt.verification.sessions import MAX_BYTES_IN_MEMORY, ORT_ERRORS
 ModelLike = str | PathLike[str] | bytes | onnx.ModelProto | ir.Model
 UseKernel = Literal["auto"] | bool
 
-#: What ONNX Runtime says of a library that its options hold twice.
-TWICE = "already set in registry"
+#: What ONNX Runtime says of a library that its options hold twice: of operators for several types,
+#: and of one for any.
+TWICE = ("already set in registry", "Conflicting with a registered kernel")
 
 _with_kernel: weakref.WeakSet[ort.SessionOptions] = weakref.WeakSet()
 
@@ -168,7 +169,7 @@ def _load(
     try:
         return ort.InferenceSession(source, options, providers=providers)
     except ORT_ERRORS as error:
-        if TWICE in str(error):
+        if any(words in str(error) for words in TWICE):
             raise InputError(
                 f"{label}: these session options hold the kernel library twice; register it"
                 " yourself or let session() do so, not both, and make new options"
