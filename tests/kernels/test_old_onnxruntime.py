@@ -12,12 +12,15 @@ import onnx
 import pytest
 
 import mla_opt
+from tests.kernels import test_crossover
+from tests.kernels.host import session
 from tests.kernels.test_onnxruntime import matches
 from tests.operator import cases
 
 RUN = Path(__file__).with_name("run_old.py")
 SIGNATURES = [*cases.REDUCED_SIGNATURES, cases.NARROW_SIGNATURES[0]]
 TYPES = [np.float32, np.float16, np.float64]
+CROSSOVER = "crossover"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,16 @@ def models(tmp_path_factory):
             onnx.save(cases.model(signature, feeds), folder / f"{name}.onnx")
             np.savez(folder / f"{name}.npz", **feeds)
             written[name] = signature, feeds
+    onnx.save(test_crossover.model(), folder / f"{CROSSOVER}.onnx")
+    np.savez(folder / f"{CROSSOVER}.npz", size=np.array([180], np.int64))
     return folder, written
+
+
+def assert_crossover(folder):
+    """What the library says here, and not what its body does."""
+    runtime = session(test_crossover.model())
+    limit = np.load(folder / f"{CROSSOVER}.out.npz")["limit"]
+    assert limit.tolist() == [test_crossover.said(runtime)]
 
 
 @pytest.mark.old_onnxruntime
@@ -52,6 +64,7 @@ def test_an_older_onnxruntime(models, version, tmp_path):
         assert matches([outputs[key] for key in signature.outputs], signature, feeds), name
         optimized = onnx.load(folder / f"{name}.optimized").graph
         assert [node.op_type for node in optimized.node] == ["LatentAttention"], name
+    assert_crossover(folder)
 
 
 def test_the_same_script_in_this_onnxruntime(models):
@@ -62,3 +75,4 @@ def test_the_same_script_in_this_onnxruntime(models):
     for name, (signature, feeds) in written.items():
         outputs = np.load(folder / f"{name}.out.npz")
         assert matches([outputs[key] for key in signature.outputs], signature, feeds), name
+    assert_crossover(folder)
