@@ -27,8 +27,9 @@ from mla_opt.benchmarking.process import WorkerError, WorkerProcess
 from mla_opt.benchmarking.report import Agreement, Compared, Measurement, MissingPeer
 from mla_opt.benchmarking.turns import Timing
 
-#: A turn repeats quick steps until this many milliseconds have gone.
-TURN_MS = 40.0
+#: A turn repeats quick steps until this many milliseconds have gone: the first of them finds the
+#: weights and the cache of others where its own were, and in generation a step follows a step.
+TURN_MS = 300.0
 
 
 @dataclass(frozen=True, slots=True)

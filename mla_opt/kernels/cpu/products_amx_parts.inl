@@ -17,8 +17,8 @@ constexpr int kChunkSteps = 2;                     // of 32 dims, of a block's r
 constexpr int kStripVectors = 4;                   // columns of a block's rows at a time; the last may be 2
 constexpr int64_t kTileWords = kTileRows * kTilePairs;
 
-// Whether the rows are what this is for, and fill tiles. To split float32 rows takes as long as to
-// multiply them with 16 query rows does on vectors, so that there have to be more.
+// Whether the rows are what this is for, and fill tiles. To split float32 rows takes longer than tiles
+// save with 16 query rows, so that there have to be more.
 bool fits(const Problem& p) {
   const int32_t rows = p.cache ? p.cache_type : p.type;
   const bool is_worth_it =
