@@ -88,7 +88,7 @@ def _rows(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Rows:
 
 
 def crossover(site: LatentAttentionSite) -> int:
-    """New tokens from which on the expanded form is certain to be taken."""
+    """New tokens from which on counting takes the expanded form, however many rows there are."""
     assert site.geometry is not None
     return 2 if site.prefill == "expanded" else ceil(site.geometry.prefill_crossover)
 

@@ -26,7 +26,8 @@ class SiteRecord:
         query: name of the absorbed query, ``[B, H, S, C + R]``.
         w_uk: name of the initializer ``[H, N, C]``; ``None`` where it is folded into another.
         scale: factor on the scores.
-        prefill_threshold: query length from which on the expanded branch is certain to run.
+        prefill_threshold: query length from which on the expanded branch is certain to run, where
+            the operators run by their function bodies.
     """
 
     name: str

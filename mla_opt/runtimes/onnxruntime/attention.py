@@ -16,7 +16,8 @@ class Attention:
 
     Attributes:
         geometry: its dimensions; N is 0 where its ``W_UK`` is folded, as it then never expands.
-        expands_from: query length from which on it expands keys and values; ``None``: never.
+        expands_from: query length from which on it expands keys and values; ``None``: never. With
+            the kernel library it may do so later only, and takes less memory then.
         fused: whether the kernel runs the absorbed form, which keeps no scores.
     """
 
