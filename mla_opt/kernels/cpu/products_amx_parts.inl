@@ -141,7 +141,6 @@ inline __attribute__((always_inline)) void multiply_keys(const uint32_t* keys,
 #pragma GCC unroll 3
   for (int j = 0; j < kParts; ++j) {
     _tile_loadd(5, query + j * kTileWords, kTileBytes);
-#pragma GCC unroll 3
     for (int i = 0; i < PARTS && i < kParts - j; ++i) {
       const uint32_t* from = keys + i * kKeyTiles * kTileWords;
       for (int line = 0; line < lines; ++line) ahead.fetch();
@@ -266,7 +265,6 @@ inline __attribute__((always_inline)) void multiply_values(const uint32_t* proba
 #pragma GCC unroll 3
   for (int i = 0; i < kParts; ++i) {
     _tile_loadd(4, probabilities + i * kTileWords, kTileBytes);
-#pragma GCC unroll 3
     for (int j = 0; j < PARTS && j < kParts - i; ++j) {
       const uint32_t* from = values + j * VECTORS * kTileWords;
       _tile_loadd(5, from, kTileBytes);
