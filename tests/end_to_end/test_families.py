@@ -125,7 +125,10 @@ def check_file(result: Optimized) -> None:
     # One body for each set of operands: a site without k_pe of its own has another.
     bodies = [(f.domain, f.name, f.overload) for f in result.after.functions]
     assert len(set(bodies)) == len(bodies)
-    assert {name for _, name, _ in bodies} == ({"LatentAttention"} if result.absorbed else set())
+    chosen = {site.geometry for site in result.report.sites if site.prefill == "auto"}
+    wanted = {"LatentAttention", "PrefillCrossover"} if chosen else {"LatentAttention"}
+    assert {name for _, name, _ in bodies} == (wanted if result.absorbed else set())
+    assert after["PrefillCrossover"] == (len(chosen) if result.absorbed else 0)
     fused = len(result.report.sites) if result.absorbed else 0
     assert after["LatentAttention"] == fused
 
