@@ -113,10 +113,10 @@ def _more_than_one(builder: Builder, site: LatentAttentionSite, rows: Rows) -> V
 
 def _beyond_crossover(builder: Builder, site: LatentAttentionSite, rows: Rows) -> Value:
     assert site.operands is not None and site.geometry is not None
-    either = (rows.past or rows.new)[0]
-    limit = builder.prefill_crossover(site.geometry, crossover(site), either, "prefill_crossover")
+    first = (rows.past or rows.new)[0]
+    limit = builder.prefill_crossover(site.geometry, crossover(site), first, "prefill_crossover")
     new = builder.dimension(site.operands.query_nope, 2)
-    seen = builder.dimension(either, 2)
+    seen = builder.dimension(first, 2)
     if rows.past and rows.new:
         seen = builder.add(seen, builder.dimension(rows.new[0], 2), "total_len")
     dear = builder.multiply(new, builder.add(seen, limit, "total_and_limit"), "query_by_total")

@@ -70,7 +70,7 @@ class Variant:
         return self.pair.cache_bytes(self.side)
 
     def form(self, query: int) -> CostForm | None:
-        """How its attention computes `query` new tokens; many of them, as the kernel decides."""
+        """How its attention computes `query` new tokens; not known where the kernel decides."""
         form = self.pair.form(self.side, query)
         return None if self.kernel and form == "expanded" else form
 

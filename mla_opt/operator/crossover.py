@@ -14,7 +14,8 @@ runtime. If it is ``a`` times as fast,
 
     s = C (N + V) / ((2 C + R) / a - (N + R + V)),
 
-and without bound where that is not positive. The library knows ``a`` by the instructions it uses.
+and without bound where that is not positive; a whole prompt, S = T, is expanded whatever s is. The
+library knows ``a`` by the instructions it uses.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ def models(tmp_path_factory):
 
 def assert_crossover(folder):
     """What the library says here, and not what its body does."""
-    runtime = session(test_crossover.model())
-    limit = np.load(folder / f"{CROSSOVER}.out.npz")["limit"]
-    assert limit.tolist() == [test_crossover.said(runtime)]
+    expected = test_crossover.said(session(test_crossover.model()))
+    assert expected > 1, "that is what the body says"
+    assert np.load(folder / f"{CROSSOVER}.out.npz")["limit"].tolist() == [expected]
 
 
 @pytest.mark.old_onnxruntime

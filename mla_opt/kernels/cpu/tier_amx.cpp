@@ -58,25 +58,11 @@ bool runs_here() {
 
 bool fits_tiles(const Problem& p) { return fits(p) && p.rope_dim % kTileDims == 0; }
 
-size_t query_bytes_or_below(const Problem& p, int64_t rows) {
-  return fits_tiles(p) ? query_bytes(p, rows) : amx_parts::tier.query_bytes(p, rows);
-}
-
-void pack_query_or_below(const Problem& p, const Tile& tile, void* packed) {
-  return fits_tiles(p) ? pack_query(p, tile, packed)
-                       : amx_parts::tier.pack_query(p, tile, packed);
-}
-
-bool attend_or_below(const Problem& p, const Tile& tile, const void* packed, int64_t first_key,
-                     int64_t end_key, bool copy, const Partial& partial, Scratch& scratch) {
-  if (!fits_tiles(p))
-    return amx_parts::tier.attend(p, tile, packed, first_key, end_key, copy, partial, scratch);
-  configure(kTileRows);
-  const bool done = attend(p, tile, packed, first_key, end_key, copy, partial, scratch);
-  // A thread with tiles in use takes longer to be switched, and to sleep.
-  _tile_release();
-  return done;
-}
+#define FITS fits_tiles
+#define ATTEND attend_on_tiles
+#define BELOW amx_parts::tier
+#include "attend_on_tiles.inl"
+#include "below.inl"
 }  // namespace
 
 extern const Tier tier = {"amx",          runs_here,           LANES,

@@ -33,24 +33,11 @@ namespace {
 #include "products_amx_parts.inl"
 #include "flash.inl"
 
-size_t query_bytes_or_below(const Problem& p, int64_t rows) {
-  return fits(p) ? query_bytes(p, rows) : avx512bf16::tier.query_bytes(p, rows);
-}
-
-void pack_query_or_below(const Problem& p, const Tile& tile, void* packed) {
-  return fits(p) ? pack_query(p, tile, packed) : avx512bf16::tier.pack_query(p, tile, packed);
-}
-
-bool attend_or_below(const Problem& p, const Tile& tile, const void* packed, int64_t first_key,
-                     int64_t end_key, bool copy, const Partial& partial, Scratch& scratch) {
-  if (!fits(p))
-    return avx512bf16::tier.attend(p, tile, packed, first_key, end_key, copy, partial, scratch);
-  configure(kTileRows);
-  const bool done = attend(p, tile, packed, first_key, end_key, copy, partial, scratch);
-  // A thread with tiles in use takes longer to be switched, and to sleep.
-  _tile_release();
-  return done;
-}
+#define FITS fits
+#define ATTEND attend_on_tiles
+#define BELOW avx512bf16::tier
+#include "attend_on_tiles.inl"
+#include "below.inl"
 
 // Only by way of the tier amx, which asks.
 bool runs_here() { return false; }

@@ -32,19 +32,10 @@ namespace {
 
 bool runs_here() { return avx512::tier.runs_here() && __builtin_cpu_supports("avx512bf16"); }
 
-size_t query_bytes_or_below(const Problem& p, int64_t rows) {
-  return fits(p) ? query_bytes(p, rows) : avx512::tier.query_bytes(p, rows);
-}
-
-void pack_query_or_below(const Problem& p, const Tile& tile, void* packed) {
-  return fits(p) ? pack_query(p, tile, packed) : avx512::tier.pack_query(p, tile, packed);
-}
-
-bool attend_or_below(const Problem& p, const Tile& tile, const void* packed, int64_t first_key,
-                     int64_t end_key, bool copy, const Partial& partial, Scratch& scratch) {
-  const auto run = fits(p) ? attend : avx512::tier.attend;
-  return run(p, tile, packed, first_key, end_key, copy, partial, scratch);
-}
+#define FITS fits
+#define ATTEND attend
+#define BELOW avx512::tier
+#include "below.inl"
 }  // namespace
 
 extern const Tier tier = {"avx512bf16",   runs_here,           LANES,

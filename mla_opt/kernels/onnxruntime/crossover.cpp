@@ -14,6 +14,14 @@ using namespace ort;
 
 namespace {
 
+// Dims of one head, as mla_opt/geometry.py names them.
+struct HeadDims {
+  int64_t kv_lora_rank;
+  int64_t qk_nope_head_dim;
+  int64_t qk_rope_head_dim;
+  int64_t v_head_dim;
+};
+
 struct Kernel {
   HeadDims dims;
   int64_t rows_type;
@@ -21,13 +29,30 @@ struct Kernel {
 
 // How many times the rate of ONNX Runtime's float32 products those of the attention are, by what it
 // runs on and the type of the rows. Measured where absorbed and expanded prompts of DeepSeek's dims
-// take equally long, behind 1024 and 4096 rows on one thread (Intel Xeon, family 6, model 167); AMD's
-// Zen 5 is the same for AVX-512. 1, which is to count operations, where nobody has measured.
+// take equally long, with float32 rows behind 1024 and 4096 others (Intel Xeon, family 6, model 167);
+// the kernel's and ONNX Runtime's own rates on AMD's Zen 5 give the same for AVX-512. Float16 rows are
+// no slower on tiles. Bfloat16 rows are so fast there that expanding took longer at every length (512
+// tokens on 4096 rows: 573 ms against 272). 1, which is to count operations, where nobody has measured.
 double advantage(const char* tier, int64_t rows_type) {
   const bool is_amx = std::strcmp(tier, "amx") == 0;
   if (rows_type == MLA_OPT_BFLOAT16) return is_amx ? 6.0 : 1.0;
   if (is_amx) return 2.2;
   return std::strncmp(tier, "avx512", 6) == 0 ? 1.3 : 1.0;
+}
+
+// Per head, key and new token, absorbed attention multiplies 2 C + R numbers and expanded N + R + V;
+// expanding itself takes C (N + V) a key, and absorbing as many a new token.
+int64_t crossover(const HeadDims& d, double advantage) {
+  const auto expansion =
+      static_cast<double>(d.kv_lora_rank) * static_cast<double>(d.qk_nope_head_dim + d.v_head_dim);
+  const auto absorbed = static_cast<double>(2 * d.kv_lora_rank + d.qk_rope_head_dim);
+  const auto expanded =
+      static_cast<double>(d.qk_nope_head_dim + d.qk_rope_head_dim + d.v_head_dim);
+  const double limit = expansion / (absorbed / advantage - expanded);
+  // Beyond any prompt, and still a factor of one that fits.
+  constexpr int64_t never = std::numeric_limits<int32_t>::max();
+  if (!(limit > 0) || limit > static_cast<double>(never)) return never;
+  return static_cast<int64_t>(std::ceil(limit));
 }
 
 Status* read_number(const KernelInfo* info, const char* name, int64_t& number) {
@@ -79,21 +104,6 @@ CustomOp make_crossover_operator() {
 }
 
 }  // namespace
-
-// Per head, key and new token, absorbed attention multiplies 2 C + R numbers and expanded N + R + V;
-// expanding itself takes C (N + V) a key, and absorbing as many a new token.
-int64_t crossover(const HeadDims& d, double advantage) {
-  const auto expansion =
-      static_cast<double>(d.kv_lora_rank) * static_cast<double>(d.qk_nope_head_dim + d.v_head_dim);
-  const auto absorbed = static_cast<double>(2 * d.kv_lora_rank + d.qk_rope_head_dim);
-  const auto expanded =
-      static_cast<double>(d.qk_nope_head_dim + d.qk_rope_head_dim + d.v_head_dim);
-  const double limit = expansion / (absorbed / advantage - expanded);
-  // Beyond any prompt, and still a factor of one that fits.
-  constexpr int64_t never = std::numeric_limits<int32_t>::max();
-  if (!(limit > 0) || limit > static_cast<double>(never)) return never;
-  return static_cast<int64_t>(std::ceil(limit));
-}
 
 const CustomOp kCrossoverOperator = make_crossover_operator();
 
