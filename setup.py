@@ -18,7 +18,7 @@ from setuptools.command.build_py import build_py
 
 def _builder() -> ModuleType:
     """The package's own build module, by its path: the package cannot be imported yet."""
-    path = Path(__file__).parent / "mla_opt" / "kernels" / "build.py"
+    path = Path(__file__).parent / "mla_opt" / "kernels" / "building" / "build.py"
     spec = importlib.util.spec_from_file_location("mla_opt_kernels_build", path)
     assert spec is not None
     assert spec.loader is not None

@@ -19,9 +19,9 @@ from typing import ClassVar
 
 from mla_opt import passes
 from mla_opt.errors import PassError
-from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.files.model_io import read_model
+from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.graphs.protocol import Graph
-from mla_opt.model_io import read_model
 from mla_opt.models import demo_model
 from mla_opt.pipeline import Pass, PassResult, Pipeline
 from mla_opt.sites import LatentAttentionSite

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     )
     from mla_opt.geometry import MlaGeometry
     from mla_opt.kernels import kernel_library
-    from mla_opt.operator.torch_onnx import attach_function_bodies, onnx_translation_table
-    from mla_opt.operator.torch_sharding import register_sharding
+    from mla_opt.operator.torch.onnx import attach_function_bodies, onnx_translation_table
+    from mla_opt.operator.torch.sharding import register_sharding
     from mla_opt.report import InspectionReport, OptimizationReport
     from mla_opt.verification import ParityReport, verify
 
@@ -62,9 +62,9 @@ _HOMES = {
     "OptimizationReport": "mla_opt.report",
     "MlaGeometry": "mla_opt.geometry",
     "kernel_library": "mla_opt.kernels",
-    "attach_function_bodies": "mla_opt.operator.torch_onnx",
-    "onnx_translation_table": "mla_opt.operator.torch_onnx",
-    "register_sharding": "mla_opt.operator.torch_sharding",
+    "attach_function_bodies": "mla_opt.operator.torch.onnx",
+    "onnx_translation_table": "mla_opt.operator.torch.onnx",
+    "register_sharding": "mla_opt.operator.torch.sharding",
     "ParityReport": "mla_opt.verification",
     "verify": "mla_opt.verification.verifier",
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
+from mla_opt.cost_model import expanded_from
 from mla_opt.handles import Value
-from mla_opt.passes.add_prefill_branch import crossover
 from mla_opt.report.report import tool_version
 from mla_opt.sites import Ends, LatentAttentionSite
 from mla_opt.verification.interface_map import METADATA_KEY as INTERFACE_KEY
@@ -50,8 +50,14 @@ def _site(site: LatentAttentionSite, is_stored: Callable[[Value], bool]) -> Site
         scale=site.scale,
         kv_lora_rank=site.weights.w_uk.shape[2],
         qk_rope_head_dim=len(site.weights.rope_dims),
-        prefill_threshold=None if site.prefill == "absorbed" else crossover(site),
+        prefill_threshold=_threshold(site),
     )
+
+
+def _threshold(site: LatentAttentionSite) -> int | None:
+    """New tokens from which on the site expands; ``None`` where it never does."""
+    assert site.geometry is not None
+    return None if site.prefill == "absorbed" else expanded_from(site.geometry, site.prefill)
 
 
 def _interface(sites: Sequence[LatentAttentionSite]) -> InterfaceMap:

@@ -14,9 +14,9 @@ takes fewer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
 from typing import ClassVar
 
+from mla_opt.cost_model import expanded_from
 from mla_opt.emission.absorbed import emit_absorbed
 from mla_opt.emission.expanded import emit_expanded
 from mla_opt.emission.operands import as_rows
@@ -87,12 +87,6 @@ def _rows(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Rows:
     return Rows(new=tuple(as_rows(graph, builder, half) for half in halves))
 
 
-def crossover(site: LatentAttentionSite) -> int:
-    """New tokens from which on counting takes the expanded form, however many rows there are."""
-    assert site.geometry is not None
-    return 2 if site.prefill == "expanded" else ceil(site.geometry.prefill_crossover)
-
-
 def _condition(
     builder: Builder, site: LatentAttentionSite, rows: Rows, conditions: Conditions
 ) -> Value:
@@ -113,8 +107,9 @@ def _more_than_one(builder: Builder, site: LatentAttentionSite, rows: Rows) -> V
 
 def _beyond_crossover(builder: Builder, site: LatentAttentionSite, rows: Rows) -> Value:
     assert site.operands is not None and site.geometry is not None
+    counted = expanded_from(site.geometry, site.prefill)
     first = (rows.past or rows.new)[0]
-    limit = builder.prefill_crossover(site.geometry, crossover(site), first, "prefill_crossover")
+    limit = builder.prefill_crossover(site.geometry, counted, first, "prefill_crossover")
     new = builder.dimension(site.operands.query_nope, 2)
     seen = builder.dimension(first, 2)
     if rows.past and rows.new:

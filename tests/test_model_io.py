@@ -19,8 +19,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from mla_opt import model_io, model_writing
 from mla_opt.errors import InputError
+from mla_opt.files import model_io
+from mla_opt.files import writing as model_writing
 
 WEIGHT = np.arange(600, dtype=np.float32).reshape(20, 30)
 
@@ -577,7 +578,7 @@ def test_interrupted_write_leaves_nothing(
 
 REAL_LIMIT = """
 import resource, sys
-from mla_opt import model_io
+from mla_opt.files import model_io
 from mla_opt.errors import InputError
 model = model_io.read_model(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))

@@ -26,8 +26,8 @@ from mla_opt.benchmarking.serving import serve
 from mla_opt.benchmarking.sessions import open_session
 from mla_opt.ort_values import aligned, from_ort_value, to_ort_value
 from mla_opt.verification.feeds import Timeline
+from mla_opt.verification.onnx.sessions import Session
 from mla_opt.verification.oracle import Call, Run, run_scenario
-from mla_opt.verification.sessions import Session
 
 Array = npt.NDArray[Any]
 SEED = 0

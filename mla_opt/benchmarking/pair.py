@@ -18,8 +18,8 @@ import onnx_ir as ir
 from mla_opt.benchmarking.points import Point
 from mla_opt.cost_model import CostForm, attention_stage, form_before
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface_feeds import numpy_dtype
-from mla_opt.model_io import model_files, read_model
+from mla_opt.files.model_io import model_files, read_model
+from mla_opt.graphs.interface.feeds import numpy_dtype
 from mla_opt.report.inspection import AttentionReport
 from mla_opt.report.site import dtype_bytes
 from mla_opt.verification.alignment import Aligner

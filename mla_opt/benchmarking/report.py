@@ -1,7 +1,7 @@
 """What one run of `mla-opt bench` found. Frozen, and JSON.
 
 The JSON is versioned: ``schema_version`` grows whenever a field is added, removed or changes its
-meaning, and ``mla_opt/report/bench.schema.json`` describes it.
+meaning, and ``bench.schema.json`` beside this file describes it.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mla_opt.verification.feeds import Timeline
 from mla_opt.verification.interface_map import InterfaceMap
+from mla_opt.verification.onnx.sessions import OpenModel, open_model
 from mla_opt.verification.oracle import Driver, optimized_driver, original_driver
 from mla_opt.verification.scenarios import Scenario
-from mla_opt.verification.sessions import OpenModel, open_model
 
 _WARM_UP = 2
 _REPEATS = 7

@@ -102,7 +102,7 @@ def _points(context: str, batch: str, query: str) -> tuple[Point, ...]:
 
 def _check_outputs(json: Path | None, plot: Path | None, force: bool) -> None:
     """Find out before the work, not after it, that a file cannot be written."""
-    from mla_opt.model_io import check_output
+    from mla_opt.files.model_io import check_output
 
     for path in (json, plot):
         if path is not None:
@@ -151,7 +151,7 @@ def _measure(
 
 def _write(report: BenchReport, json: Path | None, plot: Path | None, force: bool) -> None:
     if json is not None:
-        from mla_opt.model_io import write_text
+        from mla_opt.files.model_io import write_text
 
         write_text(json, report.to_json(), force=force)
     if plot is not None:

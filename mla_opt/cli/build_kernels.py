@@ -12,7 +12,7 @@ from mla_opt.cli._exit import exit_on_error
 from mla_opt.cli._options import Quiet, Verbose
 
 if TYPE_CHECKING:
-    from mla_opt.kernels.cuda_build import Built
+    from mla_opt.kernels.building.cuda_build import Built
 
 
 def build_kernels(
@@ -55,9 +55,9 @@ def build_kernels(
     all compile what they run from the newest architecture without a letter.
     """
     with exit_on_error(verbose=verbose):
-        from mla_opt.kernels import cuda_build
+        from mla_opt.kernels.building import cuda_build
+        from mla_opt.kernels.building.nvcc import parse_architectures
         from mla_opt.kernels.cuda_library import cuda_kernel_folder
-        from mla_opt.kernels.nvcc import parse_architectures
 
         screen = Screen(quiet=quiet, verbose=verbose)
         names = parse_architectures(arch)

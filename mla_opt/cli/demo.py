@@ -83,7 +83,7 @@ def _run(folder: Path, force: bool, screen: Screen) -> None:
 
 def _unpack(folder: Path, force: bool) -> Path:
     """Write the model that comes along into ``folder``."""
-    from mla_opt.model_io import check_output
+    from mla_opt.files.model_io import check_output
     from mla_opt.models import demo_model
 
     packed = demo_model()

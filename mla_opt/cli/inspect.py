@@ -53,7 +53,7 @@ def look(model: Path, workload: Workload, screen: Screen, *, hashed: bool) -> In
         InputError: the file cannot be used.
     """
     from mla_opt import api
-    from mla_opt.model_io import describe, model_files, read_model, unknown_operators
+    from mla_opt.files.model_io import describe, model_files, read_model, unknown_operators
     from mla_opt.report import with_costs
 
     with screen.activity(f"reading {model}") as activity:

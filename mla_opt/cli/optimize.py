@@ -126,7 +126,7 @@ def optimize(
     """
     cache, names = parse_cache(cache), parse_passes(passes)
     with exit_on_error(verbose=verbose):
-        from mla_opt.model_io import default_output
+        from mla_opt.files.model_io import default_output
 
         settings = Settings(
             model=model,
@@ -153,7 +153,7 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
     Raises:
         InputError, NothingMatchedError, VerificationError: nothing was written but the report.
     """
-    from mla_opt.model_io import read_model
+    from mla_opt.files.model_io import read_model
 
     _check_outputs(settings)
     moving = not settings.print_between_passes
@@ -169,7 +169,7 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
 def _check_outputs(settings: Settings) -> None:
     """Find out before the work, not after it, that a file cannot be written."""
     from mla_opt.errors import InputError
-    from mla_opt.model_io import check_input, check_output
+    from mla_opt.files.model_io import check_input, check_output
 
     check_input(settings.model)
     check_output(settings.output, force=settings.force, source=settings.model)
@@ -184,7 +184,7 @@ def _optimize_and_write(
 ) -> OptimizationReport:
     from mla_opt import api
     from mla_opt.errors import InputError, NothingMatchedError, VerificationError
-    from mla_opt.model_io import describe, write_model
+    from mla_opt.files.model_io import describe, write_model
 
     observer = _observer(settings, activity)
     try:
@@ -204,7 +204,7 @@ def _optimize_and_write(
 
 
 def _describe(path: Path, model: ir.Model) -> ModelFile:
-    from mla_opt.model_io import describe, model_files
+    from mla_opt.files.model_io import describe, model_files
 
     return describe(model_files(path, model), model)
 
@@ -235,7 +235,7 @@ def _complete(
 
 def _write_report(settings: Settings, report: OptimizationReport) -> None:
     if settings.report is not None:
-        from mla_opt.model_io import write_text
+        from mla_opt.files.model_io import write_text
 
         write_text(settings.report, report.to_json(), force=settings.force)
 

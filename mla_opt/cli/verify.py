@@ -39,7 +39,7 @@ def compare(original: Path, optimized: Path, screen: Screen) -> ParityReport:
         InputError: a file cannot be used, or the two do not belong together.
         VerificationError: the optimized model cannot be loaded.
     """
-    from mla_opt.model_io import read_model
+    from mla_opt.files.model_io import read_model
     from mla_opt.verification import verify as run
 
     with screen.activity(f"reading {original}") as activity:

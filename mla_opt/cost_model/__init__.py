@@ -22,7 +22,7 @@ from mla_opt.cost_model.chunks import MAX_CHUNK, Prefill, choose_chunk
 from mla_opt.cost_model.folding import FormChoice, choose_form
 from mla_opt.cost_model.forms import COST_FORMS, AbsorbedForm, CostForm, form_before
 from mla_opt.cost_model.hardware import DEFAULT_HARDWARE, HARDWARE, Hardware
-from mla_opt.cost_model.prefill import PrefillChoice, choose_prefill
+from mla_opt.cost_model.prefill import PrefillChoice, choose_prefill, expanded_from
 from mla_opt.cost_model.stages import Cost, Stage, attention_stage, cost
 from mla_opt.cost_model.weights import cache_bytes_per_token, weight_bytes, weight_count
 from mla_opt.cost_model.workload import DECODE, Workload
@@ -48,6 +48,7 @@ __all__ = [
     "choose_form",
     "choose_prefill",
     "cost",
+    "expanded_from",
     "form_before",
     "weight_bytes",
     "weight_count",

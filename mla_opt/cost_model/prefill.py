@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from mla_opt.geometry import MlaGeometry
 from mla_opt.sites import PrefillForm
@@ -41,6 +42,14 @@ def choose_prefill(
         f"absorbing below: {_attention_ratio(geometry):.2f}x the operations per key"
     )
     return PrefillChoice("auto", limit, reason)
+
+
+def expanded_from(geometry: MlaGeometry, form: PrefillForm) -> int:
+    """New tokens from which on ``form`` expands, counting operations, however many rows there are.
+
+    Not for ``absorbed``, which never does.
+    """
+    return 2 if form == "expanded" else ceil(geometry.prefill_crossover)
 
 
 def _never_dearer(geometry: MlaGeometry) -> str:

@@ -35,8 +35,15 @@ from mla_opt.engines.profiles import Ranges, Shapes
 from mla_opt.engines.tensorrt_library import Runtime, TensorRT, check_plugins, load
 from mla_opt.errors import InputError
 from mla_opt.events import Observer
+from mla_opt.files.model_io import (
+    check_input,
+    model_files,
+    read_model,
+    sha256,
+    write_model,
+    write_text,
+)
 from mla_opt.geometry import MlaGeometry
-from mla_opt.model_io import check_input, model_files, read_model, sha256, write_model, write_text
 from mla_opt.operator.contract import OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from mla_opt.options import Phase
 from mla_opt.report.report import OptimizationReport, tool_version

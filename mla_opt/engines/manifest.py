@@ -1,6 +1,6 @@
 """`manifest.json`, beside the engines: what they are, what they take, and how their caches lie.
 
-The JSON is versioned like the reports, and described by ``mla_opt/report/engine.schema.json``.
+The JSON is versioned like the reports, and described by ``engine.schema.json`` beside this file.
 """
 
 from __future__ import annotations

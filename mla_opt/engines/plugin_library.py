@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mla_opt.errors import InputError, KernelUnavailableError
 from mla_opt.geometry import MlaGeometry
-from mla_opt.kernels.cuda_build import TENSORRT_LIBRARY_NAME
+from mla_opt.kernels.building.cuda_build import TENSORRT_LIBRARY_NAME
 from mla_opt.kernels.cuda_library import (
     CudaLibrary,
     CudaProblem,

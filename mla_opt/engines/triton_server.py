@@ -21,7 +21,7 @@ from typing import Any
 
 from mla_opt.engines.manifest import Cache, Manifest, Tensor, read_manifest
 from mla_opt.errors import InputError
-from mla_opt.model_io import model_files, read_model
+from mla_opt.files.model_io import model_files, read_model
 from mla_opt.verification.interface_map import InterfaceMap
 
 TYPES = {

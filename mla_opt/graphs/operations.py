@@ -1,6 +1,6 @@
 """What a node means to the matcher: a small vocabulary that every graph adapter translates into.
 
-The passes never look at operator names. An adapter (:mod:`mla_opt.graphs.onnx_operations`) reads
+The passes never look at operator names. An adapter (:mod:`mla_opt.graphs.onnx.operations`) reads
 each node once as one of these, or as :class:`Opaque`, which no walk enters. What counts as
 token-wise linear is exactly :class:`Layout`, :class:`Broadcast`, :class:`Scaled`,
 :class:`Shifted` and :class:`Linear`.

@@ -1,6 +1,6 @@
 """The one small view of a graph that matching and rewriting are written against.
 
-An adapter wraps one intermediate representation (:mod:`mla_opt.graphs.onnx_graph` for onnx_ir),
+An adapter wraps one intermediate representation (:mod:`mla_opt.graphs.onnx.graph` for onnx_ir),
 whose values and nodes are handles here (:mod:`mla_opt.handles`): all but their names is asked of
 the graph.
 """

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mla_opt.kernels.build import LIBRARY, BuildError, build, is_current
+from mla_opt.kernels.building.build import LIBRARY, BuildError, build, is_current
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

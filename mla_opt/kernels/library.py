@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from mla_opt.errors import InputError, KernelUnavailableError
-from mla_opt.kernels.build import LIBRARY
+from mla_opt.kernels.building.build import LIBRARY
 
 ABI_VERSION = 2
 _REMEDY = "install a C++ compiler and run `python -m mla_opt.kernels`"

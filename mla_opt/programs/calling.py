@@ -15,8 +15,8 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from mla_opt.graphs.torch.lifted_program import LiftedProgram, expression, symbolic_shape
 from mla_opt.programs.dynamo import numbers
-from mla_opt.programs.lifted_program import LiftedProgram, expression, symbolic_shape
 
 Tensors = dict[str, torch.Tensor]
 

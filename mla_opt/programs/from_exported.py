@@ -12,8 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from mla_opt.errors import InputError
-from mla_opt.programs.functionalize import changes, check_inference, functional
-from mla_opt.programs.lifted_program import (
+from mla_opt.graphs.torch.lifted_program import (
     LiftedProgram,
     Stored,
     StoredKind,
@@ -21,6 +20,7 @@ from mla_opt.programs.lifted_program import (
     identifiers,
     name_outputs,
 )
+from mla_opt.programs.functionalize import changes, check_inference, functional
 from mla_opt.programs.local_changes import settle_changes
 from mla_opt.programs.settled_program import settled
 

@@ -14,9 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from mla_opt.errors import InputError
-from mla_opt.programs.dynamo import attribute_path, keep_notes
-from mla_opt.programs.functionalize import changes, check_inference
-from mla_opt.programs.lifted_program import (
+from mla_opt.graphs.torch.lifted_program import (
     LiftedProgram,
     Stored,
     StoredKind,
@@ -25,6 +23,8 @@ from mla_opt.programs.lifted_program import (
     name_outputs,
     rename,
 )
+from mla_opt.programs.dynamo import attribute_path, keep_notes
+from mla_opt.programs.functionalize import changes, check_inference
 from mla_opt.programs.local_changes import settle_changes
 
 _METADATA = "custom"

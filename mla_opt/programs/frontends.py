@@ -10,10 +10,10 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from mla_opt.errors import InputError
+from mla_opt.graphs.torch.lifted_program import LiftedProgram
 from mla_opt.programs import calling, from_exported, from_module, to_exported, to_module
 from mla_opt.programs.calling import Entrance
 from mla_opt.programs.dynamo import own_tensors
-from mla_opt.programs.lifted_program import LiftedProgram
 from mla_opt.programs.recompose import recompose
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mla_opt.programs.order import drop_dead
+from mla_opt.graphs.torch.order import drop_dead
 
 aten = torch.ops.aten
 

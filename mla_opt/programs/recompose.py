@@ -17,8 +17,8 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from mla_opt.programs.lifted_program import LiftedProgram, symbolic_shape
-from mla_opt.programs.order import drop_dead
+from mla_opt.graphs.torch.lifted_program import LiftedProgram, symbolic_shape
+from mla_opt.graphs.torch.order import drop_dead
 
 aten = torch.ops.aten
 

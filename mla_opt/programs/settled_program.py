@@ -19,8 +19,8 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from mla_opt.graphs.torch.lifted_program import copy_module
 from mla_opt.programs.functionalize import changes
-from mla_opt.programs.lifted_program import copy_module
 from mla_opt.programs.local_changes import settle_changes
 
 _STATES = {

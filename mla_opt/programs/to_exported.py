@@ -20,8 +20,8 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
+from mla_opt.graphs.torch.lifted_program import LiftedProgram, Stored, is_tensor
 from mla_opt.programs.from_exported import METADATA
-from mla_opt.programs.lifted_program import LiftedProgram, Stored, is_tensor
 
 _SAVED = (InputKind.PARAMETER, InputKind.BUFFER)
 _NEW = {"parameter": InputKind.PARAMETER, "constant": InputKind.CONSTANT_TENSOR}

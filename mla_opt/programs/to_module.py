@@ -8,8 +8,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from mla_opt.graphs.torch.lifted_program import LiftedProgram, Stored
 from mla_opt.programs.from_module import _METADATA, LiftedModule
-from mla_opt.programs.lifted_program import LiftedProgram, Stored
 
 
 def graph_module(source: LiftedModule) -> fx.GraphModule:

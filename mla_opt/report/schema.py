@@ -1,8 +1,8 @@
-"""The JSON Schema (2020-12) of the reports, derived from the dataclasses.
+"""The JSON Schema (2020-12) of what is written as JSON, derived from the dataclasses.
 
-The schemas lie beside this file, ``report.schema.json``, ``inspection.schema.json``,
-``bench.schema.json`` and ``engine.schema.json``, for readers without Python; a test fails when they
-differ from what this module makes. ``python -m mla_opt.report.schema`` writes them again.
+Each schema lies beside the code that owns it, for readers without Python; a test fails when one
+differs from what this module makes. `python -m mla_opt.report.schema` writes those of this package
+again, as `mla_opt.benchmarking.schema` and `mla_opt.engines.schema` do theirs.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mla_opt.benchmarking.report import BENCH_SCHEMA_VERSION, BenchReport
-from mla_opt.engines.manifest import ENGINE_SCHEMA_VERSION, Manifest
 from mla_opt.report.inspection import INSPECTION_SCHEMA_VERSION, InspectionReport
 from mla_opt.report.plain import hints
 from mla_opt.report.report import REPORT_SCHEMA_VERSION, OptimizationReport
@@ -25,12 +23,27 @@ from mla_opt.report.report import REPORT_SCHEMA_VERSION, OptimizationReport
 _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-FILES: dict[str, tuple[type, int]] = {
-    "report.schema.json": (OptimizationReport, REPORT_SCHEMA_VERSION),
-    "inspection.schema.json": (InspectionReport, INSPECTION_SCHEMA_VERSION),
-    "bench.schema.json": (BenchReport, BENCH_SCHEMA_VERSION),
-    "engine.schema.json": (Manifest, ENGINE_SCHEMA_VERSION),
-}
+
+@dataclass(frozen=True, slots=True)
+class SchemaFile:
+    """The schema of dataclass ``kind``, and the file that holds it."""
+
+    path: Path
+    kind: type
+    version: int
+
+    def text(self) -> str:
+        """Return what the file should hold."""
+        schema = schema_of(self.kind, self.version)
+        return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+    def load(self) -> Any:
+        """Return the schema as the file holds it."""
+        return json.loads(self.path.read_text(encoding="utf-8"))
+
+    def write(self) -> None:
+        """Write the file again."""
+        self.path.write_text(self.text(), encoding="utf-8")
 
 
 def schema_of(kind: type, version: int) -> dict[str, Any]:
@@ -45,17 +58,6 @@ def schema_of(kind: type, version: int) -> dict[str, Any]:
         **root,
         "$defs": dict(sorted(definitions.items())),
     }
-
-
-def text_of(name: str) -> str:
-    """Return the schema file ``name`` as it should lie beside this module."""
-    kind, version = FILES[name]
-    return json.dumps(schema_of(kind, version), indent=2, ensure_ascii=False) + "\n"
-
-
-def load(name: str) -> Any:
-    """Return the schema file ``name`` as it lies beside this module."""
-    return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 def _object(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -99,11 +101,12 @@ def _composite(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     raise TypeError(f"no JSON Schema for {kind!r}")
 
 
-def main() -> None:
-    """Write the schema files beside this module."""
-    for name in FILES:
-        Path(__file__).with_name(name).write_text(text_of(name), encoding="utf-8")
-
+_HERE = Path(__file__).parent
+REPORT = SchemaFile(_HERE / "report.schema.json", OptimizationReport, REPORT_SCHEMA_VERSION)
+INSPECTION = SchemaFile(
+    _HERE / "inspection.schema.json", InspectionReport, INSPECTION_SCHEMA_VERSION
+)
 
 if __name__ == "__main__":
-    main()
+    REPORT.write()
+    INSPECTION.write()

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mla_opt.graphs.interface import AxisRole, ModelInterface, Port
-from mla_opt.graphs.interface_feeds import Bools, mask_feed, numpy_dtype, position_feed
+from mla_opt.graphs.interface.feeds import Bools, mask_feed, numpy_dtype, position_feed
+from mla_opt.graphs.interface.interface import AxisRole, ModelInterface, Port
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface_feeds import Bools
+from mla_opt.graphs.interface.feeds import Bools
 from mla_opt.runtimes.prompts import Ints, Tokens, as_rows
 from mla_opt.runtimes.result import GenerationResult
 from mla_opt.runtimes.sampling import Sampler

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface_feeds import Bools
+from mla_opt.graphs.interface.feeds import Bools
 
 Ints = npt.NDArray[np.int64]
 #: One sequence, or several.

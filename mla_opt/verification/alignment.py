@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from mla_opt.graphs.interface import ModelInterface, State
-from mla_opt.graphs.interface_feeds import Bools
+from mla_opt.graphs.interface.feeds import Bools
+from mla_opt.graphs.interface.interface import ModelInterface, State
 from mla_opt.verification.feeds import Timeline
 from mla_opt.verification.interface_map import InterfaceMap, StateMap
 from mla_opt.verification.oracle import Call, Run

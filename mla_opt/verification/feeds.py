@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import ModelInterface, Port
-from mla_opt.graphs.interface_feeds import (
+from mla_opt.graphs.interface.feeds import (
     Array,
     Bools,
     mask_feed,
@@ -23,6 +22,7 @@ from mla_opt.graphs.interface_feeds import (
     position_feed,
     positions,
 )
+from mla_opt.graphs.interface.interface import ModelInterface, Port
 
 #: Ids to draw from where no table was found that they index.
 UNKNOWN_VOCABULARY = 16

@@ -15,7 +15,7 @@ from typing import Literal, cast, get_args
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import ModelInterface, Port
+from mla_opt.graphs.interface.interface import ModelInterface, Port
 from mla_opt.sites import Ends
 from mla_opt.verification.json_fields import Fields, parse
 

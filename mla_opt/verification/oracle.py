@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import KnownStates, ModelInterface, State
-from mla_opt.graphs.interface_feeds import numpy_dtype
+from mla_opt.graphs.interface.feeds import numpy_dtype
+from mla_opt.graphs.interface.interface import KnownStates, ModelInterface, State
 from mla_opt.sites import Ends
 from mla_opt.verification.feeds import Timeline, random_state
 from mla_opt.verification.interface_map import METADATA_KEY, InterfaceMap

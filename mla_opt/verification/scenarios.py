@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import Limits
+from mla_opt.graphs.interface.interface import Limits
 
 DECODE_STEPS = 5
 #: Rows of made-up past where the model fixes none.

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from mla_opt.errors import InputError, VerificationError
 from mla_opt.events import VerifyProgress
-from mla_opt.graphs.interface import Limits, ModelInterface
+from mla_opt.graphs.interface.interface import Limits, ModelInterface
 from mla_opt.programs.recognize import is_program
 from mla_opt.verification.alignment import Aligner, joined_name
 from mla_opt.verification.interface_map import InterfaceMap, check_interfaces
@@ -26,6 +26,7 @@ from mla_opt.verification.negative_controls import (
     ControlResult,
     broken_models,
 )
+from mla_opt.verification.onnx.sessions import ModelLike, open_model
 from mla_opt.verification.oracle import (
     Driver,
     Run,
@@ -38,7 +39,6 @@ from mla_opt.verification.parity import Tolerance, compare, worst_by_name
 from mla_opt.verification.report import ParityReport
 from mla_opt.verification.running import RunError, Runnable, Running
 from mla_opt.verification.scenarios import Room, Scenario, plan
-from mla_opt.verification.sessions import ModelLike, open_model
 from mla_opt.verification.site_records import SiteRecord, read_sites
 
 Array = npt.NDArray[Any]
@@ -86,7 +86,7 @@ def _opened(model: ModelLike, label: str, libraries: Sequence[Path] = ()) -> Run
     if not is_program(model):
         return open_model(model, label, libraries)
     from mla_opt.programs.frontends import open_program
-    from mla_opt.verification.torch_sessions import OpenProgram
+    from mla_opt.verification.torch.sessions import OpenProgram
 
     return OpenProgram.of(label, open_program(model))
 

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from mla_opt.benchmarking import plot
 from mla_opt.benchmarking.report import Agreement, BenchReport
+from mla_opt.benchmarking.schema import BENCH
 from mla_opt.benchmarking.table import bench_tables, length, number
 from mla_opt.errors import InputError
-from mla_opt.report import schema
 from tests.benchmarking import examples
 
 
@@ -28,7 +28,7 @@ def shown(report: BenchReport) -> str:
 
 def test_json_follows_the_schema_and_comes_back() -> None:
     text = examples.report().to_json()
-    jsonschema.validate(json.loads(text), schema.load("bench.schema.json"))
+    jsonschema.validate(json.loads(text), BENCH.load())
     assert BenchReport.from_json(text).measurements == examples.report().measurements
 
 

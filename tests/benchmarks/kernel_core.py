@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mla_opt.kernels import cpu_tiers, kernel_library
-from mla_opt.kernels.build import compiler
+from mla_opt.kernels.building.build import compiler
 from tests.benchmarks import models
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.sheet import Sheet, number

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from mla_opt.benchmarking import failures, machine
-from mla_opt.report import schema
+from mla_opt.benchmarking.schema import BENCH
 from tests.cli.conftest import Run
 from tests.verify import toys
 
@@ -57,7 +57,7 @@ def test_every_cache_layout_is_timed_and_compared(
     assert result.exit_code == 0, result.stderr
     assert "one new token, batch 2, 1 threads" in result.stdout
     report = json.loads(out.read_text())
-    jsonschema.validate(report, schema.load("bench.schema.json"))
+    jsonschema.validate(report, BENCH.load())
     ours = [m for m in report["measurements"] if m["participant"] == "optimized"]
     assert [m["context"] for m in ours] == [3, 9]
     for one in ours:

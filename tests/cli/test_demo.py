@@ -65,7 +65,7 @@ def test_failed_verification_ends_the_demo(
     original = api.optimize
 
     def spoiled(model: Any, **options: Any) -> Any:
-        from mla_opt.model_io import read_model
+        from mla_opt.files.model_io import read_model
 
         other = read_model(changed(packed / "spoiled.onnx", 2.0))
         return original(other, **options)

@@ -8,7 +8,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from mla_opt.report import InspectionReport, schema
+from mla_opt.report import InspectionReport
+from mla_opt.report.schema import INSPECTION
 from tests.cli.conftest import Run
 from tests.cli.fakes import FakeApi
 
@@ -26,7 +27,7 @@ def test_json_is_nothing_but_json(run: Run, api: FakeApi, model: Path) -> None:
     result = run("inspect", model, "--json", "--context", 4096)
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
-    validator = jsonschema.Draft202012Validator(schema.load("inspection.schema.json"))
+    validator = jsonschema.Draft202012Validator(INSPECTION.load())
     validator.validate(data)
     report = InspectionReport.from_json(result.stdout)
     assert report.model is not None

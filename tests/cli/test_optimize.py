@@ -210,7 +210,7 @@ def test_print_between_passes(run: Run, api: FakeApi, model: Path) -> None:
 def test_full_disk(run: Run, api: FakeApi, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from mla_opt import model_writing
+    from mla_opt.files import writing as model_writing
 
     def full(_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from mla_opt.cli import _timing
 from mla_opt.report.timing import timing_table
-from mla_opt.verification.sessions import Session
+from mla_opt.verification.onnx.sessions import Session
 
 
 def cached(path: Path) -> Path:

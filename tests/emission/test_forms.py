@@ -10,7 +10,7 @@ import pytest
 
 from mla_opt.emission.attend import attend
 from mla_opt.emission.rows import Rows
-from mla_opt.graphs.onnx_builder import OnnxBuilder
+from mla_opt.graphs.onnx.builder import OnnxBuilder
 from tests.passes.harness import compute
 
 B, H, S, T, D, V = 2, 3, 4, 7, 8, 5

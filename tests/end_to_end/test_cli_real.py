@@ -17,7 +17,8 @@ import onnx
 import pytest
 
 from mla_opt.models import demo_model
-from mla_opt.report import OptimizationReport, schema
+from mla_opt.report import OptimizationReport
+from mla_opt.report.schema import INSPECTION, REPORT, SchemaFile
 from tests.end_to_end import protos
 from tests.end_to_end.command import command, environment, files
 from tests.exports.controls import exported_control
@@ -38,10 +39,10 @@ def optimized(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def valid(text: str, name: str) -> Any:
+def valid(text: str, schema: SchemaFile) -> Any:
     """JSON that keeps to its schema."""
     data = json.loads(text)
-    jsonschema.validate(data, schema.load(name))
+    jsonschema.validate(data, schema.load())
     return data
 
 
@@ -60,7 +61,7 @@ def test_optimize_with_a_report(copy: Path) -> None:
     assert done.stdout.endswith("2 latent attentions rewritten, verified\n")
     assert "H=3 N=24 R=8" in done.stdout
     assert "\x1b" not in done.stdout
-    data = valid(report.read_text(), "report.schema.json")
+    data = valid(report.read_text(), REPORT)
     assert (data["input"]["sha256"], data["output"]["sha256"]) == (digest(copy), digest(output))
     assert len(data["sites"]) == 2
     assert data["verification"]["passed"]
@@ -127,7 +128,7 @@ def test_inspect(plain: Path) -> None:
 def test_inspect_json(plain: Path) -> None:
     done = command("inspect", plain, "--json", "--context", "4096", "--batch", "2")
     assert (done.returncode, done.stderr) == (0, "")
-    data = valid(done.stdout, "inspection.schema.json")
+    data = valid(done.stdout, INSPECTION)
     assert data["model"]["sha256"] == digest(plain)
     attentions = data["attentions"]
     assert [attention["matched"] for attention in attentions] == [True, True]
@@ -140,7 +141,7 @@ def test_inspect_json(plain: Path) -> None:
 def test_inspect_says_what_is_near() -> None:
     done = command("inspect", exported_control("rope_per_head"), "--json")
     assert done.returncode == 0
-    (attention,) = valid(done.stdout, "inspection.schema.json")["attentions"]
+    (attention,) = valid(done.stdout, INSPECTION)["attentions"]
     assert (attention["matched"], attention["refusal"]["code"]) == (False, "rope_per_head")
     assert attention["refusal"]["nodes"]
 
@@ -211,7 +212,7 @@ def test_optimize_writes_nothing_that_it_cannot_prove(copy: Path) -> None:
     assert done.returncode == 4, done.stderr
     assert re.fullmatch(r"error: .*logits.*\n", done.stderr)
     assert set(files(copy.parent)) == {"deepseek.onnx", "report.json"}
-    data = valid(report.read_text(), "report.schema.json")
+    data = valid(report.read_text(), REPORT)
     assert (data["output"], data["verification"]["passed"]) == (None, False)
 
 
@@ -220,7 +221,7 @@ def test_demo(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     kept = files(tmp_path / "demo")
     assert set(kept) == {"demo.onnx", "demo.mla.onnx", "demo.report.json"}
-    data = valid(kept["demo.report.json"].decode(), "report.schema.json")
+    data = valid(kept["demo.report.json"].decode(), REPORT)
     assert len(data["sites"]) == 2
     assert "verification passed" in done.stdout
     rows = re.findall(r"│ +(\d+) │ .* │ +([\d.]+)x │", done.stdout)

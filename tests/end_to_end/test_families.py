@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import mla_opt
-from mla_opt.model_io import write_model
+from mla_opt.files.model_io import write_model
 from tests.end_to_end import protos
 from tests.end_to_end.conftest import export_file
 from tests.end_to_end.driving import Generator, largest_gap, onnxruntime_run, prompt

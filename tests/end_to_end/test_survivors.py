@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import mla_opt
-from mla_opt.model_io import write_model
+from mla_opt.files.model_io import write_model
 from tests.end_to_end import protos
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_opt.kernels.cuda_build import Built, build_tensorrt
+from mla_opt.kernels.building.cuda_build import Built, build_tensorrt
 from tests.engines.rtx import SM, headers
 
 

@@ -14,11 +14,11 @@ from mla_opt.engines import export as exporting
 from mla_opt.engines import plugin_library
 from mla_opt.engines.manifest import Manifest, read_manifest
 from mla_opt.engines.plugin_library import check_plugin
+from mla_opt.engines.schema import ENGINE
 from mla_opt.engines.tensorrt_library import TensorRT
 from mla_opt.errors import InputError
 from mla_opt.geometry import MlaGeometry
 from mla_opt.models import demo_model
-from mla_opt.report import schema
 from mla_opt.runtimes.onnxruntime import session
 from tests.cli.conftest import run  # noqa: F401 (a fixture)
 from tests.end_to_end.command import files
@@ -45,7 +45,7 @@ def test_onnx_files_and_a_manifest(cli, tmp_path):
     made = files(tmp_path / "out")
     assert set(made) == {"prefill.onnx", "decode.onnx", "manifest.json"}
     content = json.loads(made["manifest.json"])
-    jsonschema.validate(content, schema.load("engine.schema.json"))
+    jsonschema.validate(content, ENGINE.load())
     manifest = read_manifest(tmp_path / "out")
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert (manifest.rows, manifest.past_len, manifest.builder) == (64, "past_len", None)

@@ -7,8 +7,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, version_converter
 
-from mla_opt.engines.opset import SMALL_BYTES, at_least
 from mla_opt.errors import InputError
+from mla_opt.graphs.onnx.opset import SMALL_BYTES, at_least
 from tests.graphs.latent_block import Block, build, feeds
 
 

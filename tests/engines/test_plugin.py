@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mla_opt.kernels.building.elf import needed_libraries
+from mla_opt.kernels.building.nvcc import find_nvcc
 from mla_opt.kernels.cuda_library import CudaLibrary
-from mla_opt.kernels.elf import needed_libraries
-from mla_opt.kernels.nvcc import find_nvcc
 from tests.engines.rtx import SM, headers, needs_headers
 
 DRIVER = Path(__file__).parent / "native" / "drive_plugin.cpp"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mla_opt.engines import build
-from mla_opt.kernels.cuda_build import TENSORRT_LIBRARY_NAME
+from mla_opt.kernels.building.cuda_build import TENSORRT_LIBRARY_NAME
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 # trtexec's own, by samples/common/sampleOptions.cpp of TensorRT 10. It refuses all others.

@@ -14,8 +14,8 @@ import jsonschema
 import onnx
 import pytest
 
+from mla_opt.engines.schema import ENGINE
 from mla_opt.models import demo_model
-from mla_opt.report import schema
 from tests.engines.rtx import (
     attempt,
     export,
@@ -194,7 +194,7 @@ def test_exports_of_real_model_code(tmp_path, family, opset):
 def check_files(folder: Path) -> None:
     """The manifest is valid, and tells the truth about every file but itself."""
     content = json.loads((folder / "manifest.json").read_text())
-    jsonschema.validate(content, schema.load("engine.schema.json"))
+    jsonschema.validate(content, ENGINE.load())
     made = manifest(folder)
     files = [each for phase in made.phases for each in (*phase.onnx, phase.engine)]
     files += [made.plugin.library] if made.plugin else []

@@ -13,7 +13,7 @@ from mla_opt.engines.manifest import MANIFEST, Builder, File, read_manifest
 from mla_opt.engines.profiles import Range, Ranges
 from mla_opt.engines.triton_server import export_repository, of_model
 from mla_opt.errors import InputError
-from mla_opt.model_io import write_model
+from mla_opt.files.model_io import write_model
 from mla_opt.models import demo_model
 from mla_opt.report.plain import to_plain
 from tests.cli.conftest import run  # noqa: F401 (a fixture)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mla_opt.kernels.cuda_build import build_cuda
+from mla_opt.kernels.building.cuda_build import build_cuda
 from mla_opt.kernels.cuda_library import (
     CudaLibrary,
     CudaProblem,

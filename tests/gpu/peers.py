@@ -167,8 +167,8 @@ def _triton(given: Operands) -> Step:
     """Ours in Triton, which `torch.ops.mla_opt` takes where there is no compiled library."""
     import torch
 
-    from mla_opt.kernels.triton import launch
-    from mla_opt.operator.torch_call import Call
+    from mla_opt.operator.torch import triton_launch as launch
+    from mla_opt.operator.torch.call import Call
 
     point = given.point
     query = given.query.transpose(1, 2).contiguous()
@@ -198,6 +198,6 @@ def _torch(given: Operands) -> Step:
 PEERS: dict[str, tuple[tuple[str, ...], Prepare]] = {
     "FlashMLA": (("flash_mla",), _flash_mla),
     "FlashInfer": (("flashinfer.mla",), _flashinfer),
-    "Triton": (("triton", "mla_opt.kernels.triton.launch"), _triton),
+    "Triton": (("triton", "mla_opt.operator.torch.triton_launch"), _triton),
     "torch": ((), _torch),
 }

@@ -10,7 +10,7 @@ import pytest
 import mla_opt
 from mla_opt.engines.export import ExportOptions, export
 from mla_opt.engines.profiles import Range, Ranges
-from mla_opt.kernels.cuda_build import build_tensorrt
+from mla_opt.kernels.building.cuda_build import build_tensorrt
 from mla_opt.runtimes.onnxruntime import LatentCache, session
 from mla_opt.runtimes.tensorrt import EngineCache, generate, load
 from tests.engines.rtx import headers, needs_headers

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import UNKNOWN_SIZE, KnownStates, Limits, ModelInterface
+from mla_opt.graphs.interface.interface import UNKNOWN_SIZE, KnownStates, Limits, ModelInterface
 
 INT, FLOAT, BOOL = TensorProto.INT64, TensorProto.FLOAT, TensorProto.BOOL
 IDS = ("input_ids", INT, ["B", "S"])

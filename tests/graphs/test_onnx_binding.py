@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto
 
 from mla_opt.errors import MlaOptError
-from mla_opt.graphs.onnx_binding import OnnxBinding, UnboundValueError
-from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.graphs.onnx.binding import OnnxBinding, UnboundValueError
+from mla_opt.graphs.onnx.graph import OnnxGraph
 from tests.graphs.latent_block import Block, Tape, build, feeds
 from tests.labels import label
 from tests.passes.harness import compute, graph_of, value
@@ -191,7 +191,7 @@ def test_a_part_that_fails_while_running_is_an_error_of_ours():
 
 
 def test_equal_parts_share_a_session(monkeypatch):
-    from mla_opt.graphs import onnx_binding
+    from mla_opt.graphs.onnx import binding as onnx_binding
 
     monkeypatch.setattr(onnx_binding, "_sessions", {})
     graph, binding = bound(Block(layers=2))

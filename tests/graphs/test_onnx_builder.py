@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from mla_opt.errors import InputError, PassError
-from mla_opt.graphs.onnx_builder import OnnxBuilder
-from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.graphs.onnx.builder import OnnxBuilder
+from mla_opt.graphs.onnx.graph import OnnxGraph
 from tests.graphs.latent_block import Block, feeds
 from tests.passes.harness import check, compute, graph_of, value
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.onnx_graph import SMALL
+from mla_opt.graphs.onnx.graph import SMALL
 from tests.graphs.latent_block import Block, build, feeds
 from tests.passes.harness import check, compute, graph_of, lines, named_twice, value
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.graphs.onnx.graph import OnnxGraph
 from tests.labels import label
 
 FLOAT, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

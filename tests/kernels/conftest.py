@@ -5,7 +5,7 @@ import platform
 import pytest
 
 from mla_opt.kernels import cpu_tiers, use_cpu_tier
-from mla_opt.kernels.build import LIBRARY, is_current
+from mla_opt.kernels.building.build import LIBRARY, is_current
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_opt.kernels.build import compiler
+from mla_opt.kernels.building.build import compiler
 
 VARIABLE = "MLA_OPT_ONNXRUNTIME_HEADERS"
 CHECK = Path(__file__).parent / "native" / "check_abi.cpp"

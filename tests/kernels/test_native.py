@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_opt.kernels.build import HOME, compiler
+from mla_opt.kernels.building.build import HOME, compiler
 
 NATIVE = Path(__file__).parent / "native"
 FUZZ = [

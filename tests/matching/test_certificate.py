@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.matching.certificate import certify
 from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights
 from tests.graphs.latent_block import Block

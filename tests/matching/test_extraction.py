@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.matching.extraction import extract
 from mla_opt.matching.latent_region import NotLatentError
 from mla_opt.sites import LatentAttentionSite

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 import mla_opt
 from mla_opt.errors import Refusal
-from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.graphs.onnx.graph import OnnxGraph
 from tests.graphs.latent_block import Block, Tape, build
 from tests.labels import label
 from tests.passes.harness import EXTRACT, graph_of, lines, run

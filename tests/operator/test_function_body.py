@@ -9,7 +9,7 @@ import pytest
 from mla_opt.errors import InputError
 from mla_opt.operator import Signature, function_body, latent_attention
 from mla_opt.operator.contract import ATTRIBUTES, INPUTS
-from mla_opt.operator.function_body import FEW_QUERY_ROWS
+from mla_opt.operator.onnx.function_body import FEW_QUERY_ROWS
 from tests.operator.cases import (
     ALL_SIGNATURES,
     BATCH,

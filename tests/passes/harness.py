@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from mla_opt import passes
-from mla_opt.graphs.onnx_graph import OnnxGraph
+from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.ort_values import from_ort_value, to_ort_value
 from mla_opt.pipeline import Pass, PassResult
 from tests.graphs.latent_block import Block, build, feeds

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-import mla_opt.torch_backend  # noqa: F401 (registers itself)
+import mla_opt.programs.backend  # noqa: F401 (registers itself)
 from tests.exports.families import FAMILIES
 from tests.programs import exporting
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from mla_opt.benchmarking.schema import BENCH
 from mla_opt.cost_model import COST_FORMS, Workload
-from mla_opt.report import InspectionReport, OptimizationReport, schema, with_costs
+from mla_opt.engines.schema import ENGINE
+from mla_opt.report import InspectionReport, OptimizationReport, with_costs
+from mla_opt.report.schema import INSPECTION, REPORT, SchemaFile
 from tests.report import examples
+
+SCHEMAS = (REPORT, INSPECTION, BENCH, ENGINE)
+schemas = pytest.mark.parametrize("schema", SCHEMAS, ids=lambda each: each.path.name)
 
 
 def filled_inspection() -> InspectionReport:
@@ -33,28 +38,28 @@ def test_empty_report_round_trip() -> None:
     assert OptimizationReport.from_json(OptimizationReport().to_json()) == OptimizationReport()
 
 
-@pytest.mark.parametrize("name", schema.FILES)
-def test_schema_on_disk_is_the_one_the_dataclasses_make(name: str) -> None:
-    path = Path(schema.__file__).with_name(name)
-    assert path.read_text(encoding="utf-8") == schema.text_of(name), (
-        "run python -m mla_opt.report.schema, and raise the schema version if a field changed"
+@schemas
+def test_schema_on_disk_is_the_one_the_dataclasses_make(schema: SchemaFile) -> None:
+    assert schema.path.read_text(encoding="utf-8") == schema.text(), (
+        "run python -m mla_opt.report.schema, or its owner's, and raise the version if a field"
+        " changed"
     )
 
 
-@pytest.mark.parametrize("name", schema.FILES)
-def test_schema_is_itself_valid(name: str) -> None:
-    jsonschema.Draft202012Validator.check_schema(schema.load(name))
+@schemas
+def test_schema_is_itself_valid(schema: SchemaFile) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema.load())
 
 
-def validator(name: str) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(schema.load(name))
+def validator(schema: SchemaFile) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(schema.load())
 
 
 def test_reports_validate_against_the_schema() -> None:
-    validator("report.schema.json").validate(json.loads(examples.report().to_json()))
-    validator("report.schema.json").validate(json.loads(OptimizationReport().to_json()))
-    validator("inspection.schema.json").validate(json.loads(filled_inspection().to_json()))
-    validator("inspection.schema.json").validate(json.loads(examples.inspection().to_json()))
+    validator(REPORT).validate(json.loads(examples.report().to_json()))
+    validator(REPORT).validate(json.loads(OptimizationReport().to_json()))
+    validator(INSPECTION).validate(json.loads(filled_inspection().to_json()))
+    validator(INSPECTION).validate(json.loads(examples.inspection().to_json()))
 
 
 def drop_sites(data: dict[str, Any]) -> None:
@@ -83,7 +88,7 @@ def later_version(data: dict[str, Any]) -> None:
 def test_spoiled_reports_fail_in_schema_and_reader_alike(spoil: Any) -> None:
     data = json.loads(examples.report().to_json())
     spoil(data)
-    assert not validator("report.schema.json").is_valid(data)
+    assert not validator(REPORT).is_valid(data)
     with pytest.raises(ValueError, match=r"report schema version|OptimizationReport"):
         OptimizationReport.from_json(json.dumps(data))
 
@@ -97,8 +102,8 @@ def test_infinite_error_becomes_null() -> None:
 
 
 def test_every_object_of_the_schema_is_closed() -> None:
-    for name in schema.FILES:
-        loaded = schema.load(name)
+    for schema in SCHEMAS:
+        loaded = schema.load()
         for definition in (loaded, *loaded["$defs"].values()):
             assert definition["additionalProperties"] is False
             assert definition["description"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mla_opt.runtimes.sampling import Sampler
-from mla_opt.verification.sessions import RunError
+from mla_opt.verification.onnx.sessions import RunError
 
 PROBABILITIES = np.array([0.05, 0.5, 0.15, 0.3])
 LOGITS = np.log(PROBABILITIES).astype(np.float32)

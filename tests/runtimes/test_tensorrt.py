@@ -26,7 +26,7 @@ from mla_opt.runtimes.onnxruntime import generate as generate_by_onnxruntime
 from mla_opt.runtimes.onnxruntime import session
 from mla_opt.runtimes.tensorrt import EngineCache, generate, load, loading
 from mla_opt.runtimes.tensorrt.cuda import Cuda, open_cuda
-from mla_opt.verification.sessions import RunError
+from mla_opt.verification.onnx.sessions import RunError
 from tests.runtimes.tensorrt_stand_in import Cudart, TensorRTModule
 
 ROWS = 48

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-import mla_opt.operator.torch_op  # noqa: F401
+import mla_opt.operator.torch.op  # noqa: F401
 from mla_opt.operator import LatentAttentionOutputs, Signature, latent_attention
 from mla_opt.operator.contract import INPUTS
 from tests.operator.cases import RANK, SCALE, Feeds, difference

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mla_opt.kernels import kernel_available
-from mla_opt.operator import torch_cpu_memory
-from mla_opt.operator.torch_cpu_memory import LEAST_BYTES, BlockPool, empty_like_cache
+from mla_opt.operator.torch import cpu_memory as torch_cpu_memory
+from mla_opt.operator.torch.cpu_memory import LEAST_BYTES, BlockPool, empty_like_cache
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="blocks are lent on Linux alone")
 
@@ -143,7 +143,7 @@ def test_small_caches_are_left_to_pytorch() -> None:
 
 @pytest.mark.skipif(not kernel_available(), reason="the compiled core was not built")
 def test_the_operator_lends_its_new_cache() -> None:
-    import mla_opt.operator.torch_op  # noqa: F401
+    import mla_opt.operator.torch.op  # noqa: F401
 
     past = LEAST_BYTES // (4 * 576) + 1
     cache = torch.randn(1, 1, past, 576)

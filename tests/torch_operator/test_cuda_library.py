@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mla_opt.operator import torch_cuda_library
-from mla_opt.operator.torch_op import make_call
+from mla_opt.operator.torch import cuda_library as torch_cuda_library
+from mla_opt.operator.torch.op import make_call
 
 
 class FakeLibrary:

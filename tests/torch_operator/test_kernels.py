@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mla_opt.operator import Signature, torch_cpu
-from mla_opt.operator.torch_op import make_call
+from mla_opt.operator.torch.op import make_call
 from tests.operator.cases import (
     ALL_SIGNATURES,
     NARROW_SIGNATURES,

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mla_opt.errors import InputError
 from mla_opt.operator import Signature, torch_cpu
-from mla_opt.operator.torch_composite import attend_composite
-from mla_opt.operator.torch_op import make_call
+from mla_opt.operator.torch.composite import attend_composite
+from mla_opt.operator.torch.op import make_call
 from tests.operator.cases import (
     ALL_SIGNATURES,
     BATCH,

@@ -135,7 +135,7 @@ def test_saved_and_loaded_elsewhere(program, model, tmp_path):
     given = growing(2, 4)
     torch.save({"given": given, "wanted": model(*given)}, tmp_path / "case.pt")
     code = (
-        "import sys, torch, mla_opt.operator.torch_op; folder = sys.argv[1]; "
+        "import sys, torch, mla_opt.operator.torch.op; folder = sys.argv[1]; "
         "case = torch.load(folder + '/case.pt'); "
         "got = torch.export.load(folder + '/program.pt2').module()(*case['given']); "
         "[torch.testing.assert_close(a, b) for a, b in zip(got, case['wanted'], strict=True)]"

@@ -24,9 +24,9 @@ from triton.compiler import ASTSource
 
 from mla_opt.kernels.triton.attend import attend_split
 from mla_opt.kernels.triton.combine import combine_splits
-from mla_opt.kernels.triton.launch import constants
 from mla_opt.kernels.triton.tiles import MOST_SPLITS, tile_for
-from mla_opt.operator.torch_op import make_call
+from mla_opt.operator.torch.op import make_call
+from mla_opt.operator.torch.triton_launch import constants
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 KINDS = {"past_len": "*i32", "partial": "*fp32", "log_sum": "*fp32", "scale": "fp32"}

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from mla_opt.kernels.triton import launch
 from mla_opt.operator import Signature
-from mla_opt.operator.torch_op import make_call
+from mla_opt.operator.torch import triton_launch as launch
+from mla_opt.operator.torch.op import make_call
 from tests.operator.cases import (
     ALL_SIGNATURES,
     NARROW_SIGNATURES,

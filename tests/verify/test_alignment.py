@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from mla_opt.graphs.interface import ModelInterface
+from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.verification.alignment import Aligner
 from mla_opt.verification.interface_map import InterfaceMap
 from mla_opt.verification.oracle import Call, Run, optimized_driver

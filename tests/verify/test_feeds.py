@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import ModelInterface
+from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.verification.feeds import Timeline
 from tests.verify import toys
 

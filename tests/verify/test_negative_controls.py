@@ -12,8 +12,8 @@ from mla_opt import optimize
 from mla_opt.errors import InputError
 from mla_opt.verification import verify
 from mla_opt.verification.negative_controls import broken_models
-from mla_opt.verification.onnx_breaking import BreakableOnnx
-from mla_opt.verification.sessions import open_model
+from mla_opt.verification.onnx.breaking import BreakableOnnx
+from mla_opt.verification.onnx.sessions import open_model
 from mla_opt.verification.site_records import read_sites
 from tests.graphs.latent_block import Block, build
 from tests.verify import toys

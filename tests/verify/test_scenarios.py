@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import Limits
+from mla_opt.graphs.interface.interface import Limits
 from mla_opt.verification.scenarios import DECODE_STEPS, Room, plan
 
 OPEN = Room(Limits(), stateful=True, padded=True)

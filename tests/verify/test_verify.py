@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 from mla_opt.errors import InputError, VerificationError
-from mla_opt.verification import sessions as sessions_module
 from mla_opt.verification import verify
+from mla_opt.verification.onnx import sessions as sessions_module
 from mla_opt.verification.table import render
 from tests.verify import toys
 

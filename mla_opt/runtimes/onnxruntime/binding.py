@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from mla_opt.graphs.interface_feeds import numpy_dtype
+from mla_opt.graphs.interface.feeds import numpy_dtype
 from mla_opt.ort_values import to_ort_value
 from mla_opt.runtimes.onnxruntime.buffers import StateBuffer
 from mla_opt.runtimes.onnxruntime.decoder import Decoder
+from mla_opt.verification.onnx.sessions import ORT_ERRORS
 from mla_opt.verification.running import RunError
-from mla_opt.verification.sessions import ORT_ERRORS
 
 Array = npt.NDArray[Any]
 

@@ -24,8 +24,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import State
-from mla_opt.graphs.interface_feeds import numpy_dtype
+from mla_opt.graphs.interface.feeds import numpy_dtype
+from mla_opt.graphs.interface.interface import State
 from mla_opt.ort_values import aligned_zeros, to_ort_value
 
 Array = npt.NDArray[Any]

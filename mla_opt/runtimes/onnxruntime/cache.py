@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface_feeds import Bools
+from mla_opt.graphs.interface.feeds import Bools
 from mla_opt.runtimes.feeds import TokenFeeds
 from mla_opt.runtimes.onnxruntime.binding import Binding
 from mla_opt.runtimes.onnxruntime.buffers import buffers

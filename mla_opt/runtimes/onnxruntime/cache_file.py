@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import State
-from mla_opt.graphs.interface_feeds import Bools, numpy_dtype
-from mla_opt.model_writing import whole_file
+from mla_opt.files.writing import whole_file
+from mla_opt.graphs.interface.feeds import Bools, numpy_dtype
+from mla_opt.graphs.interface.interface import State
 from mla_opt.ort_values import BFLOAT16
 from mla_opt.runtimes.onnxruntime.decoder import Decoder
 from mla_opt.runtimes.onnxruntime.fingerprint import Fingerprint

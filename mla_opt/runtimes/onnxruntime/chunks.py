@@ -6,7 +6,7 @@ from typing import Literal
 
 from mla_opt.cost_model import Prefill, choose_chunk
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface_feeds import numpy_dtype
+from mla_opt.graphs.interface.feeds import numpy_dtype
 from mla_opt.runtimes.onnxruntime.decoder import Decoder
 
 Chunk = Literal["auto"] | int

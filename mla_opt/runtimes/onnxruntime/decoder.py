@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import ModelInterface, Port
+from mla_opt.graphs.interface.interface import ModelInterface, Port
 from mla_opt.operator.contract import DOMAIN, OP_TYPE
 from mla_opt.runtimes.onnxruntime.attention import Attention, read_attention
 from mla_opt.runtimes.onnxruntime.fingerprint import Fingerprint, fingerprint

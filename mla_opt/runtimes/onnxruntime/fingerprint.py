@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mla_opt.graphs.interface import ModelInterface
+from mla_opt.graphs.interface.interface import ModelInterface
 
 #: Weights that are looked at, and elements of each: enough to tell two checkpoints apart without
 #: reading gigabytes.

@@ -18,11 +18,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from mla_opt.errors import InputError, KernelUnavailableError
+from mla_opt.files.model_io import read_model
 from mla_opt.kernels import kernel_available, kernel_library
-from mla_opt.model_io import read_model
 from mla_opt.runtimes.onnxruntime.decoder import describe, remember
 from mla_opt.runtimes.onnxruntime.operand_types import wrong_operand_types
-from mla_opt.verification.sessions import MAX_BYTES_IN_MEMORY, ORT_ERRORS
+from mla_opt.verification.onnx.sessions import MAX_BYTES_IN_MEMORY, ORT_ERRORS
 
 ModelLike = str | PathLike[str] | bytes | onnx.ModelProto | ir.Model
 UseKernel = Literal["auto"] | bool

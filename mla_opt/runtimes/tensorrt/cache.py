@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface_feeds import Bools
+from mla_opt.graphs.interface.feeds import Bools
 from mla_opt.runtimes.feeds import TokenFeeds
 from mla_opt.runtimes.prompts import Ints, Tokens, as_rows, padded
 from mla_opt.runtimes.tensorrt.execution import PhaseRun, dtype_of

@@ -14,8 +14,8 @@ from mla_opt.engines.manifest import Builder, File, Manifest, PhaseEngine, read_
 from mla_opt.engines.tensorrt_library import TensorRT
 from mla_opt.engines.tensorrt_library import load as load_tensorrt
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface import ModelInterface, Port
-from mla_opt.model_io import read_model
+from mla_opt.files.model_io import read_model
+from mla_opt.graphs.interface.interface import ModelInterface, Port
 from mla_opt.operator.contract import PLUGIN_VERSION
 from mla_opt.options import Phase
 from mla_opt.runtimes.tensorrt.cuda import Cuda, open_cuda

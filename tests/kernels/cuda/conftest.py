@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from mla_opt.kernels import cuda_build
+from mla_opt.kernels.building import cuda_build
 from tests.kernels.cuda.emulated import Emulator, build
 
 # What is promised.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mla_opt.kernels.build import HOME, compiler
+from mla_opt.kernels.building.build import HOME, compiler
 from mla_opt.kernels.cuda_library import CudaLibrary, CudaProblem
 from tests.kernels.cuda.problems import Arrays, Case, expected, operands, problem_of, results
 

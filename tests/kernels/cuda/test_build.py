@@ -18,19 +18,19 @@ import onnxruntime as ort
 import pytest
 
 from mla_opt.errors import InputError, KernelUnavailableError
-from mla_opt.kernels import cuda_build
+from mla_opt.kernels.building import cuda_build
+from mla_opt.kernels.building.elf import needed_libraries
+from mla_opt.kernels.building.nvcc import (
+    find_nvcc,
+    parse_architectures,
+    read_resources,
+    read_warnings,
+)
 from mla_opt.kernels.cuda_library import (
     FOLDER_VARIABLE,
     CudaLibrary,
     cuda_kernel_available,
     cuda_kernel_library,
-)
-from mla_opt.kernels.elf import needed_libraries
-from mla_opt.kernels.nvcc import (
-    find_nvcc,
-    parse_architectures,
-    read_resources,
-    read_warnings,
 )
 from mla_opt.operator import Signature, latent_attention
 from tests.kernels.cuda.conftest import ARCHITECTURES

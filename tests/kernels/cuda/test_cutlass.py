@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_opt.kernels.build import compiler
+from mla_opt.kernels.building.build import compiler
 from tests.kernels.cuda.emulated import NATIVE
 
 VARIABLE = "MLA_OPT_CUTLASS_HEADERS"

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mla_opt.kernels.cuda_build import build_cuda
+from mla_opt.kernels.building.cuda_build import build_cuda
+from mla_opt.kernels.building.elf import needed_libraries
 from mla_opt.kernels.cuda_library import CudaLibrary
-from mla_opt.kernels.elf import needed_libraries
 from tests.kernels.cuda.conftest import once
 from tests.kernels.cuda.emulated import Emulator, build_with_flashinfer
 from tests.kernels.cuda.problems import BFLOAT16, Case, check, problem_of

@@ -1,0 +1,108 @@
+"""Models in and out of files, without trusting the one or endangering the other.
+
+:func:`read_model` takes a file that may be damaged or hostile and either gives a model or says in
+one line why not. :func:`write_model` makes a file appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from mla_opt.errors import InputError
+from mla_opt.files.reading import (
+    MIN_OPSET,
+    bodies,
+    check_input,
+    external_files,
+    read_model,
+)
+from mla_opt.files.writing import check_output, write_model, write_text
+from mla_opt.report.report import ModelFile
+
+__all__ = [
+    "MIN_OPSET",
+    "check_input",
+    "check_output",
+    "default_output",
+    "describe",
+    "model_files",
+    "read_model",
+    "sha256",
+    "unknown_operators",
+    "write_model",
+    "write_text",
+]
+
+_CHUNK = 1 << 20
+# Domains whose operators ONNX Runtime brings, besides ONNX's own.
+_RUNTIME_DOMAINS = ("com.microsoft", "com.microsoft.experimental", "com.ms.internal.nhwc")
+
+
+def default_output(path: str | Path) -> Path:
+    """Return where the optimized model goes by default: ``dir/m.onnx`` gives ``dir/m.mla.onnx``."""
+    path = Path(path)
+    stem = path.stem if path.suffix.lower() == ".onnx" else path.name
+    return path.with_name(stem + ".mla.onnx")
+
+
+def model_files(path: str | Path, model: ir.Model) -> tuple[Path, ...]:
+    """Return the files that make up the model read from ``path``: itself, then its data by name."""
+    return (Path(path), *external_files(model))
+
+
+def sha256(files: Sequence[Path]) -> str:
+    """Return the hash, in hex, of the files one after the other.
+
+    For one file it is what ``sha256sum`` prints. The files are read in pieces.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def describe(files: Sequence[Path], model: ir.Model) -> ModelFile:
+    """Return what a report says of a model on disk.
+
+    Args:
+        files: the model file, then its external data (:func:`model_files`, :func:`write_model`).
+        model: what is in them.
+    """
+    return ModelFile(
+        path=str(files[0]),
+        sha256=sha256(files),
+        bytes=sum(file.stat().st_size for file in files),
+        opset_imports=dict(model.opset_imports),
+        ir_version=model.ir_version,
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        external_data=tuple(file.name for file in files[1:]),
+    )
+
+
+def unknown_operators(model: ir.Model) -> tuple[str, ...]:
+    """Return the operators, as ``domain::name``, that neither a standard nor the model defines.
+
+    Such a model can be optimized as long as no step has to run or understand these nodes.
+    """
+    known = {schema.domain for schema in onnx.defs.get_all_schemas()}
+    known |= {"", "ai.onnx", *_RUNTIME_DOMAINS}
+    found = {
+        f"{node.domain}::{node.op_type}"
+        for body in bodies(model)
+        for node in ir.traversal.RecursiveGraphIterator(body)
+        if node.domain not in known and node.op_identifier() not in model.functions
+    }
+    return tuple(sorted(found))

@@ -1,0 +1,71 @@
+"""Values of inputs that follow from which tokens are valid: masks and positions, by role.
+
+``valid`` is ``[B, T]``, false where a row holds padding; a call brings the tokens ``start`` to T.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mla_opt.errors import InputError
+from mla_opt.graphs.interface.dims import Port
+
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+
+
+def positions(valid: Bools) -> npt.NDArray[np.int64]:
+    """Return ``[B, T]``: how many valid tokens come before; padding counts as the one before it."""
+    return np.maximum(np.cumsum(valid, axis=1, dtype=np.int64) - 1, 0)
+
+
+def position_feed(
+    port: Port, shape: tuple[int, ...], counted: npt.NDArray[np.int64], start: int
+) -> Array:
+    """Return positions of each row, or of the slots where one line of them serves all rows.
+
+    ``counted`` is what `positions` gives for all tokens up to the last new one.
+    """
+    per_row = port.axis_of("batch") is not None
+    values = counted[:, start:] if per_row else np.arange(start, counted.shape[1])
+    return np.broadcast_to(values, shape).astype(numpy_dtype(port))
+
+
+def mask_feed(port: Port, shape: tuple[int, ...], valid: Bools, start: int) -> Array:
+    """Return the mask of one call, with as many dimensions as ``shape``."""
+    if len(shape) == 2:
+        return valid.astype(numpy_dtype(port))
+    seen = visible(valid, start)
+    if port.axis_of("query_len") is None:
+        seen = seen[:, -1:]
+    if len(shape) == 4:
+        seen = seen[:, None]
+    return as_mask(np.broadcast_to(seen, shape), numpy_dtype(port))
+
+
+def visible(valid: Bools, start: int) -> Bools:
+    """``[B, S, T]``: causal, and no padding but for a padding token's own sight of itself."""
+    stop = valid.shape[1]
+    queries, keys = np.arange(start, stop)[:, None], np.arange(stop)[None, :]
+    causal, own = (keys <= queries)[None], (keys == queries)[None]
+    seen: Bools = np.logical_or(np.logical_and(causal, valid[:, None, :]), own)
+    return seen
+
+
+def as_mask(visible: Bools, dtype: np.dtype[Any]) -> Array:
+    """Write ``visible`` as this type of mask: additive for floats, 1 and 0 for others."""
+    if dtype.kind in "biu":
+        return visible.astype(dtype)
+    lowest = np.finfo(np.float16 if dtype.itemsize == 2 else np.float32).min
+    return np.where(visible, 0.0, float(lowest)).astype(dtype)
+
+
+def numpy_dtype(port: Port) -> np.dtype[Any]:
+    """Return the element type of ``port``. Raises `InputError` where there is no NumPy type."""
+    try:
+        return np.dtype(port.dtype.numpy()) if port.dtype is not None else np.dtype(np.float32)
+    except TypeError:
+        raise InputError(f"input {port.name!r} is {port.dtype}, which cannot be fed") from None

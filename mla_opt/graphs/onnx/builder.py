@@ -1,0 +1,399 @@
+"""Emits standard ONNX operators, and the fused operator, at one place of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+
+from mla_opt.errors import InputError, PassError
+from mla_opt.geometry import MlaGeometry
+from mla_opt.graphs.protocol import BranchBody, Builder
+from mla_opt.handles import Array
+from mla_opt.operator import contract
+from mla_opt.operator.crossover import CROSSOVER_OP_TYPE, crossover_attributes, define_crossover
+from mla_opt.operator.onnx.node import define, signature_of
+
+
+class OnnxBuilder:
+    """Emits nodes in front of a node of the main graph, or into a branch of its own.
+
+    Stored tensors always go to the main graph, where the branches see them too. Names are made
+    unique within the model.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        before: ir.Node | None,
+        prefix: str,
+        names: set[str],
+        *,
+        adaptive: bool = True,
+    ) -> None:
+        self._model = model
+        self._before = before
+        self._prefix = prefix
+        self._names = names
+        self._adaptive = adaptive
+        self.emitted: list[ir.Node] = []
+
+    # Emission
+
+    def _emit(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        outputs: Sequence[str] = ("",),
+        domain: str = "",
+        overload: str = "",
+    ) -> tuple[ir.Value, ...]:
+        values = [ir.Value(name=self._unique(f"{name}{suffix}")) for suffix in outputs]
+        node = ir.node(
+            op_type,
+            inputs,
+            attributes=dict(attributes or {}),
+            domain=domain,
+            overload=overload,
+            outputs=values,
+            name=self._unique(f"{name}/{op_type}"),
+        )
+        if self._before is not None:
+            self._model.graph.insert_before(self._before, node)
+        self.emitted.append(node)
+        return tuple(values)
+
+    def _one(
+        self, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: Any
+    ) -> ir.Value:
+        (value,) = self._emit(op_type, inputs, name, attributes)
+        if inputs:
+            _set_dtype(value, inputs[0].dtype)
+        return value
+
+    def _unique(self, name: str) -> str:
+        full = base = f"{self._prefix}/{name}"
+        count = 1
+        while full in self._names:
+            count += 1
+            full = f"{base}_{count}"
+        self._names.add(full)
+        return full
+
+    # Stored tensors
+
+    def constant(self, array: Array, name: str) -> ir.Value:
+        """A stored tensor of the main graph."""
+        full = self._unique(name)
+        value = ir.Value(
+            name=full,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            const_value=ir.Tensor(np.asarray(array, order="C"), name=full),
+        )
+        self._model.graph.initializers[full] = value
+        return value
+
+    def integers(self, *numbers: int) -> ir.Value:
+        """An int64 vector, stored once per model."""
+        name = "mla_opt/int64/" + "_".join(map(str, numbers))
+        known = self._model.graph.initializers.get(name)
+        if known is not None:
+            return known
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape([len(numbers)]),
+            type=ir.TensorType(ir.DataType.INT64),
+            const_value=ir.Tensor(np.asarray(numbers, dtype=np.int64), name=name),
+        )
+        self._model.graph.initializers[name] = value
+        self._names.add(name)
+        return value
+
+    def scalar_like(self, number: float, like: ir.Value, name: str) -> ir.Value:
+        """A stored scalar of another value's element type."""
+        if like.dtype is None:
+            raise PassError(f"the element type of {like.name} is unknown where it has to be known")
+        return self.constant(np.asarray(number, dtype=like.dtype.numpy()), name)
+
+    def declare_like(self, value: ir.Value, like: ir.Value) -> None:
+        """Note that a value has another's element type, where the file does not say."""
+        if value.dtype is None:
+            _set_dtype(value, like.dtype)
+
+    def is_boolean(self, value: ir.Value) -> bool:
+        """Whether the element type is boolean."""
+        return value.dtype == ir.DataType.BOOL
+
+    # Standard operators
+
+    def dimension(self, value: ir.Value, axis: int) -> ir.Value:
+        """Size of one axis, int64 ``[1]``."""
+        if self._model.opset_imports[""] < 15:
+            whole = self._one("Shape", [value], "shape")
+            whole.dtype = ir.DataType.INT64
+            return self.gather(whole, (axis,), 0, f"axis{axis}")
+        end = {} if axis == -1 else {"end": axis + 1}
+        sizes = self._one("Shape", [value], f"axis{axis}", start=axis, **end)
+        sizes.dtype = ir.DataType.INT64
+        return sizes
+
+    def matmul(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """Matrix product over the last two axes."""
+        return self._one("MatMul", [left, right], name)
+
+    def add(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """Sum, broadcasting."""
+        return self._one("Add", [left, right], name)
+
+    def subtract(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """Difference, broadcasting."""
+        return self._one("Sub", [left, right], name)
+
+    def positions(self, count: ir.Value, name: str) -> ir.Value:
+        """``0 .. count - 1``, int64."""
+        start, step = (self.constant(np.asarray(n, np.int64), f"{name}_{n}") for n in (0, 1))
+        end = self._one("Squeeze", [count, self.integers(0)], f"{name}_end")
+        return self._one("Range", [start, end, step], name)
+
+    def multiply(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """Product, broadcasting."""
+        return self._one("Mul", [left, right], name)
+
+    def greater(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """True where ``left > right``."""
+        return self._boolean("Greater", [left, right], name)
+
+    def negate(self, condition: ir.Value, name: str) -> ir.Value:
+        """True where ``condition`` is false."""
+        return self._boolean("Not", [condition], name)
+
+    def both(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """True where both are."""
+        return self._boolean("And", [left, right], name)
+
+    def _boolean(self, op_type: str, inputs: Sequence[ir.Value], name: str) -> ir.Value:
+        value = self._one(op_type, inputs, name)
+        value.dtype = ir.DataType.BOOL
+        return value
+
+    def where(self, condition: ir.Value, chosen: ir.Value, other: ir.Value, name: str) -> ir.Value:
+        """``chosen`` where ``condition``, else ``other``."""
+        (value,) = self._emit("Where", [condition, chosen, other], name)
+        _set_dtype(value, chosen.dtype)
+        return value
+
+    def concat(self, parts: Sequence[ir.Value], axis: int, name: str) -> ir.Value:
+        """Concatenation."""
+        return self._one("Concat", parts, name, axis=axis)
+
+    def split(
+        self, value: ir.Value, sizes: Sequence[int], axis: int, names: Sequence[str]
+    ) -> tuple[ir.Value, ...]:
+        """Consecutive pieces of the given sizes."""
+        inputs = [value, self.integers(*sizes)]
+        pieces = self._emit(
+            "Split", inputs, "split", {"axis": axis}, outputs=[f"/{n}" for n in names]
+        )
+        for piece in pieces:
+            _set_dtype(piece, value.dtype)
+        return pieces
+
+    def gather(self, value: ir.Value, indices: Sequence[int], axis: int, name: str) -> ir.Value:
+        """The given positions of one axis, in order."""
+        return self._one("Gather", [value, self.integers(*indices)], name, axis=axis)
+
+    def slice(self, value: ir.Value, start: int, end: int, axis: int, name: str) -> ir.Value:
+        """Positions ``start`` to ``end`` of one axis."""
+        bounds = [self.integers(start), self.integers(end), self.integers(axis)]
+        return self._one("Slice", [value, *bounds], name)
+
+    def transpose(self, value: ir.Value, permutation: Sequence[int], name: str) -> ir.Value:
+        """Axes permuted."""
+        return self._one("Transpose", [value], name, perm=list(permutation))
+
+    def reshape(self, value: ir.Value, shape: ir.Value, name: str) -> ir.Value:
+        """Same elements in another shape."""
+        return self._one("Reshape", [value, shape], name)
+
+    def unsqueeze(self, value: ir.Value, axis: int, name: str) -> ir.Value:
+        """One more axis of size one."""
+        return self._one("Unsqueeze", [value, self.integers(axis)], name)
+
+    def expand(self, value: ir.Value, shape: ir.Value, name: str) -> ir.Value:
+        """Axes of size one repeated; ``shape`` may have ones where nothing is repeated."""
+        return self._one("Expand", [value, shape], name)
+
+    def softmax(self, value: ir.Value, name: str) -> ir.Value:
+        """Softmax over the last axis."""
+        return self._one("Softmax", [value], name, axis=-1)
+
+    def row_maximum(self, value: ir.Value, name: str) -> ir.Value:
+        """Maximum over the last axis, kept as an axis of size one."""
+        if self._model.opset_imports[""] >= 18:
+            return self._one("ReduceMax", [value, self.integers(-1)], name, keepdims=1)
+        return self._one("ReduceMax", [value], name, axes=[-1], keepdims=1)
+
+    def cast_like(self, value: ir.Value, like: ir.Value, name: str) -> ir.Value:
+        """The value in another's element type, which must be known."""
+        if like.dtype is None:
+            raise PassError(f"the element type of {like.name} is unknown where it has to be known")
+        (cast_value,) = self._emit("Cast", [value], name, {"to": like.dtype})
+        cast_value.dtype = like.dtype
+        return cast_value
+
+    def largest(self, value: ir.Value, name: str) -> ir.Value:
+        """Largest element of an integer vector, int64 ``[1]``."""
+        (wide,) = self._emit("Cast", [value], f"{name}_wide", {"to": ir.DataType.INT64})
+        wide.dtype = ir.DataType.INT64
+        if self._model.opset_imports[""] >= 18:
+            return self._one("ReduceMax", [wide, self.integers(0)], name, keepdims=1)
+        return self._one("ReduceMax", [wide], name, axes=[0], keepdims=1)
+
+    def widen_mask(self, bias: ir.Value, columns: ir.Value, like: ir.Value, name: str) -> ir.Value:
+        """An additive bias with as many columns, those beyond its own forbidden."""
+        never = self.scalar_like(float("-inf"), like, f"{name}_never")
+        if self.is_boolean(bias):
+            bias = self.where(bias, self.scalar_like(0.0, like, f"{name}_free"), never, name)
+        own = self.dimension(bias, -1)
+        uniform = self._boolean("Equal", [own, self.integers(1)], f"{name}_is_uniform")
+        missing = self.subtract(columns, own, f"{name}_missing")
+        count = self.where(uniform, self.integers(0), missing, f"{name}_count")
+        sizes = self._one("Shape", [bias], f"{name}_sizes")
+        sizes.dtype = ir.DataType.INT64
+        others = self.slice(sizes, 0, -1, 0, f"{name}_other_sizes")
+        beyond = self.expand(
+            never, self.concat([others, count], 0, f"{name}_shape"), f"{name}_rest"
+        )
+        return self.concat([bias, beyond], -1, f"{name}_wide")
+
+    # What TensorRT has layers for (mla_opt.emission.prompt)
+
+    def constant_like(self, array: Array, like: ir.Value, name: str) -> ir.Value:
+        """A stored tensor of another value's element type."""
+        if like.dtype is None:
+            raise PassError(f"the element type of {like.name} is unknown where it has to be known")
+        return self.constant(array.astype(like.dtype.numpy()), name)
+
+    def fused_attention(
+        self,
+        query: ir.Value,
+        keys: ir.Value,
+        values: ir.Value,
+        *,
+        scale: float,
+        bias: ir.Value | None,
+        causal: bool,
+        name: str,
+    ) -> ir.Value:
+        """ONNX ``Attention``, from opset 23 on, of ``[B, H, S, D]`` to ``[B, H, T, D]``."""
+        self._require_opset(23, "Attention")
+        operands = [query, keys, values, *([] if bias is None else [bias])]
+        return self._one("Attention", operands, name, scale=float(scale), is_causal=int(causal))
+
+    def write_rows(self, buffer: ir.Value, rows: ir.Value, start: ir.Value, name: str) -> ir.Value:
+        """ONNX ``TensorScatter``, from opset 24 on."""
+        self._require_opset(24, "TensorScatter")
+        where = self._emit("Cast", [start], f"{name}_start", {"to": ir.DataType.INT64})[0]
+        where.dtype = ir.DataType.INT64
+        return self._one("TensorScatter", [buffer, rows, where], name, axis=2)
+
+    def _require_opset(self, opset: int, op_type: str) -> None:
+        if self._model.opset_imports[""] < opset:
+            raise InputError(
+                f"{op_type} is there from opset {opset} on, and the model has"
+                f" {self._model.opset_imports['']}; raise it (mla_opt.graphs.onnx.opset.at_least)"
+            )
+
+    # The fused operator and branches
+
+    def latent_attention(
+        self,
+        operands: Mapping[str, ir.Value],
+        *,
+        scale: float,
+        kv_lora_rank: int,
+        causal: bool,
+        name: str,
+    ) -> tuple[ir.Value, ...]:
+        """One ``LatentAttention`` with its function body; outputs in the contract's order."""
+        signature = signature_of(operands, causal)
+        define(self._model, signature, operands["query"].dtype, adaptive=self._adaptive)
+        values = self._emit(
+            contract.OP_TYPE,
+            signature.arrange(operands),
+            name,
+            signature.node_attributes(scale, kv_lora_rank),
+            outputs=[f"/{each}" for each in signature.outputs],
+            domain=contract.DOMAIN,
+            overload=signature.overload,
+        )
+        output, *caches = values
+        _set_dtype(output, operands["query"].dtype)
+        for cache in caches:
+            _set_dtype(cache, operands["cache"].dtype)
+        return values
+
+    def prefill_crossover(
+        self, geometry: MlaGeometry, counted: int, rows: ir.Value, name: str
+    ) -> ir.Value:
+        """One ``PrefillCrossover`` with its function body, which returns ``counted``."""
+        define_crossover(self._model)
+        kind = ir.DataType.FLOAT if rows.dtype is None else rows.dtype
+        (value,) = self._emit(
+            CROSSOVER_OP_TYPE,
+            [],
+            name,
+            crossover_attributes(geometry, counted, kind),
+            domain=contract.DOMAIN,
+        )
+        value.dtype = ir.DataType.INT64
+        return value
+
+    def branch(
+        self,
+        condition: ir.Value,
+        when_true: BranchBody,
+        when_false: BranchBody,
+        name: str,
+    ) -> tuple[ir.Value, ...]:
+        """A conditional whose branches return the same outputs."""
+        graphs = {
+            "then_branch": self._branch_graph(when_true, f"{name}/then"),
+            "else_branch": self._branch_graph(when_false, f"{name}/else"),
+        }
+        outputs = graphs["else_branch"].outputs
+        values = self._emit(
+            "If", [condition], name, graphs, outputs=[f"/{index}" for index in range(len(outputs))]
+        )
+        for value, output in zip(values, outputs):
+            _set_dtype(value, output.dtype)
+        return values
+
+    def _branch_graph(self, body: BranchBody, name: str) -> ir.Graph:
+        inner = OnnxBuilder(
+            self._model,
+            None,
+            f"{self._prefix}/{name}",
+            self._names,
+            adaptive=self._adaptive,
+        )
+        outputs = cast(Sequence[ir.Value], body(cast(Builder, inner)))
+        return ir.Graph(
+            inputs=[],
+            outputs=outputs,
+            nodes=inner.emitted,
+            opset_imports=self._model.opset_imports,
+            name=f"{self._prefix}/{name}",
+        )
+
+
+def _set_dtype(value: ir.Value, dtype: ir.DataType | None) -> None:
+    """Declare an element type, unless it is unknown: a type without one cannot be stored."""
+    if dtype is not None:
+        value.dtype = dtype

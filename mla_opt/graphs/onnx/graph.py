@@ -1,0 +1,470 @@
+"""The graph protocol over onnx_ir: reading, shape binding and in-place rewriting of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from mla_opt.errors import InputError
+from mla_opt.graphs import operations as op
+from mla_opt.graphs.dependence import depends_on_stored_only
+from mla_opt.graphs.interface.interface import Limits, ModelInterface
+from mla_opt.graphs.onnx.binding import OnnxBinding
+from mla_opt.graphs.onnx.builder import OnnxBuilder
+from mla_opt.graphs.onnx.operations import read
+from mla_opt.graphs.protocol import EXAMPLE, Size
+from mla_opt.handles import Array, Value
+from mla_opt.operator import contract
+from mla_opt.sites import LatentAttentionSite
+
+_IR_VERSION_OF_FUNCTIONS = 8
+_IR_VERSION_OF_OVERLOADS = 10
+
+SMALL = 4096
+"""Stored tensors of at most this many elements are read while matching; larger ones are not."""
+
+
+class OnnxGraph:
+    """The main graph of one ``onnx_ir.Model``, read and rewritten in place.
+
+    ``adaptive`` lets the bodies of fused operators branch on the number of query rows, which helps
+    ONNX Runtime's CPU and nobody else.
+    """
+
+    def __init__(self, model: ir.Model, *, adaptive: bool = True) -> None:
+        self.model = model
+        self._adaptive = adaptive
+        self.sites: list[LatentAttentionSite] = []
+        self._operations: dict[ir.Node, op.Operation] = {}
+        self._constant: dict[ir.Value, bool] = {}
+        self._bindings: dict[tuple[int, int, int], OnnxBinding] = {}
+        self._positions: dict[ir.Node, int] = {}
+
+    @cached_property
+    def interface(self) -> ModelInterface:
+        """What the model's inputs and outputs are for, as the file declared them."""
+        return ModelInterface.of(self.model)
+
+    @cached_property
+    def _limits(self) -> Limits:
+        """Sizes that the file fixes."""
+        return self.interface.limits()
+
+    @cached_property
+    def _names(self) -> set[str]:
+        """Every name in use, so that new ones can be told apart."""
+        return (
+            {
+                name
+                for item in ir.traversal.RecursiveGraphIterator(self.model.graph)
+                for name in (item.name, *(value.name for value in item.outputs))
+                if name is not None
+            }
+            | {value.name for value in self.model.graph.inputs if value.name is not None}
+            | set(self.model.graph.initializers)
+        )
+
+    # Reading
+
+    def nodes(self) -> Sequence[ir.Node]:
+        """All nodes of the main graph, producers before consumers."""
+        return tuple(self.model.graph)
+
+    def position(self, node: ir.Node) -> int:
+        """Place of a node among those that the model came with."""
+        if not self._positions:
+            self._positions = {each: place for place, each in enumerate(self.model.graph)}
+        return self._positions[node]
+
+    def operation(self, node: ir.Node) -> op.Operation:
+        """What the node means; read once."""
+        known = self._operations.get(node)
+        if known is None:
+            known = self._operations[node] = read(self, node)
+        return known
+
+    def label(self, node: ir.Node) -> str:
+        """Name and operator of a node, for messages."""
+        kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        return f"{node.name or '(unnamed)'} ({kind})"
+
+    def producer(self, value: ir.Value) -> ir.Node | None:
+        """The node that makes the value."""
+        return value.producer()
+
+    def consumers(self, value: ir.Value) -> Sequence[ir.Node]:
+        """The nodes that read the value."""
+        return value.consumers()
+
+    def operands(self, node: ir.Node) -> Sequence[ir.Value]:
+        """What the node reads."""
+        return tuple(value for value in node.inputs if value is not None)
+
+    def results(self, node: ir.Node) -> Sequence[ir.Value]:
+        """What the node makes."""
+        return tuple(node.outputs)
+
+    def is_input(self, value: ir.Value) -> bool:
+        """Whether the value is an input, and not a stored tensor that may be overridden."""
+        return value.is_graph_input() and not value.is_initializer()
+
+    def is_output(self, value: ir.Value) -> bool:
+        """Whether the value is an output of the graph."""
+        return value.is_graph_output()
+
+    def constant(self, value: ir.Value) -> Array | None:
+        """Content of a stored tensor or of a Constant node."""
+        tensor = ir.convenience.get_const_tensor(value)
+        return None if tensor is None or value.is_graph_input() else np.asarray(tensor.numpy())
+
+    def small_constant(self, value: ir.Value) -> Array | None:
+        """Like :meth:`constant`, for tensors small enough to be read while matching."""
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None or value.is_graph_input() or tensor.size > SMALL:
+            return None
+        return np.asarray(tensor.numpy())
+
+    def is_constant(self, value: ir.Value) -> bool:
+        """Whether the value depends on stored tensors only, through any operators."""
+        return depends_on_stored_only(value, self._constant, _is_stored, _operands)
+
+    def stored_name(self, value: ir.Value) -> str | None:
+        """Name of a stored tensor."""
+        return value.name if value.is_initializer() else None
+
+    def has_content(self) -> bool:
+        """A model whose weights cannot be read is refused before it comes here."""
+        return True
+
+    # Shapes
+
+    def example_shape(self, value: ir.Value) -> tuple[int, ...] | None:
+        """Shape at a small example of every dynamic dim; ``None`` where it cannot be told."""
+        declared = self.declared_shape(value)
+        if declared and all(isinstance(size, int) for size in declared):
+            return tuple(size for size in declared if isinstance(size, int))
+        try:
+            return self.nearest_binding(*EXAMPLE).shape(value)
+        except InputError:
+            return None
+
+    def rank(self, value: ir.Value) -> int | None:
+        """Number of axes."""
+        if value.shape is not None:
+            return len(value.shape)
+        shape = self.example_shape(value)
+        return None if shape is None else len(shape)
+
+    def width(self, value: ir.Value) -> int | None:
+        """Size of the last axis, when it is a fixed number."""
+        if value.shape is not None and len(value.shape) and isinstance(value.shape[-1], int):
+            return value.shape[-1]
+        shape = self.example_shape(value)
+        return shape[-1] if shape else None
+
+    def dtype(self, value: ir.Value) -> np.dtype[Any]:
+        """Element type; inferred and noted on the value where the file does not declare it."""
+        known = value.dtype
+        if known is None:
+            known = value.dtype = self.nearest_binding(*EXAMPLE).element_type(value)
+        return np.dtype(known.numpy())
+
+    def nearest_binding(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
+        """Like :meth:`bind`, with the sizes that the file fixes in place of those asked for."""
+        stateful = bool(self.interface.states)
+        return self.bind(*self._limits.nearest(batch, query_len, past_len, stateful=stateful))
+
+    def bind(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
+        """Fix the dynamic dims of the inputs; kept, since every site asks for the same few."""
+        key = (batch, query_len, past_len)
+        if key not in self._bindings:
+            shapes = self.interface.bind(*key)
+            self._bindings[key] = OnnxBinding(self.model, shapes, key)
+        return self._bindings[key]
+
+    # Rewriting
+
+    def builder(self, before: ir.Node, prefix: str) -> OnnxBuilder:
+        """A builder that emits in front of ``before``."""
+        return OnnxBuilder(self.model, before, prefix, self._names, adaptive=self._adaptive)
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let every reader and the graph outputs read ``new``, which takes over ``old``'s name."""
+        name = old.name
+        if old.is_graph_output():
+            new.shape = old.shape if old.shape is not None else new.shape
+            _take_over(new, old)
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        if name is not None and new.producer() is not None:
+            old.name = self._retired(name)
+            new.name = name
+
+    def _retired(self, name: str | None) -> str:
+        """A name, not in use, for a value whose own name another has taken over."""
+        retired, count = f"{name}/replaced", 1
+        while retired in self._names:
+            count += 1
+            retired = f"{name}/replaced_{count}"
+        self._names.add(retired)
+        return retired
+
+    # The interface
+
+    def taken(self) -> Sequence[ir.Value]:
+        """Inputs of the graph."""
+        return tuple(self.model.graph.inputs)
+
+    def returned(self) -> Sequence[ir.Value]:
+        """Outputs of the graph."""
+        return tuple(self.model.graph.outputs)
+
+    def declared_shape(self, value: ir.Value) -> tuple[int | str | None, ...]:
+        """Shape as the file declares it."""
+        if value.shape is None:
+            return ()
+        return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+
+    def replace_input(
+        self,
+        old: ir.Value,
+        name: str,
+        shape: Sequence[int | str | None],
+        dtype: str | None = None,
+    ) -> ir.Value:
+        """Put another input in the place of ``old``, and redirect those who read its shape."""
+        kind = old.type if dtype is None else ir.TensorType(ir.DataType[dtype.upper()])
+        new = ir.Value(name=name, shape=ir.Shape(shape), type=kind)
+        new.metadata_props.update(old.metadata_props)
+        inputs = self.model.graph.inputs
+        place = list(inputs).index(old)
+        old.name = self._retired(name)
+        inputs[place] = new
+        for binding in self._bindings.values():
+            binding.adopt(new, old)
+        self._redirect_shape(old, new)
+        return new
+
+    def add_input(self, name: str, dtype: str, shape: Sequence[int | str | None]) -> ir.Value:
+        """One more input, behind the others."""
+        if any(value.name == name for value in self.model.graph.inputs):
+            raise InputError(f"the model has an input called {name!r} already; rename it first")
+        kind = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=kind)
+        self.model.graph.inputs.append(value)
+        return value
+
+    def declare_rows(self, value: ir.Value, rows: int | str) -> None:
+        """Declare how many rows an output has on its token axis."""
+        if value.shape is not None and len(value.shape) == 4:
+            batch, heads, _, width = value.shape
+            value.shape = ir.Shape([batch, heads, rows, width])
+
+    def remove_input(self, old: ir.Value, like: ir.Value) -> None:
+        """Remove an input, and redirect those who read its shape."""
+        self.model.graph.inputs.remove(old)
+        self._redirect_shape(old, like)
+
+    def _redirect_shape(self, old: ir.Value, new: ir.Value) -> None:
+        """Sizes of batch and tokens come from ``new``, the others are what ``old`` declared."""
+        sizes: list[Size] = [
+            dim if isinstance(dim, int) else ((new, axis),)
+            for axis, dim in enumerate(self.declared_shape(old))
+        ]
+        for reader in self.shape_readers(old):
+            self.replace_shape(reader, sizes)
+
+    def replace_output(self, old: ir.Value, new: ir.Value) -> None:
+        """Return ``new`` where ``old`` was returned, under its name."""
+        outputs = self.model.graph.outputs
+        place, name = list(outputs).index(old), old.name
+        symbols = [dim for axis, dim in enumerate(self.declared_shape(old)) if axis in (0, 2)]
+        width = self._joined_width(new)
+        if len(symbols) == 2 and width is not None:
+            new.shape = ir.Shape([symbols[0], 1, symbols[1], width])
+        _take_over(new, old)
+        outputs[place] = new
+        old.name, new.name = self._retired(name), name
+
+    def _joined_width(self, value: ir.Value) -> int | None:
+        """Width of joined rows, read off the input that they begin with."""
+        node = value.producer()
+        first = None if node is None or not node.inputs else node.inputs[0]
+        shape = () if first is None else self.declared_shape(first)
+        return shape[-1] if shape and isinstance(shape[-1], int) else None
+
+    def remove_output(self, value: ir.Value) -> None:
+        """Return a value no more."""
+        self.model.graph.outputs.remove(value)
+
+    def merge_outputs(self, olds: Sequence[ir.Value], new: ir.Value, name: str) -> None:
+        """Return ``new`` in the place of the first of ``olds``, and no other of them."""
+        first, *others = olds
+        self.replace_output(first, new)
+        new.name = name
+        for other in others:
+            self.model.graph.outputs.remove(other)
+
+    # Shapes that are read at run time
+
+    def shape_readers(self, value: ir.Value) -> Sequence[ir.Node]:
+        """The Shape nodes that read the value."""
+        return [node for node in value.consumers() if self.is_shape_reader(node)]
+
+    def is_shape_reader(self, node: ir.Node) -> bool:
+        """Whether the node is a Shape node."""
+        return node.op_type == "Shape" and not node.domain
+
+    def reads(self, node: ir.Node) -> Sequence[ir.Value]:
+        """Operands, and what the branches of a conditional read of this graph."""
+        branches = [a.value for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        captured = [
+            value
+            for branch in branches
+            for inner in branch.all_nodes()
+            for value in inner.inputs
+            if value is not None and value.graph is self.model.graph
+        ]
+        returned = [
+            value
+            for branch in branches
+            for value in branch.outputs
+            if value.graph is self.model.graph
+        ]
+        return (*self.operands(node), *captured, *returned)
+
+    def replace_shape(self, reader: ir.Node, sizes: Sequence[Size]) -> None:
+        """Put a shape together in front of ``reader``, for those who read it."""
+        builder = self.builder(reader, f"{reader.outputs[0].name}/mla")
+        parts = [_size(builder, size) for size in sizes[_slice_of(reader)]]
+        whole = parts[0] if len(parts) == 1 else builder.concat(parts, 0, "shape")
+        whole.dtype = ir.DataType.INT64
+        ir.convenience.replace_all_uses_with(reader.outputs[0], whole, replace_graph_outputs=True)
+
+    # Tidying
+
+    def inline(self, domain: str) -> int:
+        """Put the bodies of a domain's functions in place of their calls."""
+        self.prune()
+        before = len(self.model.functions)
+        common.InlinePass(criteria=lambda function: function.domain == domain)(self.model)
+        self.model.opset_imports.pop(domain, None)
+        return before - len(self.model.functions)
+
+    def prune(self) -> int:
+        """Sort the nodes; drop nodes, stored tensors and functions that nothing reads."""
+        before = len(self.model.graph)
+        self.model.graph.sort()
+        _remove_dead_nodes(self.model.graph)
+        _remove_unread_tensors(self.model.graph)
+        common.RemoveUnusedFunctionsPass()(self.model)  # type: ignore[no-untyped-call]
+        return before - len(self.model.graph)
+
+    def _all_nodes(self) -> Iterator[ir.Node]:
+        """Nodes of the main graph and of all branches."""
+        return iter(ir.traversal.RecursiveGraphIterator(self.model.graph))
+
+    def settle_functions(self) -> None:
+        """Import the operator's domain only if it is used; raise the IR version only if needed.
+
+        One kind of call in a model needs no overload, and so no newer file format.
+        """
+        ours = [key for key in self.model.functions if key[0] == contract.DOMAIN]
+        calls = [node for node in self._all_nodes() if node.domain == contract.DOMAIN]
+        attentions = [key for key in ours if key[1] == contract.OP_TYPE]
+        if len(attentions) == 1 and attentions[0][2]:
+            body = self.model.functions.pop(attentions[0])
+            body.overload = ""
+            self.model.functions[body.identifier()] = body
+            for node in calls:
+                node.overload = ""
+        if not calls and not ours:
+            self.model.opset_imports.pop(contract.DOMAIN, None)
+        if any(overload for _, _, overload in self.model.functions):
+            self.model.ir_version = max(self.model.ir_version, _IR_VERSION_OF_OVERLOADS)
+        elif self.model.functions:
+            self.model.ir_version = max(self.model.ir_version, _IR_VERSION_OF_FUNCTIONS)
+
+    def text(self) -> str:
+        """The graph as a person reads it."""
+        return str(self.model.graph)
+
+
+def _size(builder: OnnxBuilder, size: Size) -> ir.Value:
+    """An int64 vector of one element."""
+    if isinstance(size, int):
+        return builder.integers(size)
+    first, *others = (_part_of_size(builder, part) for part in size)
+    for other in others:
+        first = builder.add(first, other, "size")
+    return first
+
+
+def _part_of_size(builder: OnnxBuilder, part: int | tuple[Value, int | None]) -> ir.Value:
+    if isinstance(part, int):
+        return builder.integers(part)
+    value, axis = part
+    known = cast(ir.Value, value)
+    return known if axis is None else builder.dimension(known, axis)
+
+
+def _is_stored(value: ir.Value) -> bool | None:
+    """Whether a value is constant by itself; ``None`` if its operands decide."""
+    if value.is_initializer():
+        return not value.is_graph_input()
+    node = value.producer()
+    if node is None or node.op_type.startswith("Random"):
+        return False
+    return None if _operands(value) else node.op_type == "Constant"
+
+
+def _operands(value: ir.Value) -> list[ir.Value]:
+    """What the node that makes a value reads."""
+    node = value.producer()
+    return [] if node is None else [each for each in node.inputs if each is not None]
+
+
+def _take_over(new: ir.Value, old: ir.Value) -> None:
+    """Give an output what the file said of the one before it: type, metadata, documentation."""
+    if new.dtype is None and old.dtype is not None:
+        new.dtype = old.dtype
+    new.doc_string = old.doc_string
+    new.metadata_props.update(old.metadata_props)
+
+
+def _slice_of(shape: ir.Node) -> slice:
+    """The axes that a Shape node reads."""
+    start, end = shape.attributes.get("start"), shape.attributes.get("end")
+    return slice(start.value if start else None, end.value if end else None)
+
+
+def _remove_dead_nodes(graph: ir.Graph) -> None:
+    """Drop nodes without readers, last ones first; nodes with branches are judged as a whole."""
+    for node in reversed(graph):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            _release_captured(node)
+            graph.remove(node, safe=True)
+
+
+def _release_captured(node: ir.Node) -> None:
+    """Let the branches of a node that goes read nothing any more of the graph around them."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                for place in range(len(inner.inputs)):
+                    inner.replace_input_with(place, None)
+
+
+def _remove_unread_tensors(graph: ir.Graph) -> None:
+    """Drop stored tensors without readers, but for those that are also inputs."""
+    unread = [
+        name
+        for name, value in graph.initializers.items()
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input()
+    ]
+    for name in unread:
+        graph.initializers.pop(name)

@@ -1,0 +1,1 @@
+"""The graph protocol over PyTorch programs."""

@@ -1,0 +1,345 @@
+"""The graph protocol over torch.fx: reading and in-place rewriting of one lifted program.
+
+A value is the FX node that makes it. Where one node makes several, the ``getitem`` nodes behind it
+are its values and no nodes of their own.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+
+import torch
+from mla_opt.errors import InputError
+from mla_opt.graphs import operations as op
+from mla_opt.graphs.dependence import depends_on_stored_only
+from mla_opt.graphs.interface.interface import Limits, ModelInterface
+from mla_opt.graphs.protocol import EXAMPLE, Size
+from mla_opt.graphs.torch.binding import TorchBinding, UnboundError
+from mla_opt.graphs.torch.builder import Names, TorchBuilder
+from mla_opt.graphs.torch.inlining import inline_operator
+from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_real, rename, symbolic_shape
+from mla_opt.graphs.torch.operations import operator_name, read
+from mla_opt.graphs.torch.order import drop_dead, in_order
+from mla_opt.graphs.torch.skeleton import skeleton
+from mla_opt.graphs.torch.values import Literal, numpy_dtype, torch_dtype
+from mla_opt.handles import Array, Value
+from mla_opt.operator import contract
+from mla_opt.sites import LatentAttentionSite
+from torch import fx
+
+SMALL = 4096
+"""Stored tensors of at most this many elements are read while matching; larger ones are not."""
+
+
+class TorchGraph:
+    """One `LiftedProgram`, read and rewritten in place."""
+
+    def __init__(self, program: LiftedProgram) -> None:
+        self.program = program
+        self.sites: list[LatentAttentionSite] = []
+        self._operations: dict[fx.Node, op.Operation] = {}
+        self._constant: dict[fx.Node, bool] = {}
+        self._bindings: dict[tuple[int, int, int], TorchBinding] = {}
+        self._retired: list[fx.Node] = []
+        self._names = Names(program)
+        self._positions = {node: place for place, node in enumerate(program.graph.nodes)}
+
+    @cached_property
+    def interface(self) -> ModelInterface:
+        """What the program's inputs and outputs are for, as it came."""
+        return ModelInterface.of(skeleton(self.program))
+
+    @cached_property
+    def _limits(self) -> Limits:
+        return self.interface.limits()
+
+    # Reading
+
+    def nodes(self) -> Sequence[fx.Node]:
+        """All nodes of the graph, producers before consumers."""
+        return tuple(node for node in self.program.graph.nodes if _is_node(node))
+
+    def position(self, node: fx.Node) -> int:
+        """Place of a node among those that the program came with."""
+        return self._positions[node]
+
+    def operation(self, node: fx.Node) -> op.Operation:
+        """What the node means; read once."""
+        known = self._operations.get(node)
+        if known is None:
+            known = self._operations[node] = read(self, node)
+        return known
+
+    def label(self, node: fx.Node) -> str:
+        """Name and operator of a node, for messages."""
+        return f"{node.name} ({operator_name(node) or node.target})"
+
+    def producer(self, value: Value) -> fx.Node | None:
+        """The node that makes the value."""
+        if not isinstance(value, fx.Node) or value.op != "call_function":
+            return None
+        return cast(fx.Node, value.args[0]) if _is_part(value) else value
+
+    def consumers(self, value: fx.Node) -> Sequence[fx.Node]:
+        """The nodes that read the value."""
+        return tuple(user for user in value.users if _is_node(user))
+
+    def operands(self, node: fx.Node) -> Sequence[fx.Node]:
+        """What the node reads."""
+        return tuple(node.all_input_nodes)
+
+    def results(self, node: fx.Node) -> Sequence[fx.Node]:
+        """What the node makes."""
+        parts = [user for user in node.users if _is_part(user)]
+        return tuple(sorted(parts, key=lambda part: cast(int, part.args[1]))) or (node,)
+
+    def is_input(self, value: Value) -> bool:
+        """Whether the value is an input, and not a stored tensor."""
+        return isinstance(value, fx.Node) and value in self.program.inputs
+
+    def is_output(self, value: fx.Node) -> bool:
+        """Whether the value is an output of the graph."""
+        return self.program.output_node in value.users
+
+    def constant(self, value: Value) -> Array | None:
+        """Content of a stored tensor, or of one that is made of numbers alone."""
+        if isinstance(value, Literal):
+            return np.asarray(value.number)
+        assert isinstance(value, fx.Node)
+        stored = self.program.stored.get(value)
+        if stored is None and (value.all_input_nodes or not self.is_constant(value)):
+            return None
+        try:
+            (content,) = self.nearest_binding(*EXAMPLE).run([value], {})
+        except UnboundError:
+            return None
+        return content
+
+    def scalar(self, value: fx.Node) -> float | None:
+        """The number that a constant of one element holds."""
+        shape = symbolic_shape(value)
+        if shape is None or any(size != 1 for size in shape):
+            return None
+        array = self.constant(cast(Value, value))
+        return None if array is None else float(array.reshape(-1)[0])
+
+    def is_constant(self, value: Value) -> bool:
+        """Whether the value depends on stored tensors only, through any operators."""
+        if not isinstance(value, fx.Node):
+            return True
+        return depends_on_stored_only(
+            value, self._constant, self._is_stored, lambda each: each.all_input_nodes
+        )
+
+    def _is_stored(self, value: fx.Node) -> bool | None:
+        """Whether a value is constant by itself; ``None`` if its operands decide."""
+        if value.op == "placeholder":
+            return value in self.program.stored
+        return False if value.op != "call_function" or _is_random(value) else None
+
+    def stored_name(self, value: Value) -> str | None:
+        """The attribute path of a stored tensor in its module."""
+        stored = self.program.stored.get(cast(fx.Node, value))
+        return None if stored is None else stored.name
+
+    def has_content(self) -> bool:
+        """Whether no stored tensor lies on the meta device or is an example only."""
+        return all(is_real(stored.tensor) for stored in self.program.stored.values())
+
+    # Shapes
+
+    def example_shape(self, value: Value) -> tuple[int, ...] | None:
+        """Shape at a small example of every dynamic dim; ``None`` where it cannot be told."""
+        try:
+            return self.nearest_binding(*EXAMPLE).shape(cast(fx.Node, value))
+        except InputError:
+            return None
+
+    def dtype(self, value: fx.Node) -> np.dtype[Any]:
+        """Element type."""
+        return numpy_dtype(value.meta["val"].dtype)
+
+    def nearest_binding(self, batch: int, query_len: int, past_len: int) -> TorchBinding:
+        """Like :meth:`bind`, with the sizes that the program fixes in place of those asked for."""
+        stateful = bool(self.interface.states)
+        return self.bind(*self._limits.nearest(batch, query_len, past_len, stateful=stateful))
+
+    def bind(self, batch: int, query_len: int, past_len: int) -> TorchBinding:
+        """Fix the dynamic dims of the inputs; kept, since every site asks for the same few."""
+        key = (batch, query_len, past_len)
+        if key not in self._bindings:
+            shapes = self.interface.bind(*key)
+            self._bindings[key] = TorchBinding(self.program, shapes, key)
+        return self._bindings[key]
+
+    def declared_shape(self, value: fx.Node) -> tuple[int | str | None, ...]:
+        """Shape as the program declares it; symbols and expressions are strings."""
+        stated = symbolic_shape(value) or ()
+        return tuple(size if isinstance(size, int) else str(size) for size in stated)
+
+    # Rewriting
+
+    def builder(self, before: fx.Node, prefix: str) -> TorchBuilder:
+        """A builder that emits in front of ``before``."""
+        return TorchBuilder(self.program, self.program.graph, before, prefix, self._names)
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let every reader and the outputs read ``new``; an output takes over ``old``'s name."""
+        returned = self.is_output(old)
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        if returned and new.op == "call_function":
+            self._hand_over(old, new)
+
+    def _hand_over(self, old: fx.Node, new: fx.Node) -> None:
+        """Call a new output what the old one was called."""
+        name = old.name
+        rename(old, f"{name}_replaced")
+        rename(new, name)
+
+    # The interface
+
+    def taken(self) -> Sequence[fx.Node]:
+        """Inputs of the graph."""
+        return tuple(self.program.inputs)
+
+    def returned(self) -> Sequence[fx.Node]:
+        """Outputs of the graph."""
+        return tuple(self.program.outputs)
+
+    def replace_input(
+        self,
+        old: fx.Node,
+        name: str,
+        shape: Sequence[int | str | None],
+        dtype: str | None = None,
+    ) -> fx.Node:
+        """Put another input in the place of ``old``, and redirect those who read its shape."""
+        kind = old.meta["val"].dtype if dtype is None else torch_dtype(dtype)
+        rename(old, f"{old.name}_replaced")
+        with self.program.graph.inserting_before(old):
+            new = self.program.graph.placeholder(name)
+        rename(new, name)
+        new.target = new.name  # what the argument of the generated function is called
+        sizes = [self._names.size(dim) for dim in shape]
+        new.meta = {**old.meta, "val": self._names.example(sizes, kind, old.meta["val"].device)}
+        new.meta.pop("tensor_meta", None)
+        self.program.inputs[self.program.inputs.index(old)] = new
+        self._retired.append(old)
+        self._redirect_shape(old, new)
+        return new
+
+    def remove_input(self, old: fx.Node, like: fx.Node) -> None:
+        """Remove an input, and redirect those who read its shape."""
+        self.program.inputs.remove(old)
+        self._retired.append(old)
+        self._redirect_shape(old, like)
+
+    def add_input(self, name: str, dtype: str, shape: Sequence[int | str | None]) -> fx.Node:
+        """One more input, behind the others."""
+        raise InputError(f"a PyTorch program cannot be given one more input ({name})")
+
+    def declare_rows(self, value: fx.Node, rows: int | str) -> None:
+        """Nothing to do: shapes are noted on every value."""
+
+    def _redirect_shape(self, old: fx.Node, new: fx.Node) -> None:
+        """Sizes of batch and tokens come from ``new``, the others are what ``old`` declared."""
+        sizes: list[Size] = [
+            dim if isinstance(dim, int) else ((cast(Value, new), axis),)
+            for axis, dim in enumerate(self.declared_shape(old))
+        ]
+        for reader in self.shape_readers(old):
+            self.replace_shape(reader, sizes)
+
+    def replace_output(self, old: fx.Node, new: fx.Node) -> None:
+        """Return ``new`` where ``old`` was returned, under its name."""
+        self.program.output_node.replace_input_with(old, new)
+        self._hand_over(old, new)
+
+    def remove_output(self, value: fx.Node) -> None:
+        """Return a value no more."""
+        self._return([each for each in self.program.returned if each is not value])
+
+    def merge_outputs(self, olds: Sequence[fx.Node], new: fx.Node, name: str) -> None:
+        """Return ``new`` in the place of the first of ``olds``, and no other of them."""
+        first, *others = olds
+        self.program.output_node.replace_input_with(first, new)
+        for other in others:
+            self.remove_output(other)
+        rename(new, name)
+
+    def _return(self, values: Sequence[Any]) -> None:
+        self.program.output_node.args = (tuple(values),)
+
+    # Shapes that are read at run time
+
+    def shape_readers(self, value: fx.Node) -> Sequence[fx.Node]:
+        """The nodes that read one of its sizes."""
+        return [node for node in value.users if self.is_shape_reader(node)]
+
+    def is_shape_reader(self, node: fx.Node) -> bool:
+        """Whether the node reads a size."""
+        return node.target in (torch.ops.aten.sym_size.int, torch.ops.aten.size.int)
+
+    def reads(self, node: fx.Node) -> Sequence[fx.Node]:
+        """Operands; conditionals are given all that their branches read."""
+        return self.operands(node)
+
+    def replace_shape(self, reader: fx.Node, sizes: Sequence[Size]) -> None:
+        """Give the readers of a size one put together from numbers and axes of other values."""
+        axis = cast(int, reader.args[1])
+        builder = self.builder(reader, reader.name)
+        reader.replace_all_uses_with(builder.size(sizes[axis]))  # type: ignore[arg-type]
+
+    # Tidying
+
+    def inline(self, domain: str) -> int:
+        """Put standard operators in the place of every call of the fused one."""
+        if domain != contract.DOMAIN:
+            return 0
+        self.prune()
+        return inline_operator(self.program)
+
+    def prune(self) -> int:
+        """Sort the nodes and drop what nothing reads, inputs that were replaced included."""
+        before = len(self.program.graph.nodes)
+        in_order(self.program.graph)
+        drop_dead(self.program.graph)
+        for old in self._retired:
+            self.program.graph.erase_node(old)
+        self._retired.clear()
+        for node in [each for each in self.program.stored if not each.users]:
+            del self.program.stored[node]
+            self.program.graph.erase_node(node)
+        self.program.module.delete_all_unused_submodules()
+        return before - len(self.program.graph.nodes)
+
+    def settle_functions(self) -> None:
+        """Check what came of it, and make it callable."""
+        self.program.graph.lint()
+        self.program.module.recompile()
+
+    def text(self) -> str:
+        """The graph as a person reads it."""
+        return str(self.program.graph)
+
+
+def _is_node(node: fx.Node) -> bool:
+    return node.op == "call_function" and not _is_part(node)
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Whether the node takes one of several values that another made."""
+    return node.target is operator.getitem
+
+
+def _is_random(node: fx.Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return isinstance(target, torch._ops.HigherOrderOperator)
+    seeded = torch.Tag.nondeterministic_seeded in target.tags
+    return seeded or operator_name(node) in ("empty", "new_empty", "empty_like")

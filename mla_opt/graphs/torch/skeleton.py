@@ -1,0 +1,177 @@
+"""A PyTorch program as ONNX shows it, as far as reading an interface needs.
+
+Which input holds tokens, positions, a mask or a state is read off what the graph does with it
+(:mod:`mla_opt.graphs.interface.interface`). That reads ONNX; so a program is shown to it as a graph
+of the same wiring, in which the operators that it looks for have their ONNX names and all others
+are opaque. Stored tensors are there with their shape and type.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, cast
+
+import onnx_ir as ir
+
+import torch
+from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_tensor, symbolic_shape
+from mla_opt.graphs.torch.operations import operator_name
+from mla_opt.operator import contract
+from torch import fx
+
+_NAMES = {
+    "embedding": "Gather",
+    "cat": "Concat",
+    "view": "Reshape",
+    "reshape": "Reshape",
+    "_unsafe_view": "Reshape",
+    "unsqueeze": "Unsqueeze",
+    "squeeze": "Squeeze",
+    "transpose": "Transpose",
+    "permute": "Transpose",
+    "t": "Transpose",
+    "expand": "Expand",
+    "alias": "Identity",
+    "clone": "Identity",
+    "detach": "Identity",
+    "slice": "Identity",
+    "_to_copy": "Cast",
+    "to": "Cast",
+    "mul": "Mul",
+    "matmul": "MatMul",
+    "bmm": "MatMul",
+    "mm": "MatMul",
+    "einsum": "Einsum",
+    "cos": "Cos",
+    "sin": "Sin",
+}
+_OPAQUE_DOMAIN = "torch"
+
+
+def skeleton(program: LiftedProgram) -> ir.Model:
+    """The wiring of a program; stored tensors share their memory."""
+    drawing = _Drawing()
+    inputs = [drawing.value(node) for node in program.inputs]
+    for node, stored in program.stored.items():
+        value = drawing.value(node)
+        value.const_value = ir.tensor_adapters.TorchTensor(stored.tensor, name=value.name)
+    drawing.draw(program.graph, program.module)
+    graph = ir.Graph(
+        inputs=inputs,
+        outputs=[drawing.output(node) for node in program.outputs],
+        nodes=drawing.nodes,
+        initializers=[drawing.value(node) for node in program.stored],
+        opset_imports={"": 23, _OPAQUE_DOMAIN: 1, contract.DOMAIN: contract.VERSION},
+        name="program",
+    )
+    model = ir.Model(graph, ir_version=10)
+    model.metadata_props.update(program.metadata)
+    return model
+
+
+class _Drawing:
+    """Values and nodes drawn so far."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+        self._values: dict[fx.Node, ir.Value] = {}
+        self._returned: set[ir.Value] = set()
+
+    def value(self, node: fx.Node) -> ir.Value:
+        """The drawn value of an FX value."""
+        if node not in self._values:
+            self._values[node] = _drawn(node)
+        return self._values[node]
+
+    def output(self, node: fx.Node) -> ir.Value:
+        """The drawn value to return: an input that is returned gets a copy."""
+        value = self.value(node)
+        if node.op != "placeholder" and value not in self._returned:
+            self._returned.add(value)
+            return value
+        copy = _drawn(node, f"{node.name}_returned")
+        self.nodes.append(ir.node("Identity", [value], outputs=[copy]))
+        return copy
+
+    def draw(self, graph: fx.Graph, module: torch.nn.Module) -> None:
+        """Draw all nodes of a graph."""
+        for node in graph.nodes:
+            if node.op != "call_function" or node.target is operator.getitem:
+                continue
+            if isinstance(node.target, torch._ops.HigherOrderOperator):
+                self._draw_branch(node, module)
+            else:
+                self._draw_node(node)
+
+    def _draw_node(self, node: fx.Node) -> None:
+        parts = _parts(node)
+        outputs = [self.value(part) for part in parts if is_tensor(part)]
+        if not outputs:
+            return
+        if _is_ours(node):
+            inputs = [self._operand(each) for each in node.args]
+            drawn = ir.node(contract.OP_TYPE, inputs, domain=contract.DOMAIN, outputs=outputs)
+        else:
+            name = _NAMES.get(operator_name(node))
+            operands = [self.value(each) for each in node.all_input_nodes if is_tensor(each)]
+            kind, domain = (name, "") if name else (_word(node), _OPAQUE_DOMAIN)
+            drawn = ir.node(kind, operands, domain=domain, outputs=outputs)
+        self.nodes.append(drawn)
+
+    def _operand(self, argument: Any) -> ir.Value | None:
+        return self.value(argument) if isinstance(argument, fx.Node) else None
+
+    def _draw_branch(self, node: fx.Node, module: torch.nn.Module) -> None:
+        """Draw the second branch of a conditional in its place: both return the same states."""
+        branch = _second_branch(node, module)
+        if branch is None:
+            self._draw_node(node)
+            return
+        operands = cast(Sequence[fx.Node], node.args[3])
+        places = [each for each in branch.graph.nodes if each.op == "placeholder"]
+        self._values.update(
+            (inner, self.value(outer)) for inner, outer in zip(places, operands) if is_tensor(outer)
+        )
+        self.draw(branch.graph, branch)
+        results = cast(Sequence[fx.Node], branch.graph.output_node().args[0])
+        for part in _parts(node):
+            inner = results[cast(int, part.args[1])]
+            self.nodes.append(ir.node("Identity", [self.value(inner)], outputs=[self.value(part)]))
+
+
+def _second_branch(node: fx.Node, module: torch.nn.Module) -> fx.GraphModule | None:
+    if node.target is not torch.ops.higher_order.cond:
+        return None
+    attribute = node.args[2]
+    assert isinstance(attribute, fx.Node)
+    branch = module.get_submodule(cast(str, attribute.target))
+    return branch if isinstance(branch, fx.GraphModule) else None
+
+
+def _parts(node: fx.Node) -> list[fx.Node]:
+    """The values that a node makes."""
+    parts = [user for user in node.users if user.target is operator.getitem]
+    return sorted(parts, key=lambda part: cast(int, part.args[1])) or [node]
+
+
+def _is_ours(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target.namespace == contract.DOMAIN
+
+
+def _word(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).replace(".", "_")
+
+
+def _drawn(node: fx.Node, name: str | None = None) -> ir.Value:
+    shape = symbolic_shape(node)
+    dims = [size if isinstance(size, int) else str(size) for size in shape or ()]
+    kind = (
+        ir.tensor_adapters.from_torch_dtype(node.meta["val"].dtype) if shape is not None else None
+    )
+    return ir.Value(
+        name=name or node.name,
+        shape=None if shape is None else ir.Shape(dims),
+        type=None if kind is None else ir.TensorType(kind),
+    )

@@ -1,0 +1,1 @@
+"""How the kernels are compiled: by a C++ compiler, and by nvcc."""

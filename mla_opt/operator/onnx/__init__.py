@@ -1,0 +1,1 @@
+"""The operators' function bodies of standard ONNX operators, and their nodes."""

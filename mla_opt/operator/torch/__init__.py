@@ -1,0 +1,1 @@
+"""The operators in PyTorch: registration, devices, translation to ONNX."""

@@ -1,0 +1,70 @@
+"""One model on its way through the passes, whatever represents it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import onnx_ir as ir
+
+from mla_opt.graphs.protocol import Graph
+from mla_opt.options import Options, Target
+from mla_opt.programs.recognize import is_program
+from mla_opt.report.report import ModelFile
+from mla_opt.sites import LatentAttentionSite
+from mla_opt.subject.onnx_model import OnnxLike, OnnxSubject, load
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+    ModelLike = OnnxLike | ExportedProgram | GraphModule
+
+__all__ = ["OnnxSubject", "Subject", "load", "subject"]
+
+
+class Subject(Protocol):
+    """A copy of a model that passes may rewrite, beside the model as it came."""
+
+    @property
+    def graph(self) -> Graph:
+        """The copy, as passes see it."""
+
+    @property
+    def has_content(self) -> bool:
+        """Whether the stored tensors have a content, so that parts of the graph can be run."""
+
+    @property
+    def optimized_by(self) -> str | None:
+        """The release that has optimized the model already, by what the model says of itself."""
+
+    def check(self, options: Options) -> None:
+        """Raise `InputError` where an option is not for this kind of model."""
+
+    def file(self) -> ModelFile | None:
+        """The file that the model came from, if it did."""
+
+    def interfaces(self) -> tuple[ir.Model, ir.Model]:
+        """Inputs and outputs, before and after."""
+
+    def record(self, sites: Sequence[LatentAttentionSite]) -> None:
+        """Write into the copy what was done to it."""
+
+    def original(self) -> Any:
+        """The model as it came, to be verified against."""
+
+    def result(self) -> Any:
+        """The copy, as a model of the kind that came."""
+
+
+def subject(model: ModelLike, target: Target = "onnxruntime") -> Subject:
+    """Open a model of any kind, to be rewritten for ``target``.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    if is_program(model):
+        from mla_opt.subject.torch_program import ProgramSubject
+
+        return ProgramSubject(model)
+    return OnnxSubject(cast(OnnxLike, model), target)

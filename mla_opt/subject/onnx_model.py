@@ -1,0 +1,97 @@
+"""An ONNX file, proto or graph on its way through the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+import onnx
+import onnx_ir as ir
+
+from mla_opt import metadata
+from mla_opt.files.model_io import describe, model_files, read_model
+from mla_opt.graphs.onnx.graph import OnnxGraph
+from mla_opt.graphs.onnx.opset import at_least
+from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Value
+from mla_opt.options import Options, Target
+from mla_opt.report.report import ModelFile
+from mla_opt.sites import LatentAttentionSite
+
+OnnxLike = str | PathLike[str] | onnx.ModelProto | ir.Model
+
+
+class OnnxSubject:
+    """An ONNX file, proto or graph."""
+
+    def __init__(self, model: OnnxLike, target: Target) -> None:
+        self._given = model
+        self._before = load(model)
+        self._after = _in_opset_of(target, self._before)
+        self._graph = OnnxGraph(self._after, adaptive=target != "tensorrt")
+
+    @property
+    def graph(self) -> Graph:
+        """The adapter as the protocol: its values are the protocol's opaque handles."""
+        return cast(Graph, self._graph)
+
+    @property
+    def has_content(self) -> bool:
+        """A file without its weights is refused when it is read."""
+        return True
+
+    @property
+    def optimized_by(self) -> str | None:
+        """What the file's metadata says."""
+        return metadata.by_whom(self._before.metadata_props)
+
+    def check(self, options: Options) -> None:
+        """Every option is for ONNX."""
+
+    def file(self) -> ModelFile | None:
+        """Hash and size of the file."""
+        if not isinstance(self._given, str | PathLike):
+            return None
+        return describe(model_files(Path(self._given), self._before), self._before)
+
+    def interfaces(self) -> tuple[ir.Model, ir.Model]:
+        """Both models."""
+        return self._before, self._after
+
+    def record(self, sites: Sequence[LatentAttentionSite]) -> None:
+        """Write it into the model's metadata."""
+        metadata.record(self._after.metadata_props, sites, self._is_stored)
+
+    def _is_stored(self, value: Value) -> bool:
+        return value.name in self._after.graph.initializers
+
+    def original(self) -> Any:
+        """The path, where there is one: runtimes load it as it is."""
+        return Path(self._given) if isinstance(self._given, str | PathLike) else self._before
+
+    def result(self) -> ir.Model:
+        """The graph."""
+        return self._after
+
+
+def load(model: OnnxLike) -> ir.Model:
+    """The model as onnx_ir; files are checked, and read lazily.
+
+    Raises:
+        InputError: the file cannot be used.
+    """
+    if isinstance(model, ir.Model):
+        return model
+    if isinstance(model, onnx.ModelProto):
+        return ir.from_proto(model)
+    return read_model(Path(model))
+
+
+def _in_opset_of(target: Target, original: ir.Model) -> ir.Model:
+    """A copy of the model, in an opset that has the target's operators."""
+    if target != "tensorrt":
+        return original.clone()
+    raised = at_least(original)
+    return raised.clone() if raised is original else raised

@@ -1,0 +1,84 @@
+"""A PyTorch program on its way through the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import onnx_ir as ir
+from torch import fx
+
+from mla_opt import metadata
+from mla_opt.errors import InputError
+from mla_opt.graphs.protocol import Graph
+from mla_opt.graphs.torch.graph import TorchGraph
+from mla_opt.graphs.torch.skeleton import skeleton
+from mla_opt.handles import Value
+from mla_opt.options import Options
+from mla_opt.programs.frontends import open_program
+from mla_opt.report.report import ModelFile
+from mla_opt.sites import LatentAttentionSite
+
+if TYPE_CHECKING:
+    from mla_opt.programs.recognize import Program
+
+
+class ProgramSubject:
+    """An exported program or a graph module."""
+
+    def __init__(self, model: Program) -> None:
+        self._opened = open_program(model)
+        self._program = self._opened.program.clone()
+        self._graph = TorchGraph(self._program)
+
+    @property
+    def graph(self) -> Graph:
+        """The adapter as the protocol."""
+        return cast(Graph, self._graph)
+
+    @property
+    def has_content(self) -> bool:
+        """Whether no stored tensor lies on the meta device."""
+        return self._graph.has_content()
+
+    @property
+    def optimized_by(self) -> str | None:
+        """What torch.export saved with the program."""
+        return metadata.by_whom(self._opened.program.metadata)
+
+    def check(self, options: Options) -> None:
+        """Engines are made of ONNX; fixed buffers are for runtimes that write inputs in place."""
+        if options.target == "tensorrt":
+            raise InputError(
+                "target 'tensorrt' is not for PyTorch programs: export the program to ONNX first"
+            )
+        if options.cache_mode()[0] == "static":
+            raise InputError(
+                "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"
+                " buffer is; use keep or packed"
+            )
+
+    def file(self) -> ModelFile | None:
+        """A program is no file."""
+        return None
+
+    def interfaces(self) -> tuple[ir.Model, ir.Model]:
+        """Inputs and outputs of both."""
+        return skeleton(self._opened.program), skeleton(self._program)
+
+    def record(self, sites: Sequence[LatentAttentionSite]) -> None:
+        """Write it where torch.export saves it with the program."""
+        metadata.record(self._program.metadata, sites, self._is_stored)
+
+    def _is_stored(self, value: Value) -> bool:
+        return cast(fx.Node, value) in self._program.stored
+
+    def original(self) -> Any:
+        """The program as it came."""
+        return self._opened.result
+
+    def result(self) -> Any:
+        """A program of the same kind; the very same where nothing was found."""
+        if not self._graph.sites:
+            return self._opened.result
+        return self._opened.rebuilt(self._program).result

@@ -1,0 +1,1 @@
+"""Running, and breaking on purpose, ONNX models."""

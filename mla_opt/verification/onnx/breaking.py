@@ -1,0 +1,106 @@
+"""Breaking an ONNX model on purpose; it makes no difference whether the operator is inlined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from mla_opt.errors import InputError
+from mla_opt.operator.onnx.body_tape import CAST_LIKE_SINCE
+from mla_opt.verification.site_records import METADATA_KEY, SiteRecord
+
+
+@dataclass(frozen=True, slots=True)
+class BreakableOnnx:
+    """An ONNX model."""
+
+    model: ir.Model
+
+    def clone(self) -> BreakableOnnx:
+        """A copy that shares the stored tensors."""
+        return BreakableOnnx(self.model.clone())
+
+    def heads(self, site: SiteRecord) -> int | None:
+        """H of the stored W_UK."""
+        shape = self._initializer(site).shape
+        return shape[0] if shape is not None and isinstance(shape[0], int) else None
+
+    def scale_query(self, site: SiteRecord, factor: float) -> None:
+        """Multiply the absorbed query."""
+
+        def rescaled(query: ir.Value) -> list[ir.Node]:
+            value = ir.tensor(np.asarray(factor, np.float32))
+            constant = ir.node("Constant", [], {"value": value})
+            cast = self._cast_like(constant.outputs[0], query)
+            return [constant, cast, ir.node("Mul", [query, cast.outputs[0]])]
+
+        self._splice(site, rescaled)
+
+    def reorder_query(self, site: SiteRecord, order: npt.NDArray[Any]) -> None:
+        """Gather the last axis of the absorbed query."""
+
+        def reordered(query: ir.Value) -> list[ir.Node]:
+            constant = ir.node("Constant", [], {"value": ir.tensor(order.astype(np.int64))})
+            return [constant, ir.node("Gather", [query, constant.outputs[0]], {"axis": -1})]
+
+        self._splice(site, reordered)
+
+    def shift_heads(self, site: SiteRecord) -> None:
+        """Roll W_UK by one along its heads."""
+        weight = self._initializer(site)
+        if weight.const_value is None:
+            raise InputError(f"{METADATA_KEY}: initializer {weight.name!r} has no data")
+        rolled = np.roll(weight.const_value.numpy(), 1, axis=0)
+        weight.const_value = ir.Tensor(rolled, dtype=weight.const_value.dtype, name=weight.name)
+
+    def _cast_like(self, value: ir.Value, like: ir.Value) -> ir.Node:
+        """Convert to the type of ``like``: before CastLike, the one noted there or the weights'."""
+        if self.model.opset_imports.get("", CAST_LIKE_SINCE) >= CAST_LIKE_SINCE:
+            return ir.node("CastLike", [value, like])
+        stored = (each.dtype for each in self.model.graph.initializers.values())
+        floats = (kind for kind in (like.dtype, *stored) if kind is not None)
+        kind = next((kind for kind in floats if kind.is_floating_point()), ir.DataType.FLOAT)
+        return ir.node("Cast", [value], {"to": int(kind)})
+
+    def _initializer(self, site: SiteRecord) -> ir.Value:
+        """The initializer of W_UK, wherever it is kept."""
+        for graph in self.model.graphs():
+            if site.w_uk is not None and site.w_uk in graph.initializers:
+                value = graph.initializers[site.w_uk]
+                if value.shape is not None and value.shape.rank() == 3:
+                    return value
+        raise InputError(
+            f"{METADATA_KEY}: site {site.name!r} names w_uk {site.w_uk!r}, which is no initializer"
+            " of three dimensions"
+        )
+
+    def _splice(self, site: SiteRecord, make: Callable[[ir.Value], list[ir.Node]]) -> None:
+        """Put the nodes of ``make`` between the absorbed query and all that read it."""
+        for query in self._queries(site):
+            producer = query.producer()
+            graph = producer.graph if producer is not None else None
+            if producer is None or graph is None:
+                continue
+            nodes = make(query)
+            for node in nodes:  # a branch must not use a name of the graph around it
+                node.outputs[0].name = f"{query.name}/control/{node.op_type}"
+            readers = [use for use in query.uses() if use.node not in nodes]
+            graph.insert_after(producer, nodes)
+            for node, index in readers:
+                node.replace_input_with(index, nodes[-1].outputs[0])
+
+    def _queries(self, site: SiteRecord) -> list[ir.Value]:
+        """Every value of that name; two branches may each have one."""
+        nodes = (node for graph in self.model.graphs() for node in graph)
+        found = [v for node in nodes for v in node.outputs if v.name == site.query]
+        if not found:
+            raise InputError(
+                f"{METADATA_KEY}: site {site.name!r} names query {site.query!r}, which no node of"
+                " the model makes"
+            )
+        return found

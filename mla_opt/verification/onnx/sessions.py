@@ -1,0 +1,161 @@
+"""Models as ONNX Runtime takes them: a path, or a graph in memory with its weights on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from mla_opt.errors import InputError
+from mla_opt.ort_values import from_ort_value, to_ort_value
+from mla_opt.verification.breakable import Breakable
+from mla_opt.verification.onnx.breaking import BreakableOnnx
+from mla_opt.verification.running import RunError
+
+Array = npt.NDArray[Any]
+ModelLike = str | PathLike[str] | onnx.ModelProto | ir.Model
+T = TypeVar("T")
+
+#: Weights above this go to a file: one protobuf message holds less than 2 GiB.
+MAX_BYTES_IN_MEMORY = 1 << 30
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
+#: Everything ONNX Runtime raises; it has no base class of its own.
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(e for e in vars(ort_errors).values() if isinstance(e, type) and issubclass(e, Exception)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A model to look into and to run.
+
+    Attributes:
+        label: how messages call it.
+        model: its graph; weights stay where they are until they are asked for.
+        path: the file, if it came from one and is unchanged.
+        libraries: custom-operator libraries to register.
+    """
+
+    label: str
+    model: ir.Model
+    path: Path | None = None
+    libraries: Sequence[Path] = field(default_factory=tuple)
+
+    def breakable(self) -> BreakableOnnx:
+        """The model, to be copied and broken."""
+        return BreakableOnnx(self.model)
+
+    def broken(self, label: str, model: Breakable) -> OpenModel:
+        """A broken copy, to be run."""
+        assert isinstance(model, BreakableOnnx)
+        return replace(self, label=label, model=model.model, path=None)
+
+    def session(self, optimized: bool = True) -> Session:
+        """Load it on the CPU, with or without ONNX Runtime's own graph optimizations."""
+        level = ort.GraphOptimizationLevel
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = (
+            level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
+        )
+        for library in self.libraries:
+            _guarded(self.label, "load", options.register_custom_ops_library, str(library))
+        if self.path is not None:
+            return Session(self.label, _load(self.label, str(self.path), options))
+        return Session(self.label, self._load_from_memory(options))
+
+    def _load_from_memory(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        tensors = _weights(self.model)
+        folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
+        own = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
+        if own > MAX_BYTES_IN_MEMORY or len(folders) > 1:
+            return self._load_from_copy(options)
+        for folder in folders:
+            options.add_session_config_entry(EXTERNAL_FOLDER, folder)
+        return _load(self.label, ir.to_proto(self.model).SerializeToString(), options)
+
+    def _load_from_copy(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        """Load by way of a file; once loaded, the session needs it no more."""
+        with tempfile.TemporaryDirectory(prefix="mla_opt_") as folder:
+            path = Path(folder) / "model.onnx"
+            ir.save(self.model, path, external_data="model.onnx.data")
+            return _load(self.label, str(path), options)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A loaded model."""
+
+    label: str
+    _session: ort.InferenceSession
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name. Raises `RunError`."""
+        names = [output.name for output in self._session.get_outputs()]
+        tensors = {name: to_ort_value(feed) for name, feed in feeds.items()}
+        values = _guarded(self.label, "run", self._session.run_with_ort_values, names, tensors)
+        return dict(zip(names, map(from_ort_value, values)))
+
+
+def open_model(model: ModelLike, label: str, libraries: Sequence[Path] = ()) -> OpenModel:
+    """Open a path, a proto or a graph. Raises `InputError` where it is no model."""
+    opened = _opened(model, label)
+    if not opened.model.graph.outputs:
+        raise InputError(f"the {label} model has no outputs")
+    return replace(opened, libraries=libraries)
+
+
+def _opened(model: ModelLike, label: str) -> OpenModel:
+    if isinstance(model, ir.Model):
+        return OpenModel(label, model)
+    if isinstance(model, onnx.ModelProto):
+        return OpenModel(label, _from_proto(model, label))
+    path = Path(model)
+    if not path.is_file():
+        raise InputError(f"the {label} model {str(path)!r} is no file")
+    try:
+        return OpenModel(label, ir.load(path), path)
+    except Exception as error:
+        raise InputError(f"the {label} model {str(path)!r} cannot be read: {error}") from error
+
+
+def _from_proto(proto: onnx.ModelProto, label: str) -> ir.Model:
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        raise InputError(
+            f"the weights of the {label} model lie in a file that the message does not locate;"
+            " pass its path instead"
+        )
+    return ir.from_proto(proto)
+
+
+def _weights(model: ir.Model) -> list[ir.TensorProtocol]:
+    values = [v for graph in model.graphs() for v in graph.initializers.values()]
+    return [v.const_value for v in values if v.const_value is not None]
+
+
+def _load(label: str, source: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    def load() -> ort.InferenceSession:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    return _guarded(label, "load", load)
+
+
+def _guarded(label: str, verb: str, action: Callable[..., T], *arguments: object) -> T:
+    """Run ``action``, turning ONNX Runtime's many errors into one of ours."""
+    try:
+        return action(*arguments)
+    except ORT_ERRORS as error:
+        reason = " ".join(str(error).split())[:400]
+        raise RunError(f"ONNX Runtime does not {verb} the {label} model: {reason}") from error
