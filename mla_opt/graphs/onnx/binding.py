@@ -12,14 +12,14 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_shape_inference
 import onnxruntime as ort
+from onnx import numpy_helper
 
-import onnx
 from mla_opt.errors import MlaOptError
 from mla_opt.handles import Array
-from onnx import numpy_helper
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ less than 2 GiB, and no adapter reads a weight.
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
 import onnx
-from mla_opt.errors import InputError
+import onnx_ir as ir
 from onnx import version_converter
+
+from mla_opt.errors import InputError
 
 #: The first opset with TensorScatter; Attention is there since 23.
 TENSORRT_OPSET = 24

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
-
 import torch
+from torch import fx
+
 from mla_opt.errors import MlaOptError
 from mla_opt.graphs.torch.lifted_program import (
     LiftedProgram,
@@ -22,7 +23,6 @@ from mla_opt.graphs.torch.lifted_program import (
 )
 from mla_opt.graphs.torch.values import Literal, to_array, to_tensor
 from mla_opt.handles import Array
-from torch import fx
 
 
 class UnboundError(MlaOptError):

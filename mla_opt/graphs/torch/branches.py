@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import torch
+from torch import fx
+
 from mla_opt.errors import PassError
 from mla_opt.graphs.protocol import BranchBody, Builder
 from mla_opt.graphs.torch.lifted_program import (
@@ -22,7 +24,6 @@ from mla_opt.graphs.torch.lifted_program import (
     sizes_of,
     symbolic_shape,
 )
-from torch import fx
 
 
 class Emitter(Protocol):

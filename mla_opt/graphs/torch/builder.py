@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import sympy
-
 import torch
+from torch import fx
+
 from mla_opt.errors import PassError
 from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.protocol import BranchBody, Builder, Size
@@ -23,7 +24,6 @@ from mla_opt.graphs.torch.values import Sizes, to_tensor
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
 from mla_opt.operator.torch.op import NAME
-from torch import fx
 
 __all__ = ["Names", "TorchBuilder"]
 

@@ -12,8 +12,9 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
-
 import torch
+from torch import fx
+
 from mla_opt.errors import InputError
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.dependence import depends_on_stored_only
@@ -30,7 +31,6 @@ from mla_opt.graphs.torch.values import Literal, numpy_dtype, torch_dtype
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
 from mla_opt.sites import LatentAttentionSite
-from torch import fx
 
 SMALL = 4096
 """Stored tensors of at most this many elements are read while matching; larger ones are not."""

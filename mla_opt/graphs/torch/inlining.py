@@ -9,13 +9,14 @@ import operator
 from typing import Any
 
 import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
 from mla_opt.graphs.torch.lifted_program import LiftedProgram
 from mla_opt.graphs.torch.order import drop_dead
 from mla_opt.operator.torch.call import Call
 from mla_opt.operator.torch.composite import attend_composite
 from mla_opt.operator.torch.op import NAME
-from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 
 def inline_operator(program: LiftedProgram) -> int:

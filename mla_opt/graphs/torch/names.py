@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import fx
+
 from mla_opt.errors import InputError
 from mla_opt.graphs.torch.lifted_program import (
     LiftedProgram,
@@ -15,7 +17,6 @@ from mla_opt.graphs.torch.lifted_program import (
     expression,
     is_real,
 )
-from torch import fx
 
 
 class Names:

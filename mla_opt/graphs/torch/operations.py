@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
+from torch import fx
+
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.torch.lifted_program import symbolic_shape
 from mla_opt.graphs.torch.values import Literal
 from mla_opt.handles import Value
-from torch import fx
 
 
 class Facts(Protocol):

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import onnx_ir as ir
-
 import torch
+from torch import fx
+
 from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_tensor, symbolic_shape
 from mla_opt.graphs.torch.operations import operator_name
 from mla_opt.operator import contract
-from torch import fx
 
 _NAMES = {
     "embedding": "Gather",

@@ -11,10 +11,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-
 import torch
-from mla_opt.handles import Array
 from torch import fx
+
+from mla_opt.handles import Array
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
