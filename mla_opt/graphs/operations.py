@@ -1,9 +1,8 @@
 """What a node means to the matcher: a small vocabulary that every graph adapter translates into.
 
 The passes never look at operator names. An adapter (:mod:`mla_opt.graphs.onnx.operations`) reads
-each node once as one of these, or as :class:`Opaque`, which no walk enters. What counts as
-token-wise linear is exactly :class:`Layout`, :class:`Broadcast`, :class:`Scaled`,
-:class:`Shifted` and :class:`Linear`.
+each node once as one of these, or as :class:`Opaque`, which no walk enters. What each of them does
+to the axes of its operands stands in :mod:`mla_opt.matching.axis_rules`.
 """
 
 from __future__ import annotations
@@ -14,15 +13,70 @@ from mla_opt.handles import Value
 
 
 @dataclass(frozen=True, slots=True)
+class Permuted:
+    """Axis ``i`` of the result is axis ``order[i]`` of the operand."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reshaped:
+    """The same elements in the same row-major order, in another shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """Elements change place along some axes alone: slices, splits, pads, flips, stored indices.
+
+    ``axes`` are pairs of an axis and whether places are counted from its front: whether index ``i``
+    of the result is index ``i`` of the operand as far as both have it.
+    """
+
+    axes: tuple[tuple[int, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """One place of an axis, which the result does not have."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Operands one behind the other along an axis."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Part of the first operand gives way to the second.
+
+    ``axes`` has a pair for each axis of the second: which axis of the first it is written along,
+    and whether from its front, as in :class:`Along`.
+    """
+
+    axes: tuple[tuple[int, bool], ...]
+
+
+Move = Permuted | Reshaped | Along | Picked | Joined | Written
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Moves elements and computes nothing: reshape, transpose, split, slice, concat, scatter.
 
     ``data`` are the operands whose elements appear in the result; shapes and indices are not among
     them. ``concat_axis`` is set for a concatenation, counted from the end (-1 is the last axis).
+    ``move`` says what that does to the axes, at every size; ``None`` where it is not known, and
+    ``why`` then says why.
     """
 
     data: tuple[Value, ...]
     concat_axis: int | None = None
+    move: Move | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +100,14 @@ class Scaled:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaledBy:
+    """``data`` times a constant tensor, broadcasting; or divided by it."""
+
+    data: Value
+    factor: Value
+
+
+@dataclass(frozen=True, slots=True)
 class Shifted:
     """``data`` plus a constant."""
 
@@ -53,25 +115,48 @@ class Shifted:
 
 
 @dataclass(frozen=True, slots=True)
+class Contraction:
+    """A sum of products, as ``einsum`` writes it: a label for every axis.
+
+    Labels that the result does not have are summed over. An axis of size one serves all places of
+    its label.
+    """
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    result: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Linear:
-    """``data`` times a constant matrix, whatever its storage.
+    """``data`` times a constant tensor, whatever its storage.
 
     ``plain`` when the result is ``data @ weight`` with ``weight`` as it is, or, when it is stored
-    ``transposed`` (``[out, in]``), ``data @ weight^T``.
+    ``transposed`` (``[out, in]``), ``data @ weight^T``. ``axes`` has data first; what it says of
+    the axes of a ``packed`` weight is not what is stored.
     """
 
     data: Value
     weight: Value
     plain: bool = False
     transposed: bool = False
+    axes: Contraction | None = None
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MatMul:
-    """Product of two values, neither of them constant."""
+    """``factor`` times the product of two values, neither of them constant.
+
+    ``addend`` is added to it, times ``addend_factor``, where there is one.
+    """
 
     left: Value
     right: Value
+    axes: Contraction | None = None
+    factor: float = 1.0
+    addend: Value | None = None
+    addend_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +213,34 @@ class Softmax:
 
 
 @dataclass(frozen=True, slots=True)
-class FusedAttention:
-    """A whole scaled-dot-product attention in one node, heads on axis 1 of rank-4 operands.
+class Exponential:
+    """``e`` to the power of each element."""
 
-    ``unsupported`` says in words what the node does beyond that; empty when it does nothing more.
+    data: Value
+
+
+@dataclass(frozen=True, slots=True)
+class RowSum:
+    """Sum over the last axis, kept as an axis of size one."""
+
+    data: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Quotient:
+    """``left / right``, both computed."""
+
+    left: Value
+    right: Value
+
+
+@dataclass(frozen=True, slots=True)
+class FusedAttention:
+    """A whole scaled-dot-product attention in one node.
+
+    Operands are ``[B, H, S, D]``, or ``[B, S, H D]`` if ``flat``. Where keys and values have fewer
+    heads than the query, consecutive heads of the query share one. ``unsupported`` says in words
+    what the node does beyond that; empty when it does nothing more.
     """
 
     query: Value
@@ -142,6 +251,9 @@ class FusedAttention:
     causal: bool
     output: Value
     unsupported: str = ""
+    flat: bool = False
+    heads: int | None = None
+    key_heads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +268,7 @@ Operation = (
     | Broadcast
     | Filled
     | Scaled
+    | ScaledBy
     | Shifted
     | Linear
     | MatMul
@@ -166,6 +279,9 @@ Operation = (
     | IsNan
     | Cast
     | Softmax
+    | Exponential
+    | RowSum
+    | Quotient
     | FusedAttention
     | Opaque
 )

@@ -16,8 +16,11 @@ from mla_opt.graphs.dependence import depends_on_stored_only
 from mla_opt.graphs.interface.interface import Limits, ModelInterface
 from mla_opt.graphs.onnx.binding import OnnxBinding
 from mla_opt.graphs.onnx.builder import OnnxBuilder
+from mla_opt.graphs.onnx.integers import Integers
 from mla_opt.graphs.onnx.operations import read
+from mla_opt.graphs.onnx.symbols import SymbolicShapes
 from mla_opt.graphs.protocol import EXAMPLE, Size
+from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
 from mla_opt.sites import LatentAttentionSite
@@ -142,6 +145,24 @@ class OnnxGraph:
         return True
 
     # Shapes
+
+    @cached_property
+    def _symbols(self) -> SymbolicShapes:
+        return SymbolicShapes()
+
+    def sizes(self, value: ir.Value) -> tuple[Expression, ...] | None:
+        """Shape as expressions of the model's own symbols, at every size."""
+        return self._symbols.shape(value)
+
+    shape = sizes
+
+    def integers(self, value: ir.Value) -> Integers | None:
+        """Content of an integer value, as far as sizes and stored integers tell."""
+        return self._symbols.integers(value)
+
+    def unknown(self) -> Expression:
+        """A size that is equal to itself only."""
+        return self._symbols.unknown()
 
     def example_shape(self, value: ir.Value) -> tuple[int, ...] | None:
         """Shape at a small example of every dynamic dim; ``None`` where it cannot be told."""

@@ -13,10 +13,12 @@ from typing import Protocol
 import onnx_ir as ir
 
 from mla_opt.graphs import operations as op
+from mla_opt.graphs.onnx import contractions, moves
+from mla_opt.graphs.onnx.shape_rules import einsum_labels
 from mla_opt.handles import Array
 
 
-class Facts(Protocol):
+class Facts(moves.Facts, Protocol):
     """What has to be known of values to read the nodes between them."""
 
     def is_constant(self, value: ir.Value) -> bool:
@@ -61,16 +63,25 @@ def _scalar(facts: Facts, value: ir.Value | None) -> float | None:
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
+def _layout(facts: Facts, node: ir.Node, *data: ir.Value, axis: int | None = None) -> op.Layout:
+    """A layout operator, with what it does to axes."""
+    move = moves.move_of(facts, node)
+    if isinstance(move, str):
+        return op.Layout(data, axis, None, move)
+    return op.Layout(data, axis, move)
+
+
 def _first_operand_layout(facts: Facts, node: ir.Node) -> op.Operation:
     data = _operand(node, 0)
-    return OPAQUE if data is None else op.Layout((data,))
+    return OPAQUE if data is None else _layout(facts, node, data)
 
 
 def _gather(facts: Facts, node: ir.Node) -> op.Operation:
     data, indices = _operand(node, 0), _operand(node, 1)
-    if data is None or indices is None or not facts.is_constant(indices):
+    if data is None or indices is None:
         return OPAQUE
-    return op.Layout((data,))
+    known = facts.is_constant(indices) or facts.integers(indices) is not None
+    return _layout(facts, node, data) if known else OPAQUE
 
 
 def _pad(facts: Facts, node: ir.Node) -> op.Operation:
@@ -87,7 +98,7 @@ def _concat(facts: Facts, node: ir.Node) -> op.Operation:
     rank = facts.rank(node.outputs[0])
     if axis >= 0:
         axis = axis - rank if rank is not None else axis
-    return op.Layout(parts, concat_axis=axis)
+    return _layout(facts, node, *parts, axis=axis)
 
 
 def _scatter(facts: Facts, node: ir.Node) -> op.Operation:
@@ -95,7 +106,7 @@ def _scatter(facts: Facts, node: ir.Node) -> op.Operation:
     if reduction is not None and reduction.value != "none":
         return OPAQUE
     data, updates = _operand(node, 0), _operand(node, 2)
-    return OPAQUE if data is None or updates is None else op.Layout((data, updates))
+    return OPAQUE if data is None or updates is None else _layout(facts, node, data, updates)
 
 
 def _expand(facts: Facts, node: ir.Node) -> op.Operation:
@@ -121,12 +132,22 @@ def _multiply(facts: Facts, node: ir.Node) -> op.Operation:
     for data, factor in ((left, _scalar(facts, right)), (right, _scalar(facts, left))):
         if factor is not None and data is not None:
             return op.Scaled(data, factor)
+    for data, other in ((left, right), (right, left)):
+        if data is not None and other is not None and facts.is_constant(other):
+            return op.ScaledBy(data, other)
     return OPAQUE
 
 
 def _divide(facts: Facts, node: ir.Node) -> op.Operation:
-    data, divisor = _operand(node, 0), _scalar(facts, _operand(node, 1))
-    return OPAQUE if not divisor or data is None else op.Scaled(data, 1.0 / divisor)
+    data, other = _operand(node, 0), _operand(node, 1)
+    divisor = _scalar(facts, other)
+    if data is None or other is None:
+        return OPAQUE
+    if divisor:
+        return op.Scaled(data, 1.0 / divisor)
+    if facts.is_constant(other):
+        return op.ScaledBy(data, other) if divisor is None else OPAQUE
+    return op.Quotient(data, other)
 
 
 def _negate(facts: Facts, node: ir.Node) -> op.Operation:
@@ -144,13 +165,20 @@ def _subtract(facts: Facts, node: ir.Node) -> op.Operation:
     return OPAQUE if left is None or right is None else op.Subtract(left, right)
 
 
-def _reduce_maximum(facts: Facts, node: ir.Node) -> op.Operation:
+def _reduce_row(facts: Facts, node: ir.Node) -> op.Operation:
     data = _operand(node, 0)
     if data is None or not _attribute(node, "keepdims", 1):
         return OPAQUE
     axes = _reduction_axes(facts, node)
     last = axes is not None and len(axes) == 1 and axes[0] in _last_axis(facts, data)
-    return op.RowMaximum(data) if last else OPAQUE
+    if not last:
+        return OPAQUE
+    return op.RowMaximum(data) if node.op_type == "ReduceMax" else op.RowSum(data)
+
+
+def _exponential(facts: Facts, node: ir.Node) -> op.Operation:
+    data = _operand(node, 0)
+    return OPAQUE if data is None else op.Exponential(data)
 
 
 def _reduction_axes(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:
@@ -171,9 +199,60 @@ def _matmul(facts: Facts, node: ir.Node) -> op.Operation:
     left, right = _operand(node, 0), _operand(node, 1)
     if left is None or right is None:
         return OPAQUE
+    ranks = facts.rank(left), facts.rank(right)
+    turned = bool(_attribute(node, "transA", 0)), bool(_attribute(node, "transB", 0))
+    axes = None
+    if ranks[0] is not None and ranks[1] is not None:
+        axes = contractions.matmul(ranks[0], ranks[1], turned)
+    factor = float(_attribute(node, "alpha", 1.0))
+    plain = factor == 1.0 and not any(turned)
     if facts.is_constant(right):
-        return op.Linear(left, right, plain=True)
-    return OPAQUE if facts.is_constant(left) else op.MatMul(left, right)
+        return op.Linear(left, right, plain=plain and ranks[1] == 2, axes=axes)
+    if facts.is_constant(left):
+        return op.Linear(right, left, axes=contractions.swapped(axes))
+    return op.MatMul(left, right, axes, factor)
+
+
+def _fused_matmul(facts: Facts, node: ir.Node) -> op.Operation:
+    """MatMul with a factor and transposed operands."""
+    mixed = any(_attribute(node, name, 0) for name in ("transBatchA", "transBatchB"))
+    return OPAQUE if mixed else _matmul(facts, node)
+
+
+def _einsum(facts: Facts, node: ir.Node) -> op.Operation:
+    """A product of two operands, as long as no letter is twice in one of them."""
+    attribute = node.attributes.get("equation")
+    labels = None if attribute is None else einsum_labels(attribute.value, len(node.inputs))
+    left, right = _operand(node, 0), _operand(node, 1)
+    if labels is None or left is None or right is None or len(node.inputs) != 2:
+        return OPAQUE
+    axes = op.Contraction(tuple(labels[0][0]), tuple(labels[0][1]), tuple(labels[1]))
+    if facts.is_constant(right):
+        return op.Linear(left, right, axes=axes)
+    if facts.is_constant(left):
+        return op.Linear(right, left, axes=contractions.swapped(axes))
+    return op.MatMul(left, right, axes)
+
+
+def _convolution(facts: Facts, node: ir.Node) -> op.Operation:
+    """One whose kernel has one place is a product with a matrix."""
+    data, weight, bias = _operand(node, 0), _operand(node, 1), _operand(node, 2)
+    if data is None or weight is None or not facts.is_constant(weight):
+        return OPAQUE
+    shape = facts.shape(weight)
+    steps = node.attributes.get("strides")
+    pads = node.attributes.get("pads")
+    alone = (
+        shape is not None
+        and all(size == 1 for size in shape[2:])
+        and (steps is None or all(step == 1 for step in steps.value))
+        and (pads is None or not any(pads.value))
+        and node.attributes.get("auto_pad", None) is None
+        and (bias is None or facts.is_constant(bias))
+    )
+    if not alone or shape is None:
+        return OPAQUE
+    return op.Linear(data, weight, axes=contractions.pointwise_convolution(len(shape)))
 
 
 def _gemm(facts: Facts, node: ir.Node) -> op.Operation:
@@ -182,14 +261,19 @@ def _gemm(facts: Facts, node: ir.Node) -> op.Operation:
         return OPAQUE
     if bias is not None and not facts.is_constant(bias):
         return OPAQUE
-    return OPAQUE if _attribute(node, "transA", 0) else op.Linear(data, weight)
+    if _attribute(node, "transA", 0):
+        return OPAQUE
+    axes = contractions.matmul(2, 2, (False, bool(_attribute(node, "transB", 0))))
+    return op.Linear(data, weight, axes=axes)
 
 
 def _quantized_matmul(facts: Facts, node: ir.Node) -> op.Operation:
     data, weight = _operand(node, 0), _operand(node, 1)
     if data is None or weight is None or not facts.is_constant(weight):
         return OPAQUE
-    return op.Linear(data, weight)
+    rank = facts.rank(data)
+    axes = None if rank is None else contractions.matmul(rank, 2)
+    return op.Linear(data, weight, axes=axes, packed=True)
 
 
 def _select(facts: Facts, node: ir.Node) -> op.Operation:
@@ -212,11 +296,15 @@ def _softmax(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _attention(facts: Facts, node: ir.Node) -> op.Operation:
-    """The ONNX operator of opset 23 and 24, rank-4 operands only."""
+    """The ONNX operator of opset 23 and 24; operands of three axes hold the heads side by side."""
     query, key, value = (_operand(node, index) for index in range(3))
     if query is None or key is None or value is None:
         return OPAQUE
+    flat = facts.rank(query) == 3
+    heads, key_heads = _attention_heads(facts, node, query, key, flat)
     width = facts.width(query)
+    if flat and width is not None and heads:
+        width //= heads
     scale = node.attributes.get("scale")
     if scale is None and width is None:
         return OPAQUE
@@ -228,13 +316,30 @@ def _attention(facts: Facts, node: ir.Node) -> op.Operation:
         scale=scale.value if scale is not None else 1.0 / math.sqrt(width or 1),
         causal=bool(_attribute(node, "is_causal", 0)),
         output=node.outputs[0],
-        unsupported=_beyond_plain_attention(facts, node, query),
+        unsupported=_beyond_plain_attention(facts, node, heads),
+        flat=flat,
+        heads=heads,
+        key_heads=key_heads,
     )
 
 
-def _beyond_plain_attention(facts: Facts, node: ir.Node, query: ir.Value) -> str:
-    if facts.rank(query) != 4:
-        return "its operands are not of rank 4"
+def _attention_heads(
+    facts: Facts, node: ir.Node, query: ir.Value, key: ir.Value, flat: bool
+) -> tuple[int | None, int | None]:
+    """Heads of the query, and of keys and values, where they are numbers."""
+    if flat:
+        counts = (_attribute(node, name, 0) for name in ("q_num_heads", "kv_num_heads"))
+        of_query, of_keys = (int(count) or None for count in counts)
+        return of_query, of_keys
+    shapes = facts.shape(query), facts.shape(key)
+    sizes = [shape[1] if shape is not None and len(shape) == 4 else None for shape in shapes]
+    of_query, of_keys = (size if isinstance(size, int) else None for size in sizes)
+    return of_query, of_keys
+
+
+def _beyond_plain_attention(facts: Facts, node: ir.Node, heads: int | None) -> str:
+    if heads is None:
+        return "how many heads it has is not a number"
     if _attribute(node, "softcap", 0.0):
         return "it caps its scores (softcap)"
     if any(value is not None for value in node.inputs[4:]):
@@ -256,6 +361,7 @@ READERS: dict[tuple[str, str], Reader] = {
             "Slice",
             "Identity",
             "Flatten",
+            "Dropout",
         )
     },
     ("", "Gather"): _gather,
@@ -273,8 +379,13 @@ READERS: dict[tuple[str, str], Reader] = {
     ("", "Neg"): _negate,
     ("", "Add"): _add,
     ("", "Sub"): _subtract,
-    ("", "ReduceMax"): _reduce_maximum,
+    ("", "ReduceMax"): _reduce_row,
+    ("", "ReduceSum"): _reduce_row,
+    ("", "Exp"): _exponential,
     ("", "MatMul"): _matmul,
+    ("com.microsoft", "FusedMatMul"): _fused_matmul,
+    ("", "Einsum"): _einsum,
+    ("", "Conv"): _convolution,
     ("", "Gemm"): _gemm,
     ("com.microsoft", "MatMulNBits"): _quantized_matmul,
     ("", "Where"): _select,

@@ -1,0 +1,213 @@
+"""What ONNX's layout operators do to axes, at every size, in the words of `operations.Move`.
+
+Each function returns the move of one node, or says in words why it is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import onnx_ir as ir
+
+from mla_opt.graphs import operations as op
+from mla_opt.graphs.onnx import shape_rules
+from mla_opt.graphs.onnx.integers import Columns, Entries, Integers, Ramp, as_ramp
+from mla_opt.graphs.onnx.shape_rules import attribute, axis_of, operand
+from mla_opt.graphs.sizes import Expression
+
+Move = op.Move | str
+
+
+class Facts(Protocol):
+    """What has to be known of values to tell what a node does to their axes."""
+
+    def shape(self, value: ir.Value) -> tuple[Expression, ...] | None:
+        """Sizes of a value."""
+
+    def integers(self, value: ir.Value) -> Integers | None:
+        """Content of an integer value."""
+
+    def unknown(self) -> Expression:
+        """A size that is equal to itself only."""
+
+
+def move_of(facts: Facts, node: ir.Node) -> Move:
+    """Return what a layout operator does to the axes of its data, or why that is not known."""
+    rule = RULES.get(node.op_type)
+    return f"{node.op_type} has no rule" if rule is None else rule(facts, node)
+
+
+def _rank(facts: Facts, value: ir.Value | None) -> int | None:
+    shape = None if value is None else facts.shape(value)
+    return None if shape is None else len(shape)
+
+
+_NO_RANK = "the number of axes is not known"
+
+
+def _same(facts: Facts, node: ir.Node) -> Move:
+    return op.Along(())
+
+
+def _reshape(facts: Facts, node: ir.Node) -> Move:
+    return op.Reshaped()
+
+
+def _transpose(facts: Facts, node: ir.Node) -> Move:
+    rank = _rank(facts, operand(node, 0))
+    if rank is None:
+        return _NO_RANK
+    return op.Permuted(tuple(attribute(node, "perm") or reversed(range(rank))))
+
+
+def _slice(facts: Facts, node: ir.Node) -> Move:
+    spans = shape_rules.spans_of(facts, node)
+    if spans is None:
+        return "the axes it slices are not known"
+    return op.Along(
+        tuple((axis, bounds[0] == 0 and bounds[2] == 1) for axis, bounds in spans.items())
+    )
+
+
+def _split(facts: Facts, node: ir.Node) -> Move:
+    rank = _rank(facts, operand(node, 0))
+    axis = None if rank is None else axis_of(attribute(node, "axis", 0), rank)
+    return _NO_RANK if axis is None else op.Along(((axis, len(node.outputs) == 1),))
+
+
+def _pad(facts: Facts, node: ir.Node) -> Move:
+    pads = shape_rules.pads_of(facts, node)
+    if pads is None:
+        return "how much it pads is not known"
+    return op.Along(
+        tuple(
+            (axis, before == 0)
+            for axis, (before, after) in enumerate(pads)
+            if (before, after) != (0, 0)
+        )
+    )
+
+
+def _gather(facts: Facts, node: ir.Node) -> Move:
+    data, index = operand(node, 0), operand(node, 1)
+    rank = _rank(facts, data)
+    axis = None if rank is None else axis_of(attribute(node, "axis", 0), rank)
+    count = None if index is None else _rank(facts, index)
+    if axis is None or count is None or index is None:
+        return _NO_RANK
+    if count == 0:
+        return op.Picked(axis)
+    if count > 1:
+        return "its indices have more than one axis"
+    ramp = as_ramp(facts.integers(index), 1)
+    return op.Along(((axis, ramp is not None and ramp == Ramp(0, (1,))),))
+
+
+def _concat(facts: Facts, node: ir.Node) -> Move:
+    rank = _rank(facts, node.outputs[0])
+    axis = None if rank is None else axis_of(attribute(node, "axis", 0), rank)
+    return _NO_RANK if axis is None else op.Joined(axis)
+
+
+def _scatter_nd(facts: Facts, node: ir.Node) -> Move:
+    """Which axis of the data each axis of the updates is, by the coordinates it is written to."""
+    data, indices, updates = (operand(node, place) for place in range(3))
+    rank, of_updates = _rank(facts, data), _rank(facts, updates)
+    shape = None if indices is None else facts.shape(indices)
+    if rank is None or of_updates is None or not shape or indices is None:
+        return _NO_RANK
+    depth, places = shape[-1], len(shape) - 1
+    if not isinstance(depth, int) or not 0 < depth <= rank or of_updates != places + rank - depth:
+        return "how many coordinates its indices have is not known"
+    columns = _columns(facts.integers(indices), depth, places)
+    if columns is None:
+        return "what its indices are does not follow from sizes alone"
+    axes = [_written_along(columns, place, shape[place]) for place in range(places)]
+    known = [axis for axis in axes if axis is not None]
+    if len(known) < len(axes) or len({axis for axis, _ in known}) != depth:
+        return "its indices do not have one axis for each coordinate"
+    return op.Written((*known, *((axis, True) for axis in range(depth, rank))))
+
+
+def _columns(content: Integers | None, depth: int, places: int) -> tuple[Ramp, ...] | None:
+    """The ramps of the coordinates; of stored ones whatever order they come in, on one axis."""
+    if isinstance(content, Columns):
+        return content.ramps if len(content.ramps) == depth else None
+    if isinstance(content, Entries) and content.array.ndim == places + 1:
+        ramps = [as_ramp(Entries(content.array[..., column]), places) for column in range(depth)]
+        known = tuple(ramp for ramp in ramps if ramp is not None)
+        if len(known) == depth:
+            return known
+        return (Ramp(0, (_ANY_ORDER,)),) if depth == places == 1 else None
+    if isinstance(content, Ramp) and depth == 1:
+        return (Ramp(content.start, content.steps[:-1]),)
+    return None
+
+
+_ANY_ORDER = -(1 << 40)
+"""A step that stands for stored numbers in no order: it is not 1, and that is all that matters."""
+
+
+def _written_along(
+    columns: tuple[Ramp, ...], place: int, size: Expression
+) -> tuple[int, bool] | None:
+    """The coordinate that alone moves along one axis of the indices."""
+    moving = [axis for axis, ramp in enumerate(columns) if ramp.steps[place] != 0]
+    if len(moving) > 1:
+        return None
+    if not moving:
+        return _still(columns, place) if size == 1 else None
+    ramp = columns[moving[0]]
+    alone = all(step == 0 for at, step in enumerate(ramp.steps) if at != place)
+    return (moving[0], ramp.start == 0 and ramp.steps[place] == 1) if alone else None
+
+
+def _still(columns: tuple[Ramp, ...], place: int) -> tuple[int, bool] | None:
+    """An axis of one place: it belongs to the coordinate that moves along no other axis."""
+    free = [
+        axis
+        for axis, ramp in enumerate(columns)
+        if not any(ramp.steps) and axis not in _taken(columns)
+    ]
+    order = [at for at in range(len(columns[0].steps)) if all(r.steps[at] == 0 for r in columns)]
+    turn = order.index(place)
+    if turn >= len(free):
+        return None
+    return free[turn], columns[free[turn]].start == 0
+
+
+def _taken(columns: tuple[Ramp, ...]) -> set[int]:
+    return {axis for axis, ramp in enumerate(columns) if any(ramp.steps)}
+
+
+def _scatter_elements(facts: Facts, node: ir.Node) -> Move:
+    """Along one axis the indices say where; along all others from the front."""
+    data, indices = operand(node, 0), operand(node, 1)
+    rank = _rank(facts, data)
+    axis = None if rank is None else axis_of(attribute(node, "axis", 0), rank)
+    if rank is None or axis is None or indices is None:
+        return _NO_RANK
+    ramp = as_ramp(facts.integers(indices), rank)
+    if ramp is None or any(step != 0 for place, step in enumerate(ramp.steps) if place != axis):
+        return "what its indices are does not follow from sizes alone"
+    front = ramp.start == 0 and ramp.steps[axis] == 1
+    return op.Written(tuple((place, place != axis or front) for place in range(rank)))
+
+
+RULES: dict[str, Callable[[Facts, ir.Node], Move]] = {
+    "Identity": _same,
+    "Dropout": _same,
+    "Reshape": _reshape,
+    "Flatten": _reshape,
+    "Squeeze": _reshape,
+    "Unsqueeze": _reshape,
+    "Transpose": _transpose,
+    "Slice": _slice,
+    "Split": _split,
+    "Pad": _pad,
+    "Gather": _gather,
+    "Concat": _concat,
+    "ScatterND": _scatter_nd,
+    "ScatterElements": _scatter_elements,
+}

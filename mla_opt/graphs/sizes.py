@@ -1,0 +1,139 @@
+"""Sizes as expressions: what is known of them at every batch, query length and past length.
+
+A size is a number, or a SymPy expression of the model's own symbols. Two sizes are the same only if
+their difference is zero identically: that they agree at some example proves nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import sympy
+
+Expression = Any
+"""An ``int`` or a ``sympy.Expr``."""
+
+_LONGEST = 200
+"""Characters of the longest expression that is read; no exporter writes longer ones."""
+
+
+def symbol(name: str) -> Expression:
+    """A size that may be any count, known by its name."""
+    return sympy.Symbol(name, integer=True, nonnegative=True)
+
+
+def plain(size: Expression) -> Expression:
+    """The size as an ``int`` where it is a number."""
+    if isinstance(size, sympy.Expr) and size.is_Integer:
+        return int(size)
+    return size
+
+
+def same(left: Expression, right: Expression) -> bool:
+    """Whether two sizes are equal whatever their symbols stand for."""
+    if isinstance(left, int) and isinstance(right, int):
+        return left == right
+    return _difference(left, right) == 0
+
+
+def difference(left: Expression, right: Expression) -> Expression:
+    """``left - right``, simplified."""
+    return plain(_difference(left, right))
+
+
+@lru_cache(maxsize=1 << 16)
+def _difference(left: Expression, right: Expression) -> Expression:
+    if left == right:
+        return 0
+    return sympy.expand(left - right)
+
+
+@lru_cache(maxsize=1 << 14)
+def quotient(whole: Expression, part: Expression) -> Expression | None:
+    """``whole / part`` where that is a size of its own at every size; else ``None``."""
+    if isinstance(whole, int) and isinstance(part, int):
+        return whole // part if part and whole % part == 0 else None
+    if part == 1:
+        return whole
+    if part == 0:
+        return None
+    ratio = sympy.cancel(sympy.sympify(whole) / part)
+    _, below = ratio.as_numer_denom()
+    return plain(sympy.expand(ratio)) if below == 1 else None
+
+
+def product(sizes: Iterable[Expression]) -> Expression:
+    """All sizes multiplied."""
+    total: Expression = 1
+    for size in sizes:
+        total = total * size
+    return plain(sympy.expand(total)) if isinstance(total, sympy.Expr) else total
+
+
+def broadcast(left: Expression, right: Expression) -> Expression | None:
+    """The size of an axis that is broadcast, in every call that does not fail; else ``None``.
+
+    Where one operand is ``min(n, limit)`` of the other's ``n``, as rows cut from a table are, a
+    call succeeds only if both are equal.
+    """
+    if same(left, right) or right == 1:
+        return left
+    if left == 1:
+        return right
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, int) and one > 1:
+            return one
+        if _is_cut_from(other, one):
+            return one
+    return None
+
+
+def _is_cut_from(size: Expression, whole: Expression) -> bool:
+    """Whether ``size`` is ``min(whole, limit)`` with a limit of more than one."""
+    if not isinstance(size, sympy.Min):
+        return False
+    limits = [each for each in size.args if each != whole]
+    return len(limits) < len(size.args) and all(each.is_Integer and each > 1 for each in limits)
+
+
+def smaller(left: Expression, right: Expression) -> Expression:
+    """The smaller of two sizes."""
+    return plain(sympy.Min(left, right))
+
+
+def read(text: str) -> Expression:
+    """A size as a file declares it: a number, a symbol, or sums and products of such.
+
+    What is no such expression is a symbol of that name.
+    """
+    text = text.strip()
+    if text.isdecimal() and len(text) < 10:
+        return int(text)
+    if text.isidentifier() or len(text) > _LONGEST:
+        return symbol(text)
+    try:
+        return plain(sympy.expand(_evaluated(ast.parse(text, mode="eval").body)))
+    except (SyntaxError, ValueError, RecursionError):
+        return symbol(text)
+
+
+def _evaluated(node: ast.expr) -> Expression:
+    if isinstance(node, ast.Name):
+        return symbol(node.id)
+    if isinstance(node, ast.Constant) and type(node.value) is int and abs(node.value) < 1 << 40:
+        return sympy.Integer(node.value)
+    if isinstance(node, ast.BinOp):
+        left, right = _evaluated(node.left), _evaluated(node.right)
+        match node.op:
+            case ast.Add():
+                return left + right
+            case ast.Sub():
+                return left - right
+            case ast.Mult():
+                return left * right
+            case ast.FloorDiv():
+                return sympy.floor(left / right)
+    raise ValueError("not an expression of sizes")
