@@ -14,6 +14,7 @@ import numpy as np
 
 from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.operations import Operation
+from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Array, Node, Value
 from mla_opt.sites import LatentAttentionSite
 
@@ -222,6 +223,9 @@ class Graph(Protocol):
 
     def nearest_binding(self, batch: int, query_len: int, past_len: int) -> Binding:
         """Like :meth:`bind`, with the sizes that the model fixes in place of those asked for."""
+
+    def sizes(self, value: Value) -> tuple[Expression, ...] | None:
+        """Shape as expressions of the model's own symbols, true at every size; else ``None``."""
 
     def example_shape(self, value: Value) -> tuple[int, ...] | None:
         """Shape of a value at a small example of every dynamic dim."""

@@ -73,30 +73,29 @@ def product(sizes: Iterable[Expression]) -> Expression:
     return plain(sympy.expand(total)) if isinstance(total, sympy.Expr) else total
 
 
-def broadcast(left: Expression, right: Expression) -> Expression | None:
-    """The size of an axis that is broadcast, in every call that does not fail; else ``None``.
+def broadcast(left: Expression, right: Expression) -> Expression:
+    """The size of an axis that is broadcast.
 
-    Where one operand is ``min(n, limit)`` of the other's ``n``, as rows cut from a table are, a
-    call succeeds only if both are equal.
+    Two sizes that differ as expressions are equal in every call that does not fail, or one of them
+    is 1 there. The one that is known better is returned; where the other is larger, what follows
+    fails, in the model as in what is made of it, for want of rows.
     """
     if same(left, right) or right == 1:
         return left
     if left == 1:
         return right
-    for one, other in ((left, right), (right, left)):
-        if isinstance(one, int) and one > 1:
-            return one
-        if _is_cut_from(other, one):
-            return one
-    return None
+    return min(left, right, key=_vagueness)
 
 
-def _is_cut_from(size: Expression, whole: Expression) -> bool:
-    """Whether ``size`` is ``min(whole, limit)`` with a limit of more than one."""
-    if not isinstance(size, sympy.Min):
-        return False
-    limits = [each for each in size.args if each != whole]
-    return len(limits) < len(size.args) and all(each.is_Integer and each > 1 for each in limits)
+def _vagueness(size: Expression) -> int:
+    """Numbers are known best, then sums and products of symbols, then symbols and what is cut."""
+    if isinstance(size, int):
+        return 0
+    if any(str(each).startswith("?") for each in size.free_symbols):
+        return 4
+    if isinstance(size, sympy.Min | sympy.Max):
+        return 3
+    return 2 if size.is_Symbol else 1
 
 
 def smaller(left: Expression, right: Expression) -> Expression:

@@ -173,7 +173,8 @@ def _merged(variables: Variables, one: Axis, other: Axis) -> Axis:
         return one
     if _layout(one) == _layout(other):
         return tuple(
-            a if a == b else Atom(a.size, None, a.variables | b.variables) for a, b in zip(one, other)
+            a if a == b else Atom(a.size, None, a.variables | b.variables)
+            for a, b in zip(one, other)
         )
     size = width(one)
     if not sizes.same(size, width(other)):

@@ -9,21 +9,21 @@ the adapters (:mod:`mla_opt.graphs.onnx.operations`, :mod:`mla_opt.graphs.torch.
 |---|---|---|
 | `Layout` with `Permuted` | the same, in another order | moved |
 | `Layout` with `Reshaped` | the same atoms in the same order, grouped otherwise | moved |
-| `Layout` with `Along` | the same, but for the axes named: mixed, unless whole and from the front | moved |
+| `Layout` with `Along` | the same; the axes named mixed, unless whole and from the front | moved |
 | `Layout` with `Picked` | the same, and one more, mixed | moved |
 | `Layout` with `Joined` | the same, but for the one joined along: mixed | moved |
 | `Layout` with `Written` | as `Along`, for what is written and what it is written to | moved |
 | `Broadcast` | the same where as large, none where of size one, else mixed | repeated |
 | `Cast`, `Scaled`, `Shifted` | the same | rounded, times or plus a number |
-| `ScaledBy`, `Add` with a constant | the same; the constant must not vary along what may not mix | affine |
+| `ScaledBy`, `Add` with a constant | the same; the constant is even along tokens | affine |
 | `Add` of two | the same for both | sum |
 | `Linear` | the same along shared labels, mixed along the one summed over | linear |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mla_opt.graphs import operations as op
@@ -175,17 +175,18 @@ def broadcast_axes(step: Step, value: Value) -> Placement:
     for place, size in enumerate(shape, offset):
         if size == 1:
             axes.append(())
-        elif sizes.same(size, after[place]) or _cut_equally(size, after[place]):
+        elif sizes.same(size, after[place]):
             axes.append(step.axes[place])
+        elif not isinstance(size, int) and not isinstance(after[place], int):
+            axes.append(_of_size(step.axes[place], size))
         else:
             axes.append(_mixed(step, place, size, "repeats"))
     return tuple(axes)
 
 
-def _cut_equally(size: Expression, after: Expression) -> bool:
-    """Whether the sizes are equal in every call that does not fail."""
-    known = sizes.broadcast(size, after)
-    return known is not None and not isinstance(size, int) and sizes.same(known, after)
+def _of_size(axis: Axis, size: Expression) -> Axis:
+    """The axis under another name for its size (:func:`mla_opt.graphs.sizes.broadcast`)."""
+    return (replace(axis[0], size=size),) if len(axis) == 1 else axis
 
 
 def _broadcast(step: Step, operation: op.Broadcast) -> Sequence[Operand]:
@@ -195,9 +196,7 @@ def _broadcast(step: Step, operation: op.Broadcast) -> Sequence[Operand]:
 # Elementwise
 
 
-def _elementwise(
-    step: Step, operation: op.Cast | op.Scaled | op.Shifted
-) -> Sequence[Operand]:
+def _elementwise(step: Step, operation: op.Cast | op.Scaled | op.Shifted) -> Sequence[Operand]:
     return (Operand(operation.data, broadcast_axes(step, operation.data)),)
 
 
@@ -232,8 +231,14 @@ def _filled(step: Step, operation: op.Filled) -> Sequence[Operand]:
 # Products
 
 
-def product_axes(step: Step, value: Value, labels: tuple[str, ...], axes: op.Contraction) -> Placement:
-    """The axes of one operand of a product; those that are summed over are mixed."""
+def product_axes(
+    step: Step,
+    value: Value,
+    labels: tuple[str, ...],
+    axes: op.Contraction,
+    summed: Mapping[str, Axis] | None = None,
+) -> Placement:
+    """The axes of one operand of a product; those summed over are mixed, or as ``summed`` says."""
     shape, places = step.shape(value), {label: at for at, label in enumerate(axes.result)}
     if len(shape) != len(labels) or len(step.axes) != len(axes.result):
         raise ApartError(f"{value.name} has another number of axes than the product reads")
@@ -243,7 +248,8 @@ def product_axes(step: Step, value: Value, labels: tuple[str, ...], axes: op.Con
         if size == 1:
             result.append(())
         elif label not in places:
-            result.append(_summed(size, label))
+            given = None if summed is None else summed.get(label)
+            result.append(_summed(size) if given is None else given)
         elif sizes.same(size, after[places[label]]):
             result.append(step.axes[places[label]])
         else:
@@ -251,7 +257,7 @@ def product_axes(step: Step, value: Value, labels: tuple[str, ...], axes: op.Con
     return tuple(result)
 
 
-def _summed(size: Expression, label: str) -> Axis:
+def _summed(size: Expression) -> Axis:
     if not isinstance(size, int):
         raise ApartError("it sums over an axis whose size varies")
     return (Atom(size),)

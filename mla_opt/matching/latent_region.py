@@ -1,27 +1,31 @@
 """Telling a latent attention from any other, by where its keys and values come from.
 
-    c_kv --- one linear layer --+--> values of every head
-                                +--> keys of every head, but for ...
-    k_pe --- repeated ----------+    ... the part that all heads share
+    c_kv --- linear, head by head --+--> values of every head
+                                    +--> keys of every head, but for ...
+    k_pe --- as it is --------------+    ... the part that all heads share
 
-An attention is latent when keys and values meet in one linear layer of one row ``c_kv`` that is
-narrower than what the layer makes, the keys have besides it at most one row ``k_pe`` that is
-repeated for the heads, and the query does not come from that layer or that row.
+Keys and values are walked back (:mod:`mla_opt.matching.region`) and cut where their rows are
+narrowest (:mod:`mla_opt.matching.cut`). The attention is latent when everything that the values are
+made of is in the keys, too, when those rows are narrower than what is made of them, and when the
+query is not made of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mla_opt.errors import Refusal
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import FAR, Graph
+from mla_opt.graphs import sizes
+from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
-from mla_opt.matching.projection_walk import Leaves, leaves
-from mla_opt.matching.token_counts import uneven
+from mla_opt.matching.attention_core import CoreAxes, ReadCore
+from mla_opt.matching.axes import ApartError, Atom, Placement, Variables
+from mla_opt.matching.cut import narrowest
+from mla_opt.matching.region import Join, Region, new_tokens, walk
 from mla_opt.sites import AttentionCore, LatentAttentionSite, PastConcat
-
-TOKEN_AXIS = -2
+from mla_opt.sites.core import CoreLayouts
+from mla_opt.sites.layout import Layout, Part, Role
 
 
 class NotLatentError(Exception):
@@ -40,154 +44,373 @@ class NotLatentError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Sources:
-    """Where keys and values come from."""
+class _Rows:
+    """What keys and values are cut at, and the region above it."""
 
-    projection: Node
-    latent: Value
-    rope: Value | None
-    expanded: tuple[PastConcat, PastConcat] | None
-    between: tuple[Value, ...]
+    region: Region
+    of_values: tuple[Value, ...]
+    of_keys: tuple[Value, ...]
+
+    @property
+    def shared(self) -> tuple[Value, ...]:
+        """What both are made of: ``c_kv``."""
+        return self.of_values
+
+    @property
+    def of_keys_only(self) -> tuple[Value, ...]:
+        """What the keys have besides: ``k_pe``."""
+        return tuple(value for value in self.of_keys if value not in self.of_values)
 
 
-def latent_site(graph: Graph, core: AttentionCore) -> LatentAttentionSite:
+def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     """Read one attention as latent; whoever calls gives it a name.
 
     Raises:
         NotLatentError: it is not, or not in a form that can be proved.
     """
+    core, axes = read.core, read.axes
+    _check_core(core, axes)
+    rows = _rows(graph, core, axes)
+    _check_shared(graph, core, rows)
+    roles = _Roles.of(core, axes, rows)
+    _check_narrower(graph, core, axes, rows)
+    _check_query(graph, core, axes, rows)
+    expanded = _expanded_cache(graph, core, rows)
+    layouts = CoreLayouts(*(roles.layout(each) for each in _placements(axes)))
+    latent, rope = rows.shared[0], rows.of_keys_only[0] if rows.of_keys_only else None
+    _check_layouts(core, layouts)
+    return LatentAttentionSite(
+        name="",
+        core=replace(core, layouts=layouts),
+        latent=latent,
+        latent_layout=roles.layout(rows.region.axes[latent]),
+        rope=rope,
+        rope_layout=None if rope is None else roles.layout(rows.region.axes[rope]),
+        projection=_projection(graph, rows, latent),
+        expanded=expanded,
+        only_new_rows=expanded is None and _only_new_rows(axes, roles),
+        family="expanded" if expanded else "none",
+        layout_before="expanded" if expanded else "rows",
+    )
+
+
+def _placements(axes: CoreAxes) -> tuple[Placement, Placement, Placement, Placement]:
+    return axes.query, axes.key, axes.value, axes.output
+
+
+def _check_core(core: AttentionCore, axes: CoreAxes) -> None:
     if core.unsupported:
         raise NotLatentError(
             "unsupported_attention", f"the attention node: {core.unsupported}", core.nodes
         )
-    sources = _sources(graph, core)
-    _check_query(graph, core, sources)
-    _check_shapes(graph, core, sources)
-    _check_every_token(graph, core, sources)
-    return LatentAttentionSite(
-        name="",
-        core=core,
-        projection=sources.projection,
-        latent=sources.latent,
-        rope=sources.rope,
-        expanded=sources.expanded,
-        only_new_rows=_only_new_rows(graph, core, sources),
-        family="expanded" if sources.expanded else "none",
-        layout_before="expanded" if sources.expanded else "rows",
+    if axes.apart:
+        raise NotLatentError(
+            "tokens_apart",
+            f"sequences, heads and tokens cannot be followed through the attention: {axes.apart}",
+            (core.first, core.last) if axes.at is None else (axes.at,),
+            "keep every token of the scores and probabilities in its place",
+        )
+
+
+# Rows
+
+
+def _rows(graph: Graph, core: AttentionCore, axes: CoreAxes) -> _Rows:
+    """Walk keys and values back, and cut them where they are narrowest."""
+    variables = axes.variables
+    variables.whole = set(variables.names(axes.keys))
+    roots = {core.key: axes.key, core.value: axes.value}
+    if core.key is core.value:
+        roots = {core.key: axes.key}
+    try:
+        region = walk(graph, variables, roots, tokens=axes.keys)
+    except ApartError as error:
+        raise NotLatentError("tokens_apart", str(error), (core.first, core.last)) from error
+    found = narrowest(roots, region.made_of, lambda value: _width(variables, axes, region, value))
+    if found is None:
+        raise NotLatentError(
+            "unknown_shape",
+            "keys or values are made of something whose sizes, or whose tokens, are not known"
+            f" ({_ends(region)})",
+            (core.first, core.last),
+            "run shape inference on the model, or export it with shapes",
+        )
+    cut = frozenset(found)
+    of_values = _pieces(region, core.value, cut)
+    return _Rows(region, of_values, _pieces(region, core.key, cut))
+
+
+def _width(variables: Variables, axes: CoreAxes, region: Region, value: Value) -> int | None:
+    """Numbers a token of a value; ``None`` where it is no row for each token."""
+    atoms = _atoms(variables, region.axes[value])
+    tokens = {*variables.names(axes.keys), *variables.names(new_tokens(axes.keys))}
+    outer = {name for name, size in variables.sizes.items() if not isinstance(size, int)}
+    rest = [atom for atom in atoms if atom.name not in tokens and atom.name not in outer]
+    if not any(atom.name in tokens for atom in atoms) and not _one_token(variables, axes):
+        return None
+    total = sizes.product(atom.size for atom in rest)
+    return total if isinstance(total, int) else None
+
+
+def _one_token(variables: Variables, axes: CoreAxes) -> bool:
+    return any(
+        variables.sizes.get(name, 1) == 1 for name in (axes.keys, new_tokens(axes.keys))
     )
 
 
-def _sources(graph: Graph, core: AttentionCore) -> _Sources:
-    values = leaves(graph, core.value)
-    projection = _value_projection(graph, core, values)
-    keys = leaves(graph, core.key, stop_at=frozenset({projection}))
-    _check_keys(graph, projection, keys)
-    operation = graph.operation(projection)
-    assert isinstance(operation, op.Linear)
-    rope = keys.shared_rows[0] if keys.shared_rows else None
-    latent = _unflattened(graph, operation.data)
-    expanded = _expanded_cache(graph, core, keys, values)
-    return _Sources(projection, latent, rope, expanded, (*values.through, *keys.through))
+def _atoms(variables: Variables, axes: Placement) -> list[Atom]:
+    return [atom for axis in axes for atom in variables.current(axis)]
 
 
-def _unflattened(graph: Graph, rows: Value) -> Value:
-    """The rows before batch and tokens were made one axis, as a Gemm needs them."""
-    shape, node = graph.example_shape(rows), graph.producer(rows)
-    operation = None if node is None else graph.operation(node)
-    if shape is None or len(shape) != 2 or not isinstance(operation, op.Layout):
-        return rows
-    before = graph.example_shape(operation.data[0])
-    same = before is not None and len(before) > 2 and before[-1] == shape[-1]
-    return operation.data[0] if same and len(operation.data) == 1 else rows
+def _pieces(region: Region, root: Value, cut: frozenset[Value]) -> tuple[Value, ...]:
+    """The values of the cut that a root is made of."""
+    pending, seen, found = [root], set(), []
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in cut:
+            found.append(value)
+        else:
+            pending.extend(reversed(region.made_of.get(value, ())))
+    return tuple(found)
 
 
-def _value_projection(graph: Graph, core: AttentionCore, values: Leaves) -> Node:
-    if values.opaque:
-        raise _not_linear(graph, "values", values.opaque)
-    if len(values.linears) != 1 or values.inputs:
+def _ends(region: Region) -> str:
+    return "; ".join(f"{value.name}: {why}" for value, why in list(region.leaves.items())[:3])
+
+
+def _check_shared(graph: Graph, core: AttentionCore, rows: _Rows) -> None:
+    """Everything that the values are made of is in the keys."""
+    apart = [value for value in rows.of_values if value not in rows.of_keys]
+    if not apart and rows.of_values:
+        _check_one(rows)
+        return
+    of_keys = [value for value in rows.of_keys if value not in rows.of_values]
+    for value in apart or [core.value]:
+        _refuse_values(graph, core, rows, value)
+    for value in of_keys:
+        why = rows.region.leaves.get(value)
+        if why and graph.producer(value) is not None and len(of_keys) == len(rows.of_keys):
+            raise NotLatentError(
+                "keys_not_from_latent",
+                f"keys and values do not meet: the keys end at {why}",
+                _makers(graph, [*apart, value]),
+            )
+    raise NotLatentError(
+        "separate_projections",
+        "keys and values are not made of one row: the values of "
+        f"{_named(apart)}, the keys of {_named(rows.of_keys)}",
+        _makers(graph, [*apart, *rows.of_keys]),
+    )
+
+
+def _refuse_values(graph: Graph, core: AttentionCore, rows: _Rows, value: Value) -> None:
+    """Say why the values end where they do, if they do not end at a row of theirs."""
+    node, why = graph.producer(value), rows.region.leaves.get(value)
+    if why is None or not why:
+        return
+    if node is None:
         raise NotLatentError(
             "no_shared_projection",
-            "the values do not come from one linear layer",
-            (core.last, *values.linears),
+            f"the values are made of {value.name}, an input that the keys do not have",
+            (core.last,),
         )
-    _check_matrix(graph, values.linears[0])
-    return values.linears[0]
-
-
-def _check_matrix(graph: Graph, linear: Node) -> None:
-    operation = graph.operation(linear)
-    assert isinstance(operation, op.Linear)
-    shape = graph.example_shape(operation.weight)
-    if operation.plain and (shape is None or len(shape) != 2):
-        raise NotLatentError(
-            "projection_not_a_matrix",
-            f"the weight of the linear layer has shape {shape}, not two dims",
-            (linear,),
-        )
-
-
-def _not_linear(graph: Graph, what: str, nodes: list[Node]) -> NotLatentError:
-    if any(_is_product(graph.operation(node)) for node in nodes):
-        return NotLatentError(
-            "projection_not_constant",
-            f"the {what} come from a matrix product with something computed, not stored",
-            tuple(nodes),
-            "store the projection weight in the model",
-        )
-    return NotLatentError(
-        "not_linear",
-        f"the {what} are not a linear image of one row: something else lies between",
-        tuple(nodes),
-    )
-
-
-def _is_product(operation: op.Operation) -> bool:
-    return isinstance(operation, op.MatMul) or (
+    operation = graph.operation(node)
+    product = isinstance(operation, op.MatMul) or (
         isinstance(operation, op.Opaque) and operation.product
     )
+    if product:
+        raise NotLatentError(
+            "projection_not_constant",
+            "the values come from a matrix product with something computed, not stored",
+            (node,),
+            "store the projection weight in the model",
+        )
+    shape = graph.sizes(value)
+    if shape is not None and _is_wide(rows, value):
+        raise NotLatentError(
+            "not_linear",
+            f"the values are not a linear image of one row for each token: {why}",
+            (node,),
+        )
 
 
-def _check_keys(graph: Graph, projection: Node, keys: Leaves) -> None:
-    if projection not in keys.linears:
-        code = "separate_projections" if keys.linears else "keys_not_from_latent"
-        raise NotLatentError(
-            code,
-            "keys and values do not meet in one linear layer",
-            (projection, *keys.linears, *keys.opaque),
-        )
-    others = [node for node in keys.linears if node is not projection]
-    if others or keys.opaque or keys.inputs:
-        raise NotLatentError(
-            "rope_per_head",
-            "part of the keys comes from elsewhere and is not one row shared by all heads",
-            (*others, *keys.opaque),
-        )
-    if len(keys.shared_rows) > 1:
+def _is_wide(rows: _Rows, value: Value) -> bool:
+    """Whether a leaf is of every head, so that nothing was saved by going back to it."""
+    return any(
+        atom.name is not None and atom.name.startswith(("z", "h"))
+        for axis in rows.region.axes[value]
+        for atom in axis
+        if isinstance(atom.size, int)
+    )
+
+
+def _check_one(rows: _Rows) -> None:
+    if len(rows.shared) > 1 or len(rows.of_keys_only) > 1:
         raise NotLatentError(
             "several_shared_rows",
-            "the keys have more than one row that is repeated for the heads",
-            (projection,),
+            f"the rows are of {len(rows.shared)} parts that keys and values share, and"
+            f" {len(rows.of_keys_only)} of the keys alone; one each is supported",
         )
+
+
+def _named(values: list[Value] | tuple[Value, ...]) -> str:
+    return ", ".join(value.name or "?" for value in values) or "nothing"
+
+
+def _makers(graph: Graph, values: list[Value]) -> tuple[Node, ...]:
+    nodes = (graph.producer(value) for value in values)
+    return tuple(dict.fromkeys(node for node in nodes if node is not None))
+
+
+# Roles
+
+
+@dataclass(frozen=True, slots=True)
+class _Roles:
+    """What each variable is: a sequence, a head, a token of the query or of the keys."""
+
+    variables: Variables
+    known: dict[str, tuple[Role, int]]
+
+    @classmethod
+    def of(cls, core: AttentionCore, axes: CoreAxes, rows: _Rows) -> _Roles:
+        """Sequences are what rows differ by, heads what they do not; the rest are tokens."""
+        variables = axes.variables
+        known: dict[str, tuple[Role, int]] = {}
+        for name in (axes.keys, new_tokens(axes.keys)):
+            known.update({each: ("key", 0) for each in variables.names(name)})
+        outer = [
+            atom.name
+            for atom in _atoms(variables, axes.query)
+            if atom.name is not None and atom.name not in known
+        ]
+        kept = [_pure(variables, rows.region.axes[row]) for row in (*rows.shared, *rows.of_keys_only)]
+        in_all, in_any = set.intersection(*kept), set.union(*kept)
+        in_keys = _pure(variables, axes.key) | _pure(variables, axes.value)
+        partly = [name for name in outer if name in in_any and name not in in_all]
+        if partly:
+            raise NotLatentError(
+                "rope_per_head" if rows.of_keys_only else "sequences",
+                f"{_named(rows.of_keys)} do not differ by the same sequences and heads",
+                (core.first,),
+            )
+        only_query = [name for name in outer if name not in in_keys]
+        tokens = _query_tokens(variables, only_query)
+        heads = [name for name in outer if name not in in_all and name not in tokens]
+        known.update({name: ("batch", place) for place, name in enumerate(outer) if name in in_all})
+        known.update({name: ("query", place) for place, name in enumerate(tokens)})
+        known.update({name: ("head", place) for place, name in enumerate(heads)})
+        return cls(variables, known)
+
+    def layout(self, axes: Placement) -> Layout:
+        """The roles of the axes of a value."""
+        return tuple(
+            tuple(self._part(atom) for atom in self.variables.current(axis)) for axis in axes
+        )
+
+    def _part(self, atom: Atom) -> Part:
+        size = atom.size if isinstance(atom.size, int) else None
+        role, number = self.known.get(atom.name or "", ("width", 0))
+        return Part(role, size, number)
+
+
+def _pure(variables: Variables, axes: Placement) -> set[str]:
+    return {atom.name for atom in _atoms(variables, axes) if atom.name is not None}
+
+
+def _query_tokens(variables: Variables, names: list[str]) -> list[str]:
+    """Which of what only the query has are tokens: those of varying number, else the last."""
+    varying = [name for name in names if not isinstance(variables.sizes[name], int)]
+    return varying or names[-1:]
+
+
+# Checks
+
+
+def _check_narrower(graph: Graph, core: AttentionCore, axes: CoreAxes, rows: _Rows) -> None:
+    def width(values: tuple[Value, ...]) -> int:
+        known = (_width(axes.variables, axes, rows.region, value) for value in values)
+        return sum(size or 0 for size in known)
+
+    row = width((*rows.shared, *rows.of_keys_only))
+    made = width((core.key, core.value))
+    if row >= made and (core.key not in rows.of_keys or core.value not in rows.of_values):
+        raise NotLatentError(
+            "latent_not_narrower",
+            f"the rows are {row} wide and make {made} numbers: nothing would be saved",
+            _makers(graph, list(rows.shared)),
+        )
+
+
+def _check_query(graph: Graph, core: AttentionCore, axes: CoreAxes, rows: _Rows) -> None:
+    """The query is no linear image of the row: then that row would be the hidden state."""
+    try:
+        region = walk(graph, axes.variables, {core.query: axes.query}, tokens="none")
+    except ApartError:
+        return
+    between = {*rows.region.made_of, *rows.shared, *rows.of_keys_only}
+    same = [value for value in region.axes if value in between]
+    if same:
+        raise NotLatentError(
+            "query_from_latent",
+            f"the query is a linear image of {same[0].name}, as keys and values are: those rows are"
+            " the hidden state, not a latent",
+            _makers(graph, same[:2]),
+        )
+
+
+def _check_layouts(core: AttentionCore, layouts: CoreLayouts) -> None:
+    heads = {part.size for axis in layouts.query for part in axis if part.role == "head"}
+    if None in heads:
+        raise NotLatentError(
+            "head_count", "how many heads it has is not a number", (core.first, core.last)
+        )
+
+
+def _only_new_rows(axes: CoreAxes, roles: _Roles) -> bool:
+    """Whether there are as many keys as queries in every call."""
+    variables = axes.variables
+    new = [name for name, (role, _) in roles.known.items() if role == "query"]
+    of_query = sizes.product(variables.sizes[name] for name in new)
+    return sizes.same(of_query, variables.sizes.get(axes.keys, 1))
+
+
+def _projection(graph: Graph, rows: _Rows, latent: Value) -> Node | None:
+    """The one linear layer that everything made of ``c_kv`` comes through, if there is one."""
+    readers = [
+        value
+        for value, parts in rows.region.made_of.items()
+        if latent in parts and value in rows.region.axes
+    ]
+    while len(readers) == 1:
+        (value,) = readers
+        node = graph.producer(value)
+        assert node is not None
+        if isinstance(graph.operation(node), op.Linear):
+            return node
+        readers = [each for each, parts in rows.region.made_of.items() if value in parts]
+    return None
 
 
 def _expanded_cache(
-    graph: Graph, core: AttentionCore, keys: Leaves, values: Leaves
+    graph: Graph, core: AttentionCore, rows: _Rows
 ) -> tuple[PastConcat, PastConcat] | None:
-    if not keys.pasts and not values.pasts:
+    cut = frozenset((*rows.shared, *rows.of_keys_only))
+    keys, values = (
+        _joins_above(rows.region, root, cut) for root in (core.key, core.value)
+    )
+    if not keys and not values:
         return None
-    if len(keys.pasts) != 1 or len(values.pasts) != 1:
+    if len(keys) != 1 or len(values) != 1:
         raise NotLatentError(
             "cache_of_one_half",
             "only one of keys and values is cached, or one of them twice",
             (core.first, core.last),
         )
-    pair = (keys.pasts[0], values.pasts[0])
-    if any(part.axis != TOKEN_AXIS for part in pair):
-        raise NotLatentError(
-            "cache_axis",
-            "the cache does not grow along the token axis of [B, H, T, D]",
-            (core.first, core.last),
-        )
+    pair = tuple(PastConcat(each.past, each.new, each.joined, each.axis) for each in (*keys, *values))
     if not all(graph.is_output(part.joined) for part in pair):
         raise NotLatentError(
             "cache_not_returned",
@@ -203,173 +426,19 @@ def _expanded_cache(
                 " others",
                 tuple(readers),
             )
-    return pair
+    return pair[0], pair[1]
 
 
-def _check_query(graph: Graph, core: AttentionCore, sources: _Sources) -> None:
-    linears = leaves(graph, core.query).linears
-    same = [linear for linear in linears if _same_weight(graph, linear, sources.projection)]
-    if same or _depends_on(graph, core.query, sources.projection):
-        raise NotLatentError(
-            "query_from_projection",
-            "the query comes from the layer that makes keys and values",
-            (sources.projection, *same),
-        )
-    origin = _origin(graph, sources.latent)
-    for linear in linears:
-        operation = graph.operation(linear)
-        if isinstance(operation, op.Linear) and origin is _origin(graph, operation.data):
-            raise NotLatentError(
-                "query_from_latent",
-                "the query is a linear image of the same row as keys and values: that row is the"
-                " hidden state, not a latent",
-                (linear, sources.projection),
-            )
-
-
-def _same_weight(graph: Graph, linear: Node, other: Node) -> bool:
-    """Whether two linear layers are one that is called twice: they have one stored matrix."""
-    first, second = (_stored_matrix(graph, node) for node in (linear, other))
-    return first is not None and first is second
-
-
-def _stored_matrix(graph: Graph, linear: Node) -> Value | None:
-    """The stored tensor behind the weight of a layer, through what moves or rounds its elements."""
-    operation = graph.operation(linear)
-    value = operation.weight if isinstance(operation, op.Linear) else None
-    while value is not None and graph.stored_name(value) is None:
-        node = graph.producer(value)
-        match None if node is None else graph.operation(node):
-            case op.Layout((data,)) | op.Cast(data):
-                value = data
-            case _:
-                return None
-    return value
-
-
-def _origin(graph: Graph, value: Value) -> Value:
-    """Where the elements of a value come from, before they were moved."""
-    while (node := graph.producer(value)) is not None:
-        match graph.operation(node):
-            case op.Layout((data,)) | op.Cast(data) if _is_whole(graph, data, value):
-                value = data
-            case _:
-                break
-    return value
-
-
-def _is_whole(graph: Graph, data: Value, value: Value) -> bool:
-    """Whether a value still has all elements of a row: its last axis is as wide."""
-    before, after = graph.example_shape(data), graph.example_shape(value)
-    return bool(before and after and before[-1] == after[-1])
-
-
-def _depends_on(graph: Graph, value: Value, node: Node) -> bool:
-    """Whether ``value`` needs ``node``; only what comes after it in the graph is searched.
-
-    Latent attentions before this one need it no longer: layers that share their rows may have their
-    projections in one layer, whose output the earlier one then does not read.
-    """
-    absorbed = {site.core.output: site.core.query for site in graph.sites}
-    limit = graph.position(node)
-    pending, seen = [value], set()
+def _joins_above(region: Region, root: Value, cut: frozenset[Value]) -> list[Join]:
+    """The caches between a root and where it is cut."""
+    joins = {join.joined: join for join in region.joins}
+    pending, seen, found = [root], set(), []
     while pending:
-        current = pending.pop()
-        if current in absorbed:
-            pending.append(absorbed[current])
+        value = pending.pop()
+        if value in seen or value in cut:
             continue
-        producer = graph.producer(current)
-        if producer is node:
-            return True
-        if producer is None or producer in seen or graph.position(producer) < limit:
-            continue
-        seen.add(producer)
-        pending.extend(graph.operands(producer))
-    return False
-
-
-def _check_shapes(graph: Graph, core: AttentionCore, sources: _Sources) -> None:
-    key, value = graph.example_shape(core.key), graph.example_shape(core.value)
-    query, latent = graph.example_shape(core.query), graph.example_shape(sources.latent)
-    if key is None or value is None or query is None or latent is None:
-        raise NotLatentError(
-            "unknown_shape",
-            "the shapes of query, keys, values or latent cannot be inferred",
-            (core.first, core.last),
-            "run shape inference on the model, or export it with shapes",
-        )
-    if not len(query) == len(key) == len(value) == 4:
-        raise NotLatentError(
-            "rank", "query, keys and values are not all of rank 4", (core.first, core.last)
-        )
-    if not query[1] == key[1] == value[1]:
-        raise NotLatentError(
-            "head_count",
-            f"query, keys and values have {query[1]}, {key[1]} and {value[1]} heads",
-            (core.first, core.last),
-        )
-    _check_rows(graph, sources, latent)
-    _check_width(graph, core, sources, (key, value, latent))
-
-
-def _only_new_rows(graph: Graph, core: AttentionCore, sources: _Sources) -> bool:
-    """Whether there are as many keys as queries, in a call long enough to tell."""
-    binding = graph.nearest_binding(*FAR)
-    query, rows = binding.shape(core.query), binding.shape(sources.latent)
-    same = query is not None and rows is not None and query[2] == rows[-2]
-    return same and sources.expanded is None
-
-
-def _check_every_token(graph: Graph, core: AttentionCore, sources: _Sources) -> None:
-    """Refuse crops to a window, and what sets some rows apart: no small example shows either."""
-    binding = graph.nearest_binding(*FAR)
-    key, value = binding.shape(core.key), binding.shape(core.value)
-    rows = sources.latent if sources.expanded is None else sources.expanded[0].joined
-    whole = binding.shape(rows)
-    seen = None if key is None else key[-1 if core.key_is_transposed else -2]
-    if whole is None or value is None or not whole[-2] == seen == value[-2]:
-        raise NotLatentError(
-            "not_every_row",
-            f"of {whole and whole[-2]} rows, keys are made of {seen} and values of"
-            f" {value and value[-2]}",
-            (core.first, core.last),
-        )
-    apart = uneven(graph, sources.between)
-    if apart is not None:
-        node = graph.producer(apart)
-        raise NotLatentError(
-            "tokens_apart",
-            f"{apart.name} is of some tokens only, or of how many cannot be told",
-            (core.first, core.last) if node is None else (node,),
-        )
-
-
-def _check_rows(graph: Graph, sources: _Sources, latent: tuple[int, ...]) -> None:
-    rope = None if sources.rope is None else graph.example_shape(sources.rope)
-    for what, shape in (("latent", latent), ("k_pe", rope)):
-        if shape is None and what == "k_pe" and sources.rope is None:
-            continue
-        if shape is None or not (len(shape) == 3 or (len(shape) == 4 and shape[1] == 1)):
-            raise NotLatentError(
-                "rope_per_head" if what == "k_pe" else "latent_rank",
-                f"the {what} rows have shape {shape}, not [batch, 1, tokens, width]",
-                (sources.projection,),
-            )
-
-
-def _check_width(
-    graph: Graph,
-    core: AttentionCore,
-    sources: _Sources,
-    shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
-) -> None:
-    key, value, latent = shapes
-    rope = None if sources.rope is None else graph.example_shape(sources.rope)
-    key_width = key[-2] if core.key_is_transposed else key[-1]
-    made = key[1] * (key_width - (0 if rope is None else rope[-1]) + value[-1])
-    if latent[-1] >= made:
-        raise NotLatentError(
-            "latent_not_narrower",
-            f"the row is {latent[-1]} wide and makes {made} numbers: nothing would be saved",
-            (sources.projection,),
-        )
+        seen.add(value)
+        if value in joins:
+            found.append(joins[value])
+        pending.extend(region.made_of.get(value, ()))
+    return found

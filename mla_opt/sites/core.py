@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mla_opt.handles import Node, Value
+from mla_opt.sites.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,20 @@ class BiasTerm:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionCore:
-    """One attention, from its query to its output, heads on axis 1.
+class CoreLayouts:
+    """Where sequences, heads, tokens and width are among the axes of a core's values."""
 
-    ``key`` is ``[B, H, T, D]``, or ``[B, H, D, T]`` when ``key_is_transposed``. ``first`` and
-    ``last`` are the nodes that multiply query and key, and that make ``output``.
+    query: Layout
+    key: Layout
+    value: Layout
+    output: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCore:
+    """One attention, from its query to its output, in the ``layouts`` that its graph has.
+
+    ``first`` and ``last`` are the nodes that multiply query and key, and that make ``output``.
     """
 
     query: Value
@@ -34,9 +44,9 @@ class AttentionCore:
     scale: float
     first: Node
     last: Node
-    key_is_transposed: bool = False
     bias: tuple[BiasTerm, ...] = ()
     sink: Value | None = None
     causal: bool = False
     unsupported: str = ""
     nodes: tuple[Node, ...] = ()
+    layouts: CoreLayouts | None = None

@@ -9,6 +9,7 @@ from mla_opt.geometry import MlaGeometry
 from mla_opt.handles import Node, Value
 from mla_opt.sites.cache import CacheFamily, CacheLayout, CacheSlots, Ends, PastConcat
 from mla_opt.sites.core import AttentionCore
+from mla_opt.sites.layout import Layout
 from mla_opt.sites.operands import Operands
 from mla_opt.sites.projections import OutputProjection, QueryProjection
 from mla_opt.sites.weights import LatentWeights, StoredWeights
@@ -24,10 +25,10 @@ class LatentAttentionSite:
     Attributes:
         name: how reports call it; the module path of the attention where the graph shows one.
         core: the attention itself.
-        projection: the linear layer that keys and values meet in.
-        latent: ``c_kv`` rows, ``[B, 1, T, C]`` or ``[B, T, C]``; only the new rows when the model
-            caches expanded keys and values.
+        projection: the linear layer that everything made of ``latent`` comes through, if it is one.
+        latent: ``c_kv`` rows; only the new rows when the model caches expanded keys and values.
         rope: ``k_pe`` rows, likewise; ``None`` when R is 0.
+        latent_layout, rope_layout: where sequences, tokens and width are among their axes.
         expanded: the caches of expanded keys and values, ``(keys, values)``, if there are such.
         cache: the cache of latent rows, if there is one.
         stored: the matrices as stored tensors, once they are needed.
@@ -45,9 +46,11 @@ class LatentAttentionSite:
 
     name: str
     core: AttentionCore
-    projection: Node
+    projection: Node | None
     latent: Value
     rope: Value | None
+    latent_layout: Layout = ()
+    rope_layout: Layout | None = None
     expanded: tuple[PastConcat, PastConcat] | None = None
     cache: CacheSlots | None = None
     original_cache: Ends | None = None

@@ -17,7 +17,7 @@ def matmul(left: int, right: int, turned: tuple[bool, bool] = (False, False)) ->
 
 
 def pointwise_convolution(rank: int) -> Contraction:
-    """Of a convolution with a kernel of one place: data ``[B, C, ...]``, weight ``[O, C, 1 ...]``."""
+    """Of a convolution with a kernel of one place: ``[B, C, ...]`` with ``[O, C, 1 ...]``."""
     places = tuple(f"s{axis}" for axis in range(rank - 2))
     ones = tuple(f"one{axis}" for axis in range(rank - 2))
     return Contraction(("b", "c", *places), ("o", "c", *ones), ("b", "o", *places))

@@ -7,6 +7,7 @@ of its own (:meth:`Facts.unknown`), a shape that it cannot say is ``None``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, Protocol
 
 import onnx_ir as ir
@@ -88,23 +89,17 @@ def _replaced(shape: Shape, axis: int, size: Expression) -> Shape:
 # Rules
 
 
-def broadcast_shapes(facts: Facts, shapes: Sequence[Shape]) -> Shape:
+def broadcast_shapes(shapes: Sequence[Shape]) -> Shape:
     """NumPy's broadcasting, of calls that succeed."""
     rank = max(map(len, shapes), default=0)
     padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
-    result: list[Expression] = []
-    for column in zip(*padded):
-        size: Expression | None = column[0]
-        for other in column[1:]:
-            size = None if size is None else sizes.broadcast(size, other)
-        result.append(facts.unknown() if size is None else size)
-    return tuple(result)
+    return tuple(reduce(sizes.broadcast, column) for column in zip(*padded))
 
 
 def _elementwise(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
     shapes = [facts.shape(value) for value in node.inputs if value is not None]
     known = [shape for shape in shapes if shape is not None]
-    return () if len(known) < len(shapes) else (broadcast_shapes(facts, known),)
+    return () if len(known) < len(shapes) else (broadcast_shapes(known),)
 
 
 def _like_first(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
@@ -183,7 +178,7 @@ def _expand(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
         if not isinstance(rank, int):
             return ()
         return (tuple(facts.unknown() for _ in range(max(rank, len(shape)))),)
-    return (broadcast_shapes(facts, [shape, tuple(wanted)]),)
+    return (broadcast_shapes([shape, tuple(wanted)]),)
 
 
 def _tile(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
@@ -438,7 +433,7 @@ def _matmul(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
     right = _turned(node, "B", right)
     rows = left[-2:-1] if len(left) > 1 else ()
     columns = right[-1:] if len(right) > 1 else ()
-    batch = broadcast_shapes(facts, [left[:-2], right[:-2]])
+    batch = broadcast_shapes([left[:-2], right[:-2]])
     return ((*batch, *rows, *columns),)
 
 
@@ -473,8 +468,7 @@ def _einsum(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
         if shape is None or len(names) != len(shape):
             return ()
         for name, size in zip(names, shape):
-            both = sizes.broadcast(known[name], size) if name in known else size
-            known[name] = facts.unknown() if both is None else both
+            known[name] = sizes.broadcast(known[name], size) if name in known else size
     if any(name not in known for name in labels[1]):
         return ()
     return (tuple(known[name] for name in labels[1]),)

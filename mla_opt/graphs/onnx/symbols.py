@@ -56,21 +56,19 @@ class SymbolicShapes:
 
     def _decide(self, value: ir.Value) -> None:
         """Decide on a value, what it is computed from first; no depth of a graph stops it."""
-        pending, opened = [value], {value}
+        pending, path = [value], {value}
         while pending:
             current = pending[-1]
-            if current in self._shapes:
-                pending.pop()
-                continue
             node = current.producer()
-            missing = [each for each in _read(node) if each not in self._shapes]
-            ahead = [each for each in missing if each not in opened]
-            if ahead:
-                pending.extend(ahead)
-                opened.update(ahead)
+            missing = next((each for each in _read(node) if each not in self._shapes), None)
+            if missing is not None and missing not in path and current not in self._shapes:
+                pending.append(missing)
+                path.add(missing)
                 continue
-            pending.pop()
-            if node is None or missing:  # missing here: a malformed graph, in a circle
+            path.discard(pending.pop())
+            if current in self._shapes:
+                continue
+            if node is None or missing is not None:  # a malformed graph, in a circle
                 self._shapes[current] = self._given(current) if node is None else None
             else:
                 self._infer(node)

@@ -1,0 +1,173 @@
+"""What keys and values are made of, walked back with the axes of everything on the way.
+
+The walk begins at values whose axes are known and goes back through every operation that has a rule
+(:mod:`mla_opt.matching.axis_rules`). What is left are leaves: values that rows may begin at. Each
+is made of, sequence by sequence and token by token, what its axes say; that holds at every size.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from mla_opt.graphs import operations as op
+from mla_opt.graphs import sizes
+from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Node, Value
+from mla_opt.matching.axes import ApartError, Axis, Placement, Variables, merge
+from mla_opt.matching.axis_rules import Operand, Step, operands
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Rows of the past, an input of the graph, and new ones, put together along the tokens."""
+
+    past: Value
+    new: Value
+    joined: Value
+    axis: int
+
+
+@dataclass(slots=True)
+class Region:
+    """Everything between some values and their leaves.
+
+    Attributes:
+        axes: of every value of the region, leaves included.
+        made_of: the operands that each inner value is made of.
+        leaves: where the walk ended, and why there.
+        joins: caches on the way.
+    """
+
+    axes: dict[Value, Placement] = field(default_factory=dict)
+    made_of: dict[Value, tuple[Value, ...]] = field(default_factory=dict)
+    leaves: dict[Value, str] = field(default_factory=dict)
+    joins: list[Join] = field(default_factory=list)
+
+
+def walk(
+    graph: Graph,
+    variables: Variables,
+    roots: Mapping[Value, Placement],
+    *,
+    tokens: str,
+    stop_at: Collection[Value] = (),
+) -> Region:
+    """Walk back from ``roots``, last node first, and no further than ``stop_at``.
+
+    ``tokens`` is the variable of the tokens that the roots hold.
+
+    Raises:
+        ApartError: one value is read in two ways that cannot both be.
+    """
+    found = _Walk(graph, variables, tokens, frozenset(stop_at))
+    for value, axes in roots.items():
+        found.add(value, axes)
+    while found.pending:
+        found.step()
+    return found.region
+
+
+@dataclass(slots=True)
+class _Walk:
+    graph: Graph
+    variables: Variables
+    tokens: str
+    stop_at: frozenset[Value]
+    region: Region = field(default_factory=Region)
+    pending: list[tuple[int, int, Value]] = field(default_factory=list)
+
+    def add(self, value: Value, axes: Placement) -> None:
+        """Take in a value that is read with these axes, as well as with those known already."""
+        known = self.region.axes.get(value)
+        if known is not None:
+            axes = merge(self.variables, known, axes)
+        else:
+            node = self.graph.producer(value)
+            place = -1 if node is None else self.graph.position(node)
+            heapq.heappush(self.pending, (-place, len(self.region.axes), value))
+        self.region.axes[value] = axes
+
+    def step(self) -> None:
+        """Go back through what makes the last value of the region."""
+        _, _, value = heapq.heappop(self.pending)
+        node = self.graph.producer(value)
+        if node is None or value in self.stop_at:
+            self.region.leaves[value] = "an input" if node is None else ""
+            return
+        try:
+            parts = self._parts(node, value)
+        except ApartError as error:
+            self.region.leaves[value] = f"{self.graph.label(node)}: {error}"
+            return
+        if parts is None:
+            self.region.leaves[value] = f"{self.graph.label(node)} is not linear in what it reads"
+            return
+        self.region.made_of[value] = tuple(part.value for part in parts)
+        for part in parts:
+            self.add(part.value, part.axes)
+
+    def _parts(self, node: Node, value: Value) -> list[Operand] | None:
+        operation = self.graph.operation(node)
+        joined = self._join(operation, value)
+        if joined is not None:
+            return [joined]
+        step = Step(self.graph, self.variables, node, value, self.region.axes[value])
+        parts = operands(step, operation)
+        if parts is None:
+            return None
+        return [part for part in parts if not self.graph.is_constant(part.value)]
+
+    def _join(self, operation: op.Operation, value: Value) -> Operand | None:
+        """The new rows, where a cache is joined: what is known of tokens goes on with those."""
+        if not isinstance(operation, op.Layout) or not isinstance(operation.move, op.Joined):
+            return None
+        if len(operation.data) != 2:
+            return None
+        past, new = operation.data
+        axis = operation.move.axis
+        axes = self.region.axes[value]
+        if not self.graph.is_input(past) or self.graph.is_input(new):
+            return None
+        if not self._is_tokens(axes[axis]):
+            return None
+        shape = self.graph.sizes(new)
+        if shape is None:
+            return None
+        self.region.joins.append(Join(past, new, value, axis))
+        of_new = list(axes)
+        of_new[axis] = self.variables.new(new_tokens(self.tokens), shape[axis])
+        self.variables.whole.add(new_tokens(self.tokens))
+        return Operand(new, tuple(of_new))
+
+    def _is_tokens(self, axis: Axis) -> bool:
+        return tuple(atom.name for atom in self.variables.current(axis)) == self.variables.names(
+            self.tokens
+        )
+
+
+def new_tokens(tokens: str) -> str:
+    """The variable of the tokens that a call adds, by that of all tokens."""
+    return f"{tokens}+"
+
+
+def token_axis(variables: Variables, axes: Placement, tokens: str) -> int | None:
+    """The one axis that is the tokens and nothing else; ``None`` where there is none."""
+    names = {tokens, new_tokens(tokens)}
+    wanted = [variables.names(name) for name in names]
+    found = [
+        place
+        for place, axis in enumerate(axes)
+        if axis and tuple(atom.name for atom in variables.current(axis)) in wanted
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def holds_all(variables: Variables, axes: Placement, name: str) -> bool:
+    """Whether a variable, of more than one place, is an axis of its own or part of one, unmixed."""
+    names = set(variables.names(name))
+    found = {
+        atom.name for axis in axes for atom in variables.current(axis) if atom.name is not None
+    }
+    return names <= found or sizes.same(variables.sizes.get(name, 1), 1)
