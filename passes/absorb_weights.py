@@ -14,12 +14,14 @@ from typing import ClassVar
 
 from mla_opt.emission.absorbed import emit_absorbed
 from mla_opt.emission.expanded import emit_expanded
-from mla_opt.emission.operands import as_rows, operands
+from mla_opt.emission.layout import restored
+from mla_opt.emission.operands import layouts, new_rows, operands
 from mla_opt.emission.rows import Rows
 from mla_opt.errors import PassError
 from mla_opt.graphs.protocol import Graph
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite
+from mla_opt.sites.layout import QUERY
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,13 @@ class AbsorbWeights(Pass):
 def _absorb(graph: Graph, site: LatentAttentionSite) -> None:
     builder = graph.builder(site.core.last, f"{site.name}/mla")
     site.operands = operands(graph, builder, site)
-    halves = (site.latent,) if site.rope is None else (site.latent, site.rope)
-    rows = Rows(new=tuple(as_rows(graph, builder, half) for half in halves))
+    rows = Rows(new=new_rows(builder, site))
     emit = emit_expanded if site.form == "none" else emit_absorbed
     emitted = emit(builder, site, site.operands, rows)
     folded = site.output_projection
-    graph.replace(site.core.output if folded is None else folded.result, emitted.output)
     site.output = emitted.output
+    if folded is not None:
+        graph.replace(folded.result, emitted.output)
+        return
+    made = restored(builder, emitted.output, layouts(site).output, QUERY, "output_as_it_was")
+    graph.replace(site.core.output, made)

@@ -19,7 +19,7 @@ from typing import ClassVar
 from mla_opt.cost_model import expanded_from
 from mla_opt.emission.absorbed import emit_absorbed
 from mla_opt.emission.expanded import emit_expanded
-from mla_opt.emission.operands import as_rows
+from mla_opt.emission.operands import new_rows
 from mla_opt.emission.rows import Rows
 from mla_opt.errors import PassError
 from mla_opt.geometry import MlaGeometry
@@ -83,8 +83,7 @@ def _branch(graph: Graph, site: LatentAttentionSite, conditions: Conditions) -> 
 def _rows(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Rows:
     if site.fused:
         return rows_of(site)
-    halves = (site.latent,) if site.rope is None else (site.latent, site.rope)
-    return Rows(new=tuple(as_rows(graph, builder, half) for half in halves))
+    return Rows(new=new_rows(builder, site))
 
 
 def _condition(

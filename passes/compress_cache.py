@@ -18,12 +18,13 @@ from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
 
 from mla_opt.emission.expanded import expanded_keys, expanded_values
-from mla_opt.emission.operands import as_rows, store_weights
+from mla_opt.emission.operands import new_rows, store_weights
 from mla_opt.errors import InputError, PassError, Refusal
 from mla_opt.graphs.protocol import Builder, Graph, Size
 from mla_opt.handles import Value
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite, PastConcat
+from mla_opt.sites.layout import KEYS, Layout, Part
 
 _SEPARATORS = "._/"
 
@@ -78,9 +79,7 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     """Cache the rows that keys and values are made of, and make those from the joined rows."""
     assert site.expanded is not None and site.weights is not None
     builder = graph.builder(site.core.first, f"{site.name}/mla")
-    latent = as_rows(graph, builder, site.latent)
-    rope = None if site.rope is None else as_rows(graph, builder, site.rope)
-    new = (latent,) if rope is None else (latent, rope)
+    new = new_rows(builder, site)
     past = _latent_inputs(graph, site)
     joined = tuple(
         builder.concat((old, added), 2, f"cache_{index}")
@@ -88,8 +87,15 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     )
     site.cache = CacheSlots("split", past, new, joined)
     _replace_expanded(graph, builder, site, site.cache)
-    site.latent, site.rope = joined[0], joined[1] if rope is not None else None
+    site.latent, site.rope = joined[0], joined[1] if site.rope is not None else None
+    site.latent_layout, site.rope_layout = _standard_rows(site)
     site.expanded = None
+
+
+def _standard_rows(site: LatentAttentionSite) -> tuple[Layout, Layout | None]:
+    """Layouts of ``[B, 1, T, X]``."""
+    axes = tuple((Part(role, None),) if role != "head" else () for role in KEYS)
+    return axes, None if site.rope is None else axes
 
 
 def _latent_inputs(graph: Graph, site: LatentAttentionSite) -> tuple[Value, ...]:

@@ -20,7 +20,7 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
 from mla_opt.matching.attention_core import attention_cores
-from mla_opt.matching.latent_region import TOKEN_AXIS, NotLatentError, latent_site
+from mla_opt.matching.latent_region import NotLatentError, latent_site
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, Ends, LatentAttentionSite
 
@@ -39,9 +39,10 @@ class FindLatentAttention(Pass):
         """Fill ``graph.sites``."""
         refusals: list[Refusal] = []
         names: set[str] = set()
-        for number, core in enumerate(attention_cores(graph)):
+        for number, read in enumerate(attention_cores(graph)):
+            core = read.core
             try:
-                site = latent_site(graph, core)
+                site = latent_site(graph, read)
                 _check_causal(graph, site)
             except (NotLatentError, InputError) as error:
                 name = _unique(_site_name(graph, (core.value, core.key), number), names)
@@ -65,8 +66,7 @@ def _check_causal(graph: Graph, site: LatentAttentionSite) -> None:
     """A fused node aligns its causal mask to the first key, the operator to the last."""
     if not site.core.causal:
         return
-    query, key = graph.example_shape(site.core.query), graph.example_shape(site.core.key)
-    if query is None or key is None or query[2] != key[2]:
+    if not site.only_new_rows:
         raise NotLatentError(
             "causal_alignment",
             "its causal mask is aligned to the first key, yet there are more keys than queries",
@@ -110,7 +110,7 @@ def _joined(graph: Graph, value: Value) -> tuple[Value, Value, Value] | None:
     """``(past, new, joined)`` of a value that joins an input of the graph and new rows."""
     node = graph.producer(value)
     operation = None if node is None else graph.operation(node)
-    if not isinstance(operation, op.Layout) or operation.concat_axis != TOKEN_AXIS:
+    if not isinstance(operation, op.Layout) or operation.concat_axis != -2:
         return None
     if len(operation.data) != 2 or not graph.is_input(operation.data[0]):
         return None

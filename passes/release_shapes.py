@@ -16,6 +16,7 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, FAR, Binding, Graph, Size
 from mla_opt.handles import Node, Value
 from mla_opt.pipeline import Pass, PassResult
+from mla_opt.sites import LatentAttentionSite
 
 Source = tuple[tuple[int | tuple[Value, int | None], ...], tuple[int, ...]]
 """Axes and numbers that add up, and what they add up to in the examples."""
@@ -57,7 +58,7 @@ class _Cones:
 
     @classmethod
     def of(cls, graph: Graph) -> _Cones:
-        cores = {node for site in graph.sites for node in (site.projection, *site.core.nodes)}
+        cores = {node for site in graph.sites for node in _replaced(site)}
         joined = {each for site in graph.sites if site.cache for each in site.cache.joined}
         return cls(_alive(graph), cores, joined)
 
@@ -90,6 +91,12 @@ class _Cones:
             seen.add(node)
             pending.extend(graph.producer(each) for each in graph.reads(node))
         return False
+
+
+def _replaced(site: LatentAttentionSite) -> tuple[Node, ...]:
+    """Nodes that a rewritten site does not need."""
+    projection = () if site.projection is None else (site.projection,)
+    return (*projection, *site.core.nodes)
 
 
 def _is_part_of(graph: Graph, value: Value, wholes: set[Value]) -> bool:

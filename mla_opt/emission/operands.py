@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from mla_opt.emission.layout import standard
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Builder, Graph
 from mla_opt.handles import Value
 from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights, Operands, StoredWeights
+from mla_opt.sites.core import CoreLayouts
+from mla_opt.sites.layout import KEYS, QUERY, SCORES, Layout
 
 
 def operands(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Operands:
@@ -94,7 +97,7 @@ def _store(
 def _query_parts(
     graph: Graph, builder: Builder, site: LatentAttentionSite, weights: LatentWeights
 ) -> tuple[Value, Value | None]:
-    query = site.core.query
+    query = standard(builder, site.core.query, layouts(site).query, QUERY, "query_by_head")
     n, r = len(weights.nope_dims), len(weights.rope_dims)
     if weights.nope_dims == tuple(range(n)) and weights.rope_dims == tuple(range(n, n + r)):
         if not r:
@@ -129,7 +132,7 @@ def _bias(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | 
     """All bias terms as one: boolean if there is nothing else, additive otherwise."""
     masks = [_allowed(builder, term) for term in site.core.bias if is_boolean(graph, term)]
     addends = [
-        _addend(graph, builder, term.value, site.core.query)
+        _addend(graph, builder, term, site.core.query)
         for term in site.core.bias
         if not is_boolean(graph, term)
     ]
@@ -145,13 +148,14 @@ def _bias(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | 
     return builder.where(mask, total, never, "bias")
 
 
-def _addend(graph: Graph, builder: Builder, value: Value, query: Value) -> Value:
+def _addend(graph: Graph, builder: Builder, term: BiasTerm, query: Value) -> Value:
     """An addend as the operator takes it: with at least one axis, in the query's element type.
 
     An attention that computes in a wider type than its query has its mask in that type.
     """
-    wide = graph.dtype(value) != graph.dtype(query)
-    if graph.example_shape(value) == ():
+    wide = graph.dtype(term.value) != graph.dtype(query)
+    value = _as_scores(builder, term)
+    if graph.example_shape(term.value) == ():
         value = builder.reshape(value, builder.integers(1), "bias_with_axis")
     return builder.cast_like(value, query, "bias_of_query_type") if wide else value
 
@@ -164,7 +168,31 @@ def is_boolean(graph: Graph, term: BiasTerm) -> bool:
 
 
 def _allowed(builder: Builder, term: BiasTerm) -> Value:
-    return builder.negate(term.value, "mask") if term.kind == "blocked" else term.value
+    mask = _as_scores(builder, term)
+    return builder.negate(mask, "mask") if term.kind == "blocked" else mask
+
+
+def _as_scores(builder: Builder, term: BiasTerm) -> Value:
+    """A bias whose axes, as far as it has them, are the last of ``[B, H, S, T]``."""
+    layout = term.layout
+    if layout is None or is_tail(layout):
+        return term.value
+    return standard(builder, term.value, layout, SCORES, "bias_by_head")
+
+
+def is_tail(layout: Layout) -> bool:
+    """Whether axes are the last of those of the scores, in their order."""
+    tail = SCORES[len(SCORES) - len(layout) :]
+    return len(layout) <= len(SCORES) and all(
+        len(axis) <= 1 and all(part.role == role for part in axis)
+        for axis, role in zip(layout, tail)
+    )
+
+
+def layouts(site: LatentAttentionSite) -> CoreLayouts:
+    """Where the axes of the attention are in its graph."""
+    assert site.core.layouts is not None
+    return site.core.layouts
 
 
 def _sink(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | None:
@@ -176,7 +204,15 @@ def _sink(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | 
     return builder.constant(content.reshape(-1).astype(dtype), "sink")
 
 
-def as_rows(graph: Graph, builder: Builder, value: Value) -> Value:
-    """Latent rows as ``[B, 1, T, X]``, whatever rank the graph has them in."""
-    shape = graph.example_shape(value)
-    return builder.unsqueeze(value, 1, "rows") if shape is not None and len(shape) == 3 else value
+def as_rows(builder: Builder, value: Value, layout: Layout | None) -> Value:
+    """Latent rows as ``[B, 1, T, X]``, whatever axes the graph has them in."""
+    assert layout is not None
+    return standard(builder, value, layout, KEYS, "rows")
+
+
+def new_rows(builder: Builder, site: LatentAttentionSite) -> tuple[Value, ...]:
+    """``c_kv`` and, unless R is 0, ``k_pe``, each ``[B, 1, T, X]``."""
+    latent = as_rows(builder, site.latent, site.latent_layout)
+    if site.rope is None:
+        return (latent,)
+    return latent, as_rows(builder, site.rope, site.rope_layout)

@@ -44,6 +44,7 @@ class CoreAxes:
     key: Placement = ()
     value: Placement = ()
     output: Placement = ()
+    bias: tuple[Placement, ...] = ()
     keys: str = _KEYS
     apart: str = ""
     at: Node | None = None
@@ -80,6 +81,7 @@ class _Scores:
     key: _At
     scale: float = 1.0
     bias: tuple[BiasTerm, ...] = ()
+    bias_axes: tuple[Placement, ...] = ()
     sink: Value | None = None
     nodes: tuple[Node, ...] = field(default=())
 
@@ -140,7 +142,21 @@ def _fused_axes(graph: Graph, node: Node, fused: op.FusedAttention) -> CoreAxes:
         key=(batch, heads, seen, wide[0]),
         value=(batch, heads, seen, wide[1]),
         output=(batch, heads, new, wide[1]),
+        bias=_bias_of_fused(graph, fused, (batch, heads, new, seen)),
     )
+
+
+def _bias_of_fused(
+    graph: Graph, fused: op.FusedAttention, scores: Placement
+) -> tuple[Placement, ...]:
+    """Axes of a mask that is broadcast to the scores."""
+    if fused.bias is None:
+        return ()
+    shape = graph.sizes(fused.bias)
+    if shape is None or len(shape) > len(scores):
+        return (scores,)
+    own = scores[len(scores) - len(shape) :]
+    return (tuple(() if size == 1 else axis for size, axis in zip(shape, own)),)
 
 
 # A softmax
@@ -176,6 +192,7 @@ def _from_softmax(graph: Graph, node: Node, softmax: op.Softmax) -> ReadCore | N
         variables,
         query.axes or (),
         key.axes or (),
+        bias=scores.bias_axes,
         apart=query.apart or key.apart,
         at=query.lost_at or key.lost_at,
     )
@@ -376,7 +393,10 @@ def _scores_step(
     graph: Graph, variables: Variables, at: _At, node: Node, depth: int
 ) -> _Scores | None:
     def back(value: Value) -> _Scores | None:
-        return _scores(graph, variables, _through(graph, variables, at, node, value), depth)
+        return _scores(graph, variables, there(value), depth)
+
+    def there(value: Value) -> _At:
+        return _through(graph, variables, at, node, value)
 
     match graph.operation(node):
         case op.MatMul() as product if product.addend is None:
@@ -389,12 +409,16 @@ def _scores_step(
         case op.Cast(data):
             return back(data)
         case op.Add(left, right):
-            return _with_bias(back(left), right) or _with_bias(back(right), left)
+            for scores, bias in ((left, right), (right, left)):
+                found = back(scores)
+                if found is not None:
+                    return _with_bias(found, BiasTerm("additive", bias), there(bias))
+            return None
         case op.Select(condition, chosen, other):
             for scores, fill, kind in ((chosen, other, "boolean"), (other, chosen, "blocked")):
                 found = back(scores) if _forbids(graph, fill) else None
                 if found is not None:
-                    return replace(found, bias=(*found.bias, BiasTerm(kind, condition)))
+                    return _with_bias(found, BiasTerm(kind, condition), there(condition))
             return None
         case op.Subtract(left, right):
             return back(left) if _is_row_maximum(graph, right) else None
@@ -443,10 +467,12 @@ def _names_in(variables: Variables, axes: Placement) -> set[str]:
     return {name for axis in axes for atom in variables.current(axis) for name in atom.variables}
 
 
-def _with_bias(found: _Scores | None, bias: Value) -> _Scores | None:
-    if found is None:
-        return None
-    return replace(found, bias=(*found.bias, BiasTerm("additive", bias)))
+def _with_bias(found: _Scores, term: BiasTerm, at: _At) -> _Scores:
+    query = found.query
+    if at.axes is None and not query.apart:
+        query = query.lost(query.value, at.apart, at.lost_at or found.first)
+    axes = (*found.bias_axes, at.axes or ())
+    return replace(found, query=query, bias=(*found.bias, term), bias_axes=axes)
 
 
 def _forbids(graph: Graph, fill: Value) -> bool:

@@ -92,8 +92,9 @@ def _permuted(step: Step, data: tuple[Value, ...], move: op.Permuted) -> Sequenc
 
 
 def _reshaped(step: Step, data: tuple[Value, ...], move: op.Reshaped) -> Sequence[Operand]:
-    shape = step.shape(data[0])
-    atoms = [atom for axis in step.axes for atom in step.variables.current(axis)]
+    shape, after = step.shape(data[0]), step.shape(step.result)
+    sized = (_of_size(step.variables.current(axis), size) for axis, size in zip(step.axes, after))
+    atoms = [atom for axis in sized for atom in axis]
     return (Operand(data[0], regroup(step.variables, atoms, shape)),)
 
 

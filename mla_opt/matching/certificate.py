@@ -15,8 +15,11 @@ import numpy as np
 from mla_opt.graphs.protocol import EXAMPLE, Binding, Graph
 from mla_opt.handles import Array, Float64, Value
 from mla_opt.matching.extraction import Region
+from mla_opt.matching.latent_region import NotLatentError
 from mla_opt.operator.reference import latent_attention
 from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights
+from mla_opt.sites.core import CoreLayouts
+from mla_opt.sites.layout import QUERY, SCORES, Part, to_standard
 
 TOLERANCE = {"float64": 1e-6, "float32": 2e-5, "float16": 2e-2}
 """Largest relative error that is rounding, by element type."""
@@ -81,25 +84,39 @@ class _Case:
     rng: np.random.Generator
     matrices: _Matrices
 
+    @property
+    def region(self) -> Region:
+        """What makes keys and values."""
+        return Region.of(self.graph, self.site)
+
+    @property
+    def layouts(self) -> CoreLayouts:
+        """Where the axes of the attention are."""
+        assert self.site.core.layouts is not None
+        return self.site.core.layouts
+
     def region_error(self) -> float:
         """Error of keys and values over several sequences."""
-        region = Region.of(self.graph, self.site)
-        shape = region.shape(region.latent)
-        rows = self._rounded((shape[0], shape[-2], self._row_width()), region.latent)
-        keys, values = region.run(rows)
-        of_keys, of_values = (
-            _relative(self._keys(rows), keys),
-            _relative(self._values(rows), values),
+        batch, tokens, _ = self.region.standard_shape(self.site.latent)
+        rows = self._rounded((batch, tokens, self._row_width()), self.site.latent)
+        keys, values = self.region.run(rows)
+        expected = self._keys(rows)
+        nope, rope = list(self.weights.nope_dims), list(self.weights.rope_dims)
+        return float(
+            np.max(
+                [
+                    _relative(expected[..., nope], keys[..., nope]),
+                    _relative(expected[..., rope], keys[..., rope]),
+                    _relative(self._values(rows), values),
+                ]
+            )
         )
-        return float(np.max([of_keys, of_values]))
 
     def attention_error(self) -> float:
         """Error of the attention's output."""
         core = self.site.core
         rows, feeds = self._rows()
-        query_shape = _shape(self.binding, core.query)
-        query = self._rounded(query_shape, core.query)
-        feeds[core.query] = query.astype(self.graph.dtype(core.query))
+        query, feeds[core.query] = self._query()
         bias = self._bias(feeds)
         (seen,) = self.binding.run([core.output], feeds)
         sink = None if core.sink is None else _content(self.binding, core.sink).reshape(-1)
@@ -112,7 +129,14 @@ class _Case:
             kv_lora_rank=self.weights.w_uk.shape[2],
             causal=core.causal,
         ).output
-        return _relative(latent @ self.matrices.w_uv + self.matrices.value_bias, seen)
+        expected = latent @ self.matrices.w_uv + self.matrices.value_bias
+        return _relative(expected, to_standard(seen, self.layouts.output, QUERY))
+
+    def _query(self) -> tuple[Float64, Array]:
+        """A random query, ``[B, H, S, N + R]`` and as the graph has it."""
+        value, layout = self.site.core.query, self.layouts.query
+        given = self._rounded(_shape(self.binding, value), value)
+        return to_standard(given, layout, QUERY), given.astype(self.graph.dtype(value))
 
     def _keys(self, rows: Float64) -> Float64:
         """Keys ``[B, H, T, D]`` of latent rows ``[B, T, C + R]``, by the matrices."""
@@ -124,7 +148,8 @@ class _Case:
         ] @ self.matrices.w_uk.swapaxes(-1, -2)
         keys[..., list(self.weights.rope_dims)] = rows[:, None, :, c:]
         keys *= self.weights.key_scale
-        return keys
+        bias = self.weights.key_bias
+        return keys if bias is None else keys + bias[None, :, None, :].astype(np.float64)
 
     def _values(self, rows: Float64) -> Float64:
         """Values ``[B, H, T, V]`` of latent rows ``[B, T, C + R]``, by the matrices."""
@@ -142,31 +167,35 @@ class _Case:
 
     def _rows(self) -> tuple[Float64, dict[Value, Array]]:
         """Latent rows ``[B, T, C + R]``, and what the original is fed for them."""
+        batch, tokens, _ = self.region.standard_shape(self.site.latent)
+        new = self._rounded((batch, tokens, self._row_width()), self.site.latent)
+        feeds = self.region.fed(new)
         if self.site.expanded is None:
-            shape = _shape(self.binding, self.site.latent)
-            return self._fed_rows(shape[0], shape[-2])
-        key_past = _shape(self.binding, self.site.expanded[0].past)
-        batch, past = key_past[0], key_past[2]
-        old = self._rounded((batch, past, self._row_width()), self.site.latent)
-        shape = _shape(self.binding, self.site.latent)
-        new, feeds = self._fed_rows(shape[0], shape[-2])
-        for part, expand in zip(self.site.expanded, (self._keys, self._values)):
-            feeds[part.past] = expand(old).astype(self.graph.dtype(part.past))
-        return np.concatenate([old, new], axis=1), feeds
+            return new, feeds
+        old, past = self._past_rows(batch, tokens)
+        return np.concatenate([old, new], axis=1), {**feeds, **past}
+
+    def _past_rows(self, batch: int, tokens: int) -> tuple[Float64, dict[Value, Array]]:
+        """Rows of the past, and what the caches hold for them: what new rows once became."""
+        expanded = self.site.expanded
+        assert expanded is not None
+        count = _shape(self.binding, expanded[0].past)[expanded[0].axis]
+        rows, made = [np.zeros((batch, 0, self._row_width()))], []
+        for _ in range(-(-count // tokens)):
+            rows.append(self._rounded((batch, tokens, self._row_width()), self.site.latent))
+            made.append(
+                self.binding.run([part.new for part in expanded], self.region.fed(rows[-1]))
+            )
+        feeds = {}
+        for place, part in enumerate(expanded):
+            empty = np.zeros(_shape(self.binding, part.past))
+            kept = [empty.take(range(0), axis=part.axis), *(each[place] for each in made)]
+            joined = np.concatenate(kept, axis=part.axis).take(range(count), axis=part.axis)
+            feeds[part.past] = joined.astype(self.graph.dtype(part.past))
+        return np.concatenate(rows, axis=1)[:, :count], feeds
 
     def _row_width(self) -> int:
         return int(self.weights.w_uk.shape[2]) + len(self.weights.rope_dims)
-
-    def _fed_rows(self, batch: int, tokens: int) -> tuple[Float64, dict[Value, Array]]:
-        rows = self._rounded((batch, tokens, self._row_width()), self.site.latent)
-        c = self.weights.w_uk.shape[2]
-        parts = [(self.site.latent, rows[..., :c])]
-        if self.site.rope is not None:
-            parts.append((self.site.rope, rows[..., c:]))
-        return rows, {
-            value: part.reshape(_shape(self.binding, value)).astype(self.graph.dtype(value))
-            for value, part in parts
-        }
 
     def _bias(self, feeds: dict[Value, Array]) -> Float64 | None:
         """Random masks for every bias term; returns their sum as an additive bias."""
@@ -176,7 +205,7 @@ class _Case:
             if content is None:
                 content = self._random_bias(term)
                 feeds[term.value] = content
-            part = _additive(term.kind, content)
+            part = to_standard(_additive(term.kind, content), term.layout or (), SCORES)
             total = part if total is None else total + part
         return total
 
@@ -184,19 +213,21 @@ class _Case:
         """A mask that leaves every query something to attend to, or random addends."""
         if self.graph.is_constant(term.value):
             return _content(self.binding, term.value)
-        shape = self.binding.shape(term.value) or self._score_shape()
+        shape = self._bias_shape(term)
         if self.graph.dtype(term.value) != np.bool_:
             return self._rounded(shape, term.value).astype(self.graph.dtype(term.value))
         mask = self.rng.random(shape) < 0.7
-        mask[..., 0] = term.kind != "blocked"
+        axis = next((at for at, parts in enumerate(term.layout or ()) if _is_keys(parts)), None)
+        first = mask if axis is None else np.moveaxis(mask, axis, 0)[:1]
+        first[...] = term.kind != "blocked"
         return mask
 
-    def _score_shape(self) -> tuple[int, ...]:
-        """``[B, 1, S, T]``: what every bias broadcasts from, where its own shape is unknown."""
-        query, value = (
-            _shape(self.binding, each) for each in (self.site.core.query, self.site.core.value)
-        )
-        return (query[0], 1, query[2], value[2])
+    def _bias_shape(self, term: BiasTerm) -> tuple[int, ...]:
+        """The shape of a mask; by what it is broadcast to, where its own is unknown."""
+        shape = self.binding.shape(term.value)
+        if shape is not None:
+            return shape
+        raise NotLatentError("unknown_shape", f"the shape of the mask {term.value.name} is unknown")
 
     def _rounded(self, shape: tuple[int, ...], like: Value) -> Float64:
         """Random numbers that are exact in the element type of ``like``."""
@@ -212,13 +243,18 @@ def _additive(kind: str, content: Array) -> Float64:
     return content.astype(np.float64)
 
 
+def _is_keys(parts: tuple[Part, ...]) -> bool:
+    return any(part.role == "key" for part in parts)
+
+
 def _relative(expected: Float64, seen: Array) -> float:
-    """Largest error, relative to the largest magnitude; NaN where either has one."""
+    """Largest error of any head, relative to that head's magnitude; NaN where either has one."""
     if expected.shape != seen.shape:
         return float("inf")
     if not seen.size:
         return 0.0
-    return float(np.abs(expected - seen).max() / max(np.abs(expected).max(), 1e-30))
+    errors = np.abs(expected - seen).max(axis=(0, 2, 3))
+    return float((errors / np.maximum(np.abs(expected).max(axis=(0, 2, 3)), 1e-30)).max())
 
 
 def _shape(binding: Binding, value: Value) -> tuple[int, ...]:

@@ -38,9 +38,7 @@ def narrowest(
             return None
         network.push(path, amount)
     reached = network.reached(starts)
-    return tuple(
-        value for value, read in reached if read and (value, False) not in reached
-    )
+    return tuple(value for value, read in reached if read and (value, False) not in reached)
 
 
 class _Network:

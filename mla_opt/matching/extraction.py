@@ -1,24 +1,28 @@
 """Reading the matrices of a latent attention off its graph, by running parts of it.
 
-Keys and values are made of one linear layer's output and of ``k_pe`` by layout alone. Labels sent
-through that layout (:mod:`mla_opt.matching.labels`) tell which column of the layer each head and
-dim is, whatever the order of dims, the way keys are put together, or the exporter; then the
-matrices are columns of the layer's own. Random latent rows through the whole region, layer
-included, measure how well the matrices describe it.
+What lies between rows and keys and values does the same to every token and every sequence, and is
+affine in the row: that has been proved (:mod:`mla_opt.matching.region`). So basis rows sent through
+it give the matrices, whatever they are stored as. Where one plain linear layer is all that computes
+there, labels sent through the layout behind it (:mod:`mla_opt.matching.labels`) tell which column of
+the layer each head and dim is, and the matrices are columns of the layer's own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Binding, Graph
 from mla_opt.handles import Array, Float64, Node, Value
 from mla_opt.matching.labels import Trace, trace
 from mla_opt.matching.latent_region import NotLatentError
-from mla_opt.matching.linear_matrix import LinearMatrix, linear_matrix
+from mla_opt.matching.linear_matrix import linear_matrix
 from mla_opt.sites import LatentAttentionSite, LatentWeights
+from mla_opt.sites.core import AttentionCore, CoreLayouts
+from mla_opt.sites.layout import KEYS, ROWS, from_standard, head_count, heads_of, to_standard
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +31,38 @@ class Region:
 
     graph: Graph
     binding: Binding
-    projection: Node
-    latent: Value
-    rope: Value | None
-    key: Value
-    value: Value
-    key_is_transposed: bool
+    site: LatentAttentionSite
 
     @classmethod
     def of(cls, graph: Graph, site: LatentAttentionSite) -> Region:
-        """The region of a site: before the cache, when expanded rows are cached."""
-        binding = graph.nearest_binding(*EXAMPLE)
-        if site.expanded is None:
-            key, value, transposed = site.core.key, site.core.value, site.core.key_is_transposed
-        else:
-            key, value, transposed = site.expanded[0].new, site.expanded[1].new, False
-        return cls(graph, binding, site.projection, site.latent, site.rope, key, value, transposed)
+        """The region of a site, at small sizes."""
+        return cls(graph, graph.nearest_binding(*EXAMPLE), site)
+
+    @property
+    def core(self) -> AttentionCore:
+        """The attention."""
+        return self.site.core
+
+    @property
+    def layouts(self) -> CoreLayouts:
+        """Where its axes are."""
+        assert self.core.layouts is not None
+        return self.core.layouts
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return head_count(self.layouts.query)
+
+    @property
+    def latent_width(self) -> int:
+        """C."""
+        return self.standard_shape(self.site.latent)[2]
 
     @property
     def rope_width(self) -> int:
         """R."""
-        return 0 if self.rope is None else self.shape(self.rope)[-1]
+        return 0 if self.site.rope is None else self.standard_shape(self.site.rope)[2]
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """Shape of a value; raises `NotLatentError` where it is unknown."""
@@ -56,115 +71,202 @@ class Region:
             raise NotLatentError("unknown_shape", f"the shape of {value.name} cannot be inferred")
         return shape
 
-    def run(self, rows: Float64) -> tuple[Array, Array]:
+    def standard_shape(self, rows: Value) -> tuple[int, int, int]:
+        """B, T and width of latent rows."""
+        layout = self.site.latent_layout if rows is self.site.latent else self.site.rope_layout
+        assert layout is not None
+        batch, tokens, width = to_standard(np.empty(self.shape(rows)), layout, ROWS).shape
+        return batch, tokens, width
+
+    def fed(self, rows: Array) -> dict[Value, Array]:
+        """Latent rows ``[B, T, C + R]`` as what the graph has of them."""
+        site, c = self.site, self.latent_width
+        feeds = {site.latent: self._placed(site.latent, site.latent_layout, rows[..., :c])}
+        if site.rope is not None and site.rope_layout is not None:
+            feeds[site.rope] = self._placed(site.rope, site.rope_layout, rows[..., c:])
+        return feeds
+
+    def _placed(self, value: Value, layout: tuple[tuple[object, ...], ...], rows: Array) -> Array:
+        placed = from_standard(rows, layout, ROWS, self.shape(value))  # type: ignore[arg-type]
+        return placed.astype(self.graph.dtype(value))
+
+    def run(self, rows: Array) -> tuple[Array, Array]:
         """Keys ``[B, H, T, D]`` and values ``[B, H, T, V]`` of latent rows ``[B, T, C + R]``."""
-        c = self.shape(self.latent)[-1]
-        return self._run({self.latent: rows[..., :c]}, rows[..., c:])
+        return self.run_from(self.fed(rows), rows.shape[1])
 
-    def run_layout(self, projected: Array, rope: Array) -> tuple[Array, Array]:
-        """The same of one row of the layer's output and one of ``k_pe``, for every token."""
-        (output,) = self.graph.results(self.projection)
-        return self._run({output: projected}, rope)
+    def run_from(self, feeds: dict[Value, Array], tokens: int) -> tuple[Array, Array]:
+        """The same of other values in the place of the rows; past rows are zeros."""
+        if self.site.expanded is not None:
+            for part in self.site.expanded:
+                empty = np.zeros(self.shape(part.past), dtype=self.graph.dtype(part.past))
+                feeds = {part.past: empty, **feeds}
+        wanted = [self.core.key, self.core.value]
+        heads = heads_of(self.layouts.query)
+        found = self.binding.run(wanted, feeds)
+        keys, values = (
+            to_standard(array, layout, KEYS, heads)[:, :, -tokens:]
+            for array, layout in zip(found, (self.layouts.key, self.layouts.value))
+        )
+        return keys, values
 
-    def _run(self, sources: dict[Value, Array], rope: Array) -> tuple[Array, Array]:
-        if self.rope is not None:
-            sources = {**sources, self.rope: rope}
-        feeds = {value: self._fitted(value, rows) for value, rows in sources.items()}
-        key, value = self.binding.run([self.key, self.value], feeds)
-        return (key.swapaxes(-1, -2) if self.key_is_transposed else key), value
 
-    def _fitted(self, value: Value, rows: Array) -> Array:
-        """Rows ``[B, T, X]``, or one row for all tokens, in the shape and type of ``value``."""
-        shape = self.shape(value)
-        fitted = np.broadcast_to(rows, shape) if rows.ndim == 1 else rows.reshape(shape)
-        return fitted.astype(self.graph.dtype(value))
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """Keys ``[W, H, D]`` and values ``[W, H, V]`` of every basis row, and those of a row of zeros."""
+
+    keys: Array
+    values: Array
+    key_offset: Array
+    value_offset: Array
 
 
 def extract(graph: Graph, site: LatentAttentionSite) -> LatentWeights:
     """Read the matrices of a site.
 
     Raises:
-        NotLatentError: the region is not what matrices can say, or the heads use ``k_pe`` in a way
-            that no shared row can replace.
+        NotLatentError: the heads use ``k_pe`` in a way that no shared row can replace.
     """
     region = Region.of(graph, site)
-    matrix = linear_matrix(graph, region.binding, site.projection)
+    images = _by_labels(region, site.projection) if _is_plain(graph, site) else None
+    if images is None:
+        images = _by_basis(region)
+    return _weights(site, images, region.latent_width, region.rope_width)
+
+
+def _is_plain(graph: Graph, site: LatentAttentionSite) -> bool:
+    """Whether labels can be sent from behind the linear layer: its width is the last axis."""
+    if site.projection is None:
+        return False
+    operation = graph.operation(site.projection)
+    axes = operation.axes if isinstance(operation, op.Linear) else None
+    return axes is not None and axes.result[-1] not in axes.first
+
+
+def _by_labels(region: Region, projection: Node | None) -> _Images | None:
+    """Columns of the layer's own matrix; ``None`` where the layout behind it computes."""
+    assert projection is not None
+    matrix = linear_matrix(region.graph, region.binding, projection)
     width, r = matrix.weight.shape[1], region.rope_width
+    (output,) = region.graph.results(projection)
+    batch, tokens, _ = region.standard_shape(region.site.latent)
 
     def run(labels: Array) -> tuple[Array, Array]:
-        key, value = region.run_layout(labels[:width], labels[width:])
-        return _one_token(key), _one_token(value)
+        shape = region.shape(output)
+        feeds = {output: np.broadcast_to(labels[:width], shape).astype(region.graph.dtype(output))}
+        if region.site.rope is not None:
+            rows = np.broadcast_to(labels, (batch, tokens, len(labels)))
+            rope = region.site.rope
+            assert region.site.rope_layout is not None
+            feeds[rope] = region._placed(rope, region.site.rope_layout, rows[..., width:])
+        keys, values = region.run_from(feeds, tokens)
+        return keys[0, :, 0], values[0, :, 0]
 
     key, value = trace(width + r, run)
-    return _weights(site, matrix, key, value, r)
+    if np.any(value.source >= width):
+        raise NotLatentError("rope_in_values", "the values depend on k_pe", (region.core.last,))
+    kind = matrix.weight.dtype
+    rope_keys = _one_hot(key, width, r, kind)
+    no_rope = np.zeros((r, *value.source.shape), dtype=kind)
+    bias = np.zeros(width) if matrix.bias is None else matrix.bias
+    return _Images(
+        np.concatenate([_columns(matrix.weight, key, width), rope_keys]),
+        np.concatenate([_columns(matrix.weight, value, width), no_rope]),
+        key.offset + np.where(_within(key, width), bias[key.source % width] * key.factor, 0.0),
+        value.offset + np.where(value.moved, bias[value.source] * value.factor, 0.0),
+    )
 
 
-def _one_token(array: Array) -> Array:
-    """``[H, D]`` of the first token; every token was fed the same row."""
-    return array[0, :, 0, :]
+def _within(traced: Trace, width: int) -> Array:
+    within: Array = traced.moved & (traced.source < width)
+    return within
 
 
-def _weights(
-    site: LatentAttentionSite, matrix: LinearMatrix, key: Trace, value: Trace, r: int
-) -> LatentWeights:
-    width = matrix.weight.shape[1]
-    rope_dims, factor = _rope_dims(site, key, width)
-    if len(rope_dims) != r:
+def _columns(weight: Array, traced: Trace, width: int) -> Array:
+    """Columns of the layer ``[C, H, D]``, each times its factor; zero where there is no source."""
+    within = _within(traced, width)
+    picked = np.where(within, weight[:, traced.source % width], 0).astype(weight.dtype)
+    if np.all(traced.factor[within] == 1.0):
+        return picked
+    return (picked.astype(np.float64) * traced.factor).astype(weight.dtype)
+
+
+def _one_hot(traced: Trace, width: int, r: int, kind: np.dtype[Any]) -> Array:
+    """What each dim of ``k_pe`` becomes in the keys: ``[R, H, D]``."""
+    places = np.arange(r)[:, None, None] + width
+    made: Array = np.where(traced.source[None] == places, traced.factor[None], 0.0)
+    return made.astype(kind)
+
+
+def _by_basis(region: Region) -> _Images:
+    """Send a row of zeros and the basis through, as many rows a run as the binding has."""
+    batch, tokens, c = region.standard_shape(region.site.latent)
+    width, room = c + region.rope_width, batch * tokens
+    rows = np.concatenate([np.zeros((1, width)), np.eye(width)])
+    padded = np.concatenate([rows, np.zeros((-len(rows) % room, width))])
+    made = [region.run(part) for part in padded.reshape(-1, batch, tokens, width)]
+    keys, values = (
+        np.concatenate(
+            [each[half].swapaxes(1, 2).reshape(room, *_head(each[half])) for each in made]
+        )
+        for half in (0, 1)
+    )
+    count = len(rows)
+    return _Images(keys[1:count] - keys[0], values[1:count] - values[0], keys[0], values[0])
+
+
+def _head(array: Array) -> tuple[int, int]:
+    return array.shape[1], array.shape[3]
+
+
+def _weights(site: LatentAttentionSite, images: _Images, c: int, r: int) -> LatentWeights:
+    """Tell what the values are made of from what only the keys are."""
+    used = np.any(images.values != 0, axis=(1, 2))
+    if np.any(used[c:]):
+        raise NotLatentError("rope_in_values", "the values depend on k_pe", (site.core.last,))
+    rope = np.arange(c, c + r)
+    rope_dims, factor = _rope_dims(site, images.keys, rope)
+    nope_dims = tuple(dim for dim in range(images.keys.shape[2]) if dim not in set(rope_dims))
+    w_uk = images.keys[:c][:, :, list(nope_dims)]
+    if np.any(images.keys[c:][:, :, list(nope_dims)]):
         raise NotLatentError(
             "rope_mixed",
-            f"the heads do not hold the whole of k_pe: {len(rope_dims)} of {r} dims",
+            "the heads do not hold k_pe as it is, in dims of its own",
             (site.core.first,),
         )
-    if np.any(value.source >= width):
-        raise NotLatentError("rope_in_values", "the values depend on k_pe", (site.core.last,))
-    nope_dims = tuple(dim for dim in range(key.source.shape[1]) if dim not in set(rope_dims))
-    columns = list(nope_dims)
-    w_uk = _columns(matrix, key.source[:, columns], key.factor[:, columns] / factor)
-    w_uv = _columns(matrix, value.source, value.factor)
-    bias = value.offset
-    if matrix.bias is not None:
-        bias = bias + np.where(value.moved, matrix.bias[value.source] * value.factor, 0.0)
+    if factor != 1.0:
+        w_uk = (w_uk.astype(np.float64) / factor).astype(w_uk.dtype)
+    bias = images.value_offset
     return LatentWeights(
         w_uk=np.ascontiguousarray(w_uk.transpose(1, 2, 0)),
-        w_uv=np.ascontiguousarray(w_uv.transpose(1, 0, 2)),
+        w_uv=np.ascontiguousarray(images.values[:c].transpose(1, 0, 2)),
         value_bias=bias if np.any(bias) else None,
         nope_dims=nope_dims,
         rope_dims=rope_dims,
         key_scale=factor,
+        key_bias=images.key_offset if np.any(images.key_offset) else None,
     )
 
 
-def _columns(matrix: LinearMatrix, source: Array, factor: Array) -> Array:
-    """Columns of the layer ``[C, H, D]``, each times its factor; zero where there is no source."""
-    picked = matrix.weight[:, source]
-    if np.all(factor == 1.0):
-        return picked
-    scaled = picked.astype(np.float64) * np.where(source >= 0, factor, 0.0)
-    return scaled.astype(matrix.weight.dtype)
-
-
-def _rope_dims(site: LatentAttentionSite, key: Trace, width: int) -> tuple[tuple[int, ...], float]:
+def _rope_dims(
+    site: LatentAttentionSite, keys: Array, rope: Array
+) -> tuple[tuple[int, ...], float]:
     """Where ``k_pe`` lands in every head's key, and the one factor it is multiplied by."""
-    from_rope = key.source >= width
-    dims = np.flatnonzero(from_rope[0])
-    if not from_rope.any():
+    if not len(rope):
         return (), 1.0
-    order = dims[np.argsort(key.source[0, dims])]
-    factor = float(key.factor[0, order[0]])
-    same = (
-        np.array_equal(np.broadcast_to(from_rope[0], from_rope.shape), from_rope)
-        and np.array_equal(
-            np.broadcast_to(key.source[0, order], (len(key.source), len(order))),
-            key.source[:, order],
-        )
-        and np.all(key.factor[:, order] == factor)
-        and np.array_equal(key.source[0, order] - width, np.arange(len(order)))
-        and not np.any(key.offset[:, order])
-    )
-    if not same:
+    parts = keys[rope]
+    holds = parts != 0
+    dims = holds[:, 0].argmax(axis=-1)
+    factor = float(parts[0, 0, dims[0]])
+    wanted = np.zeros_like(parts)
+    wanted[np.arange(len(rope)), :, dims] = factor
+    others = np.any(np.delete(keys, rope, axis=0)[:, :, dims])
+    if not np.array_equal(parts, wanted) or others or len(set(dims.tolist())) < len(dims):
         raise NotLatentError(
             "rope_mixed",
             "the heads do not all hold the whole of k_pe as it is, in the same dims",
             (site.core.first,),
         )
-    return tuple(int(dim) for dim in order), factor
+    return tuple(int(dim) for dim in dims), factor
+
+
+__all__ = ["Float64", "Region", "extract"]

@@ -77,11 +77,15 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     _check_query(graph, core, axes, rows)
     expanded = _expanded_cache(graph, core, rows)
     layouts = CoreLayouts(*(roles.layout(each) for each in _placements(axes)))
+    rows = _rewound(graph, rows)
+    bias = tuple(
+        replace(term, layout=roles.layout(of_term)) for term, of_term in zip(core.bias, axes.bias)
+    )
     latent, rope = rows.shared[0], rows.of_keys_only[0] if rows.of_keys_only else None
     _check_layouts(core, layouts)
     return LatentAttentionSite(
         name="",
-        core=replace(core, layouts=layouts),
+        core=replace(core, layouts=layouts, bias=bias),
         latent=latent,
         latent_layout=roles.layout(rows.region.axes[latent]),
         rope=rope,
@@ -153,9 +157,7 @@ def _width(variables: Variables, axes: CoreAxes, region: Region, value: Value) -
 
 
 def _one_token(variables: Variables, axes: CoreAxes) -> bool:
-    return any(
-        variables.sizes.get(name, 1) == 1 for name in (axes.keys, new_tokens(axes.keys))
-    )
+    return any(variables.sizes.get(name, 1) == 1 for name in (axes.keys, new_tokens(axes.keys)))
 
 
 def _atoms(variables: Variables, axes: Placement) -> list[Atom]:
@@ -265,6 +267,35 @@ def _makers(graph: Graph, values: list[Value]) -> tuple[Node, ...]:
     return tuple(dict.fromkeys(node for node in nodes if node is not None))
 
 
+def _rewound(graph: Graph, rows: _Rows) -> _Rows:
+    """The rows before they were reshaped and permuted for what reads them."""
+    back = {value: _before_moves(graph, rows.region, value) for value in rows.of_keys}
+    return replace(
+        rows,
+        of_values=tuple(back[value] for value in rows.of_values),
+        of_keys=tuple(back[value] for value in rows.of_keys),
+    )
+
+
+def _before_moves(graph: Graph, region: Region, value: Value) -> Value:
+    joined = {join.joined for join in region.joins}
+    while value not in joined and len(region.made_of.get(value, ())) == 1:
+        node = graph.producer(value)
+        operation = None if node is None else graph.operation(node)
+        if not isinstance(operation, op.Layout) or not _keeps_order(graph, operation, value):
+            break
+        (value,) = region.made_of[value]
+    return value
+
+
+def _keeps_order(graph: Graph, operation: op.Layout, value: Value) -> bool:
+    """Whether the elements of a row stay next to each other, all of them and in their order."""
+    if isinstance(operation.move, op.Along):
+        before, after = graph.sizes(operation.data[0]), graph.sizes(value)
+        return before is not None and before == after and all(f for _, f in operation.move.axes)
+    return isinstance(operation.move, op.Permuted | op.Reshaped)
+
+
 # Roles
 
 
@@ -281,13 +312,15 @@ class _Roles:
         variables = axes.variables
         known: dict[str, tuple[Role, int]] = {}
         for name in (axes.keys, new_tokens(axes.keys)):
-            known.update({each: ("key", 0) for each in variables.names(name)})
+            known.update(dict.fromkeys(variables.names(name), ("key", 0)))
         outer = [
             atom.name
             for atom in _atoms(variables, axes.query)
             if atom.name is not None and atom.name not in known
         ]
-        kept = [_pure(variables, rows.region.axes[row]) for row in (*rows.shared, *rows.of_keys_only)]
+        kept = [
+            _pure(variables, rows.region.axes[row]) for row in (*rows.shared, *rows.of_keys_only)
+        ]
         in_all, in_any = set.intersection(*kept), set.union(*kept)
         in_keys = _pure(variables, axes.key) | _pure(variables, axes.value)
         partly = [name for name in outer if name in in_any and name not in in_all]
@@ -399,9 +432,7 @@ def _expanded_cache(
     graph: Graph, core: AttentionCore, rows: _Rows
 ) -> tuple[PastConcat, PastConcat] | None:
     cut = frozenset((*rows.shared, *rows.of_keys_only))
-    keys, values = (
-        _joins_above(rows.region, root, cut) for root in (core.key, core.value)
-    )
+    keys, values = (_joins_above(rows.region, root, cut) for root in (core.key, core.value))
     if not keys and not values:
         return None
     if len(keys) != 1 or len(values) != 1:
@@ -410,7 +441,9 @@ def _expanded_cache(
             "only one of keys and values is cached, or one of them twice",
             (core.first, core.last),
         )
-    pair = tuple(PastConcat(each.past, each.new, each.joined, each.axis) for each in (*keys, *values))
+    pair = tuple(
+        PastConcat(each.past, each.new, each.joined, each.axis) for each in (*keys, *values)
+    )
     if not all(graph.is_output(part.joined) for part in pair):
         raise NotLatentError(
             "cache_not_returned",

@@ -13,11 +13,12 @@ class BiasTerm:
     """One addend of the scores, or one mask over them.
 
     ``kind`` is ``additive``; or ``boolean``, true where attending is allowed; or ``blocked``, true
-    where it is not.
+    where it is not. ``layout`` says which axes of ``[B, H, S, T]`` its own are.
     """
 
     kind: str
     value: Value
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ class LatentWeights:
         nope_dims: the N positions of a head's key and query that ``w_uk`` makes, in its order.
         rope_dims: the R positions that hold ``k_pe``, in its order.
         key_scale: constant factor that the original has on its keys; belongs to the scale.
+        key_bias: ``[H, N + R]``, or ``None``; the same for every token, it drops out of the softmax.
     """
 
     w_uk: Array
@@ -30,6 +31,7 @@ class LatentWeights:
     nope_dims: tuple[int, ...]
     rope_dims: tuple[int, ...]
     key_scale: float
+    key_bias: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
