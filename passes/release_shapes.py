@@ -7,19 +7,16 @@ shapes of inputs instead; otherwise the runtime would still expand every key to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import ClassVar
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import EXAMPLE, FAR, Binding, Graph, Size
+from mla_opt.graphs.protocol import Graph, Size
+from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Node, Value
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite
-
-Source = tuple[tuple[int | tuple[Value, int | None], ...], tuple[int, ...]]
-"""Axes and numbers that add up, and what they add up to in the examples."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,10 @@ class ReleaseShapes(Pass):
         readers = _Cones.of(graph).hindering(graph)
         if not readers:
             return PassResult()
-        bindings = [graph.nearest_binding(*sizes) for sizes in (EXAMPLE, FAR)]
-        sources = _sources(graph, bindings)
+        sources = _Sources.of(graph)
         released = 0
         for reader in readers:
-            sizes = _sizes(graph.reads(reader)[0], bindings, sources)
+            sizes = sources.sizes(graph, graph.reads(reader)[0])
             if sizes is not None:
                 graph.replace_shape(reader, sizes)
                 released += 1
@@ -124,57 +120,38 @@ def _alive(graph: Graph) -> set[Node]:
     return alive
 
 
-def _sources(graph: Graph, bindings: Sequence[Binding]) -> list[Source]:
-    """Axes of inputs with their sizes in the examples, then past and new tokens together.
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """Where each symbol can be read: an axis of an input that is that and nothing else."""
 
-    A total that an input declares, such as a mask's, is not taken: past and new tokens are what the
-    rows are counted by.
-    """
-    axes = [
-        ((value, axis), sizes)
-        for value in graph.taken()
-        for axis, sizes in enumerate(_by_axis(value, bindings))
-        if len(set(sizes)) > 1
-    ]
-    totals = {tuple(query + past for _, query, past in (b.sizes for b in bindings))}
-    single: list[Source] = [((axis,), sizes) for axis, sizes in axes if sizes not in totals]
-    sums: list[Source] = [
-        ((first, second), tuple(map(sum, zip(of_first, of_second))))
-        for (first, of_first), (second, of_second) in combinations(axes, 2)
-    ]
-    return [*single, *(source for source in sums if source[1] in totals)]
+    axes: Mapping[Expression, tuple[Value, int]]
 
+    @classmethod
+    def of(cls, graph: Graph) -> _Sources:
+        axes: dict[Expression, tuple[Value, int]] = {}
+        for value in graph.taken():
+            for axis, size in enumerate(graph.sizes(value) or ()):
+                if not isinstance(size, int) and size.is_Symbol:
+                    axes.setdefault(size, (value, axis))
+        return cls(axes)
 
-def _by_axis(value: Value, bindings: Sequence[Binding]) -> list[tuple[int, ...]]:
-    """Sizes of each axis over the examples; nothing where one of them is unknown."""
-    shapes = [binding.shape(value) for binding in bindings]
-    known = [shape for shape in shapes if shape is not None]
-    return list(zip(*known)) if len(known) == len(shapes) else []
+    def sizes(self, graph: Graph, value: Value) -> list[Size] | None:
+        """Every size of a value, put together from what the inputs say; ``None`` if one is not."""
+        found = [self._size(size) for size in graph.sizes(value) or (None,)]
+        known = [size for size in found if size is not None]
+        return known if len(known) == len(found) else None
 
-
-def _sizes(
-    value: Value, bindings: Sequence[Binding], sources: Sequence[Source]
-) -> list[Size] | None:
-    if any(binding.shape(value) is None for binding in bindings):
-        return None
-    found = [_size(sizes, sources) for sizes in _by_axis(value, bindings)]
-    sizes = [size for size in found if size is not None]
-    return sizes if len(sizes) == len(found) else None
-
-
-def _size(sizes: tuple[int, ...], sources: Sequence[Source]) -> Size | None:
-    if len(set(sizes)) == 1:
-        return sizes[0]
-    for axes, example in sources:
-        if example == sizes:
-            return axes
-    with_rest = (_with_constant(sizes, source) for source in sources)
-    return next((size for size in with_rest if size is not None), None)
-
-
-def _with_constant(sizes: tuple[int, ...], source: Source) -> Size | None:
-    """An axis and a number that makes up the rest, such as a past of fixed length."""
-    axes, example = source
-    rests = {size - part for size, part in zip(sizes, example)}
-    (rest,) = rests if len(rests) == 1 else (0,)
-    return (*axes, rest) if rest > 0 else None
+    def _size(self, size: Expression | None) -> Size | None:
+        """A size that is a sum of symbols and a number."""
+        if size is None or isinstance(size, int):
+            return size
+        parts: list[int | tuple[Value, int | None]] = []
+        for term, count in size.as_coefficients_dict().items():
+            whole = int(count) if count.is_Integer and count > 0 else 0
+            if term == 1:
+                parts.append(whole)
+            elif term in self.axes:
+                parts.extend([self.axes[term]] * whole)
+            if not whole or (term != 1 and term not in self.axes):
+                return None
+        return tuple(parts)

@@ -12,13 +12,13 @@ the left, as the model's own masks have it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from mla_opt.emission.absorbed import emit_absorbed
 from mla_opt.errors import InputError, PassError
-from mla_opt.graphs.protocol import EXAMPLE, FAR, Binding, Builder, Graph, Size
+from mla_opt.graphs.protocol import EXAMPLE, FAR, Builder, Graph, Size
 from mla_opt.handles import Value
 from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
 from mla_opt.pipeline import Pass, PassResult
@@ -184,9 +184,10 @@ class _Lengths:
 
     @classmethod
     def of(cls, graph: Graph) -> _Lengths | None:
-        bindings = [graph.nearest_binding(*sizes) for sizes in (EXAMPLE, FAR)]
-        new = _axis(graph, bindings, [each.sizes[1] for each in bindings])
-        total = _axis(graph, bindings, [each.sizes[1] + each.sizes[2] for each in bindings])
+        calls = [graph.nearest_inputs(*sizes) for sizes in (EXAMPLE, FAR)]
+        shapes = [each for _, each in calls]
+        new = _axis(graph, shapes, [sizes[1] for sizes, _ in calls])
+        total = _axis(graph, shapes, [sizes[1] + sizes[2] for sizes, _ in calls])
         return None if new is None or total is None else cls(total, new)
 
 
@@ -206,12 +207,11 @@ def _past_by_shapes(builder: Builder, lengths: _Lengths | None) -> Value:
 
 
 def _axis(
-    graph: Graph, bindings: Sequence[Binding], lengths: list[int]
+    graph: Graph, calls: Sequence[Mapping[str, tuple[int, ...]]], lengths: list[int]
 ) -> tuple[Value, int] | None:
-    """An axis of an input that is this long in the bindings, one length each."""
+    """An axis of an input that is this long in the calls, one length each."""
     for value in graph.taken():
-        shapes = [binding.shape(value) for binding in bindings]
-        by_axis = zip(*(shape for shape in shapes if shape is not None))
+        by_axis = zip(*(shapes.get(value.name or "", ()) for shapes in calls))
         for axis, sizes in enumerate(by_axis):
             if list(sizes) == lengths:
                 return value, axis

@@ -221,6 +221,11 @@ class Graph(Protocol):
     def bind(self, batch: int, query_len: int, past_len: int) -> Binding:
         """Fix the dynamic dims of the inputs: a view in which every shape is a number."""
 
+    def nearest_inputs(
+        self, batch: int, query_len: int, past_len: int
+    ) -> tuple[tuple[int, int, int], Mapping[str, tuple[int, ...]]]:
+        """The sizes nearest to these that the model takes, and its inputs' shapes by name."""
+
     def nearest_binding(self, batch: int, query_len: int, past_len: int) -> Binding:
         """Like :meth:`bind`, with the sizes that the model fixes in place of those asked for."""
 

@@ -20,7 +20,14 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
-from mla_opt.matching.axes import ApartError, Atom, Axis, Placement, Variables
+from mla_opt.matching.axes import (
+    ApartError,
+    Atom,
+    Axis,
+    Placement,
+    UnknownShapeError,
+    Variables,
+)
 from mla_opt.matching.axis_rules import Operand, Step, broadcast_axes, operands, product_axes
 from mla_opt.sites import AttentionCore, BiasTerm
 
@@ -48,6 +55,7 @@ class CoreAxes:
     keys: str = _KEYS
     apart: str = ""
     at: Node | None = None
+    code: str = ApartError.code
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +74,14 @@ class _At:
     axes: Placement | None
     apart: str = ""
     lost_at: Node | None = None
+    code: str = ApartError.code
 
-    def lost(self, value: Value, why: str, node: Node) -> _At:
+    def lost(self, value: Value, why: str | ApartError, node: Node) -> _At:
         """Go on without knowing the axes."""
-        return _At(value, None, self.apart or why, self.lost_at or node)
+        if self.apart:
+            return replace(self, value=value, axes=None)
+        code = why.code if isinstance(why, ApartError) else UnknownShapeError.code
+        return _At(value, None, str(why), node, code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +147,7 @@ def _fused_axes(graph: Graph, node: Node, fused: op.FusedAttention) -> CoreAxes:
     batch, heads = variables.new("b", query[0]), variables.new("h", query[1])
     new, seen = variables.new("s", query[2]), variables.new(_KEYS, key[2])
     variables.whole.update(("s", _KEYS))
-    wide = [variables.new(name, size) for name, size in (("d", query[3]), ("v", value[3]))]
+    wide: list[Axis] = [(Atom(query[3]),), (Atom(value[3]),)]
     return CoreAxes(
         variables,
         query=(batch, heads, new, wide[0]),
@@ -195,6 +207,7 @@ def _from_softmax(graph: Graph, node: Node, softmax: op.Softmax) -> ReadCore | N
         bias=scores.bias_axes,
         apart=query.apart or key.apart,
         at=query.lost_at or key.lost_at,
+        code=query.code if query.apart else key.code,
     )
     read = _with_values(graph, core, made, axes, read)
     return _without_widening(graph, variables, ReadCore(core, read))
@@ -217,7 +230,8 @@ def _with_values(
     try:
         value, output = _value_axes(graph, core, made, axes, read.variables)
     except ApartError as error:
-        return replace(read, apart=f"between softmax and values: {error}", at=core.last)
+        why = f"between softmax and values: {error}"
+        return replace(read, apart=why, at=core.last, code=error.code)
     return replace(read, value=value, output=output)
 
 
@@ -229,7 +243,7 @@ def _value_axes(
     shape = graph.sizes(core.output)
     assert isinstance(product, op.MatMul)
     if product.axes is None or shape is None:
-        raise ApartError("which axes are multiplied is not known")
+        raise UnknownShapeError("which axes are multiplied is not known")
     own = Variables()
     result = tuple(own.new(f"u{place}", size) for place, size in enumerate(shape))
     own.whole.update(own.sizes)
@@ -242,7 +256,7 @@ def _value_axes(
     own.whole.add("y")
     left = _with_summed(step, product.left, labels.first, labels, summed[0], seen)
     right = _with_summed(step, product.right, labels.second, labels, summed[0], seen)
-    found = _back_to(graph, own, _At(product.left, left), made)
+    found = _back_to(graph, own, _At(product.left, left), made, core.sink is not None)
     names = _named(variables, own, found, axes)
     value = tuple(_renamed(own.current(axis), names, variables) for axis in right)
     output = tuple(_renamed(own.current(axis), names, variables) for axis in result)
@@ -256,8 +270,11 @@ def _with_summed(
     return product_axes(step, value, labels, axes, {summed: seen})
 
 
-def _back_to(graph: Graph, variables: Variables, at: _At, end: Value) -> Placement:
-    """Walk back from the product with the values to the probabilities; nothing may be mixed."""
+def _back_to(graph: Graph, variables: Variables, at: _At, end: Value, sink: bool) -> Placement:
+    """Walk back from the product with the values to the probabilities; nothing may be mixed.
+
+    With a ``sink`` its column, the last one, is left out on the way.
+    """
     axes = at.axes
     value = at.value
     assert axes is not None
@@ -271,11 +288,25 @@ def _back_to(graph: Graph, variables: Variables, at: _At, end: Value) -> Placeme
             axes = broadcast_axes(step, operation.other)
             value = operation.other
             continue
+        if sink and _drops_last(graph, operation, value):
+            assert isinstance(operation, op.Layout)
+            (value,), sink = operation.data, False
+            continue
         read = operands(step, operation)
         if read is None or len(read) != 1:
             raise ApartError(f"{graph.label(node)} is not followed")
         value, axes = read[0].value, read[0].axes
     return axes
+
+
+def _drops_last(graph: Graph, operation: op.Operation, value: Value) -> bool:
+    """Whether a slice leaves out the last column and nothing else."""
+    if not isinstance(operation, op.Layout) or not isinstance(operation.move, op.Along):
+        return False
+    after, before = graph.sizes(value), graph.sizes(operation.data[0])
+    if after is None or before is None or operation.move.axes != ((len(after) - 1, True),):
+        return False
+    return sizes.difference(before[-1], after[-1]) == 1
 
 
 def _named(
@@ -376,7 +407,7 @@ def _through(graph: Graph, variables: Variables, at: _At, node: Node, operand: V
     try:
         axes = broadcast_axes(Step(graph, variables, node, at.value, at.axes), operand)
     except ApartError as error:
-        return at.lost(operand, str(error), node)
+        return at.lost(operand, error, node)
     return replace(at, value=operand, axes=axes)
 
 
@@ -432,15 +463,12 @@ def _product(
     graph: Graph, variables: Variables, at: _At, node: Node, product: op.MatMul
 ) -> _Scores:
     """Query and key, told apart by who has the tokens attended to."""
-    left, right = (
-        _At(product.left, None, at.apart, at.lost_at),
-        _At(product.right, None, at.apart, at.lost_at),
-    )
+    left, right = replace(at, value=product.left), replace(at, value=product.right)
     if at.axes is not None:
         try:
             left, right = _operands_of_product(graph, variables, at, node, product)
         except ApartError as error:
-            left, right = left.lost(left.value, str(error), node), right
+            left, right = left.lost(left.value, error, node), right
     return _Scores(first=node, query=left, key=right, scale=product.factor)
 
 
@@ -449,7 +477,7 @@ def _operands_of_product(
 ) -> tuple[_At, _At]:
     assert at.axes is not None
     if product.axes is None:
-        raise ApartError("which axes are multiplied is not known")
+        raise UnknownShapeError("which axes are multiplied is not known")
     step = Step(graph, variables, node, at.value, at.axes)
     axes = product.axes
     left = _At(product.left, product_axes(step, product.left, axes.first, axes))
@@ -470,7 +498,7 @@ def _names_in(variables: Variables, axes: Placement) -> set[str]:
 def _with_bias(found: _Scores, term: BiasTerm, at: _At) -> _Scores:
     query = found.query
     if at.axes is None and not query.apart:
-        query = query.lost(query.value, at.apart, at.lost_at or found.first)
+        query = replace(at, value=query.value)
     axes = (*found.bias_axes, at.axes or ())
     return replace(found, query=query, bias=(*found.bias, term), bias_axes=axes)
 
@@ -508,7 +536,7 @@ def _moved(graph: Graph, variables: Variables, at: _At, node: Node, layout: op.L
     try:
         (operand,) = operands(Step(graph, variables, node, at.value, at.axes), layout) or (None,)
     except ApartError as error:
-        return at.lost(layout.data[0], str(error), node)
+        return at.lost(layout.data[0], error, node)
     assert isinstance(operand, Operand)
     return replace(at, value=operand.value, axes=operand.axes)
 

@@ -19,7 +19,18 @@ from mla_opt.graphs.sizes import Expression
 
 
 class ApartError(Exception):
-    """An operator does to an axis what the walk cannot follow; says in words what."""
+    """An operator does to an axis what the walk cannot follow; says in words what.
+
+    ``code`` is that of the refusal that comes of it.
+    """
+
+    code = "tokens_apart"
+
+
+class UnknownShapeError(ApartError):
+    """Too little is known of a shape to say what an operator does to axes."""
+
+    code = "unknown_shape"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,15 @@ from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Node, Value
-from mla_opt.matching.axes import ApartError, Atom, Axis, Placement, Variables, regroup
+from mla_opt.matching.axes import (
+    ApartError,
+    Atom,
+    Axis,
+    Placement,
+    UnknownShapeError,
+    Variables,
+    regroup,
+)
 
 Shape = tuple[Expression, ...]
 
@@ -58,7 +66,7 @@ class Step:
         """Sizes of a value; raises `ApartError` where they are not known."""
         shape = self.graph.sizes(value)
         if shape is None:
-            raise ApartError(f"the shape of {value.name} is not known")
+            raise UnknownShapeError(f"the shape of {value.name} is not known")
         return shape
 
 
@@ -267,7 +275,7 @@ def _summed(size: Expression) -> Axis:
 def _linear(step: Step, operation: op.Linear) -> Sequence[Operand]:
     axes = operation.axes
     if axes is None:
-        raise ApartError("which axes it multiplies is not known")
+        raise UnknownShapeError("which axes it multiplies is not known")
     if not operation.packed:
         for place, axis in enumerate(product_axes(step, operation.weight, axes.second, axes)):
             if not all(step.variables.may_mix(atom) for atom in step.variables.current(axis)):

@@ -72,7 +72,7 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     _check_core(core, axes)
     rows = _rows(graph, core, axes)
     _check_shared(graph, core, rows)
-    roles = _Roles.of(core, axes, rows)
+    roles = _Roles.of(graph, core, axes, rows)
     _check_narrower(graph, core, axes, rows)
     _check_query(graph, core, axes, rows)
     expanded = _expanded_cache(graph, core, rows)
@@ -109,7 +109,7 @@ def _check_core(core: AttentionCore, axes: CoreAxes) -> None:
         )
     if axes.apart:
         raise NotLatentError(
-            "tokens_apart",
+            axes.code,
             f"sequences, heads and tokens cannot be followed through the attention: {axes.apart}",
             (core.first, core.last) if axes.at is None else (axes.at,),
             "keep every token of the scores and probabilities in its place",
@@ -180,7 +180,7 @@ def _pieces(region: Region, root: Value, cut: frozenset[Value]) -> tuple[Value, 
 
 
 def _ends(region: Region) -> str:
-    return "; ".join(f"{value.name}: {why}" for value, why in list(region.leaves.items())[:3])
+    return "; ".join(leaf.why for leaf in list(region.leaves.values())[:3])
 
 
 def _check_shared(graph: Graph, core: AttentionCore, rows: _Rows) -> None:
@@ -190,59 +190,70 @@ def _check_shared(graph: Graph, core: AttentionCore, rows: _Rows) -> None:
         _check_one(rows)
         return
     of_keys = [value for value in rows.of_keys if value not in rows.of_values]
-    for value in apart or [core.value]:
-        _refuse_values(graph, core, rows, value)
-    for value in of_keys:
-        why = rows.region.leaves.get(value)
-        if why and graph.producer(value) is not None and len(of_keys) == len(rows.of_keys):
-            raise NotLatentError(
-                "keys_not_from_latent",
-                f"keys and values do not meet: the keys end at {why}",
-                _makers(graph, [*apart, value]),
-            )
+    for what, values in (("values", apart or [core.value]), ("keys", of_keys)):
+        for value in values:
+            _refuse_end(graph, rows, what, value)
     raise NotLatentError(
         "separate_projections",
-        "keys and values are not made of one row: the values of "
-        f"{_named(apart)}, the keys of {_named(rows.of_keys)}",
+        f"keys and values are not made of one row: the values of {_named(apart)}, the keys of"
+        f" {_named(rows.of_keys)}",
         _makers(graph, [*apart, *rows.of_keys]),
+        "nothing, if the model projects keys and values from the hidden state",
     )
 
 
-def _refuse_values(graph: Graph, core: AttentionCore, rows: _Rows, value: Value) -> None:
-    """Say why the values end where they do, if they do not end at a row of theirs."""
-    node, why = graph.producer(value), rows.region.leaves.get(value)
-    if why is None or not why:
+def _refuse_end(graph: Graph, rows: _Rows, what: str, value: Value) -> None:
+    """Say why keys or values end where they do, where that is as wide as they are themselves."""
+    end = _end(rows.region, value)
+    leaf = rows.region.leaves.get(end)
+    if leaf is None or not _is_of_heads(rows, end):
         return
+    node = graph.producer(end)
+    at = () if node is None else (node,)
     if node is None:
         raise NotLatentError(
             "no_shared_projection",
-            f"the values are made of {value.name}, an input that the keys do not have",
-            (core.last,),
+            f"the {what} are made of {end.name}, an input",
+            _readers(graph, end),
         )
-    operation = graph.operation(node)
-    product = isinstance(operation, op.MatMul) or (
-        isinstance(operation, op.Opaque) and operation.product
-    )
-    if product:
+    if _is_product(graph, node):
         raise NotLatentError(
             "projection_not_constant",
-            "the values come from a matrix product with something computed, not stored",
-            (node,),
+            f"the {what} come from a matrix product with something computed, not stored",
+            at,
             "store the projection weight in the model",
         )
-    shape = graph.sizes(value)
-    if shape is not None and _is_wide(rows, value):
-        raise NotLatentError(
-            "not_linear",
-            f"the values are not a linear image of one row for each token: {why}",
-            (node,),
-        )
+    code = "tokens_apart" if leaf.kind == "apart" else "not_linear"
+    raise NotLatentError(
+        code,
+        f"the {what} are not a linear image of one row for each token: {leaf.why}",
+        at,
+        "nothing, if the model means it; else export it without this operator",
+    )
 
 
-def _is_wide(rows: _Rows, value: Value) -> bool:
+def _readers(graph: Graph, value: Value) -> tuple[Node, ...]:
+    return tuple(graph.consumers(value))
+
+
+def _end(region: Region, value: Value) -> Value:
+    """Where a value comes from, through whatever has one operand."""
+    while len(parts := region.made_of.get(value, ())) == 1:
+        (value,) = parts
+    return value
+
+
+def _is_product(graph: Graph, node: Node) -> bool:
+    operation = graph.operation(node)
+    return isinstance(operation, op.MatMul) or (
+        isinstance(operation, op.Opaque) and operation.product
+    )
+
+
+def _is_of_heads(rows: _Rows, value: Value) -> bool:
     """Whether a leaf is of every head, so that nothing was saved by going back to it."""
     return any(
-        atom.name is not None and atom.name.startswith(("z", "h"))
+        atom.name is not None or atom.of
         for axis in rows.region.axes[value]
         for atom in axis
         if isinstance(atom.size, int)
@@ -307,7 +318,7 @@ class _Roles:
     known: dict[str, tuple[Role, int]]
 
     @classmethod
-    def of(cls, core: AttentionCore, axes: CoreAxes, rows: _Rows) -> _Roles:
+    def of(cls, graph: Graph, core: AttentionCore, axes: CoreAxes, rows: _Rows) -> _Roles:
         """Sequences are what rows differ by, heads what they do not; the rest are tokens."""
         variables = axes.variables
         known: dict[str, tuple[Role, int]] = {}
@@ -325,11 +336,7 @@ class _Roles:
         in_keys = _pure(variables, axes.key) | _pure(variables, axes.value)
         partly = [name for name in outer if name in in_any and name not in in_all]
         if partly:
-            raise NotLatentError(
-                "rope_per_head" if rows.of_keys_only else "sequences",
-                f"{_named(rows.of_keys)} do not differ by the same sequences and heads",
-                (core.first,),
-            )
+            raise _not_shared(graph, core, rows, partly)
         only_query = [name for name in outer if name not in in_keys]
         tokens = _query_tokens(variables, only_query)
         heads = [name for name in outer if name not in in_all and name not in tokens]
@@ -348,6 +355,28 @@ class _Roles:
         size = atom.size if isinstance(atom.size, int) else None
         role, number = self.known.get(atom.name or "", ("width", 0))
         return Part(role, size, number)
+
+
+def _not_shared(
+    graph: Graph, core: AttentionCore, rows: _Rows, partly: list[str]
+) -> NotLatentError:
+    """Rows of which some differ from head to head, and others do not."""
+    for value in rows.of_keys:
+        end = _end(rows.region, value)
+        leaf = rows.region.leaves.get(end)
+        if leaf is not None and leaf.kind == "apart" and set(partly) & _names(rows, end):
+            return NotLatentError("tokens_apart", f"in the keys, {leaf.why}", _makers(graph, [end]))
+    return NotLatentError(
+        "rope_per_head",
+        f"{_named(rows.of_keys_only or rows.shared)} differ from head to head, so they are no row"
+        " that all heads share",
+        _makers(graph, list(rows.of_keys_only)) or (core.first,),
+        "nothing, if every head has a rotary part of its own",
+    )
+
+
+def _names(rows: _Rows, value: Value) -> set[str]:
+    return {name for axis in rows.region.axes[value] for atom in axis for name in atom.variables}
 
 
 def _pure(variables: Variables, axes: Placement) -> set[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
@@ -29,6 +30,15 @@ class Join:
     axis: int
 
 
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """Where a walk ended, and why: at an input, at an operation without a rule, or at one that
+    does to tokens what cannot be followed."""
+
+    kind: Literal["input", "opaque", "apart", "asked"]
+    why: str = ""
+
+
 @dataclass(slots=True)
 class Region:
     """Everything between some values and their leaves.
@@ -42,7 +52,7 @@ class Region:
 
     axes: dict[Value, Placement] = field(default_factory=dict)
     made_of: dict[Value, tuple[Value, ...]] = field(default_factory=dict)
-    leaves: dict[Value, str] = field(default_factory=dict)
+    leaves: dict[Value, Leaf] = field(default_factory=dict)
     joins: list[Join] = field(default_factory=list)
 
 
@@ -94,15 +104,17 @@ class _Walk:
         _, _, value = heapq.heappop(self.pending)
         node = self.graph.producer(value)
         if node is None or value in self.stop_at:
-            self.region.leaves[value] = "an input" if node is None else ""
+            name = f"{value.name} is an input"
+            self.region.leaves[value] = Leaf("input", name) if node is None else Leaf("asked")
             return
         try:
             parts = self._parts(node, value)
         except ApartError as error:
-            self.region.leaves[value] = f"{self.graph.label(node)}: {error}"
+            self.region.leaves[value] = Leaf("apart", f"{self.graph.label(node)}: {error}")
             return
         if parts is None:
-            self.region.leaves[value] = f"{self.graph.label(node)} is not linear in what it reads"
+            why = f"{self.graph.label(node)} is not linear in what it reads"
+            self.region.leaves[value] = Leaf("opaque", why)
             return
         self.region.made_of[value] = tuple(part.value for part in parts)
         for part in parts:

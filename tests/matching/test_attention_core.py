@@ -15,7 +15,7 @@ from tests.passes.harness import graph_of
 
 
 def cores(**options: Any) -> list[AttentionCore]:
-    return list(attention_cores(graph_of(Block(**options))))
+    return [read.core for read in attention_cores(graph_of(Block(**options)))]
 
 
 def core(**options: Any) -> AttentionCore:

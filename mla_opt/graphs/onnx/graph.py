@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -176,15 +176,14 @@ class OnnxGraph:
 
     def rank(self, value: ir.Value) -> int | None:
         """Number of axes."""
-        if value.shape is not None:
-            return len(value.shape)
-        shape = self.example_shape(value)
+        shape = self.sizes(value) or self.example_shape(value)
         return None if shape is None else len(shape)
 
     def width(self, value: ir.Value) -> int | None:
         """Size of the last axis, when it is a fixed number."""
-        if value.shape is not None and len(value.shape) and isinstance(value.shape[-1], int):
-            return value.shape[-1]
+        known = self.sizes(value)
+        if known and isinstance(known[-1], int):
+            return known[-1]
         shape = self.example_shape(value)
         return shape[-1] if shape else None
 
@@ -199,6 +198,14 @@ class OnnxGraph:
         """Like :meth:`bind`, with the sizes that the file fixes in place of those asked for."""
         stateful = bool(self.interface.states)
         return self.bind(*self._limits.nearest(batch, query_len, past_len, stateful=stateful))
+
+    def nearest_inputs(
+        self, batch: int, query_len: int, past_len: int
+    ) -> tuple[tuple[int, int, int], Mapping[str, tuple[int, ...]]]:
+        """The sizes nearest to these, and the shapes of the inputs that the model came with."""
+        stateful = bool(self.interface.states)
+        sizes = self._limits.nearest(batch, query_len, past_len, stateful=stateful)
+        return sizes, self.interface.bind(*sizes)
 
     def bind(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
         """Fix the dynamic dims of the inputs; kept, since every site asks for the same few."""

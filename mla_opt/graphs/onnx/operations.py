@@ -12,9 +12,9 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from mla_opt.graphs import contractions
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.onnx import contractions, moves
-from mla_opt.graphs.onnx.shape_rules import einsum_labels
+from mla_opt.graphs.onnx import moves
 from mla_opt.handles import Array
 
 
@@ -222,7 +222,9 @@ def _fused_matmul(facts: Facts, node: ir.Node) -> op.Operation:
 def _einsum(facts: Facts, node: ir.Node) -> op.Operation:
     """A product of two operands, as long as no letter is twice in one of them."""
     attribute = node.attributes.get("equation")
-    labels = None if attribute is None else einsum_labels(attribute.value, len(node.inputs))
+    labels = (
+        None if attribute is None else contractions.einsum_labels(attribute.value, len(node.inputs))
+    )
     left, right = _operand(node, 0), _operand(node, 1)
     if labels is None or left is None or right is None or len(node.inputs) != 2:
         return OPAQUE

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import onnx_ir as ir
 
 from mla_opt.graphs import sizes
+from mla_opt.graphs.contractions import einsum_labels
 from mla_opt.graphs.onnx.integers import Integers, number, vector
 from mla_opt.graphs.sizes import Expression
 
@@ -472,21 +473,6 @@ def _einsum(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
     if any(name not in known for name in labels[1]):
         return ()
     return (tuple(known[name] for name in labels[1]),)
-
-
-def einsum_labels(equation: str, operands: int) -> tuple[list[str], str] | None:
-    """Letters of every operand and of the result; ``None`` with an ellipsis or a diagonal."""
-    plain = equation.replace(" ", "")
-    if "." in plain or not plain:
-        return None
-    left, arrow, result = plain.partition("->")
-    names = left.split(",")
-    if len(names) != operands or any(len(set(each)) != len(each) for each in names):
-        return None
-    if not arrow:
-        once = {letter for letter in left if letter != "," and left.count(letter) == 1}
-        result = "".join(sorted(once))
-    return (names, result) if len(set(result)) == len(result) else None
 
 
 def _reduced(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:

@@ -7,7 +7,7 @@ are its values and no nodes of their own.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -153,6 +153,10 @@ class TorchGraph:
 
     # Shapes
 
+    def sizes(self, value: Value) -> tuple[Any, ...] | None:
+        """Shape as expressions of the program's own symbols."""
+        return () if isinstance(value, Literal) else symbolic_shape(cast(fx.Node, value))
+
     def example_shape(self, value: Value) -> tuple[int, ...] | None:
         """Shape at a small example of every dynamic dim; ``None`` where it cannot be told."""
         try:
@@ -168,6 +172,14 @@ class TorchGraph:
         """Like :meth:`bind`, with the sizes that the program fixes in place of those asked for."""
         stateful = bool(self.interface.states)
         return self.bind(*self._limits.nearest(batch, query_len, past_len, stateful=stateful))
+
+    def nearest_inputs(
+        self, batch: int, query_len: int, past_len: int
+    ) -> tuple[tuple[int, int, int], Mapping[str, tuple[int, ...]]]:
+        """The sizes nearest to these, and the shapes of the inputs that the model came with."""
+        stateful = bool(self.interface.states)
+        sizes = self._limits.nearest(batch, query_len, past_len, stateful=stateful)
+        return sizes, self.interface.bind(*sizes)
 
     def bind(self, batch: int, query_len: int, past_len: int) -> TorchBinding:
         """Fix the dynamic dims of the inputs; kept, since every site asks for the same few."""

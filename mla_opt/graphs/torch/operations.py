@@ -15,7 +15,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import fx
 
+from mla_opt.graphs import contractions
 from mla_opt.graphs import operations as op
+from mla_opt.graphs.torch import moves
 from mla_opt.graphs.torch.lifted_program import symbolic_shape
 from mla_opt.graphs.torch.values import Literal
 from mla_opt.handles import Value
@@ -72,7 +74,16 @@ def _number(facts: Facts, argument: Any) -> float | None:
 
 def _layout(facts: Facts, node: fx.Node) -> op.Operation:
     data = _value(_operand(node, 0, "self"))
-    return OPAQUE if data is None else op.Layout((_handle(data),))
+    return OPAQUE if data is None else _moved(node, data)
+
+
+def _moved(node: fx.Node, *data: fx.Node, axis: int | None = None) -> op.Layout:
+    """A layout operator, with what it does to axes."""
+    move = moves.move_of(operator_name(node), node)
+    handles = tuple(map(_handle, data))
+    if isinstance(move, str):
+        return op.Layout(handles, axis, None, move)
+    return op.Layout(handles, axis, move)
 
 
 def _handle(node: fx.Node) -> Value:
@@ -85,7 +96,7 @@ def _copy(facts: Facts, node: fx.Node) -> op.Operation:
     if source is None:
         return OPAQUE
     same = symbolic_shape(source) == symbolic_shape(node)
-    return op.Layout((_handle(source),)) if same else op.Broadcast(_handle(source))
+    return _moved(node, source) if same else op.Broadcast(_handle(source))
 
 
 def _overwrite(facts: Facts, node: fx.Node) -> op.Operation:
@@ -93,14 +104,14 @@ def _overwrite(facts: Facts, node: fx.Node) -> op.Operation:
     data, source = _value(_operand(node, 0, "self")), _value(_operand(node, 1, "src"))
     if data is None or source is None:
         return OPAQUE
-    return op.Layout((_handle(data), _handle(source)))
+    return _moved(node, data, source)
 
 
 def _index_select(facts: Facts, node: fx.Node) -> op.Operation:
     data, index = _value(_operand(node, 0)), _value(_operand(node, 2, "index"))
     if data is None or index is None or not facts.is_constant(index):
         return OPAQUE
-    return op.Layout((_handle(data),))
+    return _moved(node, data)
 
 
 def _pad(facts: Facts, node: fx.Node) -> op.Operation:
@@ -113,8 +124,8 @@ def _concat(facts: Facts, node: fx.Node) -> op.Operation:
     if shape is None or any(part is None for part in parts):
         return OPAQUE
     axis = _operand(node, 1, "dim") or 0
-    data = tuple(_handle(part) for part in parts if part is not None)
-    return op.Layout(data, concat_axis=axis - len(shape) if axis >= 0 else axis)
+    data = [part for part in parts if part is not None]
+    return _moved(node, *data, axis=axis - len(shape) if axis >= 0 else axis)
 
 
 def _expand(facts: Facts, node: fx.Node) -> op.Operation:
@@ -122,7 +133,7 @@ def _expand(facts: Facts, node: fx.Node) -> op.Operation:
     if data is None:
         return OPAQUE
     same = symbolic_shape(data) == symbolic_shape(node)
-    return op.Layout((_handle(data),)) if same else op.Broadcast(_handle(data))
+    return _moved(node, data) if same else op.Broadcast(_handle(data))
 
 
 def _filled(facts: Facts, node: fx.Node) -> op.Operation:
@@ -135,7 +146,7 @@ def _cast(facts: Facts, node: fx.Node) -> op.Operation:
         return OPAQUE
     before, after = data.meta["val"].dtype, node.meta["val"].dtype
     if before == after:
-        return op.Layout((_handle(data),))
+        return _moved(node, data)
     floating = before.is_floating_point and after.is_floating_point
     return op.Cast(_handle(data)) if floating else OPAQUE
 
@@ -146,12 +157,21 @@ def _multiply(facts: Facts, node: fx.Node) -> op.Operation:
         number, value = _number(facts, factor), _value(data)
         if number is not None and value is not None:
             return op.Scaled(_handle(value), number)
+    for data, factor in ((left, right), (right, left)):
+        value, other = _value(data), _value(factor)
+        if value is not None and other is not None and facts.is_constant(other):
+            return op.ScaledBy(_handle(value), _handle(other))
     return OPAQUE
 
 
 def _divide(facts: Facts, node: fx.Node) -> op.Operation:
     data, divisor = _value(_operand(node, 0)), _number(facts, _operand(node, 1, "other"))
-    if data is None or not divisor or node.kwargs.get("rounding_mode"):
+    other = _value(_operand(node, 1, "other"))
+    if data is None or node.kwargs.get("rounding_mode"):
+        return OPAQUE
+    if divisor is None and other is not None and facts.is_constant(other):
+        return op.ScaledBy(_handle(data), _handle(other))
+    if not divisor:
         return OPAQUE
     return op.Scaled(_handle(data), 1.0 / divisor)
 
@@ -201,18 +221,35 @@ def _linear(facts: Facts, node: fx.Node) -> op.Operation:
         return op.Opaque(product=True)
     if bias is not None and not (isinstance(bias, fx.Node) and facts.is_constant(bias)):
         return OPAQUE
-    return op.Linear(_handle(data), _handle(weight), plain=bias is None, transposed=True)
+    axes = contractions.matmul(_rank(data), _rank(weight), (False, True))
+    return op.Linear(_handle(data), _handle(weight), bias is None, transposed=True, axes=axes)
 
 
 def _matmul(facts: Facts, node: fx.Node) -> op.Operation:
     left, right = _value(_operand(node, 0)), _value(_operand(node, 1, "other"))
     if left is None or right is None:
         return OPAQUE
+    axes = contractions.matmul(_rank(left), _rank(right))
     if facts.is_constant(right):
-        return op.Linear(_handle(left), _handle(right), plain=True)
+        return op.Linear(_handle(left), _handle(right), plain=_rank(right) == 2, axes=axes)
     if facts.is_constant(left):
+        return op.Linear(_handle(right), _handle(left), axes=contractions.swapped(axes))
+    return op.MatMul(_handle(left), _handle(right), axes)
+
+
+def _einsum(facts: Facts, node: fx.Node) -> op.Operation:
+    """A product of two operands, as long as no letter is twice in one of them."""
+    parts = [_value(each) for each in _operand(node, 1, "tensors") or ()]
+    labels = contractions.einsum_labels(str(_operand(node, 0, "equation")), len(parts))
+    if labels is None or len(parts) != 2 or parts[0] is None or parts[1] is None:
         return OPAQUE
-    return op.MatMul(_handle(left), _handle(right))
+    left, right = parts[0], parts[1]
+    axes = op.Contraction(tuple(labels[0][0]), tuple(labels[0][1]), tuple(labels[1]))
+    if facts.is_constant(right):
+        return op.Linear(_handle(left), _handle(right), axes=axes)
+    if facts.is_constant(left):
+        return op.Linear(_handle(right), _handle(left), axes=contractions.swapped(axes))
+    return op.MatMul(_handle(left), _handle(right), axes)
 
 
 def _addmm(facts: Facts, node: fx.Node) -> op.Operation:
@@ -222,7 +259,8 @@ def _addmm(facts: Facts, node: fx.Node) -> op.Operation:
         return OPAQUE
     if not facts.is_constant(bias) or not facts.is_constant(weight):
         return OPAQUE
-    return op.Linear(_handle(data), _handle(weight))
+    axes = contractions.matmul(_rank(data), _rank(weight))
+    return op.Linear(_handle(data), _handle(weight), axes=axes)
 
 
 def _select(facts: Facts, node: fx.Node) -> op.Operation:
@@ -400,6 +438,7 @@ READERS: dict[str, Reader] = {
     "mm": _matmul,
     "bmm": _matmul,
     "addmm": _addmm,
+    "einsum": _einsum,
     "where": _select,
     "masked_fill": _masked_fill,
     "isnan": _is_nan,

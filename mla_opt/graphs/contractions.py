@@ -1,4 +1,4 @@
-"""The labels of ONNX's products: which axes of the operands are one, and which are summed over."""
+"""The labels of products: which axes of the operands are one, and which are summed over."""
 
 from __future__ import annotations
 
@@ -26,3 +26,18 @@ def pointwise_convolution(rank: int) -> Contraction:
 def swapped(axes: Contraction | None) -> Contraction | None:
     """The same product, its operands in the other order."""
     return None if axes is None else Contraction(axes.second, axes.first, axes.result)
+
+
+def einsum_labels(equation: str, operands: int) -> tuple[list[str], str] | None:
+    """Letters of every operand and of the result; ``None`` with an ellipsis or a diagonal."""
+    plain = equation.replace(" ", "")
+    if "." in plain or not plain:
+        return None
+    left, arrow, result = plain.partition("->")
+    names = left.split(",")
+    if len(names) != operands or any(len(set(each)) != len(each) for each in names):
+        return None
+    if not arrow:
+        once = {letter for letter in left if letter != "," and left.count(letter) == 1}
+        result = "".join(sorted(once))
+    return (names, result) if len(set(result)) == len(result) else None
