@@ -18,15 +18,19 @@ from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
 
 from mla_opt.emission.expanded import expanded_keys, expanded_values
+from mla_opt.emission.layout import restored
 from mla_opt.emission.operands import new_rows, store_weights
 from mla_opt.errors import InputError, PassError, Refusal
 from mla_opt.graphs.protocol import Builder, Graph, Size
 from mla_opt.handles import Value
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite, PastConcat
-from mla_opt.sites.layout import KEYS, Layout, Part
+from mla_opt.sites.layout import KEYS, Layout, Part, Role
 
 _SEPARATORS = "._/"
+
+ROWS_OF_CACHE: Layout = ((Part("batch", None),), (), (Part("key", None),), (Part("width", None),))
+"""Layout of ``[B, 1, T, X]``."""
 
 CacheMode = Literal["keep", "packed", "static"]
 
@@ -46,8 +50,14 @@ class CompressCache(Pass):
     def run(self, graph: Graph) -> PassResult:
         """Rewrite the caches, expanded ones first."""
         expanded = [site for site in graph.sites if site.expanded is not None]
+        owners: dict[Value, LatentAttentionSite] = {}
         for site in expanded:
-            _cache_latent(graph, site)
+            assert site.expanded is not None
+            owner = owners.setdefault(site.expanded[0].past, site)
+            if owner is site:
+                _cache_latent(graph, site)
+            else:
+                _share(site, owner)
         rewritten = len(expanded)
         refusals: tuple[Refusal, ...] = ()
         if self.mode != "keep":
@@ -94,8 +104,16 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
 
 def _standard_rows(site: LatentAttentionSite) -> tuple[Layout, Layout | None]:
     """Layouts of ``[B, 1, T, X]``."""
-    axes = tuple((Part(role, None),) if role != "head" else () for role in KEYS)
-    return axes, None if site.rope is None else axes
+    return ROWS_OF_CACHE, None if site.rope is None else ROWS_OF_CACHE
+
+
+def _share(site: LatentAttentionSite, owner: LatentAttentionSite) -> None:
+    """Let a site whose layer reads another's keys and values read its rows as well."""
+    assert site.expanded is not None
+    site.cache = owner.cache
+    site.latent, site.rope = owner.latent, owner.rope
+    site.latent_layout, site.rope_layout = owner.latent_layout, owner.rope_layout
+    site.expanded = None
 
 
 def _latent_inputs(graph: Graph, site: LatentAttentionSite) -> tuple[Value, ...]:
@@ -105,7 +123,7 @@ def _latent_inputs(graph: Graph, site: LatentAttentionSite) -> tuple[Value, ...]
     latent = _latent_input(graph, keys, site.latent)
     if site.rope is not None:
         return latent, _latent_input(graph, values, site.rope)
-    graph.remove_input(values.past, like=latent)
+    graph.remove_input(values.past, like=latent, moved=_moved(values))
     return (latent,)
 
 
@@ -113,8 +131,26 @@ def _latent_input(graph: Graph, part: PastConcat, rows: Value) -> Value:
     """The input that takes the place of an expanded cache: ``[B, 1, P, width of the rows]``."""
     shape = graph.example_shape(rows)
     assert shape is not None
-    batch, _, past, _ = graph.declared_shape(part.past)
-    return graph.replace_input(part.past, part.past.name or "", (batch, 1, past, shape[-1]))
+    declared = graph.declared_shape(part.past)
+    sequences = [place for place, axis in enumerate(part.layout) if _is_batch(axis)]
+    batch = declared[sequences[0]] if sequences else 1
+    past = declared[part.axis]
+    shaped = (batch, 1, past, shape[-1])
+    return graph.replace_input(part.past, part.past.name or "", shaped, moved=_moved(part))
+
+
+def _moved(part: PastConcat) -> dict[int, int]:
+    """Which axis of ``[B, 1, P, X]`` counts what an axis of an expanded cache did."""
+    counted: dict[Role, int] = {"batch": 0, "key": 2}
+    return {
+        place: counted[axis[0].role]
+        for place, axis in enumerate(part.layout)
+        if axis and axis[0].role in counted
+    }
+
+
+def _is_batch(axis: tuple[Part, ...]) -> bool:
+    return any(part.role == "batch" for part in axis)
 
 
 def _replace_expanded(
@@ -129,15 +165,15 @@ def _replace_expanded(
     values = expanded_values(builder, weights, joined[0])
     halves = (_in_original_dims(builder, site, keys), values)
     for part, half, latent in zip_longest(site.expanded, halves, joined[: len(site.expanded)]):
-        _redirect_readers(graph, part.joined, cache)
+        _redirect_readers(graph, part.joined, part.layout, cache)
         if latent is None:
             graph.remove_output(part.joined)
         else:
             graph.replace_output(part.joined, latent)
-        graph.replace(part.joined, half)
+        graph.replace(part.joined, restored(builder, half, part.layout, KEYS, "as_it_was"))
 
 
-def _redirect_readers(graph: Graph, old: Value, cache: CacheSlots) -> None:
+def _redirect_readers(graph: Graph, old: Value, layout: Layout, cache: CacheSlots) -> None:
     """Let those who read the shape of joined rows count past and new rows.
 
     What joins them will be the operator, which may read a mask that is made from that shape.
@@ -146,7 +182,11 @@ def _redirect_readers(graph: Graph, old: Value, cache: CacheSlots) -> None:
     if not readers or shape is None:
         return
     past, new = cache.past[0], cache.new[0]
-    sizes: list[Size] = [((past, 0),), shape[1], ((past, 2), (new, 2)), shape[3]]
+    counted: dict[Role, Size] = {"batch": ((past, 0),), "key": ((past, 2), (new, 2))}
+    sizes: list[Size] = [
+        counted[axis[0].role] if axis and axis[0].role in counted else size
+        for axis, size in zip(layout, shape)
+    ]
     for reader in readers:
         graph.replace_shape(reader, sizes)
 
@@ -199,7 +239,7 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> tuple[CacheSlots, tupl
     graph.merge_outputs(split.joined, joined, name)
     packed = CacheSlots("packed", (past,), (new,), (joined,))
     for old, half in zip(split.joined, halves):
-        _redirect_readers(graph, old, packed)
+        _redirect_readers(graph, old, ROWS_OF_CACHE, packed)
         graph.replace(old, half)
     return packed, halves
 

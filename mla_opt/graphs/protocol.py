@@ -250,10 +250,12 @@ class Graph(Protocol):
         name: str,
         shape: Sequence[int | str | None],
         dtype: str | None = None,
+        moved: Mapping[int, int] | None = None,
     ) -> Value:
         """Put another input, with ``old``'s element type or another, in the place of ``old``.
 
-        What read the shape of ``old`` keeps seeing the sizes that ``old`` would have had, as far as
+        ``moved`` says which axis of the new one counts what an axis of ``old`` did, where that is
+        another. What read the shape of ``old`` keeps seeing the sizes that ``old`` would have had, as far as
         the new input has them; nothing else may still read ``old`` when the rewriting is done.
         """
 
@@ -263,7 +265,7 @@ class Graph(Protocol):
     def declare_rows(self, value: Value, rows: int | str) -> None:
         """Declare how many rows an output has on its token axis."""
 
-    def remove_input(self, old: Value, like: Value) -> None:
+    def remove_input(self, old: Value, like: Value, moved: Mapping[int, int] | None = None) -> None:
         """Remove an input; what read its shape reads it off ``like``, which has the same rows."""
 
     def replace_output(self, old: Value, new: Value) -> None:

@@ -125,15 +125,20 @@ def width(atoms: Iterable[Atom]) -> Expression:
 def regroup(variables: Variables, atoms: Sequence[Atom], shape: Sequence[Expression]) -> Placement:
     """The atoms, in their order, as the axes of another shape of as many elements.
 
+    One axis may have another expression for its size than the variable that is all of it: with as
+    many elements in all, and every other size the same, the two are equal in every call.
+
     Raises:
         ApartError: an axis begins or ends inside of an atom that cannot be split there.
     """
     rest = [atom for atom in atoms if atom.size != 1]
     axes: list[Axis] = []
+    renamed = 0
     for size in shape:
         axis, rest = _take(variables, rest, size)
+        renamed += not sizes.same(width(axis), size)
         axes.append(axis)
-    if rest:
+    if rest or renamed > 1:
         raise ApartError("it makes another number of elements")
     return tuple(axes)
 
@@ -152,6 +157,8 @@ def _take(variables: Variables, atoms: list[Atom], size: Expression) -> tuple[Ax
             continue
         over = sizes.quotient(atom.size, size)
         if over is None:
+            if not taken and atom.name is not None and not isinstance(size, int):
+                return (atom,), rest
             raise ApartError(f"its sizes {size} and {atom.size} do not divide each other")
         first, second = _divided(variables, atom, size, over)
         taken.append(first)

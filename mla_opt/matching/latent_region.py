@@ -75,7 +75,7 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     roles = _Roles.of(graph, core, axes, rows)
     _check_narrower(graph, core, axes, rows)
     _check_query(graph, core, axes, rows)
-    expanded = _expanded_cache(graph, core, rows)
+    expanded = _expanded_cache(graph, core, roles, rows)
     layouts = CoreLayouts(*(roles.layout(each) for each in _placements(axes)))
     rows = _rewound(graph, rows)
     bias = tuple(
@@ -458,7 +458,7 @@ def _projection(graph: Graph, rows: _Rows, latent: Value) -> Node | None:
 
 
 def _expanded_cache(
-    graph: Graph, core: AttentionCore, rows: _Rows
+    graph: Graph, core: AttentionCore, roles: _Roles, rows: _Rows
 ) -> tuple[PastConcat, PastConcat] | None:
     cut = frozenset((*rows.shared, *rows.of_keys_only))
     keys, values = (_joins_above(rows.region, root, cut) for root in (core.key, core.value))
@@ -471,7 +471,14 @@ def _expanded_cache(
             (core.first, core.last),
         )
     pair = tuple(
-        PastConcat(each.past, each.new, each.joined, each.axis) for each in (*keys, *values)
+        PastConcat(
+            each.past,
+            each.new,
+            each.joined,
+            each.axis,
+            roles.layout(rows.region.axes[each.joined]),
+        )
+        for each in (*keys, *values)
     )
     if not all(graph.is_output(part.joined) for part in pair):
         raise NotLatentError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mla_opt.handles import Value
+from mla_opt.sites.layout import Layout
 
 CacheFamily = Literal["latent", "expanded", "none"]
 CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]
@@ -13,12 +14,16 @@ CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class PastConcat:
-    """A cache of expanded rows: ``joined = [past | new]`` with ``past`` an input of the graph."""
+    """A cache of expanded rows: ``joined = [past | new]`` with ``past`` an input of the graph.
+
+    They are joined along ``axis``; ``layout`` says what all axes are.
+    """
 
     past: Value
     new: Value
     joined: Value
     axis: int
+    layout: Layout = ()
 
 
 @dataclass(slots=True)

@@ -263,6 +263,7 @@ class OnnxGraph:
         name: str,
         shape: Sequence[int | str | None],
         dtype: str | None = None,
+        moved: Mapping[int, int] | None = None,
     ) -> ir.Value:
         """Put another input in the place of ``old``, and redirect those who read its shape."""
         kind = old.type if dtype is None else ir.TensorType(ir.DataType[dtype.upper()])
@@ -274,7 +275,7 @@ class OnnxGraph:
         inputs[place] = new
         for binding in self._bindings.values():
             binding.adopt(new, old)
-        self._redirect_shape(old, new)
+        self._redirect_shape(old, new, moved or {})
         return new
 
     def add_input(self, name: str, dtype: str, shape: Sequence[int | str | None]) -> ir.Value:
@@ -292,15 +293,17 @@ class OnnxGraph:
             batch, heads, _, width = value.shape
             value.shape = ir.Shape([batch, heads, rows, width])
 
-    def remove_input(self, old: ir.Value, like: ir.Value) -> None:
+    def remove_input(
+        self, old: ir.Value, like: ir.Value, moved: Mapping[int, int] | None = None
+    ) -> None:
         """Remove an input, and redirect those who read its shape."""
         self.model.graph.inputs.remove(old)
-        self._redirect_shape(old, like)
+        self._redirect_shape(old, like, moved or {})
 
-    def _redirect_shape(self, old: ir.Value, new: ir.Value) -> None:
+    def _redirect_shape(self, old: ir.Value, new: ir.Value, moved: Mapping[int, int]) -> None:
         """Sizes of batch and tokens come from ``new``, the others are what ``old`` declared."""
         sizes: list[Size] = [
-            dim if isinstance(dim, int) else ((new, axis),)
+            dim if isinstance(dim, int) else ((new, moved.get(axis, axis)),)
             for axis, dim in enumerate(self.declared_shape(old))
         ]
         for reader in self.shape_readers(old):

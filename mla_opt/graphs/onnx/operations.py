@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from mla_opt.graphs import contractions
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.onnx import moves
+from mla_opt.graphs.onnx import moves, numbers
 from mla_opt.handles import Array
 
 
@@ -56,11 +56,13 @@ def _attribute(node: ir.Node, name: str, default: int | float) -> int | float:
 
 
 def _scalar(facts: Facts, value: ir.Value | None) -> float | None:
-    """The number a value holds, if it is a stored tensor of one element."""
+    """The number a value holds, if it is a stored tensor of one element or computed from sizes."""
     if value is None:
         return None
     array = facts.small_constant(value)
-    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+    if array is not None:
+        return float(array.reshape(-1)[0]) if array.size == 1 else None
+    return numbers.computed(facts, value)
 
 
 def _layout(facts: Facts, node: ir.Node, *data: ir.Value, axis: int | None = None) -> op.Layout:
@@ -244,12 +246,13 @@ def _convolution(facts: Facts, node: ir.Node) -> op.Operation:
     shape = facts.shape(weight)
     steps = node.attributes.get("strides")
     pads = node.attributes.get("pads")
+    padding = node.attributes.get("auto_pad")
     alone = (
         shape is not None
         and all(size == 1 for size in shape[2:])
         and (steps is None or all(step == 1 for step in steps.value))
         and (pads is None or not any(pads.value))
-        and node.attributes.get("auto_pad", None) is None
+        and (padding is None or padding.value == "NOTSET")
         and (bias is None or facts.is_constant(bias))
     )
     if not alone or shape is None:

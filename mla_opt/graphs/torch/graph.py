@@ -229,6 +229,7 @@ class TorchGraph:
         name: str,
         shape: Sequence[int | str | None],
         dtype: str | None = None,
+        moved: Mapping[int, int] | None = None,
     ) -> fx.Node:
         """Put another input in the place of ``old``, and redirect those who read its shape."""
         kind = old.meta["val"].dtype if dtype is None else torch_dtype(dtype)
@@ -242,14 +243,16 @@ class TorchGraph:
         new.meta.pop("tensor_meta", None)
         self.program.inputs[self.program.inputs.index(old)] = new
         self._retired.append(old)
-        self._redirect_shape(old, new)
+        self._redirect_shape(old, new, moved or {})
         return new
 
-    def remove_input(self, old: fx.Node, like: fx.Node) -> None:
+    def remove_input(
+        self, old: fx.Node, like: fx.Node, moved: Mapping[int, int] | None = None
+    ) -> None:
         """Remove an input, and redirect those who read its shape."""
         self.program.inputs.remove(old)
         self._retired.append(old)
-        self._redirect_shape(old, like)
+        self._redirect_shape(old, like, moved or {})
 
     def add_input(self, name: str, dtype: str, shape: Sequence[int | str | None]) -> fx.Node:
         """One more input, behind the others."""
@@ -258,10 +261,10 @@ class TorchGraph:
     def declare_rows(self, value: fx.Node, rows: int | str) -> None:
         """Nothing to do: shapes are noted on every value."""
 
-    def _redirect_shape(self, old: fx.Node, new: fx.Node) -> None:
+    def _redirect_shape(self, old: fx.Node, new: fx.Node, moved: Mapping[int, int]) -> None:
         """Sizes of batch and tokens come from ``new``, the others are what ``old`` declared."""
         sizes: list[Size] = [
-            dim if isinstance(dim, int) else ((cast(Value, new), axis),)
+            dim if isinstance(dim, int) else ((cast(Value, new), moved.get(axis, axis)),)
             for axis, dim in enumerate(self.declared_shape(old))
         ]
         for reader in self.shape_readers(old):
