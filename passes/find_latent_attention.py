@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from mla_opt.errors import InputError, Refusal
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.protocol import Graph
+from mla_opt.graphs.protocol import EXAMPLE, Graph
 from mla_opt.handles import Value
 from mla_opt.matching.attention_core import attention_cores
 from mla_opt.matching.latent_region import NotLatentError, latent_site
@@ -42,6 +42,7 @@ class FindLatentAttention(Pass):
         for number, read in enumerate(attention_cores(graph)):
             core = read.core
             try:
+                graph.nearest_binding(*EXAMPLE)  # inputs that contradict each other show here
                 site = latent_site(graph, read)
                 _check_causal(graph, site)
             except (NotLatentError, InputError) as error:

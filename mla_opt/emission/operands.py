@@ -12,6 +12,9 @@ from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights, Operands
 from mla_opt.sites.core import CoreLayouts
 from mla_opt.sites.layout import KEYS, QUERY, SCORES, Layout
 
+_SWALLOWS = -1e30
+"""Added to a score in float32, a number as low as this is what comes out."""
+
 
 def operands(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Operands:
     """Make the operands of a site available at the place of ``builder``."""
@@ -19,7 +22,8 @@ def operands(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Opera
     assert weights is not None
     _complete_types(graph, site)
     absorbed = _folded_query(graph, builder, site)
-    nope, rope = _query_parts(graph, builder, site, weights)
+    bias, seeing = _bias_and_seeing(graph, builder, site)
+    nope, rope = _query_parts(graph, builder, site, weights, seeing)
     for part in (nope, rope):
         if part is not None:
             builder.declare_like(part, site.core.query)
@@ -27,7 +31,7 @@ def operands(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Opera
         query_nope=nope,
         query_rope=rope,
         weights=store_weights(graph, builder, site, weights),
-        bias=_bias(graph, builder, site),
+        bias=bias,
         sink=_sink(graph, builder, site),
         query_absorbed=absorbed,
         output_weight=_folded_output(graph, builder, site),
@@ -95,9 +99,16 @@ def _store(
 
 
 def _query_parts(
-    graph: Graph, builder: Builder, site: LatentAttentionSite, weights: LatentWeights
+    graph: Graph,
+    builder: Builder,
+    site: LatentAttentionSite,
+    weights: LatentWeights,
+    seeing: Value | None,
 ) -> tuple[Value, Value | None]:
     query = standard(builder, site.core.query, layouts(site).query, QUERY, "query_by_head")
+    if seeing is not None:
+        nothing = builder.scalar_like(0.0, site.core.query, "no_query")
+        query = builder.where(seeing, query, nothing, "query_that_sees")
     n, r = len(weights.nope_dims), len(weights.rope_dims)
     if weights.nope_dims == tuple(range(n)) and weights.rope_dims == tuple(range(n, n + r)):
         if not r:
@@ -146,6 +157,30 @@ def _bias(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | 
         return mask if total is None else total
     never = builder.constant(np.asarray(-np.inf, dtype=graph.dtype(site.core.query)), "never")
     return builder.where(mask, total, never, "bias")
+
+
+def _bias_and_seeing(
+    graph: Graph, builder: Builder, site: LatentAttentionSite
+) -> tuple[Value | None, Value | None]:
+    """The bias, and which queries it lets attend to anything, where that has to be known.
+
+    A mask that fills scores with a number lets a query without a key attend to all keys alike. A
+    number that swallows any score when it is added does the same; for others such a query is made
+    zero, and may attend to everything.
+    """
+    terms = [term for term in site.core.bias if is_boolean(graph, term) and term.fill != -np.inf]
+    if not terms:
+        return _bias(graph, builder, site), None
+    (term,) = terms
+    mask, query = _allowed(builder, term), site.core.query
+    if term.fill <= _SWALLOWS and graph.dtype(query).itemsize >= 4:
+        level = builder.scalar_like(term.fill, query, "fill")
+        return builder.where(mask, builder.scalar_like(0.0, query, "attend"), level, "bias"), None
+    one, zero = (builder.scalar_like(number, query, "truth") for number in (1.0, 0.0))
+    count = builder.row_maximum(builder.where(mask, one, zero, "mask_numbers"), "any_key")
+    seeing = builder.greater(count, zero, "seeing")
+    hidden = builder.both(builder.negate(mask, "forbidden"), seeing, "hidden")
+    return builder.negate(hidden, "mask_or_blind"), seeing
 
 
 def _addend(graph: Graph, builder: Builder, term: BiasTerm, query: Value) -> Value:

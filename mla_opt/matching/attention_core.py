@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
+from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import (
     ApartError,
@@ -134,28 +135,52 @@ def _from_fused(graph: Graph, node: Node, fused: op.FusedAttention) -> ReadCore:
 
 
 def _fused_axes(graph: Graph, node: Node, fused: op.FusedAttention) -> CoreAxes:
-    """Axes of ``[B, H, S, D]``; heads of the query that share one of the keys are its slow part."""
+    """Axes of ``[B, H, S, D]`` or ``[B, S, H D]``; the slow part of H are the heads of the keys."""
     variables = Variables()
     shapes = [graph.sizes(value) for value in (fused.query, fused.key, fused.value)]
     query, key, value = shapes
+    rank = 3 if fused.flat else 4
     if query is None or key is None or value is None:
-        return CoreAxes(variables, apart="the shapes of its operands are not known", at=node)
-    if fused.flat or not len(query) == len(key) == len(value) == 4:
-        return CoreAxes(variables, apart="its operands are not of rank 4", at=node)
-    if query[1] != key[1] or key[1] != value[1]:
-        return CoreAxes(variables, apart="keys and values have fewer heads", at=node)
-    batch, heads = variables.new("b", query[0]), variables.new("h", query[1])
-    new, seen = variables.new("s", query[2]), variables.new(_KEYS, key[2])
+        why = "the shapes of its operands are not known"
+        return CoreAxes(variables, apart=why, at=node, code=UnknownShapeError.code)
+    if not len(query) == len(key) == len(value) == rank:
+        return CoreAxes(variables, apart="its operands are of other ranks", at=node)
+    heads = fused.heads if fused.flat else query[1]
+    key_heads = fused.key_heads if fused.flat else key[1]
+    repeats = None if heads is None or key_heads is None else sizes.quotient(heads, key_heads)
+    widths = [
+        _width_of_head(shape, count, fused.flat)
+        for shape, count in ((query, heads), (key, key_heads), (value, key_heads))
+    ]
+    if repeats is None or None in widths or (not fused.flat and value[1] != key[1]):
+        why = "its heads are not as many as those of the keys, or some times as many"
+        return CoreAxes(variables, apart=why, at=node)
+    tokens = -2 if not fused.flat else 1
+    batch, new = variables.new("b", query[0]), variables.new("s", query[tokens])
+    seen = variables.new(_KEYS, key[tokens])
+    shared, own = variables.new("h", key_heads), variables.new("r", repeats)
     variables.whole.update(("s", _KEYS))
-    wide: list[Axis] = [(Atom(query[3]),), (Atom(value[3]),)]
+    wide: list[Axis] = [() if width == 1 else (Atom(width),) for width in widths]
+
+    def placed(head: Axis, token: Axis, width: Axis) -> Placement:
+        return (batch, token, (*head, *width)) if fused.flat else (batch, head, token, width)
+
     return CoreAxes(
         variables,
-        query=(batch, heads, new, wide[0]),
-        key=(batch, heads, seen, wide[0]),
-        value=(batch, heads, seen, wide[1]),
-        output=(batch, heads, new, wide[1]),
-        bias=_bias_of_fused(graph, fused, (batch, heads, new, seen)),
+        query=placed((*shared, *own), new, wide[0]),
+        key=placed(shared, seen, wide[1]),
+        value=placed(shared, seen, wide[2]),
+        output=placed((*shared, *own), new, wide[2]),
+        bias=_bias_of_fused(graph, fused, (batch, (*shared, *own), new, seen)),
     )
+
+
+def _width_of_head(
+    shape: tuple[Expression, ...], heads: Expression | None, flat: bool
+) -> Expression | None:
+    if not flat:
+        return shape[-1]
+    return None if heads is None else sizes.quotient(shape[-1], heads)
 
 
 def _bias_of_fused(
@@ -227,6 +252,8 @@ def _with_values(
     """The axes of values and output, by the way from the probabilities to their product."""
     if read.apart or axes is None:
         return read
+    if core.sink is not None:  # its column is none of the keys
+        axes = (*axes[:-1], read.variables.new(_KEYS, read.variables.sizes[_KEYS]))
     try:
         value, output = _value_axes(graph, core, made, axes, read.variables)
     except ApartError as error:
@@ -447,9 +474,11 @@ def _scores_step(
             return None
         case op.Select(condition, chosen, other):
             for scores, fill, kind in ((chosen, other, "boolean"), (other, chosen, "blocked")):
-                found = back(scores) if _forbids(graph, fill) else None
-                if found is not None:
-                    return _with_bias(found, BiasTerm(kind, condition), there(condition))
+                level = _level(graph, fill)
+                found = None if level is None else back(scores)
+                if found is not None and level is not None:
+                    term = BiasTerm(kind, condition, fill=level)
+                    return _with_bias(found, term, there(condition))
             return None
         case op.Subtract(left, right):
             return back(left) if _is_row_maximum(graph, right) else None
@@ -503,9 +532,11 @@ def _with_bias(found: _Scores, term: BiasTerm, at: _At) -> _Scores:
     return replace(found, query=query, bias=(*found.bias, term), bias_axes=axes)
 
 
-def _forbids(graph: Graph, fill: Value) -> bool:
+def _level(graph: Graph, fill: Value) -> float | None:
+    """The number that a mask puts in the place of scores, if it means: do not attend."""
     content = graph.constant(fill)
-    return content is not None and content.size == 1 and float(content.reshape(-1)[0]) <= _NEVER
+    level = float(content.reshape(-1)[0]) if content is not None and content.size == 1 else 0.0
+    return level if level <= _NEVER else None
 
 
 def _is_row_maximum(graph: Graph, value: Value) -> bool:

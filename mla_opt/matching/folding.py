@@ -16,11 +16,15 @@ import numpy as np
 from mla_opt.errors import MlaOptError
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Graph
+from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Array, Float64, Node, Value
+from mla_opt.matching.axes import ApartError, Atom, Axis, Placement, Variables
 from mla_opt.matching.labels import trace
 from mla_opt.matching.linear_matrix import linear_matrix
 from mla_opt.matching.projection_walk import leaves
+from mla_opt.matching.region import Region, walk
 from mla_opt.sites import LatentAttentionSite, LatentWeights, OutputProjection, QueryProjection
+from mla_opt.sites.layout import QUERY, is_standard
 
 
 class FoldBlockedError(MlaOptError):
@@ -46,6 +50,9 @@ def query_projection(graph: Graph, site: LatentAttentionSite) -> QueryProjection
     linear = linears.linears[0]
     operation = graph.operation(linear)
     assert isinstance(operation, op.Linear)
+    _check_even(graph, site, nope, graph.results(linear)[0])
+    if rope is not None:
+        _check_even(graph, site, rope, graph.results(linear)[0])
     matrix = _matrix(graph, linear)
     columns = _columns(graph, graph.results(linear)[0], nope)
     folded = np.einsum("xhn,hnc->xhc", matrix[:, columns.index] * columns.factor, weights.w_uk)
@@ -63,6 +70,7 @@ def output_projection(graph: Graph, site: LatentAttentionSite) -> OutputProjecti
     if weights.value_bias is not None:
         raise FoldBlockedError("the values have a bias", (site.core.last,))
     linear, data = _following_linear(graph, site.core.output)
+    _check_even_after(graph, site, data)
     matrix = _matrix(graph, linear)
     rows = _rows(graph, site.core.output, data)
     folded = np.einsum("hcv,hve->hce", weights.w_uv, matrix[rows])
@@ -87,6 +95,9 @@ def _query_split(
 ) -> tuple[Node, Value, Value | None]:
     """The split of the projected query into its two parts, where nothing else reads the whole."""
     n, r = len(weights.nope_dims), len(weights.rope_dims)
+    layouts = site.core.layouts
+    if layouts is None or not is_standard(layouts.query, QUERY):
+        raise FoldBlockedError("the axes of the query are not [B, H, S, D]", (site.core.first,))
     node = graph.producer(site.core.query)
     operation = None if node is None else graph.operation(node)
     if node is None or not isinstance(operation, op.Layout):
@@ -102,6 +113,52 @@ def _query_split(
     if split is None or widths != [n, r] or parts[0] is not nope:
         raise FoldBlockedError("the parts of the query are not split off one projection", (node,))
     return split, nope, parts[1]
+
+
+def _check_even(graph: Graph, site: LatentAttentionSite, part: Value, projected: Value) -> None:
+    """Every token of a part of the query is made of the projection's same token, at every size."""
+    variables = Variables()
+    shape = graph.sizes(part)
+    if shape is None or len(shape) != 4:
+        raise FoldBlockedError("the query has an unknown shape", _maker(graph, part))
+    names = ("b", None, "s", None)
+    axes = tuple(
+        variables.new(name, size) if name else _fixed(size) for name, size in zip(names, shape)
+    )
+    variables.whole.update(("b", "s"))
+    _check_walk(graph, variables, {part: axes}, projected)
+
+
+def _check_even_after(graph: Graph, site: LatentAttentionSite, data: Value) -> None:
+    """Every row that W_O reads is made of one token of one sequence, at every size."""
+    variables, layouts = Variables(), site.core.layouts
+    shape = graph.sizes(data)
+    if shape is None or layouts is None or not is_standard(layouts.output, QUERY):
+        raise FoldBlockedError("the output has an unknown shape", _maker(graph, data))
+    axes = tuple(variables.new(f"r{place}", size) for place, size in enumerate(shape[:-1]))
+    variables.whole.update(variables.sizes)
+    region = _check_walk(graph, variables, {data: (*axes, _fixed(shape[-1]))}, site.core.output)
+    of_output = region.axes[site.core.output]
+    rows = [atom for axis in (of_output[0], of_output[2]) for atom in variables.current(axis)]
+    if any(atom.name is None for atom in rows):
+        raise FoldBlockedError("tokens are mixed on their way to W_O", _maker(graph, data))
+
+
+def _fixed(size: Expression) -> Axis:
+    return () if size == 1 else (Atom(size),)
+
+
+def _check_walk(
+    graph: Graph, variables: Variables, roots: dict[Value, Placement], end: Value
+) -> Region:
+    try:
+        region = walk(graph, variables, roots, tokens="none", stop_at=(end,))
+    except ApartError as error:
+        raise FoldBlockedError(str(error)) from error
+    for value, leaf in region.leaves.items():
+        if value is not end:
+            raise FoldBlockedError(leaf.why, _maker(graph, value))
+    return region
 
 
 def _matrix(graph: Graph, linear: Node) -> Float64:

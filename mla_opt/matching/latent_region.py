@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from mla_opt.errors import Refusal
 from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
@@ -25,7 +27,25 @@ from mla_opt.matching.cut import narrowest
 from mla_opt.matching.region import Join, Region, new_tokens, walk
 from mla_opt.sites import AttentionCore, LatentAttentionSite, PastConcat
 from mla_opt.sites.core import CoreLayouts
-from mla_opt.sites.layout import Layout, Part, Role
+from mla_opt.sites.layout import KEYS, ROWS, Layout, Part, Role, is_standard
+
+_BY_DESIGN = "nothing, if the model means it: it is another kind of attention"
+
+REMEDIES = {
+    "unsupported_attention": "export the attention as separate operators",
+    "several_shared_rows": "one latent row, and at most one rotary row beside it, for all heads",
+    "cache_of_one_half": "cache both keys and values, or the latent rows",
+    "cache_not_returned": "return the joined cache as an output",
+    "cache_read_twice": "let the attention alone read the cache",
+    "latent_not_narrower": _BY_DESIGN,
+    "query_from_latent": _BY_DESIGN,
+    "no_shared_projection": "a latent row that both keys and values are made of",
+    "head_count": "export the model with a fixed number of heads",
+    "rope_in_values": _BY_DESIGN,
+    "rope_mixed": "let every head hold the whole rotary row, in the same dims",
+    "unknown_shape": "run shape inference on the model, or export it with shapes",
+}
+"""What would change a refusal, by code, where the place that refuses says nothing better."""
 
 
 class NotLatentError(Exception):
@@ -35,7 +55,8 @@ class NotLatentError(Exception):
         self, code: str, reason: str, nodes: tuple[Node, ...] = (), remedy: str = ""
     ) -> None:
         super().__init__(reason)
-        self.code, self.reason, self.nodes, self.remedy = code, reason, nodes, remedy
+        self.code, self.reason, self.nodes = code, reason, nodes
+        self.remedy = remedy or REMEDIES.get(code, "")
 
     def refusal(self, graph: Graph, site: str) -> Refusal:
         """The refusal to report, with the nodes named."""
@@ -77,7 +98,7 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     _check_query(graph, core, axes, rows)
     expanded = _expanded_cache(graph, core, roles, rows)
     layouts = CoreLayouts(*(roles.layout(each) for each in _placements(axes)))
-    rows = _rewound(graph, rows)
+    rows = _rewound(graph, rows, roles)
     bias = tuple(
         replace(term, layout=roles.layout(of_term)) for term, of_term in zip(core.bias, axes.bias)
     )
@@ -98,11 +119,25 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     )
 
 
+def _check_fills(core: AttentionCore) -> None:
+    """A query that may attend to nothing attends to all keys alike where the fill is a number."""
+    finite = [term for term in core.bias if np.isfinite(term.fill)]
+    if finite and (len(core.bias) > 1 or core.sink is not None):
+        raise NotLatentError(
+            "finite_fill",
+            f"a mask fills scores with {finite[0].fill:g} and something else is added to them, so"
+            " what a query that may attend to nothing gets cannot be kept",
+            (core.first,),
+            "fill with minus infinity, or add the masks before they are applied",
+        )
+
+
 def _placements(axes: CoreAxes) -> tuple[Placement, Placement, Placement, Placement]:
     return axes.query, axes.key, axes.value, axes.output
 
 
 def _check_core(core: AttentionCore, axes: CoreAxes) -> None:
+    _check_fills(core)
     if core.unsupported:
         raise NotLatentError(
             "unsupported_attention", f"the attention node: {core.unsupported}", core.nodes
@@ -129,6 +164,7 @@ def _rows(graph: Graph, core: AttentionCore, axes: CoreAxes) -> _Rows:
     try:
         region = walk(graph, variables, roots, tokens=axes.keys)
     except ApartError as error:
+        _check_caches(graph, core, axes)
         raise NotLatentError("tokens_apart", str(error), (core.first, core.last)) from error
     found = narrowest(roots, region.made_of, lambda value: _width(variables, axes, region, value))
     if found is None:
@@ -142,6 +178,20 @@ def _rows(graph: Graph, core: AttentionCore, axes: CoreAxes) -> _Rows:
     cut = frozenset(found)
     of_values = _pieces(region, core.value, cut)
     return _Rows(region, of_values, _pieces(region, core.key, cut))
+
+
+def _check_caches(graph: Graph, core: AttentionCore, axes: CoreAxes) -> None:
+    """Keys and values whose rows are joined with those of the past at one of the two alone."""
+    caches = [
+        len(walk(graph, axes.variables, {value: placed}, tokens=axes.keys).joins)
+        for value, placed in ((core.key, axes.key), (core.value, axes.value))
+    ]
+    if caches[0] != caches[1]:
+        raise NotLatentError(
+            "cache_of_one_half",
+            "only one of keys and values is cached, or one of them twice",
+            (core.first, core.last),
+        )
 
 
 def _width(variables: Variables, axes: CoreAxes, region: Region, value: Value) -> int | None:
@@ -193,6 +243,7 @@ def _check_shared(graph: Graph, core: AttentionCore, rows: _Rows) -> None:
     for what, values in (("values", apart or [core.value]), ("keys", of_keys)):
         for value in values:
             _refuse_end(graph, rows, what, value)
+    _check_common(graph, core, rows)
     raise NotLatentError(
         "separate_projections",
         f"keys and values are not made of one row: the values of {_named(apart)}, the keys of"
@@ -200,6 +251,34 @@ def _check_shared(graph: Graph, core: AttentionCore, rows: _Rows) -> None:
         _makers(graph, [*apart, *rows.of_keys]),
         "nothing, if the model projects keys and values from the hidden state",
     )
+
+
+def _check_common(graph: Graph, core: AttentionCore, rows: _Rows) -> None:
+    """Keys and values that are narrower than the row that they have in common."""
+    common = [
+        value
+        for value in _below(rows.region, core.key)
+        if value in _below(rows.region, core.value) and value in rows.region.leaves
+    ]
+    if common and not rows.region.leaves[common[0]].kind == "apart":
+        raise NotLatentError(
+            "latent_not_narrower",
+            f"keys and values meet in {_named(common)}, which is not narrower than what is made of"
+            " it: nothing would be saved",
+            _makers(graph, common) or (core.first, core.last),
+        )
+
+
+def _below(region: Region, root: Value) -> dict[Value, None]:
+    """Everything that a root is made of, nearest first."""
+    found: dict[Value, None] = {}
+    pending = [root]
+    while pending:
+        value = pending.pop(0)
+        if value not in found:
+            found[value] = None
+            pending.extend(region.made_of.get(value, ()))
+    return found
 
 
 def _refuse_end(graph: Graph, rows: _Rows, what: str, value: Value) -> None:
@@ -223,9 +302,9 @@ def _refuse_end(graph: Graph, rows: _Rows, what: str, value: Value) -> None:
             at,
             "store the projection weight in the model",
         )
-    code = "tokens_apart" if leaf.kind == "apart" else "not_linear"
+    apart = leaf.kind == "apart"
     raise NotLatentError(
-        code,
+        "tokens_apart" if apart else "not_linear",
         f"the {what} are not a linear image of one row for each token: {leaf.why}",
         at,
         "nothing, if the model means it; else export it without this operator",
@@ -278,9 +357,9 @@ def _makers(graph: Graph, values: list[Value]) -> tuple[Node, ...]:
     return tuple(dict.fromkeys(node for node in nodes if node is not None))
 
 
-def _rewound(graph: Graph, rows: _Rows) -> _Rows:
+def _rewound(graph: Graph, rows: _Rows, roles: _Roles) -> _Rows:
     """The rows before they were reshaped and permuted for what reads them."""
-    back = {value: _before_moves(graph, rows.region, value) for value in rows.of_keys}
+    back = {value: _before_moves(graph, rows.region, roles, value) for value in rows.of_keys}
     return replace(
         rows,
         of_values=tuple(back[value] for value in rows.of_values),
@@ -288,14 +367,22 @@ def _rewound(graph: Graph, rows: _Rows) -> _Rows:
     )
 
 
-def _before_moves(graph: Graph, region: Region, value: Value) -> Value:
+def _before_moves(graph: Graph, region: Region, roles: _Roles, value: Value) -> Value:
+    """The cache that the rows come from, else the nearest that are ``[B, 1, T, X]`` or nearly so."""
+    chain = [value]
     joined = {join.joined for join in region.joins}
-    while value not in joined and len(region.made_of.get(value, ())) == 1:
-        node = graph.producer(value)
+    while chain[-1] not in joined and len(region.made_of.get(chain[-1], ())) == 1:
+        node = graph.producer(chain[-1])
         operation = None if node is None else graph.operation(node)
-        if not isinstance(operation, op.Layout) or not _keeps_order(graph, operation, value):
+        if not isinstance(operation, op.Layout) or not _keeps_order(graph, operation, chain[-1]):
             break
-        (value,) = region.made_of[value]
+        chain.append(region.made_of[chain[-1]][0])
+    if chain[-1] in joined:
+        return chain[-1]
+    for form in (KEYS, ROWS):
+        for each in chain:
+            if is_standard(roles.layout(region.axes[each]), form):
+                return each
     return value
 
 
@@ -413,7 +500,7 @@ def _check_query(graph: Graph, core: AttentionCore, axes: CoreAxes, rows: _Rows)
         region = walk(graph, axes.variables, {core.query: axes.query}, tokens="none")
     except ApartError:
         return
-    between = {*rows.region.made_of, *rows.shared, *rows.of_keys_only}
+    between = {*rows.region.axes} - _under(graph, rows)
     same = [value for value in region.axes if value in between]
     if same:
         raise NotLatentError(
@@ -422,6 +509,26 @@ def _check_query(graph: Graph, core: AttentionCore, axes: CoreAxes, rows: _Rows)
             " the hidden state, not a latent",
             _makers(graph, same[:2]),
         )
+
+
+def _under(graph: Graph, rows: _Rows) -> set[Value]:
+    """What the rows themselves are computed from, beyond where they were only moved and cast."""
+    under: set[Value] = set()
+    for row in rows.of_keys:
+        value, parts = row, rows.region.made_of.get(row, ())
+        while len(parts) == 1 and _is_moved(graph, value):
+            (value,) = parts
+            parts = rows.region.made_of.get(value, ())
+        under.update(below for part in parts for below in _below(rows.region, part))
+    return under
+
+
+def _is_moved(graph: Graph, value: Value) -> bool:
+    node = graph.producer(value)
+    operation = None if node is None else graph.operation(node)
+    return isinstance(operation, op.Cast) or (
+        isinstance(operation, op.Layout) and _keeps_order(graph, operation, value)
+    )
 
 
 def _check_layouts(core: AttentionCore, layouts: CoreLayouts) -> None:

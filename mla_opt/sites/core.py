@@ -13,12 +13,15 @@ class BiasTerm:
     """One addend of the scores, or one mask over them.
 
     ``kind`` is ``additive``; or ``boolean``, true where attending is allowed; or ``blocked``, true
-    where it is not. ``layout`` says which axes of ``[B, H, S, T]`` its own are.
+    where it is not. ``layout`` says which axes of ``[B, H, S, T]`` its own are. ``fill`` is what a
+    mask puts in the place of a score: where it forbids every key, all of them weigh the same if
+    that is a number, and minus infinity leaves none.
     """
 
     kind: str
     value: Value
     layout: Layout | None = None
+    fill: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Block:
         share: later layers read the rows and the cache of the first.
         cache: what the model caches; `packed` is `[c_kv | k_pe]` in one tensor.
         cache_names: of the two halves of layer `{0}`, after `past` and `present`.
+        fill: what a boolean mask puts in the place of scores.
         core: softmax between two products, or the Attention operator.
         bias: kind of mask; `computed` is made from the shape of `mask_from`.
         order: where dim i of a query or key `[nope | rope]` is put; `None` leaves them.
@@ -53,6 +54,7 @@ class Block:
     cache_names: tuple[str, str] = (".{0}.keys", ".{0}.values")
     core: Literal["eager", "fused"] = "eager"
     bias: Literal["additive", "boolean", "blocked", "both", "computed", None] = "additive"
+    fill: float = float("-inf")
     mask_from: Literal["keys", "cache", "scores"] = "keys"
     causal: bool = False
     sink: bool = False
@@ -452,10 +454,10 @@ def _masked(tape: Tape, scores: str, shaped: dict[str, str]) -> str:
     shape = (block.batch, 1, block.query_len, block.total_len)
     if block.bias in ("boolean", "both"):
         mask = tape.input("attention_mask_allowed", shape, TensorProto.BOOL)
-        scores = tape("Where", mask, scores, tape.scalar(float("-inf")))
+        scores = tape("Where", mask, scores, tape.scalar(block.fill))
     if block.bias == "blocked":
         mask = tape.input("attention_mask_blocked", shape, TensorProto.BOOL)
-        scores = tape("Where", mask, tape.scalar(-1e9), scores)
+        scores = tape("Where", mask, tape.scalar(block.fill), scores)
     if block.bias in ("additive", "both"):
         mask = tape.input("attention_mask", shape)
         scores = tape("Add", scores, mask)

@@ -30,7 +30,6 @@ def bias(found: AttentionCore) -> list[tuple[str, str]]:
 def test_an_eager_attention():
     found = core()
     assert (found.query.name, found.output.name) == ("query_0", "context_0")
-    assert found.key_is_transposed
     assert found.value.name.startswith("split")
     assert found.scale == pytest.approx(0.37)
     assert (found.sink, found.causal, found.unsupported) == (None, False, "")
@@ -41,7 +40,6 @@ def test_an_eager_attention():
 def test_a_fused_attention():
     found = core(core="fused", opset=23)
     assert (found.query.name, found.output.name) == ("query_0", "context_0")
-    assert not found.key_is_transposed
     assert found.scale == pytest.approx(0.37)
     assert found.first is found.last is found.nodes[0]
 

@@ -13,7 +13,7 @@ import pytest
 
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.matching.certificate import certify
-from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights
+from mla_opt.sites import LatentAttentionSite, LatentWeights
 from tests.graphs.latent_block import Block
 from tests.labels import label
 from tests.passes.harness import EXTRACT, graph_of, run
@@ -100,7 +100,7 @@ def _without_bias(site: LatentAttentionSite) -> None:
 def _other_kind(site: LatentAttentionSite) -> None:
     (term,) = site.core.bias
     kind = {"boolean": "blocked", "blocked": "boolean"}[term.kind]
-    site.core = replace(site.core, bias=(BiasTerm(kind, term.value),))
+    site.core = replace(site.core, bias=(replace(term, kind=kind),))
 
 
 def _other_scale(site: LatentAttentionSite) -> None:
@@ -140,8 +140,8 @@ def test_a_wrong_core_shows(wrong, options):
         assert "must not depend on" in str(error)  # noqa: PT017
 
 
-def test_the_region_is_checked_even_where_the_attention_hides_it():
-    """A bias on the keys drops out of the softmax; the region still tells."""
+def test_a_bias_on_the_keys_drops_out():
+    """It adds the same to the scores of every token."""
 
     def shifted(tape: Any, value: str) -> str:
         offset = tape.numbers("shift", 3, 1, 8)
@@ -150,4 +150,8 @@ def test_the_region_is_checked_even_where_the_attention_hides_it():
     edits = {"parts": lambda tape, parts: (shifted(tape, parts[0]), parts[1])}
     graph = graph_of(Block(edits=edits))
     *_, result = run(graph, *EXTRACT)
-    assert [each.code for each in result.refusals] == ["certificate_failed"]
+    assert not result.refusals
+    (site,) = graph.sites
+    assert site.weights.key_bias is not None
+    forgotten = replace(site.weights, key_bias=None)
+    assert not certify(graph, site, forgotten).holds

@@ -158,7 +158,8 @@ def found(block: Block) -> tuple[OnnxGraph, LatentAttentionSite]:
 
 def test_values_that_depend_on_the_shared_row():
     graph, site = found(Block(core="fused", opset=23))
-    site.core = replace(site.core, value=site.core.key)
+    layouts = replace(site.core.layouts, value=site.core.layouts.key)
+    site.core = replace(site.core, value=site.core.key, layouts=layouts)
     with pytest.raises(NotLatentError, match="the values depend on k_pe") as error:
         extract(graph, site)
     assert error.value.code == "rope_in_values"

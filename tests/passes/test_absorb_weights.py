@@ -110,6 +110,11 @@ TREES = {
         {"bias": "blocked"},
         f"MatMul(LatentAttention({QUERY}, {ROWS}, -, -, Not(attention_mask_blocked)), w_uv)",
     ),
+    "a mask that fills with a number which swallows scores": (
+        {"bias": "boolean", "fill": -1e35},
+        f"MatMul(LatentAttention({QUERY}, {ROWS}, -, -, "
+        "Where(attention_mask_allowed, attend, fill)), w_uv)",
+    ),
     "two masks": (
         {"bias": "both"},
         f"MatMul(LatentAttention({QUERY}, {ROWS}, -, -, "
@@ -121,7 +126,7 @@ TREES = {
     ),
     "rows of rank 3": (
         {"row_rank": 3},
-        f"MatMul(LatentAttention({QUERY}, Concat(Unsqueeze(present.0.keys, 1), {{r}}), "
+        f"MatMul(LatentAttention({QUERY}, Concat(Unsqueeze(present.0.keys, 1), Unsqueeze({{r}}, 1)), "
         "-, -, attention_mask), w_uv)",
     ),
 }
@@ -179,6 +184,8 @@ NUMBERS = [
     ({"bias": "both", "sink": True}, "none"),
     ({"bias": "both", "sink": True, "guarded": True}, "fold"),
     ({"bias": "blocked"}, "factored"),
+    ({"bias": "blocked", "fill": -1e9}, "factored"),
+    ({"bias": "boolean", "fill": float(np.finfo(np.float32).min)}, "none"),
     ({"bias": "boolean", "core": "fused", "opset": 23}, "factored"),
     ({"order": (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)}, "factored"),
     ({"order": (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)}, "none"),

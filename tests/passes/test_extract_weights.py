@@ -55,8 +55,8 @@ def test_a_region_that_needs_something_else_is_refused():
     find, result = run(graph, *FIND, "extract_weights")
     assert graph.sites == []
     (refusal,) = (*find.refusals, *result.refusals)
-    assert refusal.code == "region_not_closed"
-    assert "places" in refusal.reason
+    assert refusal.code == "tokens_apart"
+    assert "ScatterND" in refusal.reason
 
 
 def test_without_sites_there_is_nothing_to_do():

@@ -261,13 +261,21 @@ def _from_front(facts: Facts, size: Expression, stop: Expression) -> Expression:
     if isinstance(stop, int):
         if stop >= _WHOLE:
             return size
-        return facts.unknown() if stop < 0 else sizes.smaller(size, stop)
+        return _from_back(facts, size, stop) if stop < 0 else sizes.smaller(size, stop)
     if sizes.same(size, stop):
         return size
     rest = sizes.difference(size, stop)
     if getattr(rest, "is_nonnegative", None) and getattr(stop, "is_nonnegative", None):
         return stop
     return sizes.smaller(size, stop) if getattr(stop, "is_nonnegative", None) else facts.unknown()
+
+
+def _from_back(facts: Facts, size: Expression, stop: int) -> Expression:
+    """All but the last few places, of an axis that has so many."""
+    rest = sizes.plain(size + stop)
+    if isinstance(rest, int):
+        return max(rest, 0)
+    return rest if rest.is_nonnegative else facts.unknown()
 
 
 def _from_within(facts: Facts, size: Expression, start: Expression, stop: Expression) -> Expression:
@@ -302,6 +310,21 @@ def _gather(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
         return ()
     axis = axis_of(attribute(node, "axis", 0), len(shape))
     return () if axis is None else ((*shape[:axis], *indices, *shape[axis + 1 :]),)
+
+
+def _compressed(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
+    """How much is kept depends on data."""
+    shape = shape_at(facts, node, 0)
+    if shape is None:
+        return ()
+    axis = attribute(node, "axis")
+    place = None if axis is None else axis_of(axis, len(shape))
+    return ((facts.unknown(),) if place is None else _replaced(shape, place, facts.unknown()),)
+
+
+def _found(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
+    shape = shape_at(facts, node, 0)
+    return () if shape is None else ((len(shape), facts.unknown()),)
 
 
 def _gather_nd(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
@@ -595,6 +618,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Gather"): _gather,
     ("", "GatherElements"): _indices_like,
     ("", "GatherND"): _gather_nd,
+    ("", "Compress"): _compressed,
+    ("", "NonZero"): _found,
     ("", "Unsqueeze"): _unsqueeze,
     ("", "Squeeze"): _squeeze,
     ("", "Split"): _split,

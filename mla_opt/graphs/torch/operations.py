@@ -353,9 +353,6 @@ def _beyond_plain_attention(node: fx.Node, query: fx.Node, key: fx.Node, dropout
         return "its operands are not of rank 4"
     if dropout:
         return "it drops out weights; export the model for inference"
-    heads = [(symbolic_shape(each) or (None, None))[1] for each in (query, key)]
-    if node.kwargs.get("enable_gqa") and heads[0] != heads[1]:
-        return "it shares keys between groups of heads (enable_gqa)"
     return ""
 
 
