@@ -70,16 +70,28 @@ class LowerToTensorrt(Pass):
         if self.phase == "prefill":
             notes = self._prefill(graph)
         else:
-            notes = tuple(note for site in graph.sites for note in self._decode(graph, site))
+            notes = self._decode_all(graph)
         return PassResult(len(graph.sites), len(graph.sites), notes=notes)
+
+    def _decode_all(self, graph: Graph) -> tuple[str, ...]:
+        notes = [note for site in graph.sites for note in self._decode(graph, site)]
+        lacking: dict[tuple[int, int], list[str]] = {}
+        for site in graph.sites:
+            if self.plugin and _widths(site) not in self.plugin_widths:
+                lacking.setdefault(_widths(site), []).append(site.name)
+        has = ", ".join(f"{c} and {r}" for c, r in self.plugin_widths)
+        for (c, r), (first, *more) in lacking.items():
+            names = f"{first} and {len(more)} more" if more else first
+            notes.append(
+                f"{names}: the plugin has no kernel for C={c} and R={r}, only for {has}; standard"
+                " operators do the work"
+            )
+        return tuple(notes)
 
     def _decode(self, graph: Graph, site: LatentAttentionSite) -> tuple[str, ...]:
         """Emit a site anew, its products with heads in the place of sequences."""
-        by_plugin = self.plugin and self._has_kernel(site)
-        if by_plugin:
-            notes = _fill_gaps(graph, site)
-        else:
-            notes = (self._without_kernel(site),) if self.plugin else ()
+        by_plugin = self.plugin and _widths(site) in self.plugin_widths
+        notes = _fill_gaps(graph, site) if by_plugin else ()
         builder = graph.builder(anchor(graph, site), f"{site.name}/mla")
         assert site.operands is not None
         operands, rows = site.operands, rows_of(site)
@@ -91,17 +103,6 @@ class LowerToTensorrt(Pass):
         for cache in emitted.caches:
             graph.declare_rows(cache, buffer_rows(self.capacity))
         return notes
-
-    def _has_kernel(self, site: LatentAttentionSite) -> bool:
-        return _widths(site) in self.plugin_widths
-
-    def _without_kernel(self, site: LatentAttentionSite) -> str:
-        c, r = _widths(site)
-        has = ", ".join(f"{c} and {r}" for c, r in self.plugin_widths)
-        return (
-            f"{site.name}: the plugin has no kernel for C={c} and R={r}, only for {has}; standard"
-            " operators are used for it"
-        )
 
     def _prefill(self, graph: Graph) -> tuple[str, ...]:
         past_len = add_past_len(graph, graph.sites[0])

@@ -51,8 +51,8 @@ def check_plugin(
         wanted = ",".join(map(str, architectures)) or "..."
         raise InputError(
             f"{library}: the plugin library is not there. Build it: mla-opt build-kernels --arch"
-            f" {wanted} --tensorrt-headers DIR, where DIR is the folder of NvInferRuntime.h and"
-            " nvcc is installed. Or name one that you have (--plugin FILE), or use standard"
+            f" {wanted} --tensorrt-headers DIR (it needs nvcc; DIR is the folder with TensorRT's"
+            " NvInferRuntime.h). Or name one that you have (--plugin FILE), or use standard"
             " operators (--no-plugin)"
         )
     try:

@@ -33,18 +33,18 @@ with `--server-path`.
 
 {_library(name, served, serving)}
 Every request belongs to a sequence: give it a correlation id, `sequence_start` with the prompt and
-`sequence_end` with the last step. The server keeps the caches of {len(served.caches)} layers. A
-request brings, for one sequence:
+`sequence_end` with the last step. The server keeps its caches ({len(served.caches)}). A request
+brings, for one sequence:
 
 {fed}
 
 `past_len` is the number of tokens that the sequence has had before. An attention mask covers those
 and the new ones, at most {served.caches[0].rows} in all.
 
-{at_once} served at once (`instance_group`, `--instances`); others wait until one ends. A sequence
-that gets no request for {IDLE_SECONDS} seconds is ended (`max_sequence_idle_microseconds` in
-`config.pbtxt`). The server copies the whole caches of a sequence in every request, so a step costs
-more the larger `ROWS` is, however few rows are in use.
+{at_once} served at once (`instance_group`, `--instances`).
+Others wait until one ends. A sequence that gets no request for {IDLE_SECONDS} seconds is ended
+(`max_sequence_idle_microseconds` in `config.pbtxt`). The server copies the whole caches of a
+sequence in every request: a step costs more with more rows, however few of them are in use.
 """
 
 
@@ -71,7 +71,7 @@ def _library(name: str, served: Served, serving: Serving) -> str:
         return f"""`config.pbtxt` loads `{serving.path(name, served.library.name)}`
 (`model_operations`), the kernels of the model's operators for the CPU. The image has ONNX Runtime
 {IMAGE_ONNXRUNTIME}. The library was compiled on the machine that wrote this; the server's must
-have the same architecture, and a glibc as new.
+have the same CPU architecture, and a glibc that is at least as new.
 """
     engine = f"""The engine was built with {served.built_with}. A server with another TensorRT, or
 another GPU, refuses it: choose the image by the table of releases in the server's documentation,

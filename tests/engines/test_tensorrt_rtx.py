@@ -176,7 +176,7 @@ def test_a_model_as_an_exporter_wrote_it(tmp_path):
     sizes = ("--rows", "64", "--batch", "2", "--prompt", "32", "--timing-cache", cache)
     said = export(demo_model(), out, *sizes)
     assert "verified" in said
-    assert said.count("the plugin has no kernel for C=64 and R=16") == 2
+    assert "the plugin has no kernel for C=64 and R=16" in said
     assert cache.stat().st_size > 0
     for phase in manifest(out).phases:
         assert len(phase.attentions) == 2
