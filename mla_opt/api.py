@@ -71,7 +71,8 @@ def optimize(
         verify: run both models and compare before returning.
         passes: names of passes to run instead of the default ones.
         phase: for ``tensorrt``, ``prefill`` of whole prompts or ``decode``.
-        plugin: for ``tensorrt``, whether the operator stays, for the plugin.
+        plugin: for ``tensorrt``, whether the operator stays, for the plugin, where the plugin has
+            a kernel for the widths C and R.
         allow_unmatched: return the model as it is if nothing matches.
         observer: told of every pass and every verification run.
 

@@ -31,7 +31,8 @@ class Options:
         cache_type: what the rows of a float32 model's cache are rounded to.
         passes: names of passes to run instead of the default ones.
         phase: which of the two graphs, for ``tensorrt``.
-        plugin: whether TensorRT runs the operator by the plugin, or standard operators.
+        plugin: whether TensorRT runs the operator by the plugin, where that has a kernel for the
+            widths C and R, or by standard operators.
     """
 
     target: Target = "onnxruntime"

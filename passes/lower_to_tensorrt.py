@@ -67,10 +67,7 @@ class LowerToTensorrt(Pass):
         """Rewrite the sites in graph order."""
         if not graph.sites:
             return PassResult()
-        if self.phase == "prefill":
-            notes = self._prefill(graph)
-        else:
-            notes = self._decode_all(graph)
+        notes = self._prefill(graph) if self.phase == "prefill" else self._decode_all(graph)
         return PassResult(len(graph.sites), len(graph.sites), notes=notes)
 
     def _decode_all(self, graph: Graph) -> tuple[str, ...]:

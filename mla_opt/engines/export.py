@@ -72,7 +72,7 @@ class ExportOptions:
         precision: of products and caches; ``None`` keeps 16 bits and makes bfloat16 of float32.
         runtime: which TensorRT builds.
         compute_capabilities: to build for, with TensorRT-RTX.
-        use_plugin: whether decode steps run by the plugin.
+        use_plugin: whether decode steps run by the plugin, where that has a kernel for the widths.
         plugin: the library; where `mla-opt build-kernels` puts it, if not given. It is needed
             where an attention has widths that the plugin has kernels for.
         embed_plugin: whether the decode engine carries the plugin.
