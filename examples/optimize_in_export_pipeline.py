@@ -65,10 +65,7 @@ class WithFlatCache(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids, attention_mask, position_ids, *past):
-        cache = DynamicCache(config=self.model.config)
-        for layer, latent, rope in zip(cache.layers, past[::2], past[1::2], strict=True):
-            layer.keys, layer.values, layer.is_initialized = latent, rope, True
-            layer.dtype, layer.device = latent.dtype, latent.device
+        cache = DynamicCache(zip(past[::2], past[1::2], strict=True), config=self.model.config)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

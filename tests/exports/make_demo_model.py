@@ -64,5 +64,7 @@ def _drop_notes(proto: onnx.ModelProto) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the model of `mla-opt demo`.")
-    parser.add_argument("path", type=Path, nargs="?", default=PATH, help="default: where it belongs")
+    parser.add_argument(
+        "path", type=Path, nargs="?", default=PATH, help="default: where it belongs"
+    )
     make(parser.parse_args().path)
