@@ -97,7 +97,7 @@ def export(model: torch.nn.Module) -> ir.Model:
     """An ONNX graph in memory."""
     with torch.no_grad():
         program = torch.onnx.export(
-            WithFlatCache(model),
+            WithFlatCache(model).eval(),
             # All sizes differ, so that no two of them are taken for one.
             arguments(batch=2, new=5, past=11, padding=2),
             dynamo=True,

@@ -26,7 +26,7 @@ def exported(model: torch.nn.Module) -> torch.export.ExportedProgram:
 
 
 def main(output: Path) -> None:
-    model = WithFlatCache(tiny_model())
+    model = WithFlatCache(tiny_model()).eval()
     result = mla_opt.optimize(exported(model))
     print(f"{len(result.report.sites)} latent attentions absorbed, fused and verified")
 

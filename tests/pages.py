@@ -19,8 +19,8 @@ from tests.exports.cache import ROOT
 
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
-#: A page with this sentence needs what the README's first Python block has made.
-GOES_ON = "They go on from the README's export block"
+#: A page with these words needs what the README's blocks have made.
+GOES_ON = "They go on from the README's Python blocks"
 
 _BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
