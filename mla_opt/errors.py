@@ -74,3 +74,20 @@ class Refusal:
     reason: str
     nodes: tuple[str, ...] = ()
     remedy: str = ""
+
+
+_LONGEST = 300
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line that a person can read.
+
+    Libraries put whole graphs into their messages and keep the cause in the error behind it, so
+    where one is too long the cause is told, and no more of it than fits.
+    """
+    text = " ".join(str(error).split())
+    while len(text) > _LONGEST and (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+        text = " ".join(str(error).split())
+    kept = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return f"{type(error).__name__}: {kept}" if kept else type(error).__name__

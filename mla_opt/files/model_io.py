@@ -14,11 +14,12 @@ import onnx
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
+from mla_opt.files.order import bodies, check_order
 from mla_opt.files.reading import (
     MIN_OPSET,
-    bodies,
     check_input,
     external_files,
+    from_proto,
     read_model,
 )
 from mla_opt.files.writing import check_output, write_model, write_text
@@ -27,9 +28,11 @@ from mla_opt.report.report import ModelFile
 __all__ = [
     "MIN_OPSET",
     "check_input",
+    "check_order",
     "check_output",
     "default_output",
     "describe",
+    "from_proto",
     "model_files",
     "read_model",
     "sha256",

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from mla_opt import metadata
-from mla_opt.files.model_io import describe, model_files, read_model
+from mla_opt.files.model_io import check_order, describe, from_proto, model_files, read_model
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.graphs.onnx.opset import at_least
 from mla_opt.graphs.protocol import Graph
@@ -77,15 +77,16 @@ class OnnxSubject:
 
 
 def load(model: OnnxLike) -> ir.Model:
-    """The model as onnx_ir; files are checked, and read lazily.
+    """The model as onnx_ir, its nodes in order; files are checked, and read lazily.
 
     Raises:
-        InputError: the file cannot be used.
+        InputError: the model cannot be used.
     """
     if isinstance(model, ir.Model):
+        check_order(model)
         return model
     if isinstance(model, onnx.ModelProto):
-        return ir.from_proto(model)
+        return from_proto(model)
     return read_model(Path(model))
 
 
