@@ -79,7 +79,7 @@ def bench(
             rounds=rounds,
             seconds=seconds,
         )
-        _check_outputs(json, plot, force)
+        _check_outputs(json, plot, force, (original, optimized))
         there, missing = _peers(peers, peers_model, settings.threads)
         screen = Screen(quiet=quiet, verbose=verbose)
         report = _measure(settings, there, missing, screen)
@@ -100,17 +100,31 @@ def _points(context: str, batch: str, query: str) -> tuple[Point, ...]:
     return grid(*sizes)
 
 
-def _check_outputs(json: Path | None, plot: Path | None, force: bool) -> None:
+def _check_outputs(
+    json: Path | None, plot: Path | None, force: bool, models: Sequence[Path]
+) -> None:
     """Find out before the work, not after it, that a file cannot be written."""
+    from mla_opt.errors import InputError
     from mla_opt.files.model_io import check_output
 
-    for path in (json, plot):
-        if path is not None:
-            check_output(path, force=force)
+    written = [path for path in (json, plot) if path is not None]
+    # Only what is there can be an input.
+    inputs = _files(models) if any(path.exists() for path in written) else ()
+    for path in written:
+        check_output(path, force=force, inputs=inputs)
+    if json is not None and plot is not None and json.absolute() == plot.absolute():
+        raise InputError(f"{json}: is given for --json and for --plot; name another")
     if plot is not None:
         from mla_opt.benchmarking.plot import require_matplotlib
 
         require_matplotlib()
+
+
+def _files(models: Sequence[Path]) -> Sequence[Path]:
+    """The files of the models, their data included."""
+    from mla_opt.files.model_io import model_files, read_model
+
+    return [file for path in models for file in model_files(path, read_model(path))]
 
 
 def _peers(
@@ -150,14 +164,15 @@ def _measure(
 
 
 def _write(report: BenchReport, json: Path | None, plot: Path | None, force: bool) -> None:
-    if json is not None:
-        from mla_opt.files.model_io import write_text
+    from mla_opt.files.model_io import whole_file, write_text
 
+    if json is not None:
         write_text(json, report.to_json(), force=force)
     if plot is not None:
         from mla_opt.benchmarking.plot import plot as draw
 
-        draw(report, plot)
+        with whole_file(plot, force=force) as stream:
+            draw(report, stream)
 
 
 def _tell(report: BenchReport, screen: Screen) -> None:

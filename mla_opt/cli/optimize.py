@@ -159,6 +159,7 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
     moving = not settings.print_between_passes
     with screen.activity(f"reading {settings.model}", moving=moving) as activity:
         model = read_model(settings.model)
+        _protect(settings, model)
         activity.step("hashing the input")
         source = _describe(settings.model, model)
         report = _optimize_and_write(settings, model, source, activity, screen)
@@ -169,14 +170,25 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
 def _check_outputs(settings: Settings) -> None:
     """Find out before the work, not after it, that a file cannot be written."""
     from mla_opt.errors import InputError
-    from mla_opt.files.model_io import check_input, check_output
+    from mla_opt.files.model_io import check_input, check_output, data_path
 
     check_input(settings.model)
-    check_output(settings.output, force=settings.force, source=settings.model)
+    check_output(settings.output, force=settings.force, inputs=[settings.model])
     if settings.report is not None:
-        check_output(settings.report, force=settings.force, source=settings.model)
-        if settings.report.absolute() == settings.output.absolute():
+        check_output(settings.report, force=settings.force, inputs=[settings.model])
+        report = settings.report.absolute()
+        if report in (settings.output.absolute(), data_path(settings.output).absolute()):
             raise InputError(f"{settings.report}: is both the output and the report; name another")
+
+
+def _protect(settings: Settings, model: ir.Model) -> None:
+    """Check that nothing that will be written is the model or holds its weights."""
+    from mla_opt.files.model_io import check_no_input, data_path, model_files
+
+    inputs = model_files(settings.model, model)
+    for path in (settings.output, data_path(settings.output), settings.report):
+        if path is not None:
+            check_no_input(path, inputs)
 
 
 def _optimize_and_write(
@@ -184,7 +196,7 @@ def _optimize_and_write(
 ) -> OptimizationReport:
     from mla_opt import api
     from mla_opt.errors import InputError, NothingMatchedError, VerificationError
-    from mla_opt.files.model_io import describe, write_model
+    from mla_opt.files.model_io import describe, model_files, write_model
 
     observer = _observer(settings, activity)
     try:
@@ -195,7 +207,8 @@ def _optimize_and_write(
     except InputError as error:
         raise InputError(f"{settings.model}: {error}") from error
     activity.step(f"writing {settings.output}")
-    files = write_model(result.model, settings.output, force=settings.force, source=settings.model)
+    inputs = model_files(settings.model, model)
+    files = write_model(result.model, settings.output, force=settings.force, inputs=inputs)
     activity.step("hashing the output")
     report = _complete(result.report, settings, source)
     report = replace(report, output=describe(files, result.model))

@@ -21,7 +21,7 @@ from typing import Any
 
 from mla_opt.engines.manifest import Cache, Manifest, Tensor, read_manifest
 from mla_opt.errors import InputError
-from mla_opt.files.model_io import model_files, read_model
+from mla_opt.files.model_io import check_replaced, model_files, read_model
 from mla_opt.verification.interface_map import InterfaceMap
 
 TYPES = {
@@ -70,6 +70,7 @@ def export_repository(source: Path, repository: Path, name: str, *, force: bool 
     if folder.exists() and not force:
         raise InputError(f"{folder}: is there already; give another folder or name, or --force")
     served = of_folder(source) if source.is_dir() else of_model(source)
+    check_replaced(folder, [source, *(path for path, _ in served.files)])
     text = config_text(messages, name, served)
     temporary = repository / f".{name}.{secrets.token_hex(4)}"
     try:

@@ -22,14 +22,25 @@ from mla_opt.files.reading import (
     from_proto,
     read_model,
 )
-from mla_opt.files.writing import check_output, write_model, write_text
+from mla_opt.files.writing import (
+    check_no_input,
+    check_output,
+    check_replaced,
+    data_path,
+    whole_file,
+    write_model,
+    write_text,
+)
 from mla_opt.report.report import ModelFile
 
 __all__ = [
     "MIN_OPSET",
     "check_input",
+    "check_no_input",
     "check_order",
     "check_output",
+    "check_replaced",
+    "data_path",
     "default_output",
     "describe",
     "from_proto",
@@ -37,6 +48,7 @@ __all__ = [
     "read_model",
     "sha256",
     "unknown_operators",
+    "whole_file",
     "write_model",
     "write_text",
 ]

@@ -118,6 +118,31 @@ def test_models_that_do_not_belong_together(
     assert "the models differ in their inputs" in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_no_model_is_written_over(
+    run: Run, pair: Callable[..., tuple[Path, Path]], option: str, which: int
+) -> None:
+    models = pair(toys.original(), toys.optimized())
+    before = models[which].read_bytes()
+    link = models[which].with_name("link")
+    link.symlink_to(models[which])
+    result = run("bench", *models, "--context", "4", *SHORT, option, link, "--force")
+    assert result.exit_code == 2
+    assert f"the same file as {models[which]}" in result.stderr
+    assert models[which].read_bytes() == before
+
+
+def test_two_results_in_one_file(
+    run: Run, pair: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    models = pair(toys.original(), toys.optimized())
+    result = run("bench", *models, "--json", both, "--plot", both)
+    assert result.exit_code == 2
+    assert "--json and for --plot" in result.stderr
+
+
 def test_a_missing_file(run: Run, model: Path) -> None:
     result = run("bench", model, model.with_name("none.onnx"))
     assert result.exit_code == 2
@@ -142,6 +167,6 @@ def test_a_plot_needs_matplotlib(
         import matplotlib  # noqa: F401
     except ImportError:
         assert result.exit_code == 2
-        assert "mla-opt[bench]" in result.stderr
+        assert "pip install matplotlib" in result.stderr
     else:
         assert (tmp_path / "x.png").exists()

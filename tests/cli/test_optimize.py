@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mla_opt.report import OptimizationReport
 from tests.cli.conftest import Run
 from tests.cli.fakes import FakeApi
 from tests.report import examples
+from tests.test_model_io import WEIGHT, save_external
 
 DEFAULTS = {
     "target": "onnxruntime",
@@ -169,13 +171,47 @@ def test_the_input_is_never_replaced(run: Run, api: FakeApi, model: Path, option
     before = model.read_bytes()
     result = run("optimize", model, option, model, "--force")
     assert result.exit_code == 2
-    assert "is the input itself" in result.stderr
+    assert "is read as an input" in result.stderr
     assert model.read_bytes() == before
 
 
-def test_output_and_report_must_differ(run: Run, api: FakeApi, model: Path) -> None:
+LINKS: dict[str, Callable[[Path, Path], object]] = {
+    "symbolic": lambda link, target: link.symlink_to(target),
+    "hard": lambda link, target: link.hardlink_to(target),
+}
+
+
+@pytest.mark.parametrize("name", ["-o", "-o data", "--report"])
+@pytest.mark.parametrize("link", ["", *LINKS])
+def test_the_weights_of_the_input_are_never_replaced(
+    run: Run, api: FakeApi, tmp_path: Path, name: str, link: str
+) -> None:
+    """By any name: the file itself, a link to it, or the data file that the output would have."""
+    weights = tmp_path / "w.data"
+    weights.write_bytes(WEIGHT.tobytes())
+    model = save_external(tmp_path / "m.onnx", "w.data")
+    target = weights
+    if link:
+        target = tmp_path / "links" / "link.data"
+        target.parent.mkdir()
+        LINKS[link](target, weights)
+    if link == "hard":
+        # Refused when it is read: it could be a file from elsewhere.
+        assert "several hard links" in run("inspect", model).stderr
+    option, _, data = name.partition(" ")
+    given = target.with_suffix("") if data else target
+    result = run("optimize", model, option, given, "--force")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert link == "hard" or f"{target}: is read as an input" in result.stderr
+    assert weights.read_bytes() == WEIGHT.tobytes()
+    assert not api.asked, "the work was done before the output was looked at"
+
+
+@pytest.mark.parametrize("suffix", ["", ".data"])
+def test_output_and_report_must_differ(run: Run, api: FakeApi, model: Path, suffix: str) -> None:
     both = model.with_name("both")
-    result = run("optimize", model, "-o", both, "--report", both)
+    result = run("optimize", model, "-o", both, "--report", f"{both}{suffix}")
     assert result.exit_code == 2
     assert "both the output and the report" in result.stderr
 
