@@ -5,7 +5,7 @@ A message says what is wrong, where (file, node, attribute), and what to do abou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,6 +74,14 @@ class Refusal:
     reason: str
     nodes: tuple[str, ...] = ()
     remedy: str = ""
+
+
+def nothing_matched(refusals: Sequence[Refusal]) -> str:
+    """Say why no attention of a model is latent, given why each of them is not."""
+    if not refusals:
+        return "the model has no attention that mla-opt can see"
+    codes = sorted({refusal.code for refusal in refusals})
+    return f"none of {len(refusals)} attentions is latent ({', '.join(codes)})"
 
 
 _LONGEST = 300

@@ -11,7 +11,7 @@ import typer
 
 from mla_opt.cli._console import Screen
 from mla_opt.cli._exit import exit_on_error
-from mla_opt.cli._options import Quiet, Verbose
+from mla_opt.cli._options import Quiet, Verbose, count, number
 
 if TYPE_CHECKING:
     from mla_opt.benchmarking.peers.catalog import Peer
@@ -31,11 +31,22 @@ def bench(
     query: Annotated[str, typer.Option(metavar="N,N", help="S: new tokens of a step.")] = "1",
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads of each process.  [default: all this one may use]"),
+        typer.Option(
+            parser=count(),
+            metavar="N",
+            help="Threads of each process.  [default: all this one may use]",
+        ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each at each point.")] = 6,
+    rounds: Annotated[
+        int, typer.Option(parser=count(), metavar="N", help="Turns of each at each point.")
+    ] = 6,
     seconds: Annotated[
-        float, typer.Option(min=0, help="No further round begins after this time at a point.")
+        float,
+        typer.Option(
+            parser=number(),
+            metavar="N",
+            help="No further round begins after this time at a point.",
+        ),
     ] = 60.0,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write every number here.")

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from mla_opt.errors import NothingMatchedError, VerificationError
+from mla_opt.kernels import library
 from mla_opt.report import OptimizationReport
 from tests.cli.conftest import Run
 from tests.cli.fakes import FakeApi
@@ -58,6 +59,34 @@ def test_prints_sites_and_what_was_written(run: Run, api: FakeApi, model: Path) 
     assert "\x1b" not in result.stdout
 
 
+def test_every_file_is_told_with_its_size(run: Run, api: FakeApi, tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    result = run("optimize", save_external(tmp_path / "m.onnx"))
+    assert result.exit_code == 0, result.stderr
+    output, data = tmp_path / "m.mla.onnx", tmp_path / "m.mla.onnx.data"
+    assert data.stat().st_size == WEIGHT.nbytes
+    said = f"wrote {output} ({output.stat().st_size} B) and {data} (2.4 kB): 3 latent attentions"
+    assert said in result.stdout
+
+
+def test_without_a_kernel_library_it_says_so_once(
+    run: Run, api: FakeApi, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "note: " not in run("optimize", model).stdout
+    monkeypatch.setattr(library, "LIBRARY", model.with_name("none.so"))
+    library.load_library.cache_clear()
+    try:
+        result = run("optimize", model, "--force")
+        last = result.stdout.splitlines()[-1]
+        assert last.startswith("note: here the model runs by the function bodies in it")
+        assert last.endswith("install a C++ compiler and run `python -m mla_opt.kernels`")
+        assert result.stdout.count("note: ") == 1
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert "note: " not in run("optimize", model, "--force", "--target", "portable").stdout
+    finally:
+        library.load_library.cache_clear()
+
+
 def test_options_reach_the_api(run: Run, api: FakeApi, model: Path) -> None:
     result = run(
         "optimize", model, "-o", model.with_name("o.onnx"), "--target", "portable",
@@ -78,7 +107,7 @@ def test_options_reach_the_api(run: Run, api: FakeApi, model: Path) -> None:
     assert files(model.parent) == ["m.onnx", "o.onnx"]
 
 
-@pytest.mark.parametrize("cache", ["keep", "packed", "static", "static:1"])
+@pytest.mark.parametrize("cache", ["keep", "packed", "static", "static:1", "static:1k"])
 def test_caches(run: Run, api: FakeApi, model: Path, cache: str) -> None:
     assert run("optimize", model, "--cache", cache).exit_code == 0
     assert api.asked["cache"] == cache
@@ -105,6 +134,7 @@ def test_bad_usage(run: Run, api: FakeApi, model: Path, options: tuple[str, ...]
     result = run("optimize", model, *options)
     assert result.exit_code == 2
     assert options[0] in result.stderr
+    assert not any(word in result.stderr for word in ("Value error", "Input should", "pydantic"))
     assert files(model.parent) == ["m.onnx"]
     assert not api.asked
 
