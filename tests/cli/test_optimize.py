@@ -82,7 +82,8 @@ def test_without_a_kernel_library_it_says_so_once(
         assert last.endswith("install a C++ compiler and run `python -m mla_opt.kernels`")
         assert result.stdout.count("the kernel library") == 1
         assert (result.exit_code, result.stderr) == (0, "")
-        assert "the kernel library" not in run("optimize", model, "--force", "--target", "portable").stdout
+        portable = run("optimize", model, "--force", "--target", "portable")
+        assert "the kernel library" not in portable.stdout
     finally:
         library.load_library.cache_clear()
 
