@@ -11,7 +11,7 @@ import typer
 
 from mla_opt.cli._console import Screen
 from mla_opt.cli._exit import exit_on_error
-from mla_opt.cli._options import Quiet, Verbose
+from mla_opt.cli._options import Quiet, Verbose, choice, names
 
 if TYPE_CHECKING:
     from mla_opt.engines.export import ExportOptions
@@ -98,9 +98,11 @@ def export(
     to: Annotated[
         Destination,
         typer.Option(
+            parser=choice(Destination),
+            metavar=names(Destination),
             help="tensorrt: engines. triton-server: a model repository of the Triton Inference "
             "Server; of the other options only --name, --server-path, --instances and --force "
-            "are for it."
+            "are for it.",
         ),
     ] = Destination.TENSORRT,
     name: Annotated[
@@ -135,14 +137,18 @@ def export(
     precision: Annotated[
         Precision,
         typer.Option(
+            parser=choice(Precision),
+            metavar=names(Precision),
             help="Of products, weights and caches; norms, sums and softmax stay float32. auto: the "
-            "model's own 16 bits, bfloat16 for float32."
+            "model's own 16 bits, bfloat16 for float32.",
         ),
     ] = Precision.AUTO,
     runtime: Annotated[
         Runtime,
         typer.Option(
-            help="tensorrt: for the GPU that is there. rtx: TensorRT-RTX, which needs none."
+            parser=choice(Runtime),
+            metavar=names(Runtime),
+            help="tensorrt: for the GPU that is there. rtx: TensorRT-RTX, which needs none.",
         ),
     ] = Runtime.TENSORRT,
     sm: Annotated[

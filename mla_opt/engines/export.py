@@ -43,6 +43,8 @@ from mla_opt.errors import InputError
 from mla_opt.events import Observer
 from mla_opt.files.model_io import (
     check_input,
+    check_no_input,
+    check_replaced,
     model_files,
     read_model,
     sha256,
@@ -137,6 +139,7 @@ def export(
     tools = _tools(options)
     tell(f"reading {source}", 0, 0)
     model = read_model(source)
+    _check_inputs(source, model, folder, options)
     _choose_plugin(model, options, tools, tell)
     phases = [_lowered(model, phase, options, observer) for phase in PHASES]
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
@@ -168,6 +171,14 @@ def check_folder(folder: Path, force: bool) -> None:
         raise InputError(f"{folder}: is there and is no export; give another folder with -o")
     if ours and not force:
         raise InputError(f"{folder}: is there already; give another folder, or --force")
+
+
+def _check_inputs(source: Path, model: ir.Model, folder: Path, options: ExportOptions) -> None:
+    """Check that nothing that is read would be removed with the folder, or written over."""
+    inputs = model_files(source, model)
+    check_replaced(folder, (*inputs, *filter(None, [options.plugin])))
+    if options.timing_cache is not None:
+        check_no_input(options.timing_cache, inputs)
 
 
 def _settle(temporary: Path, folder: Path) -> None:

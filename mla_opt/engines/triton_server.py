@@ -22,7 +22,7 @@ from mla_opt.engines.manifest import Cache, Manifest, PhaseEngine, Tensor, read_
 from mla_opt.engines.triton_config import Served, Serving, config_text, load_messages
 from mla_opt.engines.triton_readme import readme_text
 from mla_opt.errors import InputError, KernelUnavailableError
-from mla_opt.files.model_io import model_files, read_model
+from mla_opt.files.model_io import check_replaced, model_files, read_model
 from mla_opt.kernels.library import kernel_library
 from mla_opt.operator.contract import DOMAIN
 from mla_opt.verification.interface_map import InterfaceMap
@@ -50,6 +50,7 @@ def export_repository(
     if folder.exists() and not force:
         raise InputError(f"{folder}: is there already; give another folder or name, or --force")
     served = of_folder(source) if source.is_dir() else of_model(source)
+    check_replaced(folder, [source, *(path for path, _ in served.files)])
     text = config_text(messages, name, served, serving)
     temporary = repository / f".{name}.{secrets.token_hex(4)}"
     try:

@@ -108,6 +108,20 @@ def test_a_folder_that_is_there(cli, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_folder_that_holds_the_input_is_not_replaced(cli, tmp_path):
+    cli(*ONNX_ONLY)
+    source = tmp_path / "out" / "source.onnx"
+    source.write_bytes(demo_model().read_bytes())
+    link = tmp_path / "link.onnx"
+    link.symlink_to(source)
+    for given in (source, link):
+        told = cli(*ONNX_ONLY, "--force", source=given, code=2)
+        assert "holds the input" in told
+    assert source.exists()
+    told = cli("--timing-cache", link, *ONNX_ONLY, "-o", tmp_path / "new", source=source, code=2)
+    assert "is read as an input" in told
+
+
 def test_a_folder_of_something_else(cli, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("all of it")

@@ -259,6 +259,13 @@ def test_no_message_classes(optimized, tmp_path, monkeypatch):
         export_repository(optimized, tmp_path, "demo")
 
 
+def test_a_folder_that_holds_the_source_is_not_replaced(engines):
+    source = with_engine(engines)
+    with pytest.raises(InputError, match="holds the input"):
+        export_repository(source, source.parent, source.name, force=True)
+    assert (source / "decode.engine").read_bytes() == b"plan"
+
+
 def test_the_command(run, optimized, tmp_path):  # noqa: F811
     arguments = ("export", optimized, "--to", "triton-server", "-o", tmp_path / "models")
     done = run(*arguments)
