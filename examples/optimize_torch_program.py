@@ -2,8 +2,8 @@
 
     python examples/optimize_torch_program.py [OUT.onnx]
 
-Needs torch, transformers and onnxscript. The model is a tiny DeepSeek-V3 with random weights, its
-cache plain tensors.
+Needs torch, transformers 5 and onnxscript. The model is a tiny DeepSeek-V3 with random weights and
+a layer of experts, its cache plain tensors.
 """
 
 from __future__ import annotations
@@ -13,34 +13,24 @@ from pathlib import Path
 
 import onnxruntime
 import torch
-from optimize_in_export_pipeline import LATENT, LAYERS, ROPE, WithFlatCache, tiny_model
+from optimize_in_export_pipeline import WithFlatCache, arguments, dynamic_shapes, tiny_model
 
 import mla_opt
 
 
 def exported(model: torch.nn.Module) -> torch.export.ExportedProgram:
     """A program whose batch and lengths may vary."""
-    auto = torch.export.Dim.AUTO
-    past = tuple({0: auto, 2: auto} for _ in range(2 * LAYERS))
-    shapes = {"input_ids": {0: auto, 1: auto}, "position_ids": {0: auto, 1: auto}, "past": past}
+    example = arguments(batch=2, new=5, past=11, padding=2)
     with torch.no_grad():
-        return torch.export.export(model, arguments(2, 3, 5), dynamic_shapes=shapes)
-
-
-def arguments(batch: int, new: int, past: int) -> tuple[torch.Tensor, ...]:
-    """Tokens and a made-up past."""
-    ids = torch.randint(0, 128, (batch, new))
-    positions = torch.arange(past, past + new).expand(batch, new).contiguous()
-    caches = [torch.randn(batch, 1, past, width) for _ in range(LAYERS) for width in (LATENT, ROPE)]
-    return ids, positions, *caches
+        return torch.export.export(model, example, dynamic_shapes=dynamic_shapes())
 
 
 def main(output: Path) -> None:
-    model = WithFlatCache(tiny_model())
+    model = WithFlatCache(tiny_model()).eval()
     result = mla_opt.optimize(exported(model))
     print(f"{len(result.report.sites)} latent attentions absorbed, fused and verified")
 
-    given = arguments(1, 1, 40)
+    given = arguments(batch=3, new=1, past=40, padding=7)
     with torch.no_grad():
         expected, *_ = model(*given)
         logits, *_ = result.model.module()(*given)

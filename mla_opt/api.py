@@ -11,7 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mla_opt.errors import InputError, NothingMatchedError, Refusal, VerificationError
+from mla_opt.errors import (
+    InputError,
+    NothingMatchedError,
+    Refusal,
+    VerificationError,
+    nothing_matched,
+)
 from mla_opt.events import Observer, PassFinished, PassStarted
 from mla_opt.graphs.protocol import Graph
 from mla_opt.options import Absorb, CacheType, Options, Phase, Target
@@ -26,6 +32,10 @@ from mla_opt.verification import verify as run_verification
 
 if TYPE_CHECKING:
     from mla_opt.subject import ModelLike
+
+
+#: The passes that find and decide, and rewrite nothing.
+LOOKING = ("find_latent_attention", "extract_weights", "choose_form")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +81,8 @@ def optimize(
         verify: run both models and compare before returning.
         passes: names of passes to run instead of the default ones.
         phase: for ``tensorrt``, ``prefill`` of whole prompts or ``decode``.
-        plugin: for ``tensorrt``, whether the operator stays, for the plugin.
+        plugin: for ``tensorrt``, whether the operator stays, for the plugin, where the plugin has
+            a kernel for the widths C and R.
         allow_unmatched: return the model as it is if nothing matches.
         observer: told of every pass and every verification run.
 
@@ -107,11 +118,12 @@ def inspect(model: ModelLike) -> InspectionReport:
     """
     opened = subject(model)
     graph = opened.graph
-    records = Options(passes=("find_latent_attention", "extract_weights")).pipeline().run(graph)
+    # Before they change anything: those that decide are the passes of optimize itself.
+    records = Options(passes=LOOKING).pipeline().run(graph)
     matched = [_attention(graph, site) for site in graph.sites]
     refused = [_refused(each) for record in records for each in record.result.refusals]
     attentions = sorted((*matched, *refused), key=lambda each: _natural(each.name))
-    return InspectionReport(tuple(attentions), opened.file(), _notes(opened))
+    return InspectionReport(tuple(attentions), opened.file(), _notes(opened), opened.operators())
 
 
 def find(model: ModelLike) -> tuple[AttentionReport, ...]:
@@ -162,6 +174,10 @@ def _attention(graph: Graph, site: LatentAttentionSite) -> AttentionReport:
         cache_family=site.family,
         nodes=tuple(graph.label(node) for node in site.core.nodes),
         dtype=_element_type(graph, site),
+        form=site.form,
+        form_reason=site.form_reason,
+        prefill=site.prefill,
+        prefill_reason=site.prefill_reason,
     )
 
 
@@ -191,17 +207,13 @@ def _notes(opened: Subject) -> tuple[str, ...]:
     """What is to be known before reading an inspection."""
     if opened.optimized_by is None:
         return ()
-    return (f"{opened.optimized_by} has optimized this model; what it rewrote is not listed",)
+    return (f"{opened.optimized_by} has optimized this model",)
 
 
 def _why_nothing(report: OptimizationReport, optimized_by: str | None) -> str:
     if optimized_by is not None:
         return f"{optimized_by} has optimized the model already; give the model as it was exported"
-    count = len(report.refusals)
-    if not count:
-        return "the model has no attention that mla-opt can see"
-    codes = sorted({refusal.code for refusal in report.refusals})
-    return f"none of {count} attentions is latent ({', '.join(codes)})"
+    return nothing_matched(report.refusals)
 
 
 def _verified(

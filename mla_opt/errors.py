@@ -5,7 +5,7 @@ A message says what is wrong, where (file, node, attribute), and what to do abou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,3 +74,28 @@ class Refusal:
     reason: str
     nodes: tuple[str, ...] = ()
     remedy: str = ""
+
+
+def nothing_matched(refusals: Sequence[Refusal]) -> str:
+    """Say why no attention of a model is latent, given why each of them is not."""
+    if not refusals:
+        return "the model has no attention that mla-opt can see"
+    codes = sorted({refusal.code for refusal in refusals})
+    return f"none of {len(refusals)} attentions is latent ({', '.join(codes)})"
+
+
+_LONGEST = 300
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line that a person can read.
+
+    Libraries put whole graphs into their messages and keep the cause in the error behind it, so
+    where one is too long the cause is told, and no more of it than fits.
+    """
+    text = " ".join(str(error).split())
+    while len(text) > _LONGEST and (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+        text = " ".join(str(error).split())
+    kept = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return f"{type(error).__name__}: {kept}" if kept else type(error).__name__

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Container, Mapping, MutableMapping, Sequence
 
 from mla_opt.cost_model import expanded_from
 from mla_opt.handles import Value
+from mla_opt.report.inspection import OperatorReport
 from mla_opt.report.report import tool_version
-from mla_opt.sites import Ends, LatentAttentionSite
+from mla_opt.sites import Ends, Form, FusedAttention, LatentAttentionSite
 from mla_opt.verification.interface_map import METADATA_KEY as INTERFACE_KEY
 from mla_opt.verification.interface_map import InterfaceMap, StateMap
+from mla_opt.verification.onnx.quantized import quantized_name
 from mla_opt.verification.site_records import METADATA_KEY as SITES_KEY
-from mla_opt.verification.site_records import SiteRecord, sites_to_json
+from mla_opt.verification.site_records import SiteRecord, parse_sites, sites_to_json
 
 VERSION_KEY = "mla_opt.version"
 
@@ -37,6 +39,83 @@ def by_whom(metadata: Mapping[str, str]) -> str | None:
     """Say which release wrote such a model; ``None`` where none did."""
     version = metadata.get(VERSION_KEY)
     return None if version is None else f"mla-opt {version}"
+
+
+def operators(
+    metadata: Mapping[str, str],
+    nodes: Sequence[FusedAttention],
+    stored: Mapping[str, tuple[int, ...]],
+    made: Container[str],
+) -> tuple[OperatorReport, ...]:
+    """Tell of the attentions of an optimized model: what it says of itself, and what it has.
+
+    Args:
+        metadata: the model's.
+        nodes: its fused operators.
+        stored: the shape of every stored tensor, by name.
+        made: names of all values; a record of a value that is gone is not told.
+
+    Raises:
+        InputError: the metadata is not what it should be.
+    """
+    by_query = {node.query: node for node in nodes}
+    records = [each for each in parse_sites(metadata) if each.query in made]
+    told = [_operator(each, by_query.get(each.query), stored) for each in records]
+    known = {each.query for each in records}
+    return (*told, *(_unrecorded(node) for node in nodes if node.query not in known))
+
+
+def _operator(
+    record: SiteRecord, node: FusedAttention | None, stored: Mapping[str, tuple[int, ...]]
+) -> OperatorReport:
+    w_uk, w_uv = _shape(record.w_uk, stored), _shape(record.w_uv, stored)
+    heads = node.num_heads if node is not None else None
+    return OperatorReport(
+        name=record.name,
+        node=None if node is None else node.label,
+        num_heads=next((each[0] for each in (w_uk, w_uv) if each is not None), heads),
+        qk_nope_head_dim=None if w_uk is None else w_uk[1],
+        qk_rope_head_dim=record.qk_rope_head_dim,
+        v_head_dim=None if w_uv is None else w_uv[2],
+        kv_lora_rank=record.kv_lora_rank,
+        scale=record.scale,
+        dtype="unknown" if node is None else node.dtype,
+        cache=None if node is None else node.layout,
+        form=_form(record),
+        prefill_threshold=record.prefill_threshold,
+    )
+
+
+def _unrecorded(node: FusedAttention) -> OperatorReport:
+    """An operator that the metadata does not know: all is told that its node shows."""
+    return OperatorReport(
+        name=node.label,
+        node=node.label,
+        num_heads=node.num_heads,
+        qk_nope_head_dim=None,
+        qk_rope_head_dim=node.qk_rope_head_dim,
+        v_head_dim=None,
+        kv_lora_rank=node.kv_lora_rank,
+        scale=node.scale,
+        dtype=node.dtype,
+        cache=node.layout,
+        form=None,
+        prefill_threshold=None,
+    )
+
+
+def _shape(name: str | None, stored: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Shape of a matrix of all heads, which a quantizer may have given another name."""
+    names = () if name is None else (name, quantized_name(name))
+    shapes = (stored.get(each, ()) for each in names)
+    return next((shape for shape in shapes if len(shape) == 3), None)
+
+
+def _form(record: SiteRecord) -> Form:
+    """What is folded is not stored by itself any more."""
+    if record.w_uk is None:
+        return "fold" if record.w_uv is None else "fold-q"
+    return "fold-o" if record.w_uv is None else "factored"
 
 
 def _site(site: LatentAttentionSite, is_stored: Callable[[Value], bool]) -> SiteRecord:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from mla_opt import passes
 from mla_opt.errors import InputError
+from mla_opt.option_text import parse_cache
 from mla_opt.pipeline import Pass, Pipeline
 from mla_opt.sites import PrefillForm
 
@@ -26,12 +27,13 @@ class Options:
         target: ``onnxruntime`` for the fused operator with its body, ``portable`` for standard
             operators only, ``tensorrt`` for the graph of one ``phase`` of an engine.
         absorb: what becomes of W_UK and W_UV; ``auto`` asks the cost model.
-        cache: ``keep``, ``packed``, ``static`` or ``static:CAPACITY``.
+        cache: ``keep``, ``packed``, ``static`` or ``static:ROWS``; 8k rows are 8192.
         prefill: the form for long queries.
         cache_type: what the rows of a float32 model's cache are rounded to.
         passes: names of passes to run instead of the default ones.
         phase: which of the two graphs, for ``tensorrt``.
-        plugin: whether TensorRT runs the operator by the plugin, or standard operators.
+        plugin: whether TensorRT runs the operator by the plugin, where that has a kernel for the
+            widths C and R, or by standard operators.
     """
 
     target: Target = "onnxruntime"
@@ -74,12 +76,10 @@ class Options:
 
     def cache_mode(self) -> tuple[str, int | None]:
         """The cache mode, and the capacity where one is given."""
-        mode, _, capacity = self.cache.partition(":")
-        if mode not in ("keep", "packed", "static") or (capacity and mode != "static"):
-            raise InputError(f"cache is {self.cache!r}, not keep, packed, static or static:ROWS")
-        if ":" in self.cache and (not capacity.isdecimal() or not int(capacity)):
-            raise InputError(f"cache is {self.cache!r}: the capacity is not a number of rows")
-        return mode, int(capacity) if capacity else None
+        try:
+            return parse_cache(self.cache)
+        except InputError as error:
+            raise InputError(f"cache: {error}") from error
 
     def pipeline(self) -> Pipeline:
         """The passes to run, with their options."""

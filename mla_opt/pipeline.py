@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mla_opt.errors import MlaOptError, PassError, Refusal
+from mla_opt.errors import MlaOptError, PassError, Refusal, one_line
 from mla_opt.graphs.protocol import Graph
 
 
@@ -92,5 +92,5 @@ def _run_one(step: Pass, graph: Graph, before: list[str]) -> PassRecord:
         raise type(error)(f"pass {step.name}{after}: {error}") from error
     except Exception as error:
         after = f" after {', '.join(before)}" if before else ""
-        raise PassError(f"pass {step.name}{after} failed: {error!r}") from error
+        raise PassError(f"pass {step.name}{after} failed: {one_line(error)}") from error
     return PassRecord(step.name, result, time.perf_counter() - start)

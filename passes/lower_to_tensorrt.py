@@ -2,7 +2,8 @@
 
 prefill   a whole prompt into an empty buffer: keys and values are expanded, from the new rows
           alone, for TensorRT's fused attention; the rows are written by TensorScatter
-decode    new tokens on what is in the buffer: the operator, for the plugin, or standard operators
+decode    new tokens on what is in the buffer: the operator, for the plugin, where the plugin has
+          a kernel for the widths; else standard operators
 
 Both graphs have the same buffers ``[B, 1, M, C + R]`` and read and write them in place. Neither
 makes a shape from data, which TensorRT could only do on the host.
@@ -20,6 +21,7 @@ from mla_opt.emission.prompt import TensorRTBuilder, can_fuse, emit_prompt
 from mla_opt.errors import InputError, PassError
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
+from mla_opt.kernels.cuda_library import WIDTHS
 from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
 from mla_opt.passes.write_cache_in_place import add_past_len, buffer_rows, make_buffer
 from mla_opt.pipeline import Pass, PassResult
@@ -36,12 +38,15 @@ class LowerToTensorrt(Pass):
         phase: ``decode`` runs after ``write_cache_in_place``, ``prefill`` in its place.
         plugin: whether the operator stays, for the plugin; else standard operators do its work.
         capacity: rows of the buffers, which TensorRT must know.
+        plugin_widths: (C, R) that the plugin has kernels for; all other sites get standard
+            operators, and a note.
     """
 
     name: ClassVar[str] = "lower_to_tensorrt"
     phase: Phase = "decode"
     plugin: bool = True
     capacity: int | None = None
+    plugin_widths: tuple[tuple[int, int], ...] = WIDTHS
 
     def requires(self, graph: Graph) -> None:
         """Every cache is appended to by its operator, and its rows are a number."""
@@ -62,19 +67,32 @@ class LowerToTensorrt(Pass):
         """Rewrite the sites in graph order."""
         if not graph.sites:
             return PassResult()
-        if self.phase == "prefill":
-            notes = self._prefill(graph)
-        else:
-            notes = tuple(note for site in graph.sites for note in self._decode(graph, site))
+        notes = self._prefill(graph) if self.phase == "prefill" else self._decode_all(graph)
         return PassResult(len(graph.sites), len(graph.sites), notes=notes)
+
+    def _decode_all(self, graph: Graph) -> tuple[str, ...]:
+        notes = [note for site in graph.sites for note in self._decode(graph, site)]
+        lacking: dict[tuple[int, int], list[str]] = {}
+        for site in graph.sites:
+            if self.plugin and _widths(site) not in self.plugin_widths:
+                lacking.setdefault(_widths(site), []).append(site.name)
+        has = ", ".join(f"{c} and {r}" for c, r in self.plugin_widths)
+        for (c, r), (first, *more) in lacking.items():
+            names = f"{first} and {len(more)} more" if more else first
+            notes.append(
+                f"{names}: the plugin has no kernel for C={c} and R={r}, only for {has}; standard"
+                " operators do the work"
+            )
+        return tuple(notes)
 
     def _decode(self, graph: Graph, site: LatentAttentionSite) -> tuple[str, ...]:
         """Emit a site anew, its products with heads in the place of sequences."""
-        notes = _fill_gaps(graph, site) if self.plugin else ()
+        by_plugin = self.plugin and _widths(site) in self.plugin_widths
+        notes = _fill_gaps(graph, site) if by_plugin else ()
         builder = graph.builder(anchor(graph, site), f"{site.name}/mla")
         assert site.operands is not None
         operands, rows = site.operands, rows_of(site)
-        if self.plugin:
+        if by_plugin:
             emitted = emit_absorbed(builder, site, operands, rows, heads_first)
         else:
             emitted = emit_folded(cast(TensorRTBuilder, builder), site, operands, rows)
@@ -103,6 +121,12 @@ class LowerToTensorrt(Pass):
         for cache in emitted.caches:
             graph.declare_rows(cache, buffer_rows(self.capacity))
         site.prefill, site.query_value = "expanded", None
+
+
+def _widths(site: LatentAttentionSite) -> tuple[int, int]:
+    """C and R of a site."""
+    assert site.geometry is not None
+    return site.geometry.kv_lora_rank, site.geometry.qk_rope_head_dim
 
 
 def _fill_gaps(graph: Graph, site: LatentAttentionSite) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import mla_opt
 
 HOME = Path(mla_opt.__file__).parent
 
-WORDS = {"errors", "events", "handles", "geometry"}
+WORDS = {"errors", "events", "handles", "geometry", "option_text"}
 GRAPHS = {"sites", "kernels", "operator", "graphs", *WORDS}
 COMPILER = {"matching", "emission", "cost_model", "passes", "pipeline", "options", *GRAPHS}
 PROOF = {"programs", "files", "report", "ort_values", "verification", *GRAPHS}
@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "handles": set(),
     "geometry": {"errors"},
     "events": {"errors"},
+    "option_text": {"errors"},
     "models": {"errors"},
     "ort_values": {"errors"},
     "sites": WORDS,

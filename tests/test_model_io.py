@@ -411,7 +411,7 @@ def test_external_input_gives_external_output_elsewhere(tmp_path: Path) -> None:
     model = model_io.read_model(path)
     other = tmp_path / "other"
     other.mkdir()
-    model_io.write_model(model, other / "out.onnx", source=path)
+    model_io.write_model(model, other / "out.onnx", inputs=[path])
     assert outputs(other) == ["out.onnx", "out.onnx.data"]
     np.testing.assert_allclose(run(other / "out.onnx"), EXPECTED)
 
@@ -451,8 +451,8 @@ def test_never_overwrites_the_input(tmp_path: Path, model: ir.Model, alias: str)
     if alias == "hardlink":
         out.hardlink_to(source)
     before = source.read_bytes()
-    write = lambda: model_io.write_model(model, out, force=True, source=source)  # noqa: E731
-    assert "is the input itself" in message(write, out)
+    write = lambda: model_io.write_model(model, out, force=True, inputs=[source])  # noqa: E731
+    assert "is read as an input" in message(write, out)
     assert source.read_bytes() == before
 
 
@@ -462,8 +462,8 @@ def test_never_overwrites_the_data_of_the_input(tmp_path: Path) -> None:
     data.write_bytes(WEIGHT.tobytes())
     model = model_io.read_model(path)
     out = tmp_path / "out.onnx"
-    write = lambda: model_io.write_model(model, out, force=True, source=path)  # noqa: E731
-    assert "holds the input's weights" in message(write, data)
+    write = lambda: model_io.write_model(model, out, force=True)  # noqa: E731
+    assert "is read as an input" in message(write, data)
     assert data.read_bytes() == WEIGHT.tobytes()
 
 

@@ -248,6 +248,54 @@ def test_an_optimized_model_says_so(target):
     assert mla_opt.inspect(build(Block())).notes == ()
 
 
+@pytest.mark.parametrize(
+    ("options", "form", "cache"),
+    [
+        ({}, "factored", "split"),
+        ({"cache": "packed", "absorb": "fold-q", "prefill": "absorbed"}, "fold-q", "packed"),
+        ({"cache": "static:1k", "absorb": "fold-o", "prefill": "absorbed"}, "fold-o", "static"),
+        ({"absorb": "fold", "prefill": "absorbed"}, "fold", "split"),
+        ({"target": "portable"}, "factored", None),
+    ],
+)
+def test_inspecting_an_optimized_model_lists_its_operators(options, form, cache):
+    block = Block(layers=2, cache="latent")
+    result = mla_opt.optimize(build(block), verify=False, **options)
+    first, second = mla_opt.inspect(result.model).operators
+    site = result.report.sites[0]
+    assert (first.name, second.name) == tuple(each.name for each in result.report.sites)
+    geometry = site.geometry
+    nope = None if form in ("fold-q", "fold") else geometry.qk_nope_head_dim
+    value = None if form in ("fold-o", "fold") else geometry.v_head_dim
+    assert first.num_heads == geometry.num_heads
+    assert (first.kv_lora_rank, first.qk_rope_head_dim) == (12, 4)
+    assert (first.qk_nope_head_dim, first.v_head_dim) == (nope, value)
+    assert (first.form, first.cache) == (form, cache)
+    assert (first.node is None) == (options.get("target") == "portable")
+    assert mla_opt.inspect(build(block)).operators == ()
+
+
+def test_operators_are_listed_without_the_metadata_too():
+    model = mla_opt.optimize(build(Block()), verify=False).model
+    del model.metadata_props["mla_opt.sites"]
+    (operator,) = mla_opt.inspect(model).operators
+    assert (operator.form, operator.qk_rope_head_dim) == (None, Block().rope)
+    assert operator.name == operator.node
+    model.metadata_props["mla_opt.sites"] = '[{"name": 3}]'
+    with pytest.raises(mla_opt.InputError, match=r"mla_opt\.sites"):
+        mla_opt.inspect(model)
+
+
+@pytest.mark.parametrize(("q_lora", "query_len"), [(None, "S"), (60, "S"), (60, 1)])
+def test_inspect_names_the_form_that_optimize_takes(q_lora, query_len):
+    widths = {"heads": 4, "nope": 32, "rope": 16, "value": 36, "latent": 64, "hidden": 96}
+    proto = build(Block(**widths, q_lora=q_lora, query_len=query_len))
+    (found,) = mla_opt.inspect(proto).matched
+    (site,) = mla_opt.optimize(proto, verify=False).report.sites
+    assert (found.form, found.form_reason) == (site.form, site.form_reason)
+    assert (found.prefill, found.prefill_reason) == (site.prefill, site.prefill_reason)
+
+
 def test_nothing_matched_says_why():
     odd = Block(edits={"value": lambda tape, value: tape("Tanh", value)})
     with pytest.raises(mla_opt.NothingMatchedError, match=r"none of 1 attentions .*not_linear"):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mla_opt.benchmarking.report import BenchReport, Measurement
 from mla_opt.benchmarking.table import length
@@ -18,13 +17,11 @@ WIDTH, HEIGHT, DOTS = 5.2, 4.2, 150
 def require_matplotlib() -> None:
     """Raise `InputError` where matplotlib is missing, with what installs it."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError(
-            "--plot needs matplotlib, which is not installed: pip install 'mla-opt[bench]'"
-        )
+        raise InputError("--plot needs matplotlib, which is not installed: pip install matplotlib")
 
 
-def plot(report: BenchReport, path: Path) -> None:
-    """Draw the fastest steps by context, both axes logarithmic, one panel a batch and query.
+def plot(report: BenchReport, stream: IO[bytes]) -> None:
+    """Draw the fastest steps by context as PNG, both axes logarithmic, a panel a batch and query.
 
     Raises:
         InputError: matplotlib is missing, or there is nothing to draw.
@@ -46,7 +43,7 @@ def plot(report: BenchReport, path: Path) -> None:
     axes[0].set_ylabel("milliseconds a step, fastest")
     axes[0].legend(fontsize=8)
     figure.suptitle(f"{report.machine.cpu}, {report.machine.threads} threads", fontsize=8)
-    figure.savefig(path, format="png", dpi=DOTS)
+    figure.savefig(stream, format="png", dpi=DOTS)
 
 
 def _panel(ax: Any, members: Sequence[Measurement], names: Sequence[str]) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from mla_opt.cost_model import Workload
 from mla_opt.errors import InputError
+from mla_opt.option_text import parse_count
 from mla_opt.verification.scenarios import Scenario
 
-_SUFFIXES = {"k": 1 << 10, "m": 1 << 20}
 #: Steps are repeated until the cache has grown by this share of the context, then from there again.
 GROWTH = 1 / 16
 #: ... but at least this many.
@@ -71,18 +71,7 @@ def parse_sizes(text: str, least: int) -> tuple[int, ...]:
     Raises:
         InputError: one is no number, smaller than ``least``, or there twice.
     """
-    sizes = tuple(_size(word.strip(), least) for word in text.split(","))
+    sizes = tuple(parse_count(word.strip(), least) for word in text.split(","))
     if len(set(sizes)) != len(sizes):
         raise InputError(f"{text!r} names one number twice")
     return sizes
-
-
-def _size(word: str, least: int) -> int:
-    digits, factor = word, 1
-    if word[-1:].lower() in _SUFFIXES:
-        digits, factor = word[:-1], _SUFFIXES[word[-1].lower()]
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
-        raise InputError(f"{word!r} is no number; write 512 or 8k, separated by commas")
-    if int(digits) < least:
-        raise InputError(f"{word!r} is too small: it must be at least {least}")
-    return int(digits) * factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -55,4 +56,6 @@ def _options(
 
 def main() -> None:
     """Run the command line; leaves by ``SystemExit``."""
+    # Without any handler, Python prints warnings of libraries among the messages.
+    logging.getLogger().addHandler(logging.NullHandler())
     app()

@@ -11,7 +11,7 @@ from enum import IntEnum
 
 import typer
 
-from mla_opt.errors import InputError, NothingMatchedError, VerificationError
+from mla_opt.errors import InputError, NothingMatchedError, VerificationError, one_line
 
 DEBUG_VARIABLE = "MLA_OPT_DEBUG"
 
@@ -69,7 +69,7 @@ def fail(message: str, code: ExitCode) -> typer.Exit:
 
 
 def _unexpected(error: Exception, verbose: bool) -> typer.Exit:
-    told = f"{type(error).__name__}: {error}"
+    told = one_line(error)
     if verbose or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(error, file=sys.stderr)
         return fail(told, ExitCode.UNEXPECTED)

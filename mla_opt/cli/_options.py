@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+from mla_opt.errors import InputError
+from mla_opt.option_text import parse_cache, parse_count
+
+Value = TypeVar("Value")
 
 
 class Target(StrEnum):
@@ -43,22 +50,69 @@ class Prefill(StrEnum):
     EXPANDED = "expanded"
 
 
-def parse_cache(text: str) -> str:
-    """Check ``keep``, ``packed``, ``static`` or ``static:CAPACITY``; returns it as it is.
+Kind = TypeVar("Kind", bound=StrEnum)
+
+
+def choice(kind: type[Kind]) -> Callable[[str], Kind]:
+    """Return what reads an option that names one of a few things.
+
+    Option parsers are ours: those of the option library put its own words into their errors.
+    """
+
+    def parse(value: str) -> Kind:
+        try:
+            return kind(value)
+        except ValueError:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(kind)}") from None
+
+    return parse
+
+
+def names(kind: type[StrEnum]) -> str:
+    """Return how the help shows the values of such an option."""
+    return f"[{'|'.join(kind)}]"
+
+
+def count(least: int = 1) -> Callable[[str], int]:
+    """Return what reads an option that is a whole number; 8k is 8192."""
+
+    def parse(value: str) -> int:
+        # What is no text is the option's default.
+        return value if isinstance(value, int) else _read(parse_count, value, least)
+
+    return parse
+
+
+def number(least: float = 0) -> Callable[[str], float]:
+    """Return what reads an option that is a number."""
+
+    def parse(value: str) -> float:
+        try:
+            found = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"{value!r} is no number") from None
+        if not least <= found < math.inf:
+            raise typer.BadParameter(f"{value!r} is too {'small' if found < least else 'large'}")
+        return found
+
+    return parse
+
+
+def cache(value: str) -> str:
+    """Check ``keep``, ``packed``, ``static`` or ``static:ROWS``; returns it as it is.
 
     Raises:
-        typer.BadParameter: anything else, or a capacity that is no positive number.
+        typer.BadParameter: anything else.
     """
-    kind, colon, capacity = text.partition(":")
-    if kind not in ("keep", "packed", "static") or (colon and kind != "static"):
-        raise typer.BadParameter(
-            f"{text!r} is none of keep, packed, static, static:CAPACITY", param_hint="--cache"
-        )
-    if colon and not (capacity.isascii() and capacity.isdigit() and int(capacity) > 0):
-        raise typer.BadParameter(
-            f"the capacity in {text!r} must be a positive whole number", param_hint="--cache"
-        )
-    return text
+    _read(parse_cache, value)
+    return value
+
+
+def _read(parse: Callable[..., Value], *arguments: object) -> Value:
+    try:
+        return parse(*arguments)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def parse_passes(text: str | None) -> tuple[str, ...] | None:

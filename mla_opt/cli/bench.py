@@ -11,7 +11,7 @@ import typer
 
 from mla_opt.cli._console import Screen
 from mla_opt.cli._exit import exit_on_error
-from mla_opt.cli._options import Quiet, Verbose
+from mla_opt.cli._options import Quiet, Verbose, count, number
 
 if TYPE_CHECKING:
     from mla_opt.benchmarking.peers.catalog import Peer
@@ -31,11 +31,22 @@ def bench(
     query: Annotated[str, typer.Option(metavar="N,N", help="S: new tokens of a step.")] = "1",
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads of each process.  [default: all this one may use]"),
+        typer.Option(
+            parser=count(),
+            metavar="N",
+            help="Threads of each process.  [default: all this one may use]",
+        ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each at each point.")] = 6,
+    rounds: Annotated[
+        int, typer.Option(parser=count(), metavar="N", help="Turns of each at each point.")
+    ] = 6,
     seconds: Annotated[
-        float, typer.Option(min=0, help="No further round begins after this time at a point.")
+        float,
+        typer.Option(
+            parser=number(),
+            metavar="N",
+            help="No further round begins after this time at a point.",
+        ),
     ] = 60.0,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write every number here.")
@@ -79,7 +90,7 @@ def bench(
             rounds=rounds,
             seconds=seconds,
         )
-        _check_outputs(json, plot, force)
+        _check_outputs(json, plot, force, (original, optimized))
         there, missing = _peers(peers, peers_model, settings.threads)
         screen = Screen(quiet=quiet, verbose=verbose)
         report = _measure(settings, there, missing, screen)
@@ -100,17 +111,31 @@ def _points(context: str, batch: str, query: str) -> tuple[Point, ...]:
     return grid(*sizes)
 
 
-def _check_outputs(json: Path | None, plot: Path | None, force: bool) -> None:
+def _check_outputs(
+    json: Path | None, plot: Path | None, force: bool, models: Sequence[Path]
+) -> None:
     """Find out before the work, not after it, that a file cannot be written."""
+    from mla_opt.errors import InputError
     from mla_opt.files.model_io import check_output
 
-    for path in (json, plot):
-        if path is not None:
-            check_output(path, force=force)
+    written = [path for path in (json, plot) if path is not None]
+    # Only what is there can be an input.
+    inputs = _files(models) if any(path.exists() for path in written) else ()
+    for path in written:
+        check_output(path, force=force, inputs=inputs)
+    if json is not None and plot is not None and json.absolute() == plot.absolute():
+        raise InputError(f"{json}: is given for --json and for --plot; name another")
     if plot is not None:
         from mla_opt.benchmarking.plot import require_matplotlib
 
         require_matplotlib()
+
+
+def _files(models: Sequence[Path]) -> Sequence[Path]:
+    """The files of the models, their data included."""
+    from mla_opt.files.model_io import model_files, read_model
+
+    return [file for path in models for file in model_files(path, read_model(path))]
 
 
 def _peers(
@@ -150,14 +175,15 @@ def _measure(
 
 
 def _write(report: BenchReport, json: Path | None, plot: Path | None, force: bool) -> None:
-    if json is not None:
-        from mla_opt.files.model_io import write_text
+    from mla_opt.files.model_io import whole_file, write_text
 
+    if json is not None:
         write_text(json, report.to_json(), force=force)
     if plot is not None:
         from mla_opt.benchmarking.plot import plot as draw
 
-        draw(report, plot)
+        with whole_file(plot, force=force) as stream:
+            draw(report, stream)
 
 
 def _tell(report: BenchReport, screen: Screen) -> None:

@@ -83,13 +83,14 @@ def _run(folder: Path, force: bool, screen: Screen) -> None:
 
 def _unpack(folder: Path, force: bool) -> Path:
     """Write the model that comes along into ``folder``."""
-    from mla_opt.files.model_io import check_output
+    from mla_opt.files.model_io import check_output, whole_file
     from mla_opt.models import demo_model
 
     packed = demo_model()
     target = folder / MODEL
-    check_output(target, force=force)
-    target.write_bytes(packed.read_bytes())
+    check_output(target, force=force, inputs=[packed])
+    with whole_file(target, force=force) as stream:
+        stream.write(packed.read_bytes())
     return target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +11,7 @@ import typer
 
 from mla_opt.cli._console import Screen
 from mla_opt.cli._exit import exit_on_error
-from mla_opt.cli._options import Quiet, Verbose
+from mla_opt.cli._options import Quiet, Verbose, choice, names
 
 if TYPE_CHECKING:
     from mla_opt.engines.export import ExportOptions
@@ -40,10 +41,49 @@ class Runtime(StrEnum):
     RTX = "rtx"
 
 
+class Mode(StrEnum):
+    """The ways to export, by the options that choose them."""
+
+    TENSORRT = "--runtime tensorrt"
+    RTX = "--runtime rtx"
+    ONNX_ONLY = "--onnx-only"
+    SERVER = "--to triton-server"
+
+
 _RANGE = "[[MIN,]OPT,]MAX"
+_BUILDS = frozenset({Mode.TENSORRT, Mode.RTX})
+_LOWERS = frozenset({*_BUILDS, Mode.ONNX_ONLY})
+_SERVES = frozenset({Mode.SERVER})
+#: The modes in which an option does something. An option that would do nothing is refused.
+WORKS_IN: dict[str, frozenset[Mode]] = {
+    "model": frozenset(Mode),
+    "output": frozenset(Mode),
+    "to": frozenset(Mode),
+    "force": frozenset(Mode),
+    "quiet": frozenset(Mode),
+    "verbose": frozenset(Mode),
+    "name": _SERVES,
+    "server_path": _SERVES,
+    "instances": _SERVES,
+    "rows": _LOWERS,
+    "batch": _LOWERS,
+    "prompt": _LOWERS,
+    "step": _LOWERS,
+    "context": _LOWERS,
+    "precision": _LOWERS,
+    "verify": _LOWERS,
+    "no_plugin": _LOWERS,
+    "onnx_only": frozenset({Mode.ONNX_ONLY}),
+    "runtime": _BUILDS,
+    "plugin": _BUILDS,
+    "embed_plugin": _BUILDS,
+    "timing_cache": _BUILDS,
+    "sm": frozenset({Mode.RTX}),
+}
 
 
 def export(
+    command: typer.Context,
     model: Annotated[
         Path,
         typer.Argument(
@@ -58,14 +98,25 @@ def export(
     to: Annotated[
         Destination,
         typer.Option(
+            parser=choice(Destination),
+            metavar=names(Destination),
             help="tensorrt: engines. triton-server: a model repository of the Triton Inference "
-            "Server; of the other options only --name and --force are for it."
+            "Server; of the other options only --name, --server-path, --instances and --force "
+            "are for it.",
         ),
     ] = Destination.TENSORRT,
     name: Annotated[
         str,
         typer.Option(metavar="NAME", help="What the server calls the model.  [default: MODEL's]"),
     ] = "",
+    server_path: Annotated[
+        str,
+        typer.Option(metavar="PATH", help="Where the server will find the repository (DIR)."),
+    ] = "/models",
+    instances: Annotated[
+        int,
+        typer.Option(metavar="N", help="Sequences that the server works on at once."),
+    ] = 1,
     rows: Annotated[
         str, typer.Option(metavar="N", help="Rows of each cache: prompt and answer together.")
     ] = "4k",
@@ -86,14 +137,18 @@ def export(
     precision: Annotated[
         Precision,
         typer.Option(
+            parser=choice(Precision),
+            metavar=names(Precision),
             help="Of products, weights and caches; norms, sums and softmax stay float32. auto: the "
-            "model's own 16 bits, bfloat16 for float32."
+            "model's own 16 bits, bfloat16 for float32.",
         ),
     ] = Precision.AUTO,
     runtime: Annotated[
         Runtime,
         typer.Option(
-            help="tensorrt: for the GPU that is there. rtx: TensorRT-RTX, which needs none."
+            parser=choice(Runtime),
+            metavar=names(Runtime),
+            help="tensorrt: for the GPU that is there. rtx: TensorRT-RTX, which needs none.",
         ),
     ] = Runtime.TENSORRT,
     sm: Annotated[
@@ -140,8 +195,10 @@ def export(
     """
     with exit_on_error(verbose=verbose):
         screen = Screen(quiet=quiet, verbose=verbose)
-        if to is Destination.TRITON_SERVER:
-            serve(model, output, name, force, screen)
+        mode = _mode(to, runtime, onnx_only)
+        _refuse_needless(_given(command), mode)
+        if mode is Mode.SERVER:
+            serve(model, output, name, server_path, instances, force, screen)
             return
         from mla_opt.engines.export import ExportOptions
 
@@ -178,17 +235,30 @@ def run(model: Path, output: Path, options: ExportOptions, screen: Screen) -> Ma
     return manifest
 
 
-def serve(source: Path, repository: Path, name: str, force: bool, screen: Screen) -> None:
+def serve(
+    source: Path,
+    repository: Path,
+    name: str,
+    server_path: str,
+    instances: int,
+    force: bool,
+    screen: Screen,
+) -> None:
     """Write a model repository, and tell about it."""
+    from mla_opt.engines.triton_config import Serving
     from mla_opt.engines.triton_server import export_repository
     from mla_opt.errors import InputError
 
     if not source.exists():
         raise InputError(f"{source}: there is no such file or folder")
     chosen = name or (source.absolute().name if source.is_dir() else source.name.split(".")[0])
+    serving = Serving(server_path, instances)
     with screen.activity(f"reading {source}"):
-        folder = export_repository(source, repository, chosen, force=force)
-    screen.say(f"wrote {folder}: a model for the Triton Inference Server, not yet loaded by one")
+        folder = export_repository(source, repository, chosen, serving, force=force)
+    screen.say(
+        f"wrote {folder}: a model for the Triton Inference Server, not yet loaded by one; its"
+        " README.md tells how to start the server"
+    )
 
 
 def _tell(manifest: Manifest, output: Path, screen: Screen) -> None:
@@ -196,14 +266,47 @@ def _tell(manifest: Manifest, output: Path, screen: Screen) -> None:
 
     for phase in manifest.phases:
         size = "" if phase.engine is None else f", {quantity(phase.engine.bytes, 'B')}"
-        became = sorted({each.became for each in phase.attentions})
+        built = phase.engine is not None
+        became = sorted({each.became if built else each.lowered for each in phase.attentions})
         told = f": {len(phase.attentions)} attentions as {' and '.join(became)}"
-        screen.say(f"{phase.phase}{size}{'' if phase.engine is None else told}")
+        screen.say(f"{phase.phase}{size}{told}")
+        for note in phase.notes:
+            screen.say(f"  note: {note}")
         for each in phase.attentions:
             screen.detail(f"  {each.name}: {each.became} ({', '.join(each.kernels)})")
     proof = "verified" if manifest.verified else "not verified"
     what = "engines" if manifest.builder is not None else "ONNX files, no engines"
     screen.say(f"wrote {output}: {what} in {manifest.precision}, {proof}")
+
+
+def _mode(to: Destination, runtime: Runtime, onnx_only: bool) -> Mode:
+    if to is Destination.TRITON_SERVER:
+        return Mode.SERVER
+    if onnx_only:
+        return Mode.ONNX_ONLY
+    return Mode.RTX if runtime is Runtime.RTX else Mode.TENSORRT
+
+
+def _given(command: typer.Context) -> list[str]:
+    """The parameters that were typed, rather than left as they are."""
+    names = (str(each.name) for each in command.command.params)
+    sources = ((name, command.get_parameter_source(name)) for name in names)
+    return [name for name, source in sources if source is not None and "DEFAULT" not in source.name]
+
+
+def _refuse_needless(given: Iterable[str], mode: Mode) -> None:
+    """Raise `InputError` for an option that would do nothing."""
+    from mla_opt.errors import InputError
+
+    for name in given:
+        if mode not in WORKS_IN[name]:
+            others = " and ".join(each.value for each in Mode if each in WORKS_IN[name])
+            if mode is Mode.SERVER:
+                others = "--to tensorrt"
+            raise InputError(
+                f"--{name.replace('_', '-')} does nothing with {mode.value}; it is for {others}."
+                " Leave it out"
+            )
 
 
 def _precision(chosen: Precision) -> Literal["float16", "bfloat16"] | None:
@@ -216,7 +319,7 @@ def _ranges(rows: str, batch: str, prompt: str, step: str, context: str) -> Rang
     """The ranges of the options; what is not given goes up to the rows of the cache."""
     from mla_opt.engines.profiles import Range, Ranges
 
-    capacity = _range("--rows", rows).most
+    capacity = _one("--rows", rows)
     usual = min(512, capacity)
     return Ranges(
         rows=capacity,
@@ -235,6 +338,15 @@ def _range(option: str, text: str) -> Range:
         return Range.parse(text)
     except InputError as error:
         raise InputError(f"{option}: {error}") from error
+
+
+def _one(option: str, text: str) -> int:
+    """A single number; ``k`` stands for 1024."""
+    from mla_opt.errors import InputError
+
+    if "," in text:
+        raise InputError(f"{option}: {text!r} is not one number; caches have one size")
+    return _range(option, text).most
 
 
 def _capabilities(text: str) -> tuple[int, ...]:

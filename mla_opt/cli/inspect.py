@@ -11,7 +11,7 @@ import typer
 
 from mla_opt.cli._console import Screen
 from mla_opt.cli._exit import exit_on_error
-from mla_opt.cli._options import Model, Quiet, Verbose
+from mla_opt.cli._options import Model, Quiet, Verbose, count
 
 if TYPE_CHECKING:
     from mla_opt.cost_model import Workload
@@ -21,10 +21,22 @@ if TYPE_CHECKING:
 def inspect(
     model: Model,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="B: sequences at a time.")] = 1,
-    query: Annotated[int, typer.Option("--query", min=1, help="S: new tokens of a call.")] = 1,
+    batch: Annotated[
+        int,
+        typer.Option("--batch", parser=count(), metavar="N", help="B: sequences at a time."),
+    ] = 1,
+    query: Annotated[
+        int,
+        typer.Option("--query", parser=count(), metavar="N", help="S: new tokens of a call."),
+    ] = 1,
     context: Annotated[
-        int, typer.Option("--context", min=1, help="T: tokens in sight, new ones included.")
+        int,
+        typer.Option(
+            "--context",
+            parser=count(),
+            metavar="N",
+            help="T: tokens in sight, new ones included; 8k is 8192.",
+        ),
     ] = 8192,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -44,6 +56,19 @@ def inspect(
             sys.stdout.write(report.to_json())
         else:
             show(report, screen)
+        require(report)
+
+
+def require(report: InspectionReport) -> None:
+    """Check that there is a latent attention, rewritten already or not.
+
+    Raises:
+        NothingMatchedError: there is none.
+    """
+    from mla_opt.errors import NothingMatchedError, nothing_matched
+
+    if not report.matched and not report.operators:
+        raise NothingMatchedError(nothing_matched(report.refusals))
 
 
 def look(model: Path, workload: Workload, screen: Screen, *, hashed: bool) -> InspectionReport:

@@ -19,8 +19,12 @@ from mla_opt.cli._options import (
     Quiet,
     Target,
     Verbose,
-    parse_cache,
+    choice,
+    names,
     parse_passes,
+)
+from mla_opt.cli._options import (
+    cache as read_cache,
 )
 
 if TYPE_CHECKING:
@@ -67,35 +71,46 @@ def optimize(
     target: Annotated[
         Target,
         typer.Option(
+            parser=choice(Target),
+            metavar=names(Target),
             help="onnxruntime: the fused operator with its function body, which ONNX Runtime and "
-            "TensorRT can inline. portable: standard operators only."
+            "TensorRT can inline. portable: standard operators only.",
         ),
     ] = Target.ONNXRUNTIME,
     absorb: Annotated[
         Absorb,
         typer.Option(
+            parser=choice(Absorb),
+            metavar=names(Absorb),
             help="Keep W_UK and W_UV as two small matrices (factored), multiply them into the "
-            "projections beside them (fold-q, fold-o, fold), or ask the cost model (auto)."
+            "projections beside them (fold-q, fold-o, fold), or ask the cost model (auto).",
         ),
     ] = Absorb.AUTO,
     cache: Annotated[
         str,
         typer.Option(
-            metavar="keep|packed|static[:CAPACITY]",
-            help="The model's own cache tensors, one latent tensor per layer, or a buffer that is "
-            "written in place.",
+            parser=read_cache,
+            metavar="keep|packed|static[:ROWS]",
+            help="The model's own cache tensors, one latent tensor per layer, or a buffer of so "
+            "many rows (4096, 4k) that is written in place.",
         ),
     ] = "keep",
     cache_type: Annotated[
         CacheType,
         typer.Option(
+            parser=choice(CacheType),
+            metavar=names(CacheType),
             help="Keep the rows of a float32 model's cache in 16 bits: half the memory, for an "
-            "error of the rounding."
+            "error of the rounding.",
         ),
     ] = CacheType.KEEP,
     prefill: Annotated[
         Prefill,
-        typer.Option(help="The form for long queries; auto: whichever is cheaper at each length."),
+        typer.Option(
+            parser=choice(Prefill),
+            metavar=names(Prefill),
+            help="The form for long queries; auto: whichever is cheaper at each length.",
+        ),
     ] = Prefill.AUTO,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run both models and compare.")
@@ -124,7 +139,7 @@ def optimize(
     Every attention whose keys and values come from one shared latent is absorbed and fused; what
     cannot be proved is left as it was, and the report says why.
     """
-    cache, names = parse_cache(cache), parse_passes(passes)
+    chosen = parse_passes(passes)
     with exit_on_error(verbose=verbose):
         from mla_opt.files.model_io import default_output
 
@@ -137,7 +152,7 @@ def optimize(
             cache_type=cache_type.value,
             prefill=prefill.value,
             verify=verify,
-            passes=names,
+            passes=chosen,
             allow_unmatched=allow_unmatched,
             force=force,
             report=report,
@@ -159,6 +174,7 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
     moving = not settings.print_between_passes
     with screen.activity(f"reading {settings.model}", moving=moving) as activity:
         model = read_model(settings.model)
+        _protect(settings, model)
         activity.step("hashing the input")
         source = _describe(settings.model, model)
         report = _optimize_and_write(settings, model, source, activity, screen)
@@ -169,14 +185,25 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
 def _check_outputs(settings: Settings) -> None:
     """Find out before the work, not after it, that a file cannot be written."""
     from mla_opt.errors import InputError
-    from mla_opt.files.model_io import check_input, check_output
+    from mla_opt.files.model_io import check_input, check_output, data_path
 
     check_input(settings.model)
-    check_output(settings.output, force=settings.force, source=settings.model)
+    check_output(settings.output, force=settings.force, inputs=[settings.model])
     if settings.report is not None:
-        check_output(settings.report, force=settings.force, source=settings.model)
-        if settings.report.absolute() == settings.output.absolute():
+        check_output(settings.report, force=settings.force, inputs=[settings.model])
+        report = settings.report.absolute()
+        if report in (settings.output.absolute(), data_path(settings.output).absolute()):
             raise InputError(f"{settings.report}: is both the output and the report; name another")
+
+
+def _protect(settings: Settings, model: ir.Model) -> None:
+    """Check that nothing that will be written is the model or holds its weights."""
+    from mla_opt.files.model_io import check_no_input, data_path, model_files
+
+    inputs = model_files(settings.model, model)
+    for path in (settings.output, data_path(settings.output), settings.report):
+        if path is not None:
+            check_no_input(path, inputs)
 
 
 def _optimize_and_write(
@@ -184,7 +211,7 @@ def _optimize_and_write(
 ) -> OptimizationReport:
     from mla_opt import api
     from mla_opt.errors import InputError, NothingMatchedError, VerificationError
-    from mla_opt.files.model_io import describe, write_model
+    from mla_opt.files.model_io import describe, model_files, write_model
 
     observer = _observer(settings, activity)
     try:
@@ -195,7 +222,8 @@ def _optimize_and_write(
     except InputError as error:
         raise InputError(f"{settings.model}: {error}") from error
     activity.step(f"writing {settings.output}")
-    files = write_model(result.model, settings.output, force=settings.force, source=settings.model)
+    inputs = model_files(settings.model, model)
+    files = write_model(result.model, settings.output, force=settings.force, inputs=inputs)
     activity.step("hashing the output")
     report = _complete(result.report, settings, source)
     report = replace(report, output=describe(files, result.model))
@@ -250,14 +278,36 @@ def _tell_failure(settings: Settings, error: Exception, source: ModelFile, scree
 
 
 def _tell(settings: Settings, report: OptimizationReport, screen: Screen) -> None:
-    from mla_opt.report.terminal import quantity
-
     _show(settings, report, screen)
-    size = "" if report.output is None else f" ({quantity(report.output.bytes, 'B')})"
     proof = "verified" if report.verification is not None else "not verified"
     count = len(report.sites)
     attentions = f"{count} latent attention{'' if count == 1 else 's'} rewritten"
-    screen.say(f"wrote {settings.output}{size}: {attentions}, {proof}")
+    screen.say(f"wrote {_written(settings.output, report)}: {attentions}, {proof}")
+    if report.sites and settings.target == Target.ONNXRUNTIME:
+        _tell_of_kernel(screen)
+
+
+def _written(output: Path, report: OptimizationReport) -> str:
+    """The files of the model, each with its size."""
+    from mla_opt.report.terminal import quantity
+
+    data = () if report.output is None else report.output.external_data
+    files = (output, *(output.with_name(name) for name in data))
+    return " and ".join(f"{file} ({quantity(file.stat().st_size, 'B')})" for file in files)
+
+
+def _tell_of_kernel(screen: Screen) -> None:
+    """Say that the fused operator has no kernel here, and how to get it."""
+    from mla_opt.errors import KernelUnavailableError
+    from mla_opt.kernels import kernel_library
+
+    try:
+        kernel_library()
+    except KernelUnavailableError as error:
+        screen.say(
+            "note: here the model runs by the function bodies in it, which give the same results"
+            f" and take longer, because {error}"
+        )
 
 
 def _show(settings: Settings, report: OptimizationReport, screen: Screen) -> None:

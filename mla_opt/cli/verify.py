@@ -67,4 +67,5 @@ def require(report: ParityReport) -> None:
         return
     failures = report.failures or ("no scenario could be run",)
     more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-    raise VerificationError(f"verification failed: {failures[0]}{more}")
+    note = f"; {report.note}" if report.note else ""
+    raise VerificationError(f"verification failed: {failures[0]}{more}{note}")

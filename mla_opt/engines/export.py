@@ -24,12 +24,18 @@ from mla_opt.engines.manifest import (
     Builder,
     Cache,
     File,
+    Lowered,
     Manifest,
     PhaseEngine,
     Plugin,
     Tensor,
 )
-from mla_opt.engines.plugin_library import check_plugin, default_plugin
+from mla_opt.engines.plugin_library import (
+    check_plugin,
+    default_plugin,
+    has_kernel,
+    listed_widths,
+)
 from mla_opt.engines.precision import NARROW, Precision, convert, weight_type
 from mla_opt.engines.profiles import Ranges, Shapes
 from mla_opt.engines.tensorrt_library import Runtime, TensorRT, check_plugins, load
@@ -37,6 +43,8 @@ from mla_opt.errors import InputError
 from mla_opt.events import Observer
 from mla_opt.files.model_io import (
     check_input,
+    check_no_input,
+    check_replaced,
     model_files,
     read_model,
     sha256,
@@ -46,6 +54,7 @@ from mla_opt.files.model_io import (
 from mla_opt.geometry import MlaGeometry
 from mla_opt.operator.contract import OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from mla_opt.options import Phase
+from mla_opt.passes.lower_to_tensorrt import LowerToTensorrt
 from mla_opt.report.report import OptimizationReport, tool_version
 from mla_opt.verification.interface_map import InterfaceMap
 from mla_opt.verification.oracle import optimized_driver
@@ -65,8 +74,9 @@ class ExportOptions:
         precision: of products and caches; ``None`` keeps 16 bits and makes bfloat16 of float32.
         runtime: which TensorRT builds.
         compute_capabilities: to build for, with TensorRT-RTX.
-        use_plugin: whether decode steps run by the plugin.
-        plugin: the library; where `mla-opt build-kernels` puts it, if not given.
+        use_plugin: whether decode steps run by the plugin, where that has a kernel for the widths.
+        plugin: the library; where `mla-opt build-kernels` puts it, if not given. It is needed
+            where an attention has widths that the plugin has kernels for.
         embed_plugin: whether the decode engine carries the plugin.
         timing_cache: a file that makes later builds faster.
         onnx_only: write the ONNX files and build nothing.
@@ -129,9 +139,8 @@ def export(
     tools = _tools(options)
     tell(f"reading {source}", 0, 0)
     model = read_model(source)
-    if tools.plugin is not None:
-        tell("looking for attention the plugin has no kernel for", 0, 0)
-        check_plugin(tools.plugin, _found(model), tools.capabilities)
+    _check_inputs(source, model, folder, options)
+    _choose_plugin(model, options, tools, tell)
     phases = [_lowered(model, phase, options, observer) for phase in PHASES]
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
@@ -164,6 +173,14 @@ def check_folder(folder: Path, force: bool) -> None:
         raise InputError(f"{folder}: is there already; give another folder, or --force")
 
 
+def _check_inputs(source: Path, model: ir.Model, folder: Path, options: ExportOptions) -> None:
+    """Check that nothing that is read would be removed with the folder, or written over."""
+    inputs = model_files(source, model)
+    check_replaced(folder, (*inputs, *filter(None, [options.plugin])))
+    if options.timing_cache is not None:
+        check_no_input(options.timing_cache, inputs)
+
+
 def _settle(temporary: Path, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
@@ -172,25 +189,54 @@ def _settle(temporary: Path, folder: Path) -> None:
 
 def _tools(options: ExportOptions) -> _Tools:
     """Find and check everything that is not the model."""
+    _check_options(options)
     tools = _Tools(capabilities=options.compute_capabilities)
-    if options.embed_plugin and not options.use_plugin:
-        raise InputError("there is no plugin to embed (--no-plugin)")
-    if options.use_plugin and not options.onnx_only:
-        tools.plugin = options.plugin or default_plugin()
     if options.onnx_only:
         return tools
     tools.trt = load(options.runtime)
     if options.compute_capabilities:
         check_capabilities(tools.trt, options.compute_capabilities)
-    elif options.runtime == "rtx":
-        raise InputError("TensorRT-RTX needs to know what to build for (--sm 89,120)")
     if options.runtime == "tensorrt":
         tools.device = current_device()
         tools.capabilities = (tools.device.compute_capability,)
-    if tools.plugin is not None:
-        check_plugins(tools.trt)
-        check_plugin(tools.plugin, (), tools.capabilities)
+    if options.plugin is not None:
+        check_plugin(options.plugin, (), tools.capabilities)
     return tools
+
+
+def _check_options(options: ExportOptions) -> None:
+    """Raise `InputError` for options that contradict each other, or are not enough."""
+    if options.embed_plugin and not options.use_plugin:
+        raise InputError("there is no plugin to embed (--no-plugin); leave --embed-plugin out")
+    if options.plugin is not None and not options.use_plugin:
+        raise InputError(
+            f"the plugin {options.plugin} would not be used (--no-plugin); leave one of them out"
+        )
+    rtx = options.runtime == "rtx" and not options.onnx_only
+    if rtx and not options.compute_capabilities:
+        raise InputError("TensorRT-RTX needs to know what to build for (--sm 89,120)")
+
+
+def _choose_plugin(model: ir.Model, options: ExportOptions, tools: _Tools, tell: Say) -> None:
+    """Find the plugin's library and check it, if an attention of the model is run by it.
+
+    Raises:
+        InputError: it is needed, and not there or not able; or it is named, and not needed.
+    """
+    if tools.trt is None or not options.use_plugin:
+        return
+    tell("looking for attention that the plugin has kernels for", 0, 0)
+    geometries = [(name, each) for name, each in _found(model) if has_kernel(each)]
+    if geometries:
+        check_plugins(tools.trt)
+        tools.plugin = options.plugin or default_plugin()
+        check_plugin(tools.plugin, geometries, tools.capabilities)
+    elif options.plugin is not None or options.embed_plugin:
+        raise InputError(
+            "the plugin would not be used: no attention of this model has widths that it has"
+            f" kernels for ({listed_widths()}); leave --plugin and --embed-plugin out, and"
+            " standard operators do the work"
+        )
 
 
 def _found(model: ir.Model) -> list[tuple[str, MlaGeometry]]:
@@ -252,7 +298,7 @@ def _made(
     phase.files = write_model(phase.model, path)
     if tools.trt is None:
         return None
-    operators = [node.name or "" for node in phase.model.graph if node.op_type == OP_TYPE]
+    operators = _operators(phase.model)
     plan = Plan(
         onnx=path,
         profile=phase.profile,
@@ -267,6 +313,11 @@ def _made(
     )
     (folder / f"{phase.phase}.engine").write_bytes(engine.content)
     return engine
+
+
+def _operators(model: ir.Model) -> list[str]:
+    """Names of the nodes that the plugin runs."""
+    return [node.name or "" for node in model.graph if node.op_type == OP_TYPE]
 
 
 def _hash(source: Path, model: ir.Model) -> str:
@@ -294,7 +345,7 @@ def _manifest(
         phases=tuple(
             _phase_engine(phase, engine, caches, folder) for phase, engine in zip(phases, engines)
         ),
-        plugin=_plugin(options, tools, folder) if options.use_plugin else None,
+        plugin=_plugin(options, tools, folder) if _operators(decode.model) else None,
         builder=_builder(tools, options),
         verified=options.verify,
         tool_version=tool_version(),
@@ -329,9 +380,25 @@ def _phase_engine(
         engine=None if engine is None else _file(folder / f"{phase.phase}.engine"),
         inputs=tuple(_tensor(value, phase.profile[value.name or ""]) for value in graph.inputs),
         outputs=tuple(_tensor(value) for value in graph.outputs),
-        attentions=tuple(Attention(a.name, a.became, a.kernels) for a in attentions),
+        attentions=tuple(
+            Attention(a.name, _lowered_to(phase, a.name), a.became, a.kernels) for a in attentions
+        ),
+        notes=tuple(
+            note
+            for each in phase.report.passes
+            if each.name == LowerToTensorrt.name
+            for note in each.notes
+        ),
         cache_in_place=written_in_place(layers, pairs) if layers else None,
     )
+
+
+def _lowered_to(phase: _Phase, site: str) -> Lowered:
+    """What the graph has for a site."""
+    if phase.phase == "prefill":
+        return "prompt"
+    own = (name.startswith(f"{site}/mla/") for name in _operators(phase.model))
+    return "plugin" if any(own) else "operators"
 
 
 def _tensor(value: ir.Value, profile: Shapes | tuple[()] = ()) -> Tensor:

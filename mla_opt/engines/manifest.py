@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mla_opt.engines.layers import Became
 from mla_opt.engines.precision import Precision
@@ -19,7 +20,8 @@ from mla_opt.options import Phase
 from mla_opt.report.plain import from_plain, to_plain
 
 MANIFEST = "manifest.json"
-ENGINE_SCHEMA_VERSION = 1
+Lowered = Literal["prompt", "plugin", "operators"]
+ENGINE_SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,13 @@ class Cache:
 class Attention:
     """One latent attention, what became of it in this engine, and the kernels that do its work.
 
-    ``became`` is ``unknown`` where no engine was built, or TensorRT did not list its layers.
+    ``lowered`` is what the ONNX file has for it: a whole ``prompt`` with expanded keys and values,
+    or for a decode step the operator of the ``plugin`` or standard ``operators``. ``became`` is
+    ``unknown`` where no engine was built, or TensorRT did not list its layers.
     """
 
     name: str
+    lowered: Lowered
     became: Became
     kernels: tuple[str, ...]
 
@@ -76,8 +81,8 @@ class Attention:
 class PhaseEngine:
     """The engine of one phase. ``engine`` is ``None`` when only ONNX files were asked for.
 
-    ``cache_in_place`` says whether the layers that TensorRT listed write the caches in place;
-    ``None`` where it listed none.
+    ``notes`` tell where it is not what was asked for, and why. ``cache_in_place`` says whether the
+    layers that TensorRT listed write the caches in place; ``None`` where it listed none.
     """
 
     phase: Phase
@@ -86,12 +91,13 @@ class PhaseEngine:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     attentions: tuple[Attention, ...]
+    notes: tuple[str, ...] = ()
     cache_in_place: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """The plugin that the decode engine needs.
+    """The plugin that the decode engine needs; there is none where no attention is run by it.
 
     ``library`` is ``None`` when the engine carries it; loading one that does needs permission to
     run host code.

@@ -9,6 +9,7 @@ from mla_opt.errors import InputError, KernelUnavailableError
 from mla_opt.geometry import MlaGeometry
 from mla_opt.kernels.building.cuda_build import TENSORRT_LIBRARY_NAME
 from mla_opt.kernels.cuda_library import (
+    WIDTHS,
     CudaLibrary,
     CudaProblem,
     ElementType,
@@ -24,6 +25,16 @@ def default_plugin() -> Path:
     return cuda_kernel_folder() / TENSORRT_LIBRARY_NAME
 
 
+def has_kernel(geometry: MlaGeometry) -> bool:
+    """Whether the plugin of this release has a kernel for the widths C and R."""
+    return (geometry.kv_lora_rank, geometry.qk_rope_head_dim) in WIDTHS
+
+
+def listed_widths() -> str:
+    """The widths that it has kernels for, in words."""
+    return ", ".join(f"C={c} and R={r}" for c, r in WIDTHS)
+
+
 def check_plugin(
     library: Path, geometries: Iterable[tuple[str, MlaGeometry]], architectures: Sequence[int]
 ) -> None:
@@ -37,10 +48,12 @@ def check_plugin(
             what.
     """
     if not library.is_file():
+        wanted = ",".join(map(str, architectures)) or "..."
         raise InputError(
-            f"{library}: the plugin is not there; build it (mla-opt build-kernels --arch ..."
-            " --tensorrt-headers DIR), name another (--plugin), or lower to standard operators"
-            " (--no-plugin)"
+            f"{library}: the plugin library is not there. Build it: mla-opt build-kernels --arch"
+            f" {wanted} --tensorrt-headers DIR (it needs nvcc; DIR is the folder with TensorRT's"
+            " NvInferRuntime.h). Or name one that you have (--plugin FILE), or use standard"
+            " operators (--no-plugin)"
         )
     try:
         opened = CudaLibrary(library)
@@ -51,7 +64,8 @@ def check_plugin(
         if not opened.workspace_bytes(_decode_step(geometry), ANY_MULTIPROCESSORS):
             raise InputError(
                 f"{library}: has no kernel for {name} (C={geometry.kv_lora_rank},"
-                f" R={geometry.qk_rope_head_dim}); lower to standard operators (--no-plugin)"
+                f" R={geometry.qk_rope_head_dim}); build it again with this release (mla-opt"
+                " build-kernels), or use standard operators (--no-plugin)"
             )
 
 
@@ -61,7 +75,8 @@ def _check_architectures(library: Path, has: Sequence[str], wanted: Sequence[int
     if lacking:
         raise InputError(
             f"{library}: has code for {', '.join(has)}, none for {', '.join(map(str, lacking))};"
-            f" build it again (mla-opt build-kernels --arch {','.join(map(str, wanted))})"
+            f" build it again (mla-opt build-kernels --arch {','.join(map(str, wanted))}"
+            " --tensorrt-headers DIR)"
         )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
+from mla_opt.option_text import parse_count
 from mla_opt.options import Phase
 from mla_opt.verification.interface_map import InterfaceMap
 from mla_opt.verification.oracle import Driver, optimized_driver
@@ -46,19 +47,15 @@ class Range:
         Raises:
             InputError: it is something else.
         """
+        shape = f"{text!r} is not MOST, USUAL,MOST or LEAST,USUAL,MOST"
         try:
-            numbers = [_number(part) for part in text.split(",")]
-        except ValueError:
-            numbers = []
-        if not 1 <= len(numbers) <= 3:
-            raise InputError(f"{text!r} is not MOST, USUAL,MOST or LEAST,USUAL,MOST")
+            numbers = [parse_count(part.strip(), 0) for part in text.split(",")]
+        except InputError as error:
+            raise InputError(f"{shape}: {error}") from error
+        if len(numbers) > 3:
+            raise InputError(shape)
         least = numbers[0] if len(numbers) == 3 else 1
         return cls(least, numbers[-2] if len(numbers) > 1 else numbers[-1], numbers[-1])
-
-
-def _number(text: str) -> int:
-    text = text.strip().lower()
-    return int(text.removesuffix("k")) * (1024 if text.endswith("k") else 1)
 
 
 @dataclass(frozen=True, slots=True)

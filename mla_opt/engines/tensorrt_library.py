@@ -5,13 +5,13 @@ Both have one API; neither is imported before it is asked for.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from mla_opt.engines import rtx_library
 from mla_opt.errors import InputError
 
 Runtime = Literal["tensorrt", "rtx"]
@@ -26,8 +26,6 @@ NEEDED = {
     "IKVCacheUpdateLayer": "caches that are written in place",
     "IAttention": "fused attention",
 }
-#: TensorRT-RTX opens itself by this name when a plugin is made, and its wheel does not have it.
-RTX_SELF = "libtensorrt_rtx.so"
 
 Sink = Callable[[str, str], None]
 """Told the severity (``error``, ``warning``, ``verbose``) and the text of a line of the log."""
@@ -66,6 +64,8 @@ def load(runtime: Runtime) -> TensorRT:
         InputError: it is not installed, cannot be loaded, or is too old.
     """
     module_name, package = MODULES[runtime]
+    if runtime == "rtx":
+        rtx_library.open_libraries()
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -89,14 +89,12 @@ def check_plugins(trt: TensorRT) -> None:
             f"{trt.name} has no plugins that write their inputs; install a newer one, or lower to"
             " standard operators (--no-plugin)"
         )
-    if trt.runtime == "rtx":
-        try:
-            ctypes.CDLL(RTX_SELF)
-        except OSError as error:
-            raise InputError(
-                f"{trt.name} takes plugins only where {RTX_SELF} can be loaded ({error}), and would"
-                " end the process; lower to standard operators (--no-plugin)"
-            ) from error
+    if trt.runtime == "rtx" and not rtx_library.finds_itself():
+        raise InputError(
+            f"{trt.name} cannot open itself as {rtx_library.SELF}, which it does when a plugin is"
+            f" made, and would end the process: {rtx_library.remedy()}; or use standard operators"
+            " (--no-plugin)"
+        )
 
 
 def _logger(module: Any) -> Any:

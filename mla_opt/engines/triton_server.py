@@ -2,60 +2,40 @@
 
     REPOSITORY/NAME/config.pbtxt
     REPOSITORY/NAME/1/model.plan, or model.onnx and its data
-    REPOSITORY/NAME/README.md, and the plugin of an engine that needs one beside it
+    REPOSITORY/NAME/README.md, and the library of kernels or the plugin
 
-The server keeps the latent caches: they are implicit state of a sequence, zeros at its start, and
-one buffer serves as input and output. One model serves prompts and steps, as two models share no
-state: of engines it is the decode engine, whose ``--step`` must then reach as far as prompts do.
-The configuration is made with the server's own message classes, from the package tritonclient.
+The server keeps the latent caches: they are implicit state of a sequence, zeros at its start. One
+model serves prompts and steps, as two models share no state: of engines it is the decode engine,
+whose ``--step`` must then reach as far as prompts do.
 """
 
 from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mla_opt.engines.manifest import Cache, Manifest, Tensor, read_manifest
-from mla_opt.errors import InputError
-from mla_opt.files.model_io import model_files, read_model
+import onnx_ir as ir
+
+from mla_opt.engines.manifest import Cache, Manifest, PhaseEngine, Tensor, read_manifest
+from mla_opt.engines.triton_config import Served, Serving, config_text, load_messages
+from mla_opt.engines.triton_readme import readme_text
+from mla_opt.errors import InputError, KernelUnavailableError
+from mla_opt.files.model_io import check_replaced, model_files, read_model
+from mla_opt.kernels.library import kernel_library
+from mla_opt.operator.contract import DOMAIN
 from mla_opt.verification.interface_map import InterfaceMap
 
-TYPES = {
-    "bool": "TYPE_BOOL",
-    "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64",
-    "float16": "TYPE_FP16",
-    "bfloat16": "TYPE_BF16",
-    "float32": "TYPE_FP32",
-}
 
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One model to serve.
-
-    Attributes:
-        backend: the server's backend for it.
-        files: what to copy, by the name it has there.
-        inputs: all of them, those of the caches included.
-        outputs: likewise.
-        caches: the buffers that the server keeps.
-        plugin: the plugin library that the server must load.
-    """
-
-    backend: str
-    files: tuple[tuple[Path, str], ...]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    caches: tuple[Cache, ...]
-    plugin: Path | None = None
-
-
-def export_repository(source: Path, repository: Path, name: str, *, force: bool = False) -> Path:
+def export_repository(
+    source: Path,
+    repository: Path,
+    name: str,
+    serving: Serving | None = None,
+    *,
+    force: bool = False,
+) -> Path:
     """Write the repository of an exported folder, or of an optimized ONNX file.
 
     Returns the folder of the model.
@@ -63,23 +43,25 @@ def export_repository(source: Path, repository: Path, name: str, *, force: bool 
     Raises:
         InputError: the source cannot be served, the folder is there, or tritonclient is not.
     """
-    messages = _messages()
+    messages, serving = load_messages(), serving or Serving()
     if not name or not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
         raise InputError(f"{name!r} is no name for a model: letters, digits, '.', '-' and '_'")
     folder = repository / name
     if folder.exists() and not force:
         raise InputError(f"{folder}: is there already; give another folder or name, or --force")
     served = of_folder(source) if source.is_dir() else of_model(source)
-    text = config_text(messages, name, served)
+    check_replaced(folder, [source, *(path for path, _ in served.files)])
+    text = config_text(messages, name, served, serving)
     temporary = repository / f".{name}.{secrets.token_hex(4)}"
     try:
         (temporary / "1").mkdir(parents=True)
         (temporary / "config.pbtxt").write_text(text, encoding="utf-8")
         for path, target in served.files:
             shutil.copyfile(path, temporary / "1" / target)
-        if served.plugin is not None:
-            shutil.copyfile(served.plugin, temporary / served.plugin.name)
-        (temporary / "README.md").write_text(_readme(name, served), encoding="utf-8")
+        if served.library is not None:
+            shutil.copyfile(served.library, temporary / served.library.name)
+        readme = readme_text(name, served, serving)
+        (temporary / "README.md").write_text(readme, encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         temporary.replace(folder)
@@ -94,25 +76,53 @@ def of_folder(folder: Path) -> Served:
     """What to serve of an exported folder.
 
     Raises:
-        InputError: there is no engine, or not one that the server loads.
+        InputError: there is no engine, or not one that the server loads and runs.
     """
     manifest = read_manifest(folder)
     decode = manifest.phase("decode")
     if decode.engine is None or manifest.builder is None:
-        raise InputError(f"{folder}: holds no engines; export it again without --onnx-only")
+        raise InputError(
+            f"{folder}: holds ONNX files and no engines (--onnx-only), and the server's TensorRT"
+            " backend loads engines only. Export it again without --onnx-only where the server's"
+            " GPU and TensorRT are; or serve the model by ONNX Runtime: give the file that"
+            " `mla-opt optimize MODEL --cache static:ROWS` writes"
+        )
     if manifest.builder.runtime != "tensorrt":
         raise InputError(
             f"{folder}: its engines are of TensorRT-RTX, which the server has no backend for;"
-            " export it with --runtime tensorrt"
+            " export it again with --runtime tensorrt, on a machine with the server's GPU"
         )
+    _check_decode(folder, decode)
     return Served(
         backend="tensorrt",
         files=((folder / decode.engine.name, "model.plan"),),
         inputs=decode.inputs,
         outputs=decode.outputs,
         caches=manifest.caches,
-        plugin=_plugin(folder, manifest),
+        library=_plugin(folder, manifest),
+        built_with=f"TensorRT {manifest.builder.version}",
     )
+
+
+def _check_decode(folder: Path, decode: PhaseEngine) -> None:
+    """Raise `InputError` for an engine that would compute something else on the server."""
+    in_place = [each.name for each in decode.attentions if each.lowered == "operators"]
+    if in_place:
+        raise InputError(
+            f"{folder}: the decode engine writes the cache of {in_place[0]} by TensorRT's own"
+            " KVCacheUpdate, whose output must lie at the address of its input. The server's"
+            " TensorRT backend gives each a buffer of its own, so answers would be wrong. Only"
+            " attention that the plugin runs can be served: export without --no-plugin, or serve"
+            " the model by ONNX Runtime (give the file that `mla-opt optimize MODEL --cache"
+            " static:ROWS` writes)"
+        )
+    least = {each.name: each.profile[0][0] for each in decode.inputs if each.profile}
+    name, batch = max(least.items(), key=lambda item: item[1])
+    if batch > 1:
+        raise InputError(
+            f"{folder}: the decode engine takes no fewer than {batch} sequences a call ({name}),"
+            " and the server calls it with one; export it again with --batch 1"
+        )
 
 
 def _plugin(folder: Path, manifest: Manifest) -> Path | None:
@@ -124,7 +134,8 @@ def of_model(path: Path) -> Served:
     """What to serve of an optimized ONNX file.
 
     Raises:
-        InputError: its caches are no buffers of a fixed size.
+        InputError: its caches are no buffers of a fixed size, it has tensors of a type that the
+            server's ONNX Runtime backend has not, or the library of kernels was not built.
     """
     model = read_model(path)
     changes = InterfaceMap.of(model)
@@ -146,107 +157,38 @@ def of_model(path: Path) -> Served:
         for state in changes.states
         for past, present in zip(state.optimized.inputs, state.optimized.outputs)
     )
+    _check_types(path, inputs)
     first, *others = model_files(path, model)
     files = ((first, "model.onnx"), *((each, each.name) for each in others))
     outputs = tuple(_tensor(value) for value in model.graph.outputs)
-    return Served("onnxruntime", files, inputs, outputs, caches)
+    library = _kernels(path, model)
+    return Served("onnxruntime", files, inputs, outputs, caches, library)
+
+
+def _check_types(path: Path, inputs: tuple[Tensor, ...]) -> None:
+    for each in inputs:
+        if each.dtype == "bfloat16":
+            raise InputError(
+                f"{path}: input {each.name!r} is bfloat16, which the server's ONNX Runtime backend"
+                " does not take; optimize the model without --cache-type bfloat16, from float32 or"
+                " float16"
+            )
+
+
+def _kernels(path: Path, model: ir.Model) -> Path | None:
+    """The library with the kernels of the model's operators, if it has any."""
+    if not any(node.domain == DOMAIN for node in model.graph.all_nodes()):
+        return None
+    try:
+        return kernel_library()
+    except KernelUnavailableError as error:
+        raise InputError(
+            f"{path}: its operators need kernels on the server, and {error}; or optimize the model"
+            " again with --target portable, which needs none and is slower"
+        ) from error
 
 
 def _tensor(value: Any) -> Tensor:
     dims = () if value.shape is None else tuple(value.shape)
     shape = tuple(dim if isinstance(dim, int) else dim.value for dim in dims)
     return Tensor(value.name, str(value.dtype.numpy().name), shape)
-
-
-def config_text(messages: Any, name: str, served: Served) -> str:
-    """The configuration, as protobuf writes it as text.
-
-    Raises:
-        InputError: an input has a type that the server does not know.
-    """
-    from google.protobuf import text_format  # type: ignore[import-untyped]
-
-    config = messages.ModelConfig(name=name, backend=served.backend, max_batch_size=0)
-    kept = {each.input for each in served.caches}
-    given = {each.output for each in served.caches}
-    for tensor in served.inputs:
-        if tensor.name not in kept:
-            config.input.add(**_port(messages, tensor))
-    for tensor in served.outputs:
-        if tensor.name not in given:
-            config.output.add(**_port(messages, tensor))
-    for cache in served.caches:
-        _add_state(messages, config.sequence_batching, cache)
-    config.sequence_batching.direct.SetInParent()
-    return str(text_format.MessageToString(config))
-
-
-def _port(messages: Any, tensor: Tensor) -> dict[str, Any]:
-    return {
-        "name": tensor.name,
-        "data_type": _type(messages, tensor.name, tensor.dtype),
-        "dims": _dims(tensor.shape),
-    }
-
-
-def _dims(shape: Sequence[int | str | None]) -> list[int]:
-    return [size if isinstance(size, int) else -1 for size in shape]
-
-
-def _type(messages: Any, name: str, dtype: str) -> Any:
-    if dtype not in TYPES:
-        raise InputError(f"{name!r} is {dtype}, which the server has no type for")
-    return messages.DataType.Value(TYPES[dtype])
-
-
-def _add_state(messages: Any, batching: Any, cache: Cache) -> None:
-    """A buffer of one sequence: zeros first, because rows that are not valid must be finite."""
-    kind, shape = _type(messages, cache.input, cache.dtype), [1, cache.rows, cache.width]
-    state = batching.state.add(
-        input_name=cache.input,
-        output_name=cache.output,
-        data_type=kind,
-        dims=[-1, *shape],
-        use_same_buffer_for_input_output=True,
-    )
-    state.initial_state.add(
-        name=f"zeros for {cache.input}", data_type=kind, dims=[1, *shape], zero_data=True
-    )
-
-
-def _messages() -> Any:
-    try:
-        from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise InputError(
-            f"the server's message classes cannot be imported ({error}): pip install"
-            " 'tritonclient[grpc]'"
-        ) from error
-    return model_config_pb2
-
-
-def _readme(name: str, served: Served) -> str:
-    fed = [each for each in served.inputs if each.name not in {c.input for c in served.caches}]
-    plugin = ""
-    if served.plugin is not None:
-        plugin = (
-            "\nThe engine needs the plugin beside this file. The server loads it if started with\n"
-            f"`--backend-config=tensorrt,plugins=/path/to/{name}/{served.plugin.name}`.\n"
-        )
-    lines = "\n".join(f"- `{each.name}` {each.dtype} {_dims(each.shape)}" for each in fed)
-    return f"""# {name}
-
-Written by mla-opt. The configuration was made with the server's own message classes; it has not
-been loaded by a server.
-
-    tritonserver --model-repository=/path/to/the/folder/above
-{plugin}
-Every request belongs to a sequence (a correlation id; `sequence_start` with the prompt,
-`sequence_end` with the last step). The server keeps the caches of {len(served.caches)} layers; a
-request brings, for one sequence:
-
-{lines}
-
-`past_len` is the number of tokens that the sequence has had before; an attention mask covers those
-and the new ones, at most {served.caches[0].rows} in all.
-"""

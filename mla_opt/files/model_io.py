@@ -14,26 +14,41 @@ import onnx
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
+from mla_opt.files.order import bodies, check_order
 from mla_opt.files.reading import (
     MIN_OPSET,
-    bodies,
     check_input,
     external_files,
+    from_proto,
     read_model,
 )
-from mla_opt.files.writing import check_output, write_model, write_text
+from mla_opt.files.writing import (
+    check_no_input,
+    check_output,
+    check_replaced,
+    data_path,
+    whole_file,
+    write_model,
+    write_text,
+)
 from mla_opt.report.report import ModelFile
 
 __all__ = [
     "MIN_OPSET",
     "check_input",
+    "check_no_input",
+    "check_order",
     "check_output",
+    "check_replaced",
+    "data_path",
     "default_output",
     "describe",
+    "from_proto",
     "model_files",
     "read_model",
     "sha256",
     "unknown_operators",
+    "whole_file",
     "write_model",
     "write_text",
 ]

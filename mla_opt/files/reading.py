@@ -18,6 +18,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mla_opt.errors import InputError
+from mla_opt.files.order import bodies, put_in_order
 
 # Opset 13 still has Softmax and friends in flux; no exporter of an MLA model ever wrote one.
 MIN_OPSET = 14
@@ -46,7 +47,7 @@ _TYPED_FIELDS: dict[int, str] = {
 
 
 def read_model(path: str | Path) -> ir.Model:
-    """Read a model; initializers in external files are mapped lazily.
+    """Read a model; initializers in external files are mapped lazily, nodes are put in order.
 
     Raises:
         InputError: one line with the file, the cause and what to do, for anything unusable.
@@ -54,11 +55,29 @@ def read_model(path: str | Path) -> ir.Model:
     path = Path(path)
     proto = _parse(path)
     _check_header(path, proto)
-    model = _deserialize(path, proto)
+    try:
+        model = from_proto(proto)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     folder = path.absolute().parent
     for tensor in _tensors(model):
         _check_tensor(path, folder, tensor)
     _load_attribute_tensors(model)
+    return model
+
+
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """Return the model of a message, its nodes in order.
+
+    Raises:
+        InputError: the message is malformed, or its nodes have no order.
+    """
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        # The deserializer raises many types on malformed input, none of them its own.
+        raise InputError(f"is malformed: {_root_cause(error)}; export it again") from error
+    put_in_order(model)
     return model
 
 
@@ -82,11 +101,6 @@ def check_input(path: Path) -> int:
     if status.st_size == 0:
         raise InputError(f"{path}: is empty; export or copy the model again")
     return status.st_size
-
-
-def bodies(model: ir.Model) -> tuple[ir.Graph | ir.Function, ...]:
-    """Return the main graph and the functions of a model."""
-    return (model.graph, *model.functions.values())
 
 
 def external_files(model: ir.Model) -> tuple[Path, ...]:
@@ -162,14 +176,6 @@ def _check_opset(path: Path, proto: onnx.ModelProto) -> None:
             f"{path}: opset {max(versions)} is newer than the installed onnx knows ({newest}); "
             "upgrade the onnx package"
         )
-
-
-def _deserialize(path: Path, proto: onnx.ModelProto) -> ir.Model:
-    try:
-        return ir.from_proto(proto)
-    except Exception as error:
-        # The deserializer raises many types on malformed input, none of them its own.
-        raise InputError(f"{path}: is malformed: {_root_cause(error)}; export it again") from error
 
 
 def _root_cause(error: BaseException) -> str:

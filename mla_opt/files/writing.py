@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -33,7 +33,7 @@ def write_model(
     path: str | Path,
     *,
     force: bool = False,
-    source: str | Path | None = None,
+    inputs: Sequence[str | Path] = (),
     inline_limit: int = INLINE_LIMIT,
 ) -> tuple[Path, ...]:
     """Write ``model`` to ``path``, large weights to ``path`` + ``.data`` beside it.
@@ -45,7 +45,8 @@ def write_model(
         model: the model.
         path: the file to make.
         force: replace files that exist.
-        source: the file that the model was read from; never replaced, not even by force.
+        inputs: the files that the model was made from; never replaced, not even by force, and
+            nor are the data files that it refers to.
         inline_limit: bytes of weights up to which they stay in the model file.
 
     Returns:
@@ -55,11 +56,12 @@ def write_model(
         InputError: the file exists, cannot be written, or the disk is full.
     """
     path = Path(path)
+    read = (*inputs, *external_files(model))
     external = _weight_bytes(model) > inline_limit or bool(external_files(model))
-    check_output(path, force=force, source=source)
-    data = _data_path(path) if external else None
+    check_output(path, force=force, inputs=read)
+    data = data_path(path) if external else None
     if data is not None:
-        _check_data(data, model, force)
+        check_output(data, force=force, inputs=read)
     with _one_line_errors(path), _Transaction() as transaction:
         _write(model, path, data, transaction)
         transaction.commit()
@@ -67,22 +69,52 @@ def write_model(
 
 
 def check_output(
-    path: str | Path, *, force: bool = False, source: str | Path | None = None
+    path: str | Path, *, force: bool = False, inputs: Sequence[str | Path] = ()
 ) -> None:
     """Check, before any work is done, that ``path`` may be written.
 
     Raises:
-        InputError: it is the input, exists without ``force``, or its folder is not writable.
+        InputError: it is one of ``inputs``, exists without ``force``, or its folder is not
+            writable.
     """
     path = Path(path)
     with _one_line_errors(path):
-        if source is not None and _same_file(path, Path(source)):
-            raise InputError(f"{path}: is the input itself; give another output with -o")
+        check_no_input(path, inputs)
         if path.is_dir():
             raise InputError(f"{path}: is a folder; give a file name")
         if os.path.lexists(path) and not force:
             raise InputError(f"{path}: exists already; use --force to replace it, or another name")
         _check_folder(path)
+
+
+def check_no_input(path: Path, inputs: Sequence[str | Path]) -> None:
+    """Check that ``path`` is none of the files that are read, by whatever name or link.
+
+    Raises:
+        InputError: it is one of them, which the message names.
+    """
+    for each in map(Path, inputs):
+        if _same_file(path, each):
+            link = "" if path == each else f", the same file as {each}"
+            raise InputError(f"{path}: is read as an input{link}; give another name to write to")
+
+
+def check_replaced(folder: Path, inputs: Sequence[str | Path]) -> None:
+    """Check that no input lies in a folder that will be removed and written anew.
+
+    Raises:
+        InputError: one does.
+    """
+    for each in map(Path, inputs):
+        if Path(os.path.realpath(each)).is_relative_to(os.path.realpath(folder)):
+            raise InputError(
+                f"{folder}: holds the input {each}, and would be replaced; give another folder"
+            )
+
+
+def data_path(path: Path) -> Path:
+    """Return where the large weights of the model at ``path`` go."""
+    return path.with_name(path.name + ".data")
 
 
 def write_text(path: str | Path, text: str, *, force: bool = False) -> None:
@@ -126,21 +158,11 @@ def _check_folder(path: Path) -> None:
         raise InputError(f"{path}: no permission to write in the folder {str(folder)!r}")
 
 
-def _check_data(data: Path, model: ir.Model, force: bool) -> None:
-    if any(_same_file(data, file) for file in external_files(model)):
-        raise InputError(f"{data}: holds the input's weights; give another output name with -o")
-    check_output(data, force=force)
-
-
 def _same_file(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
     except OSError:
         return False
-
-
-def _data_path(path: Path) -> Path:
-    return path.with_name(path.name + ".data")
 
 
 def _weight_bytes(model: ir.Model) -> int:

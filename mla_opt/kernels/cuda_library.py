@@ -22,6 +22,8 @@ from mla_opt.errors import InputError, KernelUnavailableError
 CUDA_ABI_VERSION = 1
 CUDA_LIBRARY_NAME = "libmla_opt_cuda.so"
 FOLDER_VARIABLE = "MLA_OPT_CUDA_KERNELS"
+WIDTHS = ((512, 64), (256, 32), (512, 0))
+"""C and R that there are CUDA kernels for, in this library and in the TensorRT plugin."""
 _REMEDY = "run `mla-opt build-kernels --arch ...` where nvcc is"
 
 

@@ -5,7 +5,12 @@ This package imports nothing heavy: ``rich`` only where tables are drawn, ``onnx
 
 from __future__ import annotations
 
-from mla_opt.report.inspection import AttentionReport, InspectionReport, with_costs
+from mla_opt.report.inspection import (
+    AttentionReport,
+    InspectionReport,
+    OperatorReport,
+    with_costs,
+)
 from mla_opt.report.report import (
     InterfaceChange,
     ModelFile,
@@ -22,6 +27,7 @@ __all__ = [
     "InspectionReport",
     "InterfaceChange",
     "ModelFile",
+    "OperatorReport",
     "OptimizationReport",
     "PassReport",
     "PortSpec",

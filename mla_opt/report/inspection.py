@@ -12,9 +12,9 @@ from mla_opt.geometry import MlaGeometry
 from mla_opt.report.plain import from_plain, to_plain
 from mla_opt.report.report import ModelFile, tool_version
 from mla_opt.report.site import dtype_bytes
-from mla_opt.sites import CacheFamily, Form, PrefillForm
+from mla_opt.sites import CacheFamily, CacheLayout, Form, PrefillForm
 
-INSPECTION_SCHEMA_VERSION = 1
+INSPECTION_SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,9 @@ class FormCost:
 class CostFigures:
     """What the cost model says of one attention at ``batch``, ``query_len`` and ``total_len``.
 
-    ``form`` and ``prefill`` are what ``auto`` would take. ``before`` names the form the model is in
-    now. Cache figures are bytes per token of this attention.
+    ``before`` names the form the model is in now. ``prefill_crossover`` is the number of new tokens
+    from which on expanding is cheaper in this context, ``None`` when it never is. Cache figures are
+    bytes per token of this attention.
     """
 
     hardware: str
@@ -44,10 +45,6 @@ class CostFigures:
     query_len: int
     total_len: int
     before: CostForm
-    form: Form
-    form_reason: str
-    prefill: PrefillForm
-    prefill_reason: str
     prefill_crossover: float | None
     cache_bytes_per_token_before: int
     cache_bytes_per_token_after: int
@@ -58,7 +55,9 @@ class CostFigures:
 class AttentionReport:
     """One attention: matched with its geometry, or not, with the reason in ``refusal``.
 
-    ``nodes`` names the nodes that make it up; ``costs`` is filled by :func:`with_costs`.
+    ``nodes`` names the nodes that make it up. ``form`` and ``prefill`` are what `optimize` takes if
+    nothing else is asked for, each with the sentence that says why; ``None`` where nothing matched.
+    ``costs`` is filled by :func:`with_costs`.
     """
 
     name: str
@@ -68,16 +67,49 @@ class AttentionReport:
     refusal: Refusal | None = None
     nodes: tuple[str, ...] = ()
     dtype: str = "float32"
+    form: Form | None = None
+    form_reason: str = ""
+    prefill: PrefillForm | None = None
+    prefill_reason: str = ""
     costs: CostFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorReport:
+    """One attention that mla-opt has rewritten before: what the optimized model says of it.
+
+    ``node`` is its fused operator, ``None`` where the model has standard operators instead. Widths
+    are ``None`` where the model does not tell them, ``cache`` (how the rows lie that the operator
+    reads, ``rows`` for none) where there is no operator, ``form`` where there is no record.
+    ``prefill_threshold`` is the number of new tokens from which on the site expands by its function
+    body, ``None`` where it never does.
+    """
+
+    name: str
+    node: str | None
+    num_heads: int | None
+    qk_nope_head_dim: int | None
+    qk_rope_head_dim: int | None
+    v_head_dim: int | None
+    kv_lora_rank: int
+    scale: float
+    dtype: str
+    cache: CacheLayout | None
+    form: Form | None
+    prefill_threshold: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class InspectionReport:
-    """Every attention of one model. ``model`` is ``None`` when it did not come from a file."""
+    """Every attention of one model. ``model`` is ``None`` when it did not come from a file.
+
+    ``operators`` are those that were rewritten before, in an optimized model.
+    """
 
     attentions: tuple[AttentionReport, ...]
     model: ModelFile | None = None
     notes: tuple[str, ...] = ()
+    operators: tuple[OperatorReport, ...] = ()
     tool_version: str = field(default_factory=tool_version)
     schema_version: int = INSPECTION_SCHEMA_VERSION
 
@@ -124,9 +156,6 @@ def _figures(
     geometry: MlaGeometry, attention: AttentionReport, workload: Workload, hardware: Hardware
 ) -> CostFigures:
     size, family = dtype_bytes(attention.dtype), attention.cache_family
-    # The form is a decision about decoding, whatever query length the figures are for.
-    decode = Workload(workload.batch, 1, workload.total_len)
-    form = cost_model.choose_form(geometry, dtype_bytes=size, workload=decode, hardware=hardware)
     prefill = cost_model.choose_prefill(geometry, total_len=workload.total_len)
     after: CacheFamily = "none" if family == "none" else "latent"
     return CostFigures(
@@ -135,10 +164,6 @@ def _figures(
         query_len=workload.query_len,
         total_len=workload.total_len,
         before=cost_model.form_before(family),
-        form=form.form,
-        form_reason=form.reason,
-        prefill=prefill.form,
-        prefill_reason=prefill.reason,
         prefill_crossover=prefill.crossover,
         cache_bytes_per_token_before=cost_model.cache_bytes_per_token(geometry, family, size),
         cache_bytes_per_token_after=cost_model.cache_bytes_per_token(geometry, after, size),

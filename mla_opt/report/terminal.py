@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -10,7 +11,12 @@ from rich.text import Text
 
 from mla_opt.errors import Refusal
 from mla_opt.report.grouping import Group, group, label
-from mla_opt.report.inspection import AttentionReport, CostFigures, InspectionReport
+from mla_opt.report.inspection import (
+    AttentionReport,
+    CostFigures,
+    InspectionReport,
+    OperatorReport,
+)
 from mla_opt.report.report import (
     InterfaceChange,
     OptimizationReport,
@@ -50,9 +56,14 @@ def optimization_tables(
 def inspection_tables(
     report: InspectionReport, *, details: bool = False
 ) -> Iterator[RenderableType]:
-    """Yield every attention, what each form of the latent ones costs, and why others are not."""
-    if not report.attentions:
+    """Yield every attention, what each form of the latent ones costs, and why others are not.
+
+    Those that were rewritten before come first.
+    """
+    if not report.attentions and not report.operators:
         yield _plain("no attention found")
+    if report.operators:
+        yield operators_table(report.operators)
     if report.matched:
         groups = group(report.matched, key=_attention_key, name=lambda a: a.name)
         yield _attentions_table(groups)
@@ -72,6 +83,46 @@ def sites_table(sites: Sequence[SiteReport]) -> Table:
     for members in group(sites, key=_site_key, name=lambda site: site.name):
         _add(table, *_site_cells(members))
     return table
+
+
+def operators_table(operators: Sequence[OperatorReport]) -> Table:
+    """Return the attentions that were rewritten before, identical layers in one row."""
+    table = _table("Latent attention, optimized already")
+    for heading in ("site", "operator", "geometry", "type", "cache", "form"):
+        table.add_column(heading, overflow="fold")
+    for members in group(operators, key=_operator_key, name=lambda each: each.name):
+        first = members.members[0]
+        _add(
+            table,
+            members.label,
+            "standard operators" if first.node is None else "LatentAttention",
+            _widths(first),
+            first.dtype,
+            first.cache or "-",
+            _form(first),
+        )
+    return table
+
+
+def _operator_key(operator: OperatorReport) -> Hashable:
+    return replace(operator, name="", node=operator.node and "")
+
+
+def _widths(operator: OperatorReport) -> str:
+    known = {
+        "H": operator.num_heads,
+        "N": operator.qk_nope_head_dim,
+        "R": operator.qk_rope_head_dim,
+        "V": operator.v_head_dim,
+        "C": operator.kv_lora_rank,
+    }
+    return " ".join(f"{name}={size}" for name, size in known.items() if size is not None)
+
+
+def _form(operator: OperatorReport) -> str:
+    form = operator.form or "-"
+    threshold = operator.prefill_threshold
+    return form if threshold is None else f"{form}, expanded from {threshold} new tokens"
 
 
 def refusals_table(refusals: Sequence[Refusal]) -> Table:
@@ -221,7 +272,8 @@ def _ports(ports: Sequence[PortSpec | None]) -> str:
 
 
 def _attention_key(attention: AttentionReport) -> Hashable:
-    return attention.geometry, attention.dtype, attention.cache_family
+    forms = attention.form, attention.form_reason, attention.prefill, attention.prefill_reason
+    return attention.geometry, attention.dtype, attention.cache_family, forms
 
 
 def _attentions_table(groups: Sequence[Group[AttentionReport]]) -> Table:
@@ -243,12 +295,12 @@ def _cache(costs: CostFigures | None) -> str:
 
 def _cost_tables(groups: Sequence[Group[AttentionReport]]) -> Iterator[RenderableType]:
     for members in groups:
-        costs = members.members[0].costs
-        if costs is None:
+        first = members.members[0]
+        if first.costs is None:
             continue
-        yield _cost_table(members.label, costs)
-        yield _plain(f"decode: {costs.form}; {costs.form_reason}")
-        yield _plain(f"prefill: {costs.prefill}; {costs.prefill_reason}")
+        yield _cost_table(members.label, first.costs)
+        yield _plain(f"decode: {first.form}; {first.form_reason}")
+        yield _plain(f"prefill: {first.prefill}; {first.prefill_reason}")
 
 
 def _cost_table(name: str, costs: CostFigures) -> Table:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from mla_opt.sites.cache import CacheFamily, CacheLayout, CacheSlots, Ends, PastConcat
 from mla_opt.sites.core import AttentionCore, BiasTerm
+from mla_opt.sites.fused import FusedAttention
 from mla_opt.sites.operands import Operands
 from mla_opt.sites.projections import OutputProjection, QueryProjection
 from mla_opt.sites.site import Form, LatentAttentionSite, PrefillForm
@@ -23,6 +24,7 @@ __all__ = [
     "CacheSlots",
     "Ends",
     "Form",
+    "FusedAttention",
     "LatentAttentionSite",
     "LatentWeights",
     "Operands",

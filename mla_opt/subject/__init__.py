@@ -10,6 +10,7 @@ import onnx_ir as ir
 from mla_opt.graphs.protocol import Graph
 from mla_opt.options import Options, Target
 from mla_opt.programs.recognize import is_program
+from mla_opt.report.inspection import OperatorReport
 from mla_opt.report.report import ModelFile
 from mla_opt.sites import LatentAttentionSite
 from mla_opt.subject.onnx_model import OnnxLike, OnnxSubject, load
@@ -37,6 +38,9 @@ class Subject(Protocol):
     @property
     def optimized_by(self) -> str | None:
         """The release that has optimized the model already, by what the model says of itself."""
+
+    def operators(self) -> tuple[OperatorReport, ...]:
+        """The attentions that were rewritten before, where the model is an optimized one."""
 
     def check(self, options: Options) -> None:
         """Raise `InputError` where an option is not for this kind of model."""

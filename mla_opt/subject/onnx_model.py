@@ -11,12 +11,14 @@ import onnx
 import onnx_ir as ir
 
 from mla_opt import metadata
-from mla_opt.files.model_io import describe, model_files, read_model
+from mla_opt.files.model_io import check_order, describe, from_proto, model_files, read_model
+from mla_opt.graphs.onnx.fused import fused_attentions
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.graphs.onnx.opset import at_least
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
 from mla_opt.options import Options, Target
+from mla_opt.report.inspection import OperatorReport
 from mla_opt.report.report import ModelFile
 from mla_opt.sites import LatentAttentionSite
 
@@ -46,6 +48,19 @@ class OnnxSubject:
     def optimized_by(self) -> str | None:
         """What the file's metadata says."""
         return metadata.by_whom(self._before.metadata_props)
+
+    def operators(self) -> tuple[OperatorReport, ...]:
+        """Read off the nodes and the file's metadata."""
+        nodes = fused_attentions(self._graph)
+        graphs = list(self._before.graphs())
+        stored = {
+            name: tuple(value.const_value.shape.numpy())
+            for graph in graphs
+            for name, value in graph.initializers.items()
+            if value.const_value is not None
+        }
+        made = {value.name or "" for graph in graphs for node in graph for value in node.outputs}
+        return metadata.operators(self._before.metadata_props, nodes, stored, made)
 
     def check(self, options: Options) -> None:
         """Every option is for ONNX."""
@@ -77,15 +92,16 @@ class OnnxSubject:
 
 
 def load(model: OnnxLike) -> ir.Model:
-    """The model as onnx_ir; files are checked, and read lazily.
+    """The model as onnx_ir, its nodes in order; files are checked, and read lazily.
 
     Raises:
-        InputError: the file cannot be used.
+        InputError: the model cannot be used.
     """
     if isinstance(model, ir.Model):
+        check_order(model)
         return model
     if isinstance(model, onnx.ModelProto):
-        return ir.from_proto(model)
+        return from_proto(model)
     return read_model(Path(model))
 
 

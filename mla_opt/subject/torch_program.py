@@ -11,11 +11,13 @@ from torch import fx
 from mla_opt import metadata
 from mla_opt.errors import InputError
 from mla_opt.graphs.protocol import Graph
+from mla_opt.graphs.torch.fused import fused_attentions
 from mla_opt.graphs.torch.graph import TorchGraph
 from mla_opt.graphs.torch.skeleton import skeleton
 from mla_opt.handles import Value
 from mla_opt.options import Options
 from mla_opt.programs.frontends import open_program
+from mla_opt.report.inspection import OperatorReport
 from mla_opt.report.report import ModelFile
 from mla_opt.sites import LatentAttentionSite
 
@@ -45,6 +47,18 @@ class ProgramSubject:
     def optimized_by(self) -> str | None:
         """What torch.export saved with the program."""
         return metadata.by_whom(self._opened.program.metadata)
+
+    def operators(self) -> tuple[OperatorReport, ...]:
+        """Read off the nodes, branches included, and what torch.export saved with the program."""
+        stored = {
+            name: tuple(each.tensor.shape)
+            for node, each in self._program.stored.items()
+            for name in (node.name, each.name)
+        }
+        modules = (m for m in self._program.module.modules() if isinstance(m, fx.GraphModule))
+        made = {node.name for module in modules for node in module.graph.nodes}
+        nodes = fused_attentions(self._program)
+        return metadata.operators(self._program.metadata, nodes, stored, made)
 
     def check(self, options: Options) -> None:
         """Engines are made of ONNX; fixed buffers are for runtimes that write inputs in place."""

@@ -18,6 +18,12 @@ class Breakable(Protocol):
     def clone(self) -> Breakable:
         """A copy, to be broken in place."""
 
+    def lost_query(self, site: SiteRecord) -> str | None:
+        """Why there is no absorbed query to break, though its record is right."""
+
+    def lost_w_uk(self, site: SiteRecord) -> str | None:
+        """Why there is no stored W_UK to break, though its record is right."""
+
     def heads(self, site: SiteRecord) -> int | None:
         """H of the stored W_UK; ``None`` where the model does not say."""
 

@@ -110,8 +110,9 @@ def _broken(control: Control, model: Breakable, sites: Sequence[SiteRecord]) -> 
 
 
 def _scale_obstacle(model: Breakable, site: SiteRecord) -> str | None:
-    same = abs(site.default_scale / site.scale - 1) < SAME_SCALE
-    return "the scale is 1/sqrt(C + R) itself" if same else None
+    if abs(site.default_scale / site.scale - 1) < SAME_SCALE:
+        return "the scale is 1/sqrt(C + R) itself"
+    return model.lost_query(site)
 
 
 def _scale(model: Breakable, site: SiteRecord) -> None:
@@ -121,7 +122,7 @@ def _scale(model: Breakable, site: SiteRecord) -> None:
 def _rope_obstacle(model: Breakable, site: SiteRecord) -> str | None:
     if site.qk_rope_head_dim < 2:
         return f"there are no rope halves to swap, R = {site.qk_rope_head_dim}"
-    return None
+    return model.lost_query(site)
 
 
 def _rope(model: Breakable, site: SiteRecord) -> None:
@@ -133,6 +134,8 @@ def _rope(model: Breakable, site: SiteRecord) -> None:
 def _heads_obstacle(model: Breakable, site: SiteRecord) -> str | None:
     if site.w_uk is None:
         return "W_UK is folded into the query projection"
+    if (lost := model.lost_w_uk(site)) is not None:
+        return lost
     return "there is one head only" if model.heads(site) == 1 else None
 
 

@@ -18,6 +18,7 @@ class ParityReport:
         controls: broken copies that had to be noticed; empty where they were not asked for.
         tolerance: what error was tolerated.
         seed: what the inputs follow from.
+        quantized: operators of quantization, where only the optimized model has some; else empty.
     """
 
     outputs: tuple[OutputParity, ...]
@@ -25,6 +26,7 @@ class ParityReport:
     controls: tuple[ControlResult, ...]
     tolerance: Tolerance
     seed: int
+    quantized: str = ""
 
     @property
     def passed(self) -> bool:
@@ -43,6 +45,18 @@ class ParityReport:
         ]
         return tuple(found)
 
+    @property
+    def note(self) -> str:
+        """What is to be known of the difference; empty where there is nothing."""
+        if not self.quantized:
+            return ""
+        return (
+            f"the optimized model was quantized after it was optimized ({self.quantized}): what is"
+            " measured is the drift of its quantization, behind which an error of the optimization"
+            " could hide. To check the optimization, verify the model as it was before it was"
+            " quantized, or quantize the original and optimize that"
+        )
+
     def as_dict(self) -> dict[str, object]:
         """Return everything as plain values, for JSON."""
         return {
@@ -53,6 +67,7 @@ class ParityReport:
             "controls": [control.as_dict() for control in self.controls],
             "tolerance": {"floor": self.tolerance.floor, "ceiling": self.tolerance.ceiling},
             "seed": self.seed,
+            "quantized": self.quantized,
         }
 
 

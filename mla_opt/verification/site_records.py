@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -68,7 +69,12 @@ def read_sites(model: ir.Model) -> tuple[SiteRecord, ...]:
 
     Raises `InputError` naming the field that is wrong.
     """
-    text = model.metadata_props.get(METADATA_KEY)
+    return parse_sites(model.metadata_props)
+
+
+def parse_sites(metadata: Mapping[str, str]) -> tuple[SiteRecord, ...]:
+    """Read the sites of a model's metadata. Raises `InputError` as `read_sites`."""
+    text = metadata.get(METADATA_KEY)
     if text is None:
         return ()
     content = parse(text, METADATA_KEY)

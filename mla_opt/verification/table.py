@@ -21,9 +21,11 @@ def render(report: ParityReport) -> Group:
 
 def _verdict(report: ParityReport) -> Text:
     if report.passed:
-        return Text("verification passed", style="bold green")
-    lines = "".join(f"\n  {failure}" for failure in report.failures)
-    return Text(f"verification failed{lines}", style="bold red")
+        verdict = Text("verification passed", style="bold green")
+    else:
+        lines = "".join(f"\n  {failure}" for failure in report.failures)
+        verdict = Text(f"verification failed{lines}", style="bold red")
+    return verdict.append(f"\nnote: {report.note}", style="yellow") if report.note else verdict
 
 
 def _mark(passed: bool) -> Text:

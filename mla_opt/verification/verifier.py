@@ -26,6 +26,7 @@ from mla_opt.verification.negative_controls import (
     ControlResult,
     broken_models,
 )
+from mla_opt.verification.onnx.quantized import quantized_after
 from mla_opt.verification.onnx.sessions import ModelLike, open_model
 from mla_opt.verification.oracle import (
     Driver,
@@ -161,7 +162,8 @@ class _Verifier:
         )
         outputs = worst_by_name(output for result in results for output in result.outputs)
         verdicts = self._controls(reference, limits) if controls else ()
-        return ParityReport(outputs, results, verdicts, limits, self.seed)
+        quantized = quantized_after(self.models.original.model, self.models.optimized.model)
+        return ParityReport(outputs, results, verdicts, limits, self.seed, quantized)
 
     def _reference(self, scenarios: Sequence[Scenario], optimized: bool) -> tuple[Run, ...]:
         """Run the original, with or without ONNX Runtime's graph optimizations."""

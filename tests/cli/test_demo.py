@@ -57,6 +57,21 @@ def test_files_are_kept_on_demand(run: Run, api: FakeApi, packed: Path, tmp_path
     assert run("demo", "--output", folder, "--force").exit_code == 0
 
 
+def test_the_model_that_comes_along_is_not_written_over(
+    run: Run, api: FakeApi, packed: Path, tmp_path: Path
+) -> None:
+    result = run("demo", "--output", packed, "--force")
+    assert result.exit_code == 2
+    assert "is read as an input" in result.stderr
+    folder = tmp_path / "links"
+    folder.mkdir()
+    other = tmp_path / "precious"
+    other.write_text("precious")
+    (folder / demo.MODEL).symlink_to(other)
+    assert run("demo", "--output", folder, "--force").exit_code == 0
+    assert other.read_text() == "precious"
+
+
 def test_failed_verification_ends_the_demo(
     run: Run, api: FakeApi, packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,30 @@ def test_unexpected_error_tells_how_to_see_more(run: Run, api: FakeApi, model: P
     assert result.stderr == f"error: RuntimeError: boom in two lines {hint}\n"
 
 
+def test_a_graph_in_a_message_is_not_told_but_its_cause(
+    run: Run, api: FakeApi, model: Path
+) -> None:
+    dump = RuntimeError("In clone_graph with args (Graph(" + 500 * "%x<FLOAT,[1]>, ")
+    dump.__cause__ = ValueError("node Add_3 reads what nothing makes")
+    api.error = dump
+    told = run("inspect", model).stderr
+    assert told.startswith("error: ValueError: node Add_3 reads what nothing makes (")
+    dump.__cause__ = None
+    told = run("inspect", model).stderr
+    assert told.startswith("error: RuntimeError: In clone_graph")
+    assert len(told) < 400
+
+
+def test_warnings_of_libraries_are_not_among_the_messages(tmp_path: Path) -> None:
+    model = proto()
+    model.graph.node[0].input[0] = "gone"
+    command = [*COMMAND, "inspect", str(save(tmp_path / "m.onnx", model))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_broken_pass_is_unexpected(run: Run, api: FakeApi, model: Path) -> None:
     api.error = PassError("pass clean_up after fuse: broken")
     result = run("optimize", model)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 
 from mla_opt.report import InspectionReport
+from mla_opt.report.plain import to_plain
 from mla_opt.report.schema import INSPECTION
 from tests.cli.conftest import Run
 from tests.cli.fakes import FakeApi
+from tests.report import examples
 
 
 def test_tables(run: Run, api: FakeApi, model: Path) -> None:
@@ -47,6 +51,42 @@ def test_unknown_operators_are_told(run: Run, api: FakeApi, tmp_path: Path) -> N
     result = run("inspect", save(tmp_path / "odd.onnx", proto(extra=(odd,))))
     assert result.exit_code == 0
     assert "other::Odd" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("attentions", "words"),
+    [
+        ((), "no attention that mla-opt can see"),
+        (examples.inspection().attentions[3:], "none of 1 attentions is latent"),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_nothing_matched_is_told_and_exits_with_3(
+    run: Run,
+    model: Path,
+    api: FakeApi,
+    monkeypatch: pytest.MonkeyPatch,
+    attentions: Any,
+    words: str,
+    options: tuple[str, ...],
+) -> None:
+    report = InspectionReport(attentions)
+    monkeypatch.setattr("mla_opt.api.inspect", lambda _: report)
+    result = run("inspect", model, *options)
+    assert result.exit_code == 3
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    if options:
+        assert json.loads(result.stdout)["attentions"] == to_plain(attentions)
+    optimized = dataclasses.replace(report, operators=(examples.operator(0),))
+    monkeypatch.setattr("mla_opt.api.inspect", lambda _: optimized)
+    assert run("inspect", model, *options).exit_code == 0
+
+
+def test_tokens_are_written_with_k(run: Run, api: FakeApi, model: Path) -> None:
+    result = run("inspect", model, "--context", "8k", "--query", "1K")
+    assert result.exit_code == 0, result.stderr
+    assert "S=1024 T=8192" in result.stdout
 
 
 @pytest.mark.parametrize("options", [("--context", 0), ("--query", 9, "--context", 8)])

@@ -140,7 +140,7 @@ def test_inspect_json(plain: Path) -> None:
 
 def test_inspect_says_what_is_near() -> None:
     done = command("inspect", exported_control("rope_per_head"), "--json")
-    assert done.returncode == 0
+    assert done.returncode == 3
     (attention,) = valid(done.stdout, INSPECTION)["attentions"]
     assert (attention["matched"], attention["refusal"]["code"]) == (False, "rope_per_head")
     assert attention["refusal"]["nodes"]

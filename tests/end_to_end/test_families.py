@@ -61,7 +61,7 @@ def optimized(spec: ExportSpec, folder: Path, **options: Any) -> Optimized:
     """Optimize a file into a file, as the command line does."""
     source, target = export_file(spec), folder / "optimized.onnx"
     result = mla_opt.optimize(source, verify=True, **options)
-    write_model(result.model, target, source=source)
+    write_model(result.model, target, inputs=[source])
     return Optimized(spec, onnx.load(source), onnx.load(target), result.report)
 
 

@@ -1,7 +1,6 @@
 """TensorRT-RTX as an oracle: it parses and builds on a machine without a GPU.
 
-Loading plugins into it is a private route that its wheel does not complete: it opens itself by a
-name that has to be made, and found when the process starts. So it is run in a process of its own.
+It is run in a process of its own: it keeps its first logger and its plugins as long as that lives.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from tests.end_to_end.command import PROGRAM, environment
 from tests.graphs.latent_block import Block, build
 
 HEADERS_VARIABLE = "MLA_OPT_TENSORRT_HEADERS"
-LIBRARY = "libtensorrt_rtx.so"
 LITE = {"heads": 16, "nope": 128, "rope": 64, "value": 128, "latent": 512, "hidden": 256}
 DIMS: dict[str, dict[str, Any]] = {
     "lite": {**LITE, "q_lora": None},
@@ -67,33 +65,23 @@ def model(folder: Path, dims: str, **options: Any) -> Path:
     return path
 
 
-def export(source: Path, output: Path, *options: Any, plugins: bool = False) -> str:
-    """Run `mla-opt export` with TensorRT-RTX; returns what it said.
-
-    ``plugins`` lets it load some.
-    """
-    done = attempt(source, output, *options, plugins=plugins)
+def export(source: Path, output: Path, *options: Any) -> str:
+    """Run `mla-opt export` with TensorRT-RTX; returns what it said."""
+    done = attempt(source, output, "--runtime", "rtx", "--sm", SM, *options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def attempt(
-    source: Path, output: Path, *options: Any, plugins: bool = False
-) -> subprocess.CompletedProcess[str]:
-    """Run `mla-opt export` with TensorRT-RTX, whatever comes of it."""
-    arguments = ["export", source, "-o", output, "--runtime", "rtx", "--sm", SM, *options]
-    return process([*PROGRAM, *map(str, arguments)], output.parent, plugins)
+def attempt(source: Path, output: Path, *options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `mla-opt export`, whatever comes of it."""
+    return process([*PROGRAM, *map(str, ["export", source, "-o", output, *options])])
 
 
-def process(
-    command: Sequence[str], folder: Path, plugins: bool
-) -> subprocess.CompletedProcess[str]:
-    """Run a command that finds TensorRT-RTX, and lets it load plugins."""
+def process(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command that finds TensorRT-RTX."""
     home = package("tensorrt_rtx")
     assert home is not None
     variables = {"PYTHONPATH": os.pathsep.join([environment()["PYTHONPATH"], str(home.parent)])}
-    if plugins:
-        variables["LD_LIBRARY_PATH"] = str(_under_its_name(folder))
     return subprocess.run(
         command,
         env=environment(**variables),
@@ -102,17 +90,6 @@ def process(
         text=True,
         check=False,
     )
-
-
-def _under_its_name(folder: Path) -> Path:
-    libraries = package("tensorrt_rtx_libs")
-    assert libraries is not None
-    made = folder / "rtx"
-    made.mkdir(exist_ok=True)
-    link = made / LIBRARY
-    if not link.exists():
-        link.symlink_to(libraries / f"{LIBRARY}.1")
-    return made
 
 
 def manifest(folder: Path) -> Manifest:

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from mla_opt.engines import cuda_driver, tensorrt_library
+from mla_opt.engines import cuda_driver, rtx_library, tensorrt_library
 from mla_opt.engines.build import Plan, build, check_capabilities, load_plugin
 from mla_opt.engines.tensorrt_library import TensorRT, check_plugins
 from mla_opt.errors import InputError
@@ -189,9 +189,11 @@ def test_a_tensorrt_without_plugins_that_write_their_inputs():
 
 
 def test_plugins_that_would_end_the_process(monkeypatch):
+    """Nothing is open here, and there is no wheel to name a command for."""
     module, _ = fake()
-    monkeypatch.setattr(tensorrt_library, "RTX_SELF", "libnobody_has_this.so")
-    with pytest.raises(InputError, match=r"takes plugins only where libnobody_has_this\.so can be"):
+    monkeypatch.setattr(rtx_library, "SELF", "libnobody_has_this.so")
+    monkeypatch.setattr(rtx_library, "LIBRARIES", ("libnobody_has_this.so.1",))
+    with pytest.raises(InputError, match=r"open itself as libnobody_has_this\.so.*LD_LIBRARY_PATH"):
         check_plugins(TensorRT(module, "rtx", module.logger))
 
 

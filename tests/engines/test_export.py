@@ -9,7 +9,10 @@ from types import SimpleNamespace
 import jsonschema
 import onnx
 import pytest
+from typer.main import get_command
 
+from mla_opt.cli._app import app
+from mla_opt.cli.export import WORKS_IN, Mode
 from mla_opt.engines import export as exporting
 from mla_opt.engines import plugin_library
 from mla_opt.engines.manifest import Manifest, read_manifest
@@ -23,6 +26,7 @@ from mla_opt.runtimes.onnxruntime import session
 from tests.cli.conftest import run  # noqa: F401 (a fixture)
 from tests.end_to_end.command import files
 from tests.engines.fake_tensorrt import fake
+from tests.engines.token_model import token_model
 from tests.graphs.latent_block import Block, build
 
 ROWS = ("--rows", "64", "--batch", "2", "--prompt", "32")
@@ -49,11 +53,34 @@ def test_onnx_files_and_a_manifest(cli, tmp_path):
     manifest = read_manifest(tmp_path / "out")
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert (manifest.rows, manifest.past_len, manifest.builder) == (64, "past_len", None)
-    assert manifest.plugin is not None
-    assert manifest.plugin.library is None
+    assert manifest.plugin is None
+    assert said.count("note: ") == 1
+    assert "layers.0.self_attn and 1 more: the plugin has no kernel for C=64 and R=16" in said
+    assert "decode: 2 attentions as operators" in said
+    assert {each.lowered for each in manifest.phase("decode").attentions} == {"operators"}
+    assert len(manifest.phase("decode").notes) == 1
     for name in ("prefill.onnx", "decode.onnx"):
         onnx.checker.check_model(str(tmp_path / "out" / name), full_check=True)
         session(tmp_path / "out" / name, kernel=False)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model with the widths of DeepSeek-V2-Lite, which the plugin has kernels for."""
+    return token_model(tmp_path_factory.mktemp("wide") / "wide.onnx")
+
+
+@pytest.mark.parametrize(("options", "operators"), [((), 1), (("--no-plugin",), 0)])
+def test_onnx_files_of_released_widths(cli, tmp_path, wide, options, operators):
+    said = cli(*ONNX_ONLY, *options, source=wide)
+    assert "note:" not in said
+    manifest = read_manifest(tmp_path / "out")
+    decode = onnx.load(tmp_path / "out" / "decode.onnx", load_external_data=False)
+    assert [n.op_type for n in decode.graph.node].count("LatentAttention") == operators
+    assert (manifest.plugin is not None) == bool(operators)
+    (attention,) = manifest.phase("decode").attentions
+    assert attention.lowered == ("plugin" if operators else "operators")
+    assert manifest.geometries[attention.name] == MlaGeometry(16, 128, 64, 128, 512, None, 256)
 
 
 def test_caches_and_shapes_as_the_manifest_tells_them(cli, tmp_path):
@@ -81,6 +108,21 @@ def test_a_folder_that_is_there(cli, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_folder_that_holds_the_input_is_not_replaced(cli, tmp_path):
+    cli(*ONNX_ONLY)
+    source = tmp_path / "out" / "source.onnx"
+    source.write_bytes(demo_model().read_bytes())
+    link = tmp_path / "link.onnx"
+    link.symlink_to(source)
+    for given in (source, link):
+        told = cli(*ONNX_ONLY, "--force", source=given, code=2)
+        assert "holds the input" in told
+    assert source.exists()
+    built = (*ROWS, "--runtime", "rtx", "--sm", "89", "--timing-cache", link)
+    told = cli(*built, "-o", tmp_path / "new", source=source, code=2)
+    assert "is read as an input" in told
+
+
 def test_a_folder_of_something_else(cli, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("all of it")
@@ -104,13 +146,59 @@ def test_nothing_is_left_of_what_failed(cli, tmp_path, monkeypatch):
         (("--batch", "0"), "--batch: 1,0,0: must begin at 1 or above, and must not fall"),
         (("--context", "32"), "context goes up to 32 tokens, and the caches have 64 rows"),
         (("--prompt", "128"), "a prompt of 128 tokens does not fit in a cache of 64 rows"),
-        (("--sm", "hopper"), "--sm: 'hopper' is no compute capability"),
-        (("--no-plugin", "--embed-plugin"), "there is no plugin to embed"),
+        (("--rows", "16,64"), "--rows: '16,64' is not one number"),
     ],
 )
 def test_options_that_make_no_sense(cli, tmp_path, options, message):
     assert message in cli(*ONNX_ONLY, *options, code=2)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--runtime", "rtx", "--sm", "hopper"), "--sm: 'hopper' is no compute capability"),
+        (("--runtime", "rtx"), "needs to know what to build for (--sm 89,120)"),
+        (("--no-plugin", "--embed-plugin"), "there is no plugin to embed"),
+        (("--no-plugin", "--plugin", "p.so"), "the plugin p.so would not be used (--no-plugin)"),
+    ],
+)
+def test_options_that_contradict_each_other(cli, tmp_path, options, message):
+    assert message in cli(*ROWS, *options, code=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+#: The options that choose a mode, and a value for each option that takes one.
+CHOICES = {
+    Mode.TENSORRT: (),
+    Mode.RTX: ("--runtime", "rtx"),
+    Mode.ONNX_ONLY: ("--onnx-only",),
+    Mode.SERVER: ("--to", "triton-server"),
+}
+VALUES = {"runtime": "tensorrt", "precision": "auto", "instances": "1"}
+
+
+def parameters():
+    (command,) = (c for name, c in get_command(app).commands.items() if name == "export")
+    return [each for each in command.params if each.name != "help"]
+
+
+def test_every_option_says_where_it_works():
+    assert {each.name for each in parameters()} == set(WORKS_IN)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_options_that_do_nothing(cli, mode):
+    """All of them, in every mode; their values are the ones that they have anyway."""
+    refused = [each for each in parameters() if mode not in WORKS_IN[each.name]]
+    assert refused
+    for each in refused:
+        if each.name == "onnx_only" and mode is not Mode.SERVER:
+            continue  # it would choose another mode
+        value = () if each.is_flag else (VALUES.get(each.name, "1"),)
+        told = cli(*CHOICES[mode], each.opts[0], *value, code=2)
+        flag = f"--{each.name.replace('_', '-')}"
+        assert f"{flag} does nothing with {mode.value}; it is for --" in told
 
 
 def test_a_model_without_latent_attention(cli, tmp_path):
@@ -144,13 +232,6 @@ def test_no_tensorrt_is_said_before_the_model_is_read(cli, tmp_path, monkeypatch
     assert "tensorrt cannot be imported" in cli(*ROWS, code=2)
 
 
-def test_rtx_has_to_be_told_what_to_build_for(cli, monkeypatch):
-    use(monkeypatch)
-    assert "needs to know what to build for (--sm 89,120)" in cli(
-        *ROWS, "--runtime", "rtx", "--no-plugin", code=2
-    )
-
-
 def test_a_compute_capability_that_it_lacks(cli, monkeypatch):
     use(monkeypatch)
     assert "builds for no SM 90, only for 89, 120" in cli(
@@ -168,18 +249,30 @@ def test_no_gpu_for_tensorrt(cli, monkeypatch):
     assert "the CUDA driver finds no GPU" in cli(*ROWS, "--no-plugin", code=2)
 
 
-def test_no_plugin_library(cli, monkeypatch, tmp_path):
+def test_no_plugin_library(cli, monkeypatch, tmp_path, wide):
     use(monkeypatch)
     monkeypatch.setattr(exporting, "check_plugins", lambda _: None)
-    options = (*ROWS, "--runtime", "rtx", "--sm", "89", "--plugin", tmp_path / "none.so")
-    assert "the plugin is not there; build it (mla-opt build-kernels" in cli(*options, code=2)
+    options = (*ROWS, "--runtime", "rtx", "--sm", "89,120")
+    monkeypatch.setenv("MLA_OPT_CUDA_KERNELS", str(tmp_path))
+    for named in ((), ("--plugin", tmp_path / "none.so")):
+        said = cli(*options, *named, code=2, source=wide)
+        assert "the plugin library is not there. Build it: mla-opt build-kernels --arch" in said
+        assert "--arch 89,120 --tensorrt-headers DIR (it needs nvcc; DIR is" in said
 
 
-def test_a_body_for_the_plugin_leaves_nothing(cli, monkeypatch, tmp_path):
+def test_a_plugin_that_no_attention_would_use(cli, monkeypatch, tmp_path):
+    use(monkeypatch)
+    path = library(monkeypatch, tmp_path, "80")
+    options = (*ROWS, "--runtime", "rtx", "--sm", "89")
+    for named in (("--plugin", path), ("--embed-plugin",)):
+        said = cli(*options, *named, code=2)
+        assert "no attention of this model has widths that it has kernels for (C=512" in said
+
+
+def test_a_body_for_the_plugin_leaves_nothing(cli, monkeypatch, tmp_path, wide):
     """The fake parser makes no plugin of anything."""
     module = use(monkeypatch)
-    names = ["input_ids", "attention_mask", "position_ids", "past_len"]
-    module.inputs = [SimpleNamespace(name=name, is_shape_tensor=False) for name in names]
+    module.inputs = [SimpleNamespace(name="past_len", is_shape_tensor=False)]
     library = tmp_path / "plugin.so"
     library.write_bytes(b"")
     monkeypatch.setattr(exporting, "check_plugins", lambda _: None)
@@ -188,17 +281,19 @@ def test_a_body_for_the_plugin_leaves_nothing(cli, monkeypatch, tmp_path):
         SimpleNamespace(name="LatentAttention", plugin_namespace="mla_opt", plugin_version="1")
     ]
     options = ("--runtime", "rtx", "--sm", "89", "--plugin", library, "--no-verify")
-    assert "though the plugin was asked for" in cli(*ROWS, *options, code=2)
+    assert "though the plugin was asked for" in cli(*ROWS, *options, code=2, source=wide)
     assert [each.name for each in tmp_path.iterdir()] == ["plugin.so"]
 
 
-def test_dims_without_a_kernel_are_said_before_anything_is_lowered(cli, monkeypatch, tmp_path):
+def test_dims_without_a_kernel_are_said_before_anything_is_lowered(
+    cli, monkeypatch, tmp_path, wide
+):
     use(monkeypatch)
     path = library(monkeypatch, tmp_path, "80", kernels=False)
     monkeypatch.setattr(exporting, "check_plugins", lambda _: None)
     monkeypatch.setattr(exporting, "_lowered", lambda *_: pytest.fail("it was lowered"))
     options = (*ROWS, "--runtime", "rtx", "--sm", "89", "--plugin", path)
-    assert "has no kernel for" in cli(*options, code=2)
+    assert "has no kernel for" in cli(*options, code=2, source=wide)
 
 
 # The plugin library
@@ -236,7 +331,9 @@ def test_an_architecture_that_the_library_lacks(monkeypatch, tmp_path, has, want
 
 def test_dims_that_the_library_has_no_kernel_for(monkeypatch, tmp_path):
     path = library(monkeypatch, tmp_path, "80", kernels=False)
-    with pytest.raises(InputError, match=r"has no kernel for layer \(C=512, R=64\); lower to"):
+    with pytest.raises(
+        InputError, match=r"has no kernel for layer \(C=512, R=64\); build it again"
+    ):
         check_plugin(path, [("layer", LITE)], [80])
 
 
@@ -254,9 +351,9 @@ def test_a_library_that_is_none(tmp_path):
     ("text", "message"),
     [
         ("", "is no JSON"),
-        ("[]", "has schema version None, this release reads 1"),
-        ('{"schema_version": 2}', "has schema version 2, this release reads 1"),
-        ('{"schema_version": 1}', "Manifest"),
+        ("[]", "has schema version None, this release reads 2"),
+        ('{"schema_version": 1}', "has schema version 1, this release reads 2"),
+        ('{"schema_version": 2}', "Manifest"),
     ],
 )
 def test_damaged_manifests(tmp_path, text, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 import pytest
 
@@ -10,20 +12,28 @@ from mla_opt.engines.precision import convert
 from mla_opt.models import demo_model
 from mla_opt.verification import verify
 from mla_opt.verification.interface_map import InterfaceMap
+from tests.engines.token_model import token_model
 
-PHASES = [("prefill", True), ("decode", True), ("decode", False)]
-
-
-def lowered(phase: str, plugin: bool) -> mla_opt.OptimizeResult:
-    return mla_opt.optimize(
-        demo_model(), target="tensorrt", cache="static:64", phase=phase, plugin=plugin
-    )
+GRAPHS = [("prefill", "demo"), ("decode", "demo"), ("decode", "wide")]
 
 
-@pytest.mark.parametrize(("phase", "plugin"), PHASES)
-def test_the_demo_model(phase, plugin):
-    result = lowered(phase, plugin)
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict[str, Path]:
+    """The demo model, and one with the widths of DeepSeek-V2-Lite, which the plugin runs."""
+    wide = token_model(tmp_path_factory.mktemp("wide") / "wide.onnx")
+    return {"demo": demo_model(), "wide": wide}
+
+
+def lowered(source: Path, phase: str) -> mla_opt.OptimizeResult:
+    return mla_opt.optimize(source, target="tensorrt", cache="static:64", phase=phase)
+
+
+@pytest.mark.parametrize(("phase", "name"), GRAPHS)
+def test_the_graphs_of_a_model(phase, name, sources):
+    result = lowered(sources[name], phase)
     assert result.model.opset_imports[""] == 24
+    operators = {node.op_type for node in result.model.graph}
+    assert ("LatentAttention" in operators) == (name == "wide")
     verification = result.report.verification
     assert verification["passed"]
     scenarios = [each["name"] for each in verification["scenarios"]]
@@ -34,17 +44,19 @@ def test_the_demo_model(phase, plugin):
     assert InterfaceMap.of(result.model).prompts_only == (phase == "prefill")
 
 
-@pytest.mark.parametrize(("phase", "plugin"), PHASES)
-def test_the_demo_model_in_float16(phase, plugin):
-    model = lowered(phase, plugin).model
+@pytest.mark.parametrize(("phase", "name"), GRAPHS)
+def test_the_graphs_in_float16(phase, name, sources):
+    model = lowered(sources[name], phase).model
     caches = [v.name for v in model.graph.inputs if v.name.endswith("latent")]
     assert caches
-    report = verify(demo_model(), convert(model, "float16", caches), tolerance=2e-2, controls=False)
+    report = verify(
+        sources[name], convert(model, "float16", caches), tolerance=2e-2, controls=False
+    )
     assert report.passed, report.failures
 
 
 def test_a_wrong_prompt_graph_is_noticed():
-    model = lowered("prefill", True).model
+    model = lowered(demo_model(), "prefill").model
     (attention, *_) = (node for node in model.graph if node.op_type == "Attention")
     scale = attention.attributes["scale"].as_float()
     attention.attributes["scale"] = ir.AttrFloat32("scale", scale * 1.05)

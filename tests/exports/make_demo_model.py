@@ -2,14 +2,15 @@
 
     python -m tests.exports.make_demo_model [PATH]
 
-Two layers of transformers' DeepSeek-V3 with seeded random weights, exported with its cache by
-torch.onnx.export(dynamo=True). Wide enough that attention is what a decode step spends its time on
-after some thousand tokens; small enough for a repository.
+Two layers of transformers' DeepSeek-V3 with seeded random weights, the second with a mixture of
+experts, exported with its mask and cache by torch.onnx.export(dynamo=True). Wide enough that
+attention is what a decode step spends its time on after some thousand tokens; small enough for a
+repository.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,18 @@ SPEC = ExportSpec("deepseek_v3", opset=18)
 DIMS: dict[str, Any] = {
     "vocab_size": 112,
     "hidden_size": 96,
-    "intermediate_size": 76,
+    "intermediate_size": 52,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 16,
     "v_head_dim": 36,
     "kv_lora_rank": 64,
-    "q_lora_rank": 60,
-    "first_k_dense_replace": 2,
+    "q_lora_rank": 44,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 18,
     "max_position_embeddings": 32768,
 }
 #: What the exporter notes on every node: stack traces, with the folders of whoever ran it.
@@ -59,4 +63,8 @@ def _drop_notes(proto: onnx.ModelProto) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]) if len(sys.argv) > 1 else PATH)
+    parser = argparse.ArgumentParser(description="Make the model of `mla-opt demo`.")
+    parser.add_argument(
+        "path", type=Path, nargs="?", default=PATH, help="default: where it belongs"
+    )
+    make(parser.parse_args().path)

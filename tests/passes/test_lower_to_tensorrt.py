@@ -23,6 +23,8 @@ from tests.passes.harness import (
 )
 
 ROWS = 16
+SMALL = ((12, 4), (12, 0))
+"""Widths of the blocks here; they are as if the plugin had kernels for them."""
 FUSED = ("absorb_weights", "release_shapes", "fuse_cache_append")
 
 
@@ -31,7 +33,13 @@ def opset24(**options) -> Block:
 
 
 def lowered(
-    block: Block, phase: str = "decode", *, plugin: bool = True, absorb="factored", causal=False
+    block: Block,
+    phase: str = "decode",
+    *,
+    plugin: bool = True,
+    absorb="factored",
+    causal=False,
+    widths=SMALL,
 ):
     graph = graph_of(block)
     choose = ChooseForm(absorb=absorb, in_place=True)
@@ -41,7 +49,7 @@ def lowered(
         site.core = replace(site.core, causal=causal)
     if phase == "decode":
         run(graph, WriteCacheInPlace(ROWS, "shapes"))
-    (result,) = run(graph, LowerToTensorrt(phase, plugin, ROWS))
+    (result,) = run(graph, LowerToTensorrt(phase, plugin, ROWS, widths))
     run(graph, "clean_up")
     return graph, result
 
@@ -116,6 +124,27 @@ def test_a_shared_cache_in_standard_operators():
 def test_a_shared_cache_is_not_for_the_plugin():
     with pytest.raises(InputError, match="reads a cache that another attention writes"):
         lowered(opset24(layers=2, share=True))
+
+
+def test_widths_that_the_plugin_has_no_kernel_for():
+    block = opset24(layers=2)
+    graph, result = lowered(block, widths=LowerToTensorrt.plugin_widths)
+    assert kinds(graph.model)["LatentAttention"] == 0
+    assert kinds(graph.model)["TensorScatter"] == 2
+    (note,) = result.notes
+    assert "and 1 more: the plugin has no kernel for C=12 and R=4, only for 512 and 64, 256" in note
+    assert_generates(block, graph.model, (5, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("latent", "rope", "operators"), [(512, 64, 1), (512, 0, 1), (256, 32, 1), (512, 32, 0)]
+)
+def test_widths_of_released_models(latent, rope, operators):
+    block = opset24(heads=8, nope=128, rope=rope, value=128, latent=latent)
+    graph, result = lowered(block, widths=LowerToTensorrt.plugin_widths)
+    assert kinds(graph.model)["LatentAttention"] == operators
+    assert len(result.notes) == 1 - operators
+    assert_generates(block, graph.model, (3, 1), 1e-4)  # random weights this wide saturate softmax
 
 
 def test_the_prompt_phase_has_fused_attention_and_no_operator():

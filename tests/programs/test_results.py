@@ -65,6 +65,18 @@ def test_an_optimized_program_says_so(program, optimized):
     (note,) = mla_opt.inspect(optimized).notes
     assert "has optimized this model" in note
     assert mla_opt.inspect(program).notes == ()
+    operators = mla_opt.inspect(optimized).operators
+    assert [each.name for each in operators] == ["layers.0.self_attn", "layers.1.self_attn"]
+    first, geometry = operators[0], mla_opt.find(program)[0].geometry
+    assert geometry is not None
+    assert first.node is not None
+    assert (first.num_heads, first.qk_nope_head_dim, first.v_head_dim) == (
+        geometry.num_heads,
+        geometry.qk_nope_head_dim,
+        geometry.v_head_dim,
+    )
+    assert (first.form, first.cache) == ("factored", "split")
+    assert mla_opt.inspect(program).operators == ()
 
 
 def test_a_packed_cache_is_given_and_returned_by_name(program):

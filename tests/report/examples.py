@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from mla_opt.errors import Refusal
 from mla_opt.geometry import MlaGeometry
 from mla_opt.report import (
@@ -9,6 +12,7 @@ from mla_opt.report import (
     InspectionReport,
     InterfaceChange,
     ModelFile,
+    OperatorReport,
     OptimizationReport,
     PassReport,
     PortSpec,
@@ -80,9 +84,37 @@ def report(layers: int = 3) -> OptimizationReport:
     )
 
 
+def operator(layer: int, **changes: Any) -> OperatorReport:
+    whole = OperatorReport(
+        name=f"model.layers.{layer}.self_attn",
+        node=f"node_{layer} (mla_opt::LatentAttention)",
+        num_heads=16,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+        kv_lora_rank=512,
+        scale=0.07,
+        dtype="float32",
+        cache="split",
+        form="factored",
+        prefill_threshold=171,
+    )
+    return replace(whole, **changes)
+
+
 def inspection() -> InspectionReport:
     found = tuple(
-        AttentionReport(f"model.layers.{i}.self_attn", True, V2_LITE, "latent", None, (f"n{i}",))
+        AttentionReport(
+            name=f"model.layers.{i}.self_attn",
+            matched=True,
+            geometry=V2_LITE,
+            cache_family="latent",
+            nodes=(f"n{i}",),
+            form="factored",
+            form_reason="folding is larger",
+            prefill="auto",
+            prefill_reason="171 tokens",
+        )
         for i in range(3)
     )
     missed = AttentionReport("model.layers.3.indexer", False, None, "none", refusal(3))

@@ -143,7 +143,6 @@ def test_costs_are_filled_for_matched_attentions_only() -> None:
     assert (costs.batch, costs.query_len, costs.total_len) == (2, 1, 1024)
     assert [form.form for form in costs.forms] == list(COST_FORMS)
     assert costs.before == "expanded"
-    assert costs.form == "factored"
     assert costs.prefill_crossover == pytest.approx(1024 * (512 / 3) / (1024 + 512 / 3))
     assert report.attentions[3].costs is None
 

@@ -102,6 +102,32 @@ def test_inspection_shows_forms_and_refusals() -> None:
     assert "factored (fastest)" in shown
     assert "expanded (now)" in shown
     assert "query-depends-on-latent" in shown
+    assert "decode: factored; folding is larger" in shown
+    assert "prefill: auto; 171 tokens" in shown
+
+
+def test_sites_of_another_form_are_told_apart() -> None:
+    first, *others = examples.inspection().attentions
+    folded = dataclasses.replace(first, form="fold-q")
+    report = dataclasses.replace(examples.inspection(), attentions=(folded, *others))
+    shown = text(terminal.inspection_tables(with_costs(report, Workload())))
+    assert "decode: fold-q; " in shown
+    assert "decode: factored; " in shown
+
+
+def test_operators_of_an_optimized_model() -> None:
+    inlined = {"node": None, "cache": None, "num_heads": None, "prefill_threshold": None}
+    operators = (*map(examples.operator, range(3)), examples.operator(3, **inlined))
+    report = dataclasses.replace(examples.inspection(), attentions=(), operators=operators)
+    shown = text(terminal.inspection_tables(report))
+    assert "no attention found" not in shown
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
+    assert [row for row in rows if row] == [
+        ["layers 0-2 (3 sites)", "LatentAttention", "H=16 N=128 R=64 V=128 C=512", "float32",
+         "split", "factored, expanded from 171 new tokens"],
+        ["model.layers.3.self_attn", "standard operators", "N=128 R=64 V=128 C=512", "float32",
+         "-", "factored"],
+    ]  # fmt: skip
 
 
 def test_inspection_names_nodes_on_demand() -> None:

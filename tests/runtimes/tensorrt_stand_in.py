@@ -148,6 +148,8 @@ class Context:
 class TensorRTModule:
     """`tensorrt`, whose engines are names of ONNX files in a folder."""
 
+    PreviewFeature = SimpleNamespace(ALIASED_PLUGIN_IO_10_03="aliased")
+
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.__version__ = "99.1"
         self.folder, self.manifest = folder, manifest

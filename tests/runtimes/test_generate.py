@@ -69,7 +69,8 @@ def test_stop_tokens_end_each_sequence_alone(opened, greedy):
     stop = alone[1][3]
     cut = [row[: row.index(stop) + 1] if stop in row else row for row in alone]
     assert len({len(row) for row in cut}) > 1, "the test needs sequences that end apart"
-    result = generate(opened, PROMPTS, max_new_tokens=12, stop_tokens=[stop, VOCABULARY - 1])
+    never = min(set(range(VOCABULARY)) - {token for row in alone for token in row})
+    result = generate(opened, PROMPTS, max_new_tokens=12, stop_tokens=[stop, never])
     assert lists(result.tokens) == cut
     reasons = ["stop" if row[-1] == stop else "length" for row in cut]
     assert list(result.finish_reasons) == reasons

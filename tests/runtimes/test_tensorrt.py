@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mla_opt
-from mla_opt.engines import tensorrt_library
+from mla_opt.engines import rtx_library, tensorrt_library
 from mla_opt.engines.cuda_driver import Device
 from mla_opt.engines.export import ExportOptions, export
 from mla_opt.engines.manifest import MANIFEST, Builder, File, read_manifest
@@ -276,3 +276,11 @@ def test_a_plugin_that_was_changed(copy, machine, unread):
     (folder / "plugin.so").write_bytes(b"evil")
     with pytest.raises(InputError, match=r"plugin.so: is not the file that the manifest tells"):
         load(folder)
+
+
+def test_a_plugin_that_would_end_the_process(copy, machine, unread, monkeypatch):
+    trt = TensorRT(machine.module, "rtx", SimpleNamespace(sink=None))
+    monkeypatch.setattr(loading, "load_tensorrt", lambda _: trt)
+    monkeypatch.setattr(rtx_library, "finds_itself", lambda: False)
+    with pytest.raises(InputError, match=r"cannot open itself as libtensorrt_rtx\.so"):
+        load(copy(lambda content: content.update(plugin(File("plugin.so", "0", 4)))))

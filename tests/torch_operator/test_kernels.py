@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from mla_opt.operator import Signature, torch_cpu
+from mla_opt.operator import Signature
+from mla_opt.operator.torch import cpu as torch_cpu
 from mla_opt.operator.torch.op import make_call
 from tests.operator.cases import (
     ALL_SIGNATURES,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mla_opt.kernels.cuda_library import (
+    WIDTHS,
     CudaLibrary,
     CudaProblem,
     cuda_kernel_available,
@@ -18,8 +19,6 @@ from mla_opt.operator.torch.call import Call, Outputs, empty_output, empty_outpu
 from mla_opt.operator.torch.problem import make_problem
 
 TYPES = (torch.float16, torch.bfloat16)
-WIDTHS = ((512, 64), (256, 32), (512, 0))
-"""C and R that the library has kernels for."""
 
 
 def takes(call: Call) -> bool:

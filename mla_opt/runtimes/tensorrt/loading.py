@@ -11,7 +11,7 @@ from typing import Any
 from mla_opt.engines.build import load_plugin
 from mla_opt.engines.cuda_driver import current_device
 from mla_opt.engines.manifest import Builder, File, Manifest, PhaseEngine, read_manifest
-from mla_opt.engines.tensorrt_library import TensorRT
+from mla_opt.engines.tensorrt_library import TensorRT, check_plugins
 from mla_opt.engines.tensorrt_library import load as load_tensorrt
 from mla_opt.errors import InputError
 from mla_opt.files.model_io import read_model
@@ -154,6 +154,7 @@ def _plugin(
             f"{folder}: its decode engine calls version {manifest.plugin.version} of the plugin,"
             f" this release has {PLUGIN_VERSION}; export it again"
         )
+    check_plugins(trt)
     if manifest.plugin.library is not None:
         _checked(folder, manifest.plugin.library)
         load_plugin(trt, folder / manifest.plugin.library.name)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from mla_opt.errors import InputError
 from mla_opt.operator.onnx.body_tape import CAST_LIKE_SINCE
+from mla_opt.verification.onnx.quantized import quantization_operators, quantized_name
 from mla_opt.verification.site_records import METADATA_KEY, SiteRecord
 
 
@@ -24,6 +25,21 @@ class BreakableOnnx:
     def clone(self) -> BreakableOnnx:
         """A copy that shares the stored tensors."""
         return BreakableOnnx(self.model.clone())
+
+    def lost_query(self, site: SiteRecord) -> str | None:
+        """A quantized model may have it in integers only, under another name."""
+        if self._is_quantized() and not self._named(site.query):
+            return "quantized: the absorbed query is nowhere in floating point"
+        return None
+
+    def lost_w_uk(self, site: SiteRecord) -> str | None:
+        """A quantized model may store it in another form."""
+        if self._is_quantized() and self._stored(site) is None:
+            return "quantized: W_UK is not stored as a tensor of three dimensions"
+        return None
+
+    def _is_quantized(self) -> bool:
+        return bool(quantization_operators(self.model))
 
     def heads(self, site: SiteRecord) -> int | None:
         """H of the stored W_UK."""
@@ -69,15 +85,24 @@ class BreakableOnnx:
 
     def _initializer(self, site: SiteRecord) -> ir.Value:
         """The initializer of W_UK, wherever it is kept."""
-        for graph in self.model.graphs():
-            if site.w_uk is not None and site.w_uk in graph.initializers:
-                value = graph.initializers[site.w_uk]
-                if value.shape is not None and value.shape.rank() == 3:
+        value = self._stored(site)
+        if value is None:
+            raise InputError(
+                f"{METADATA_KEY}: site {site.name!r} names w_uk {site.w_uk!r}, which is no"
+                " initializer of three dimensions"
+            )
+        return value
+
+    def _stored(self, site: SiteRecord) -> ir.Value | None:
+        """W_UK, or the integers that a quantizer has put in its place."""
+        if site.w_uk is None:
+            return None
+        for name in (site.w_uk, quantized_name(site.w_uk)):
+            for graph in self.model.graphs():
+                value = graph.initializers.get(name)
+                if value is not None and value.shape is not None and value.shape.rank() == 3:
                     return value
-        raise InputError(
-            f"{METADATA_KEY}: site {site.name!r} names w_uk {site.w_uk!r}, which is no initializer"
-            " of three dimensions"
-        )
+        return None
 
     def _splice(self, site: SiteRecord, make: Callable[[ir.Value], list[ir.Node]]) -> None:
         """Put the nodes of ``make`` between the absorbed query and all that read it."""
@@ -96,11 +121,14 @@ class BreakableOnnx:
 
     def _queries(self, site: SiteRecord) -> list[ir.Value]:
         """Every value of that name; two branches may each have one."""
-        nodes = (node for graph in self.model.graphs() for node in graph)
-        found = [v for node in nodes for v in node.outputs if v.name == site.query]
+        found = self._named(site.query)
         if not found:
             raise InputError(
                 f"{METADATA_KEY}: site {site.name!r} names query {site.query!r}, which no node of"
                 " the model makes"
             )
         return found
+
+    def _named(self, name: str) -> list[ir.Value]:
+        nodes = (node for graph in self.model.graphs() for node in graph)
+        return [value for node in nodes for value in node.outputs if value.name == name]

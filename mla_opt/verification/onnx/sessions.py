@@ -16,6 +16,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from mla_opt.errors import InputError
+from mla_opt.files.model_io import check_order, from_proto, read_model
 from mla_opt.ort_values import from_ort_value, to_ort_value
 from mla_opt.verification.breakable import Breakable
 from mla_opt.verification.onnx.breaking import BreakableOnnx
@@ -119,16 +120,12 @@ def open_model(model: ModelLike, label: str, libraries: Sequence[Path] = ()) -> 
 
 def _opened(model: ModelLike, label: str) -> OpenModel:
     if isinstance(model, ir.Model):
+        check_order(model)
         return OpenModel(label, model)
     if isinstance(model, onnx.ModelProto):
         return OpenModel(label, _from_proto(model, label))
     path = Path(model)
-    if not path.is_file():
-        raise InputError(f"the {label} model {str(path)!r} is no file")
-    try:
-        return OpenModel(label, ir.load(path), path)
-    except Exception as error:
-        raise InputError(f"the {label} model {str(path)!r} cannot be read: {error}") from error
+    return OpenModel(label, read_model(path), path)
 
 
 def _from_proto(proto: onnx.ModelProto, label: str) -> ir.Model:
@@ -137,7 +134,10 @@ def _from_proto(proto: onnx.ModelProto, label: str) -> ir.Model:
             f"the weights of the {label} model lie in a file that the message does not locate;"
             " pass its path instead"
         )
-    return ir.from_proto(proto)
+    try:
+        return from_proto(proto)
+    except InputError as error:
+        raise InputError(f"the {label} model {error}") from error
 
 
 def _weights(model: ir.Model) -> list[ir.TensorProtocol]:

@@ -29,6 +29,14 @@ class BreakableProgram:
         """A copy that shares the stored tensors, branches included."""
         return BreakableProgram(self.program.clone())
 
+    def lost_query(self, site: SiteRecord) -> str | None:
+        """Nothing changes a program after it was optimized."""
+        return None
+
+    def lost_w_uk(self, site: SiteRecord) -> str | None:
+        """Nothing changes a program after it was optimized."""
+        return None
+
     def heads(self, site: SiteRecord) -> int | None:
         """H of the stored W_UK."""
         return int(self.program.stored[self._weight(site)].tensor.shape[0])

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mla_opt.kernels.cuda_library import ElementType, cuda_problem
+from mla_opt.kernels.cuda_library import WIDTHS, ElementType, cuda_problem
 
 # Bytes of shared memory that a block may have.
 SHARED = {
@@ -46,7 +46,7 @@ GRID = list(itertools.product((1, 16, 20, 64, 128), (1, 4, 300), (1, 7, 128), (6
 
 
 @pytest.mark.parametrize("architecture", SHARED)
-@pytest.mark.parametrize("dims", [(512, 64), (256, 32), (512, 0)])
+@pytest.mark.parametrize("dims", WIDTHS)
 def test_every_plan_fits(emulator, architecture, dims):
     for heads, query_len, batch, cache_len in GRID:
         problem = shapes(
@@ -101,8 +101,15 @@ def test_workspace_is_bounded(emulator):
     assert emulator.library.workspace_bytes(largest, MULTIPROCESSORS) < 1 << 27
 
 
-def test_no_workspace_without_a_kernel(emulator):
-    assert emulator.library.workspace_bytes(shapes(rank=128), MULTIPROCESSORS) == 0
+def test_workspace_where_there_is_a_kernel_and_nowhere_else(emulator):
+    """What Python knows of the widths is what the library says."""
+    dims = itertools.product((64, 128, 256, 320, 512, 576), (0, 16, 32, 64, 128))
+    found = [
+        (rank, rope)
+        for rank, rope in dims
+        if emulator.library.workspace_bytes(shapes(rank=rank, rope=rope), MULTIPROCESSORS)
+    ]
+    assert sorted(found) == sorted(WIDTHS)
 
 
 @pytest.mark.parametrize("architecture", SHARED)

@@ -1,4 +1,4 @@
-"""What the README tells to type, against what is known of the tools that are not here."""
+"""What docs/tensorrt.md tells to type, against what is known of the tools that are not here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from mla_opt.engines import build
 from mla_opt.kernels.building.cuda_build import TENSORRT_LIBRARY_NAME
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "tensorrt.md").read_text()
 # trtexec's own, by samples/common/sampleOptions.cpp of TensorRT 10. It refuses all others.
 KNOWN = {
     "--dynamicPlugins",
@@ -28,7 +28,7 @@ KNOWN = {
 @pytest.fixture(scope="module")
 def commands() -> list[dict[str, str]]:
     """Options of each trtexec command, by name."""
-    blocks = re.findall(r"```\n(trtexec .*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```sh\n(trtexec .*?)```", PAGE, re.DOTALL)
     assert len(blocks) == 1
     told = re.split(r"^trtexec", blocks[0], flags=re.MULTILINE)[1:]
     assert len(told) == 2

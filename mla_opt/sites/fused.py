@@ -1,0 +1,57 @@
+"""One fused operator, as the graph of an optimized model has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mla_opt.sites.cache import CacheLayout
+
+
+@dataclass(frozen=True, slots=True)
+class FusedAttention:
+    """One ``LatentAttention`` of a graph.
+
+    Attributes:
+        label: its node, for messages.
+        query: name of the absorbed query.
+        shapes: shape of each operand that is there, by the contract's names; ``None`` for a size,
+            or for a whole shape, that the graph does not tell.
+        dtype: element type of the query, in NumPy's words.
+    """
+
+    label: str
+    query: str
+    shapes: Mapping[str, tuple[int | None, ...] | None]
+    scale: float
+    kv_lora_rank: int
+    dtype: str
+
+    @property
+    def layout(self) -> CacheLayout:
+        """How the cache lies that the operator reads; ``rows`` where it reads none."""
+        if "past_len" in self.shapes:
+            return "static"
+        if "rope_cache" in self.shapes:
+            return "split"
+        return "packed" if "cache" in self.shapes else "rows"
+
+    @property
+    def num_heads(self) -> int | None:
+        """H."""
+        shape = self.shapes["query"]
+        return shape[1] if shape is not None and len(shape) == 4 else None
+
+    @property
+    def qk_rope_head_dim(self) -> int | None:
+        """R, which is what a row has beyond C."""
+        split = self._width("rope_cache")
+        if split is not None:
+            return split
+        names = ("query", "latent") if "rope_cache" in self.shapes else ("query", "latent", "cache")
+        widths = (self._width(name) for name in names)
+        return next((width - self.kv_lora_rank for width in widths if width is not None), None)
+
+    def _width(self, name: str) -> int | None:
+        shape = self.shapes.get(name)
+        return shape[-1] if shape else None

@@ -1,0 +1,134 @@
+"""Every code block of the README and of docs/ runs as it is printed, in the order of its page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+import mla_opt
+from mla_opt.models import demo_model
+from tests.end_to_end.command import PROGRAM, environment
+from tests.exports.cache import ROOT
+from tests.pages import PAGES, README, Block, blocks, goes_on
+
+BY_CI_RUN = "`.ci/run` runs it in an environment of its own"
+#: Blocks that cannot run here, by page and first line, and why. All others do.
+NOT_RUN = {
+    ("README.md", "python3.11 -m venv .venv"): BY_CI_RUN,
+    ("README.md", "python3.11 -m venv .venv-test"): BY_CI_RUN,
+    ("docs/cuda.md", "mla-opt build-kernels --arch 80,90a,120"): "needs nvcc",
+    (
+        "docs/tensorrt.md",
+        "mla-opt build-kernels --arch 90 --tensorrt-headers /usr/include/x86_64-linux-gnu",
+    ): "needs nvcc, TensorRT and a GPU",
+    (
+        "docs/tensorrt.md",
+        "from mla_opt.runtimes.tensorrt import generate, load",
+    ): "needs TensorRT and a GPU",
+    (
+        "docs/tensorrt.md",
+        "trtexec --onnx=decode.onnx --saveEngine=decode.engine --stronglyTyped"
+        " --preview=+aliasedPluginIO1003 \\",
+    ): "needs TensorRT; tests/engines/test_trtexec.py looks at it",
+    (
+        "docs/triton-server.md",
+        "mla-opt export engines --to triton-server -o models",
+    ): "needs engines, and so a GPU",
+}
+FOLLOWING = [page for page in PAGES if goes_on(page)]
+ALONE = [page for page in PAGES if page != README and page not in FOLLOWING]
+
+
+def listed(block: Block) -> bool:
+    return (block.page, block.first_line) in NOT_RUN
+
+
+def runnable(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if not listed(block)]
+
+
+def run(wanted: list[Block], folder: Path) -> None:
+    """Run them in `folder`, with `mla-opt` on the path."""
+    tools = folder.parent / f"{folder.name}-tools"
+    tools.mkdir()
+    script = tools / "mla-opt"
+    script.write_text(f"#!/bin/sh\nexec {PROGRAM[0]} {PROGRAM[1]} '{PROGRAM[2]}' \"$@\"\n")
+    script.chmod(0o755)
+    (tools / "blocks.json").write_text(json.dumps([dataclasses.asdict(each) for each in wanted]))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.pages", str(tools / "blocks.json")],
+        cwd=folder,
+        env=environment(PATH=f"{tools}{os.pathsep}{os.environ['PATH']}"),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+
+def test_blocks_that_do_not_run_are_on_the_pages() -> None:
+    printed = {(block.page, block.first_line) for page in PAGES for block in blocks(page)}
+    assert set(NOT_RUN) <= printed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_are_of_a_language_that_runs(page: Path) -> None:
+    fences = re.findall(r"^ *```", page.read_text(), re.MULTILINE)
+    assert len(fences) == 2 * len(blocks(page)), "a block is indented, or not closed"
+    for block in blocks(page):
+        assert block.language in ("python", "sh"), f"{page.name}, line {block.line}"
+
+
+def test_ci_runs_the_blocks_that_are_left_to_it() -> None:
+    """It takes the README's first two shell blocks."""
+    shell = [block for block in blocks(README) if block.language == "sh"]
+    left = [first for (page, first), why in NOT_RUN.items() if why is BY_CI_RUN]
+    assert [block.first_line for block in shell[:2]] == left
+    script = (ROOT / ".ci" / "run").read_text()
+    assert re.findall(r"\$\(block (\d)\)", script) == ["1", "2"]
+
+
+def test_readme_and_the_pages_that_go_on_from_it(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    assert FOLLOWING
+    run([block for page in (README, *FOLLOWING) for block in runnable(page)], tmp_path)
+    assert {"model.onnx", "model.mla.onnx"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("page", [p for p in ALONE if runnable(p)], ids=lambda page: page.name)
+def test_other_pages(page: Path, optimized: ir.Model, tmp_path: Path) -> None:
+    """Each with a model of one's own and what `mla-opt optimize` makes of it, and nothing else."""
+    (tmp_path / "model.onnx").write_bytes(demo_model().read_bytes())
+    ir.save(optimized, tmp_path / "model.mla.onnx")
+    run(runnable(page), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def optimized() -> ir.Model:
+    return mla_opt.optimize(demo_model(), verify=False).model
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each).strip().lower().replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        assert "://" not in link, f"{link}: pages of others are not looked at here; name them"
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
