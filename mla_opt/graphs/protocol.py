@@ -255,7 +255,9 @@ class Graph(Protocol):
         """Put another input, with ``old``'s element type or another, in the place of ``old``.
 
         ``moved`` says which axis of the new one counts what an axis of ``old`` did, where that is
-        another. What read the shape of ``old`` keeps seeing the sizes that ``old`` would have had, as far as
+        another.
+
+        What read the shape of ``old`` keeps seeing the sizes that ``old`` would have had, as far as
         the new input has them; nothing else may still read ``old`` when the rewriting is done.
         """
 

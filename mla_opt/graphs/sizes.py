@@ -36,7 +36,7 @@ def same(left: Expression, right: Expression) -> bool:
     """Whether two sizes are equal whatever their symbols stand for."""
     if isinstance(left, int) and isinstance(right, int):
         return left == right
-    return _difference(left, right) == 0
+    return bool(_difference(left, right) == 0)
 
 
 def difference(left: Expression, right: Expression) -> Expression:

@@ -333,7 +333,7 @@ def _drops_last(graph: Graph, operation: op.Operation, value: Value) -> bool:
     after, before = graph.sizes(value), graph.sizes(operation.data[0])
     if after is None or before is None or operation.move.axes != ((len(after) - 1, True),):
         return False
-    return sizes.difference(before[-1], after[-1]) == 1
+    return bool(sizes.difference(before[-1], after[-1]) == 1)
 
 
 def _named(

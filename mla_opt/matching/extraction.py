@@ -3,8 +3,8 @@
 What lies between rows and keys and values does the same to every token and every sequence, and is
 affine in the row: that has been proved (:mod:`mla_opt.matching.region`). So basis rows sent through
 it give the matrices, whatever they are stored as. Where one plain linear layer is all that computes
-there, labels sent through the layout behind it (:mod:`mla_opt.matching.labels`) tell which column of
-the layer each head and dim is, and the matrices are columns of the layer's own.
+there, labels sent through the layout behind it (:mod:`mla_opt.matching.labels`) tell which column
+of the layer each head and dim is, and the matrices are columns of the layer's own.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class _Images:
-    """Keys ``[W, H, D]`` and values ``[W, H, V]`` of every basis row, and those of a row of zeros."""
+    """Keys ``[W, H, D]`` and values ``[W, H, V]`` of every basis row, and of a row of zeros."""
 
     keys: Array
     values: Array

@@ -22,7 +22,7 @@ class LatentWeights:
         nope_dims: the N positions of a head's key and query that ``w_uk`` makes, in its order.
         rope_dims: the R positions that hold ``k_pe``, in its order.
         key_scale: constant factor that the original has on its keys; belongs to the scale.
-        key_bias: ``[H, N + R]``, or ``None``; the same for every token, it drops out of the softmax.
+        key_bias: ``[H, N + R]``, or ``None``; it drops out of the softmax.
     """
 
     w_uk: Array

@@ -79,7 +79,7 @@ class SymbolicShapes:
         tensor = value.const_value
         if tensor is not None and not value.is_graph_input():
             self._integers[value] = _stored(tensor)
-            return tuple(int(size) for size in tensor.shape)
+            return tuple(tensor.shape.numpy())
         if value.shape is None:
             return None
         return tuple(self._declared(dim) for dim in value.shape)
