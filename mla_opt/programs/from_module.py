@@ -194,8 +194,7 @@ def _is_traced(node: fx.Node) -> bool:
 def _retraced(module: fx.GraphModule) -> fx.GraphModule:
     """The same in aten operators: Dynamo hands over functions and methods of torch."""
     places = module.graph.find_nodes(op="placeholder")
-    # Views, so that a change in place of a shape leaves what is noted on the module's own nodes.
-    examples = [_view(node.meta["val"]) for node in places]
+    examples = [node.meta["val"] for node in places]
     run = fx.Interpreter(module).run
     try:
         with _fake_mode(module), torch.no_grad():
@@ -211,10 +210,6 @@ def _retraced(module: fx.GraphModule) -> fx.GraphModule:
         new.meta.setdefault("val", old.meta["val"])
         keep_notes(new, old)
     return traced
-
-
-def _view(value: Any) -> Any:
-    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def _program(module: fx.GraphModule, stored: dict[str, Stored]) -> LiftedProgram:
