@@ -12,7 +12,7 @@ import mla_opt
 
 HOME = Path(mla_opt.__file__).parent
 
-WORDS = {"errors", "events", "handles", "geometry"}
+WORDS = {"errors", "events", "handles", "geometry", "version"}
 GRAPHS = {"sites", "kernels", "operator", "graphs", *WORDS}
 COMPILER = {"matching", "emission", "cost_model", "passes", "pipeline", "options", *GRAPHS}
 PROOF = {"programs", "files", "report", "ort_values", "verification", *GRAPHS}
@@ -23,6 +23,7 @@ API = {"api", *BELOW_API}
 #: is a module that stands on another floor than its package.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "version": set(),
     "handles": set(),
     "geometry": {"errors"},
     "events": {"errors"},
@@ -50,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": API,
     "runtimes": {"engines", *API},
     "cli": {"benchmarking", "engines", "runtimes", "models", *API},
+    "__main__": {"cli"},
 }
 
 

@@ -9,23 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Literal
 
 from mla_opt.errors import Refusal
 from mla_opt.geometry import MlaGeometry
 from mla_opt.report.plain import from_plain, to_plain
 from mla_opt.sites import CacheFamily, CacheLayout, Form, PrefillForm
+from mla_opt.version import tool_version
 
 REPORT_SCHEMA_VERSION = 1
-
-
-def tool_version() -> str:
-    """Return the version of mla-opt, or ``unknown`` in a checkout that is not installed."""
-    try:
-        return metadata.version("mla-opt")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 @dataclass(frozen=True, slots=True)
