@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"passes", "pipeline", "sites", *WORDS},
     "report": {"sites", "cost_model", *WORDS},
     "files": {"report", *WORDS},
-    "programs": GRAPHS,
+    "programs": {"files", "report", *GRAPHS},
     "programs.backend": {"options", "programs", *GRAPHS},
     "verification": {"programs", "files", "ort_values", *GRAPHS},
     "metadata": {"report", "sites", "cost_model", "verification", *WORDS},

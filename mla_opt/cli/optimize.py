@@ -11,6 +11,7 @@ import typer
 
 from mla_opt.cli._console import Activity, Screen
 from mla_opt.cli._exit import exit_on_error
+from mla_opt.cli._models import OpenFile, check_output, read
 from mla_opt.cli._options import (
     Absorb,
     CacheType,
@@ -24,8 +25,6 @@ from mla_opt.cli._options import (
 )
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from mla_opt.events import Event
     from mla_opt.report import ModelFile, OptimizationReport
 
@@ -61,7 +60,9 @@ def optimize(
     model: Model,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The file to write.  [default: MODEL-stem.mla.onnx]"),
+        typer.Option(
+            "--output", "-o", help="The file to write.  [default: MODEL-stem.mla.onnx or .pt2]"
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     target: Annotated[
@@ -153,15 +154,13 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
     Raises:
         InputError, NothingMatchedError, VerificationError: nothing was written but the report.
     """
-    from mla_opt.files.model_io import read_model
-
     _check_outputs(settings)
     moving = not settings.print_between_passes
     with screen.activity(f"reading {settings.model}", moving=moving) as activity:
-        model = read_model(settings.model)
+        opened = read(settings.model)
         activity.step("hashing the input")
-        source = _describe(settings.model, model)
-        report = _optimize_and_write(settings, model, source, activity, screen)
+        source = opened.describe()
+        report = _optimize_and_write(settings, opened, source, activity, screen)
     _tell(settings, report, screen)
     return report
 
@@ -169,44 +168,35 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
 def _check_outputs(settings: Settings) -> None:
     """Find out before the work, not after it, that a file cannot be written."""
     from mla_opt.errors import InputError
-    from mla_opt.files.model_io import check_input, check_output
+    from mla_opt.files import model_io
 
-    check_input(settings.model)
+    model_io.check_input(settings.model)
     check_output(settings.output, force=settings.force, source=settings.model)
     if settings.report is not None:
-        check_output(settings.report, force=settings.force, source=settings.model)
+        model_io.check_output(settings.report, force=settings.force, source=settings.model)
         if settings.report.absolute() == settings.output.absolute():
             raise InputError(f"{settings.report}: is both the output and the report; name another")
 
 
 def _optimize_and_write(
-    settings: Settings, model: ir.Model, source: ModelFile, activity: Activity, screen: Screen
+    settings: Settings, opened: OpenFile, source: ModelFile, activity: Activity, screen: Screen
 ) -> OptimizationReport:
     from mla_opt import api
     from mla_opt.errors import InputError, NothingMatchedError, VerificationError
-    from mla_opt.files.model_io import describe, write_model
 
     observer = _observer(settings, activity)
     try:
-        result = api.optimize(model, observer=observer, **settings.api_options())
+        result = api.optimize(opened.model, observer=observer, **settings.api_options())
     except (NothingMatchedError, VerificationError) as error:
         _tell_failure(settings, error, source, screen)
         raise
     except InputError as error:
         raise InputError(f"{settings.model}: {error}") from error
     activity.step(f"writing {settings.output}")
-    files = write_model(result.model, settings.output, force=settings.force, source=settings.model)
-    activity.step("hashing the output")
-    report = _complete(result.report, settings, source)
-    report = replace(report, output=describe(files, result.model))
+    written = opened.write(result.model, settings.output, force=settings.force)
+    report = replace(_complete(result.report, settings, source), output=written)
     _write_report(settings, report)
     return report
-
-
-def _describe(path: Path, model: ir.Model) -> ModelFile:
-    from mla_opt.files.model_io import describe, model_files
-
-    return describe(model_files(path, model), model)
 
 
 def _observer(settings: Settings, activity: Activity) -> Callable[[Event], None]:

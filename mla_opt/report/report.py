@@ -22,7 +22,9 @@ REPORT_SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One ONNX model on disk.
+    """One model on disk.
+
+    A PyTorch program imports no opsets and has the IR version 0.
 
     ``sha256`` and ``bytes`` cover the model file followed by its external data files in the order
     of their names, so for a model without external data it is what ``sha256sum`` prints.
