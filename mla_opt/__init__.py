@@ -53,6 +53,9 @@ __all__ = [
     "verify",
 ]
 
+# Read from the package's metadata when it is asked for.
+__version__: str
+
 _HOMES = {
     "OptimizeResult": "mla_opt.api",
     "find": "mla_opt.api",
@@ -72,6 +75,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for, when it is asked for: the package itself imports in no time."""
+    if name == "__version__":
+        from mla_opt.version import tool_version
+
+        return tool_version()
     if name not in __all__:
         raise AttributeError(f"module 'mla_opt' has no attribute {name!r}")
     from importlib import import_module

@@ -1,7 +1,8 @@
 """The Python API: find, inspect and optimize latent attention in a model.
 
-Every function takes a path, an ``onnx.ModelProto``, an ``onnx_ir.Model``, a
-``torch.export.ExportedProgram`` or a ``torch.fx.GraphModule``, and none changes what it is given.
+Every function takes a path (of an ONNX model, or of a program that `torch.export.save` wrote, named
+``.pt2``), an ``onnx.ModelProto``, an ``onnx_ir.Model``, a ``torch.export.ExportedProgram`` or a
+``torch.fx.GraphModule``, and none changes what it is given. Loading a program can run code in it.
 """
 
 from __future__ import annotations

@@ -55,9 +55,10 @@ from mla_opt.geometry import MlaGeometry
 from mla_opt.operator.contract import OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from mla_opt.options import Phase
 from mla_opt.passes.lower_to_tensorrt import LowerToTensorrt
-from mla_opt.report.report import OptimizationReport, tool_version
+from mla_opt.report.report import OptimizationReport
 from mla_opt.verification.interface_map import InterfaceMap
 from mla_opt.verification.oracle import optimized_driver
+from mla_opt.version import tool_version
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
