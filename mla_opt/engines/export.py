@@ -44,7 +44,7 @@ from mla_opt.files.model_io import (
     write_text,
 )
 from mla_opt.geometry import MlaGeometry
-from mla_opt.operator.contract import OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from mla_opt.operator.contract import OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION, is_operator
 from mla_opt.options import Phase
 from mla_opt.report.report import OptimizationReport, tool_version
 from mla_opt.verification.interface_map import InterfaceMap
@@ -252,7 +252,9 @@ def _made(
     phase.files = write_model(phase.model, path)
     if tools.trt is None:
         return None
-    operators = [node.name or "" for node in phase.model.graph if node.op_type == OP_TYPE]
+    operators = [
+        node.name or "" for node in phase.model.graph if is_operator(node.domain, node.op_type)
+    ]
     plan = Plan(
         onnx=path,
         profile=phase.profile,

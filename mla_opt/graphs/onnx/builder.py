@@ -323,7 +323,7 @@ class OnnxBuilder:
     ) -> tuple[ir.Value, ...]:
         """One ``LatentAttention`` with its function body; outputs in the contract's order."""
         signature = signature_of(operands, causal)
-        define(self._model, signature, operands["query"].dtype, adaptive=self._adaptive)
+        overload = define(self._model, signature, operands["query"].dtype, adaptive=self._adaptive)
         values = self._emit(
             contract.OP_TYPE,
             signature.arrange(operands),
@@ -331,7 +331,7 @@ class OnnxBuilder:
             signature.node_attributes(scale, kv_lora_rank),
             outputs=[f"/{each}" for each in signature.outputs],
             domain=contract.DOMAIN,
-            overload=signature.overload,
+            overload=overload,
         )
         output, *caches = values
         _set_dtype(output, operands["query"].dtype)

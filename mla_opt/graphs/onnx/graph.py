@@ -20,10 +20,10 @@ from mla_opt.graphs.onnx.operations import read
 from mla_opt.graphs.protocol import EXAMPLE, Size
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
+from mla_opt.operator.onnx.node import settle
 from mla_opt.sites import LatentAttentionSite
 
 _IR_VERSION_OF_FUNCTIONS = 8
-_IR_VERSION_OF_OVERLOADS = 10
 
 SMALL = 4096
 """Stored tensors of at most this many elements are read while matching; larger ones are not."""
@@ -369,24 +369,12 @@ class OnnxGraph:
         return iter(ir.traversal.RecursiveGraphIterator(self.model.graph))
 
     def settle_functions(self) -> None:
-        """Import the operator's domain only if it is used; raise the IR version only if needed.
-
-        One kind of call in a model needs no overload, and so no newer file format.
-        """
+        """Give each body its name; import the operator's domain only if it is used."""
+        settle(self.model)
         ours = [key for key in self.model.functions if key[0] == contract.DOMAIN]
-        calls = [node for node in self._all_nodes() if node.domain == contract.DOMAIN]
-        attentions = [key for key in ours if key[1] == contract.OP_TYPE]
-        if len(attentions) == 1 and attentions[0][2]:
-            body = self.model.functions.pop(attentions[0])
-            body.overload = ""
-            self.model.functions[body.identifier()] = body
-            for node in calls:
-                node.overload = ""
-        if not calls and not ours:
+        if not ours and not any(node.domain == contract.DOMAIN for node in self._all_nodes()):
             self.model.opset_imports.pop(contract.DOMAIN, None)
-        if any(overload for _, _, overload in self.model.functions):
-            self.model.ir_version = max(self.model.ir_version, _IR_VERSION_OF_OVERLOADS)
-        elif self.model.functions:
+        if self.model.functions:
             self.model.ir_version = max(self.model.ir_version, _IR_VERSION_OF_FUNCTIONS)
 
     def text(self) -> str:
