@@ -121,7 +121,7 @@ def model(
         signature, opset, signature.overload, element_type=element, adaptive=adaptive
     )
     kinds = {key: _kind(key, feed, element, signature) for key, feed in feeds.items()}
-    inputs = {key: _symbolic(key, feed, kinds[key]) for key, feed in feeds.items()}
+    inputs = {key: symbolic(key, feed, kinds[key]) for key, feed in feeds.items()}
     outputs = [
         _output(key, kinds.get(key.removeprefix("new_"), element)) for key in signature.outputs
     ]
@@ -148,7 +148,7 @@ def _kind(key: str, feed: np.ndarray, element: ir.DataType, signature: Signature
     return element if own.is_floating_point() else own
 
 
-def _symbolic(key: str, feed: np.ndarray, kind: ir.DataType) -> ir.Value:
+def symbolic(key: str, feed: np.ndarray, kind: ir.DataType) -> ir.Value:
     """An input of the rank of its feed."""
     shape = ir.Shape([f"{key}_{axis}" for axis in range(feed.ndim)])
     return ir.Value(name=key, type=ir.TensorType(kind), shape=shape)
