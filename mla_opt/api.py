@@ -11,7 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mla_opt.errors import InputError, NothingMatchedError, Refusal, VerificationError
+from mla_opt.errors import (
+    CACHE_NOT_RECOGNIZED,
+    InputError,
+    NothingMatchedError,
+    Refusal,
+    RefusedError,
+    VerificationError,
+)
 from mla_opt.events import Observer, PassFinished, PassStarted
 from mla_opt.graphs.protocol import Graph
 from mla_opt.options import Absorb, CacheType, Options, Phase, Target
@@ -26,6 +33,10 @@ from mla_opt.verification import verify as run_verification
 
 if TYPE_CHECKING:
     from mla_opt.subject import ModelLike
+
+
+READING = ("drop_no_ops", "find_latent_attention", "extract_weights")
+"""The passes that find attentions and prove what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,7 @@ def optimize(
     Raises:
         InputError: the model or an option cannot be used.
         NothingMatchedError: no latent attention was found; carries the report.
+        RefusedError: the caches cannot all be what ``cache`` asks for; carries the report.
         VerificationError: the result computes something else; carries the report.
     """
     options = Options(target, absorb, cache, prefill, cache_type, passes, phase, plugin)
@@ -91,12 +103,30 @@ def optimize(
     report = replace(_report(opened, records, options), input=source)
     if not graph.sites and not allow_unmatched:
         raise NothingMatchedError(_why_nothing(report, opened.optimized_by), report)
+    _check_caches(report)
     if graph.sites:
         opened.record(graph.sites)
-    result = opened.result()
+    result = opened.result() if graph.sites or passes is not None else opened.unchanged()
     if verify and graph.sites and opened.has_content:
         report = _verified(opened.original(), result, report, observer)
     return OptimizeResult(result, report)
+
+
+def _check_caches(report: OptimizationReport) -> None:
+    """A layout of the cache that was asked for is for every layer, or refused.
+
+    Raises:
+        RefusedError: the cache of a latent attention is none that can be changed.
+    """
+    left = [each for each in report.refusals if each.code == CACHE_NOT_RECOGNIZED]
+    if left:
+        names = ", ".join(each.site for each in left)
+        raise RefusedError(
+            f"cache {report.options['cache']} cannot be had for {len(left)} of"
+            f" {len(report.sites)} latent attentions ({left[0].code}): {names}; {left[0].reason};"
+            " ask for cache 'keep'",
+            report,
+        )
 
 
 def inspect(model: ModelLike) -> InspectionReport:
@@ -107,7 +137,7 @@ def inspect(model: ModelLike) -> InspectionReport:
     """
     opened = subject(model)
     graph = opened.graph
-    records = Options(passes=("find_latent_attention", "extract_weights")).pipeline().run(graph)
+    records = Options(passes=READING).pipeline().run(graph)
     matched = [_attention(graph, site) for site in graph.sites]
     refused = [_refused(each) for record in records for each in record.result.refusals]
     attentions = sorted((*matched, *refused), key=lambda each: _natural(each.name))

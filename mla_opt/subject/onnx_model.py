@@ -71,6 +71,10 @@ class OnnxSubject:
         """The path, where there is one: runtimes load it as it is."""
         return Path(self._given) if isinstance(self._given, str | PathLike) else self._before
 
+    def unchanged(self) -> ir.Model:
+        """A copy of the model as it came."""
+        return self._before.clone()
+
     def result(self) -> ir.Model:
         """The graph."""
         return self._after

@@ -14,8 +14,9 @@ from mla_opt.errors import InputError
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.dependence import depends_on_stored_only
 from mla_opt.graphs.interface.interface import Limits, ModelInterface
-from mla_opt.graphs.onnx.binding import OnnxBinding
+from mla_opt.graphs.onnx.binding import OnnxBinding, UnboundValueError
 from mla_opt.graphs.onnx.builder import OnnxBuilder
+from mla_opt.graphs.onnx.no_ops import unchanged
 from mla_opt.graphs.onnx.operations import read
 from mla_opt.graphs.protocol import EXAMPLE, Size
 from mla_opt.handles import Array, Value
@@ -141,6 +142,15 @@ class OnnxGraph:
         """A model whose weights cannot be read is refused before it comes here."""
         return True
 
+    def unchanged(self, node: ir.Node) -> ir.Value | None:
+        """The operand that the node returns as it is, at every size; ``None`` where not proved."""
+        operand = unchanged(self, node)
+        if operand is None:
+            return None
+        shapes = [self.example_shape(value) for value in (operand, node.outputs[0])]
+        # A file that contradicts itself proves nothing.
+        return None if None not in shapes and shapes[0] != shapes[1] else operand
+
     # Shapes
 
     def example_shape(self, value: ir.Value) -> tuple[int, ...] | None:
@@ -174,6 +184,13 @@ class OnnxGraph:
             known = value.dtype = self.nearest_binding(*EXAMPLE).element_type(value)
         return np.dtype(known.numpy())
 
+    def element_type(self, value: ir.Value) -> ir.DataType | None:
+        """Element type; ``None`` where it cannot be told."""
+        try:
+            return value.dtype or self.nearest_binding(*EXAMPLE).element_type(value)
+        except (InputError, UnboundValueError):
+            return None
+
     def nearest_binding(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
         """Like :meth:`bind`, with the sizes that the file fixes in place of those asked for."""
         stateful = bool(self.interface.states)
@@ -203,6 +220,25 @@ class OnnxGraph:
         if name is not None and new.producer() is not None:
             old.name = self._retired(name)
             new.name = name
+
+    def redirect(self, old: ir.Value, new: ir.Value) -> bool:
+        """Let every reader of ``old`` read ``new``; outputs and names stay."""
+        uses = tuple(old.uses())
+        for use in uses:
+            use.node.replace_input_with(use.idx, new)
+        return bool(uses)
+
+    def remove(self, node: ir.Node) -> None:
+        """Remove a node whose results nobody reads, and what was made for it alone."""
+        pending = [node]
+        while pending:
+            each = pending.pop()
+            if each.graph is None or _is_needed(each):
+                continue
+            sources = [value.producer() for value in self.reads(each)]
+            _release_captured(each)
+            each.graph.remove(each, safe=True)
+            pending.extend(source for source in sources if source is not None)
 
     def _retired(self, name: str | None) -> str:
         """A name, not in use, for a value whose own name another has taken over."""
@@ -433,9 +469,13 @@ def _slice_of(shape: ir.Node) -> slice:
 def _remove_dead_nodes(graph: ir.Graph) -> None:
     """Drop nodes without readers, last ones first; nodes with branches are judged as a whole."""
     for node in reversed(graph):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+        if not _is_needed(node):
             _release_captured(node)
             graph.remove(node, safe=True)
+
+
+def _is_needed(node: ir.Node) -> bool:
+    return any(value.uses() or value.is_graph_output() for value in node.outputs)
 
 
 def _release_captured(node: ir.Node) -> None:
