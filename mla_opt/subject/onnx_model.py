@@ -16,9 +16,16 @@ from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.graphs.onnx.opset import at_least
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, PORTABLE, TENSORRT, BodyStyle
 from mla_opt.options import Options, Target
 from mla_opt.report.report import ModelFile
 from mla_opt.sites import LatentAttentionSite
+
+STYLES: dict[Target, BodyStyle] = {
+    "onnxruntime": ONNX_RUNTIME,
+    "portable": PORTABLE,
+    "tensorrt": TENSORRT,
+}
 
 OnnxLike = str | PathLike[str] | onnx.ModelProto | ir.Model
 
@@ -30,7 +37,7 @@ class OnnxSubject:
         self._given = model
         self._before = load(model)
         self._after = _in_opset_of(target, self._before)
-        self._graph = OnnxGraph(self._after, adaptive=target != "tensorrt")
+        self._graph = OnnxGraph(self._after, style=STYLES[target])
 
     @property
     def graph(self) -> Graph:

@@ -12,6 +12,7 @@ import torch
 import mla_opt
 from mla_opt.errors import InputError
 from mla_opt.operator import DOMAIN, Signature, function_body
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME
 from tests.operator.cases import NARROW_SIGNATURES, RANK, SCALE, name, operands
 from tests.torch_operator.calls import OPERATOR, assert_matches, attributes, positional, tensor
 
@@ -81,7 +82,7 @@ def test_the_node_and_the_body_are_those_of_optimizing_a_file(signature):
     given = {key: attribute.value for key, attribute in node.attributes.items()}
     assert given == signature.node_attributes(SCALE, RANK)
     (attached,) = model.functions.values()
-    wanted = function_body(signature, model.opset_imports[""], adaptive=True)
+    wanted = function_body(signature, model.opset_imports[""], style=ONNX_RUNTIME)
     assert attached.identifier() == wanted.identifier()
     assert [n.op_type for n in attached] == [n.op_type for n in wanted]
 

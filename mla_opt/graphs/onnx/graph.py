@@ -21,6 +21,7 @@ from mla_opt.graphs.onnx.operations import read
 from mla_opt.graphs.protocol import EXAMPLE, Size
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
 from mla_opt.operator.onnx.node import settle
 from mla_opt.sites import LatentAttentionSite
 
@@ -33,13 +34,12 @@ SMALL = 4096
 class OnnxGraph:
     """The main graph of one ``onnx_ir.Model``, read and rewritten in place.
 
-    ``adaptive`` lets the bodies of fused operators branch on the number of query rows, which helps
-    ONNX Runtime's CPU and nobody else.
+    ``style`` is that of the bodies of fused operators.
     """
 
-    def __init__(self, model: ir.Model, *, adaptive: bool = True) -> None:
+    def __init__(self, model: ir.Model, *, style: BodyStyle = ONNX_RUNTIME) -> None:
         self.model = model
-        self._adaptive = adaptive
+        self._style = style
         self.sites: list[LatentAttentionSite] = []
         self._operations: dict[ir.Node, op.Operation] = {}
         self._constant: dict[ir.Value, bool] = {}
@@ -208,7 +208,7 @@ class OnnxGraph:
 
     def builder(self, before: ir.Node, prefix: str) -> OnnxBuilder:
         """A builder that emits in front of ``before``."""
-        return OnnxBuilder(self.model, before, prefix, self._names, adaptive=self._adaptive)
+        return OnnxBuilder(self.model, before, prefix, self._names, style=self._style)
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let every reader and the graph outputs read ``new``, which takes over ``old``'s name."""

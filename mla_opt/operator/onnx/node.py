@@ -20,6 +20,7 @@ from mla_opt.operator.contract import (
     Signature,
     is_operator,
 )
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
 from mla_opt.operator.onnx.body_tape import CAST_LIKE_SINCE
 from mla_opt.operator.onnx.function_body import function_body
 
@@ -43,16 +44,14 @@ def define(
     signature: Signature,
     element_type: ir.DataType | None,
     *,
-    adaptive: bool = True,
+    style: BodyStyle = ONNX_RUNTIME,
 ) -> str:
     """Give ``model`` the function body of ``signature``, unless it has it; return its overload."""
     model.opset_imports.setdefault(DOMAIN, VERSION)
     opset, element = model.opset_imports[""], element_type or ir.DataType.FLOAT
     of_one_type = opset < CAST_LIKE_SINCE
     overload = f"{signature.overload}_{element.name.lower()}" if of_one_type else signature.overload
-    body = function_body(
-        signature, opset, overload=overload, element_type=element, adaptive=adaptive
-    )
+    body = function_body(signature, opset, overload=overload, element_type=element, style=style)
     model.functions.setdefault(body.identifier(), body)
     return overload
 
