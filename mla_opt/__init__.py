@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         NothingMatchedError,
         PassError,
         Refusal,
+        RefusedError,
         VerificationError,
     )
     from mla_opt.geometry import MlaGeometry
@@ -42,6 +43,7 @@ __all__ = [
     "ParityReport",
     "PassError",
     "Refusal",
+    "RefusedError",
     "VerificationError",
     "attach_function_bodies",
     "find",

@@ -57,6 +57,9 @@ class Subject(Protocol):
     def original(self) -> Any:
         """The model as it came, to be verified against."""
 
+    def unchanged(self) -> Any:
+        """The model as it came, as a model that may be changed where the copy might be."""
+
     def result(self) -> Any:
         """The copy, as a model of the kind that came."""
 

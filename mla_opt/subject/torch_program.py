@@ -99,6 +99,10 @@ class ProgramSubject:
         """The program as it came."""
         return self._opened.result
 
+    def unchanged(self) -> Any:
+        """The program as it came."""
+        return self._opened.result
+
     def result(self) -> Any:
         """A program of the same kind; the very same where nothing was found."""
         if not self._graph.sites:
