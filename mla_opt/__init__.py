@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         NothingMatchedError,
         PassError,
         Refusal,
+        RefusedError,
         VerificationError,
     )
     from mla_opt.geometry import MlaGeometry
@@ -42,6 +43,7 @@ __all__ = [
     "ParityReport",
     "PassError",
     "Refusal",
+    "RefusedError",
     "VerificationError",
     "attach_function_bodies",
     "find",
@@ -52,6 +54,9 @@ __all__ = [
     "register_sharding",
     "verify",
 ]
+
+# Read from the package's metadata when it is asked for.
+__version__: str
 
 _HOMES = {
     "OptimizeResult": "mla_opt.api",
@@ -72,6 +77,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for, when it is asked for: the package itself imports in no time."""
+    if name == "__version__":
+        from mla_opt.version import tool_version
+
+        return tool_version()
     if name not in __all__:
         raise AttributeError(f"module 'mla_opt' has no attribute {name!r}")
     from importlib import import_module

@@ -1,7 +1,8 @@
 """The Python API: find, inspect and optimize latent attention in a model.
 
-Every function takes a path, an ``onnx.ModelProto``, an ``onnx_ir.Model``, a
-``torch.export.ExportedProgram`` or a ``torch.fx.GraphModule``, and none changes what it is given.
+Every function takes a path (of an ONNX model, or of a program that `torch.export.save` wrote, named
+``.pt2``), an ``onnx.ModelProto``, an ``onnx_ir.Model``, a ``torch.export.ExportedProgram`` or a
+``torch.fx.GraphModule``, and none changes what it is given. Loading a program can run code in it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mla_opt.errors import (
+    CACHE_NOT_RECOGNIZED,
     InputError,
     NothingMatchedError,
     Refusal,
+    RefusedError,
     VerificationError,
     nothing_matched,
 )
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
     from mla_opt.subject import ModelLike
 
 
-#: The passes that find and decide, and rewrite nothing.
-LOOKING = ("find_latent_attention", "extract_weights", "choose_form")
+#: The passes that find and decide, and rewrite no attention.
+LOOKING = ("drop_no_ops", "find_latent_attention", "extract_weights", "choose_form")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ def optimize(
     Raises:
         InputError: the model or an option cannot be used.
         NothingMatchedError: no latent attention was found; carries the report.
+        RefusedError: the caches cannot all be what ``cache`` asks for; carries the report.
         VerificationError: the result computes something else; carries the report.
     """
     options = Options(target, absorb, cache, prefill, cache_type, passes, phase, plugin)
@@ -102,12 +106,30 @@ def optimize(
     report = replace(_report(opened, records, options), input=source)
     if not graph.sites and not allow_unmatched:
         raise NothingMatchedError(_why_nothing(report, opened.optimized_by), report)
+    _check_caches(report)
     if graph.sites:
         opened.record(graph.sites)
-    result = opened.result()
+    result = opened.result() if graph.sites or passes is not None else opened.unchanged()
     if verify and graph.sites and opened.has_content:
         report = _verified(opened.original(), result, report, observer)
     return OptimizeResult(result, report)
+
+
+def _check_caches(report: OptimizationReport) -> None:
+    """A layout of the cache that was asked for is for every layer, or refused.
+
+    Raises:
+        RefusedError: the cache of a latent attention is none that can be changed.
+    """
+    left = [each for each in report.refusals if each.code == CACHE_NOT_RECOGNIZED]
+    if left:
+        names = ", ".join(each.site for each in left)
+        raise RefusedError(
+            f"cache {report.options['cache']} cannot be had for {len(left)} of"
+            f" {len(report.sites)} latent attentions ({left[0].code}): {names}; {left[0].reason};"
+            " ask for cache 'keep'",
+            report,
+        )
 
 
 def inspect(model: ModelLike) -> InspectionReport:

@@ -49,6 +49,10 @@ class NothingMatchedError(ReportedError):
     """No latent attention was found. The command line exits with 3."""
 
 
+class RefusedError(NothingMatchedError):
+    """What was asked for by name cannot be done to every latent attention. Exit code 3, too."""
+
+
 class VerificationError(ReportedError):
     """The optimized model does not compute what the original computes. Exit code 4."""
 
@@ -59,6 +63,10 @@ class KernelUnavailableError(MlaOptError):
 
 class PassError(MlaOptError):
     """A pass found its pre- or postcondition broken: a defect of ours, never of the input."""
+
+
+CACHE_NOT_RECOGNIZED = "cache_not_recognized"
+"""Code of a refusal: a latent attention whose cache cannot be given another layout."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Container, Mapping, MutableMapping, Sequen
 from mla_opt.cost_model import expanded_from
 from mla_opt.handles import Value
 from mla_opt.report.inspection import OperatorReport
-from mla_opt.report.report import tool_version
 from mla_opt.sites import Ends, Form, FusedAttention, LatentAttentionSite
 from mla_opt.verification.interface_map import METADATA_KEY as INTERFACE_KEY
 from mla_opt.verification.interface_map import InterfaceMap, StateMap
 from mla_opt.verification.onnx.quantized import quantized_name
 from mla_opt.verification.site_records import METADATA_KEY as SITES_KEY
 from mla_opt.verification.site_records import SiteRecord, parse_sites, sites_to_json
+from mla_opt.version import tool_version
 
 VERSION_KEY = "mla_opt.version"
 

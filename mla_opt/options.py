@@ -61,8 +61,26 @@ class Options:
             raise InputError("cache static needs absorbed attention; absorb is 'none'")
         if self.cache_type != "keep" and self.absorb == "none":
             raise InputError(f"cache type {self.cache_type} needs absorbed attention, not 'none'")
+        self._check_prefill()
         if self.target == "tensorrt":
             self._check_tensorrt()
+
+    def _check_prefill(self) -> None:
+        """What was asked for by name is done, or refused."""
+        prompts_only = self.target == "tensorrt" and self.phase == "prefill"
+        if self.prefill == "expanded" and not prompts_only:
+            if self.cache_mode()[0] == "static":
+                raise InputError(
+                    "prefill expanded is not for cache static, whose buffers are attended to as"
+                    " they are, absorbed; use cache keep or packed, or prefill auto"
+                )
+            if self.absorb in ("fold-q", "fold-o", "fold"):
+                raise InputError(
+                    f"prefill expanded is not for absorb {self.absorb}: folded weights cannot be"
+                    " expanded without storing them twice; use absorb factored, or prefill auto"
+                )
+        if self.prefill == "absorbed" and self.absorb == "none":
+            raise InputError("prefill absorbed needs absorbed attention; absorb is 'none'")
 
     def _check_tensorrt(self) -> None:
         mode, capacity = self.cache_mode()

@@ -1,18 +1,19 @@
 """The compiler, one pass a file, in the order they run.
 
-1. `find_latent_attention`: find every latent attention; say why the others are none
-2. `extract_weights`: read W_UK and W_UV off the graph by running it; prove each site
-3. `choose_form`: decide what is folded, and how long queries are served
-4. `compress_cache`: cache latent rows instead of expanded keys and values
-5. `absorb_weights`: put W_UK on the query and W_UV on the output, attend to latent rows
-6. `release_shapes`: let nothing be computed only for its shape to be read
-7. `fuse_cache_append`: let the operator append to the cache
-8. `narrow_cache`: on request, keep the rows of the cache in 16 bits
-9. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
-10. `write_cache_in_place`: for static caches, buffers that are written in place
-11. `lower_to_standard_ops`: for the portable target, no custom operator is left
-12. `lower_to_tensorrt`: for engines, the prefill or the decode graph
-13. `clean_up`: drop what nothing reads any more
+1. `drop_no_ops`: let nothing that does nothing lie between a value and its readers
+2. `find_latent_attention`: find every latent attention; say why the others are none
+3. `extract_weights`: read W_UK and W_UV off the graph by running it; prove each site
+4. `choose_form`: decide what is folded, and how long queries are served
+5. `compress_cache`: cache latent rows instead of expanded keys and values
+6. `absorb_weights`: put W_UK on the query and W_UV on the output, attend to latent rows
+7. `release_shapes`: let nothing be computed only for its shape to be read
+8. `fuse_cache_append`: let the operator append to the cache
+9. `narrow_cache`: on request, keep the rows of the cache in 16 bits
+10. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
+11. `write_cache_in_place`: for static caches, buffers that are written in place
+12. `lower_to_standard_ops`: for the portable target, no custom operator is left
+13. `lower_to_tensorrt`: for engines, the prefill or the decode graph
+14. `clean_up`: drop what nothing reads any more
 
 Passes of other packages are found through the entry-point group ``mla_opt.passes``.
 """
@@ -33,6 +34,7 @@ from mla_opt.pipeline import Pass
 ENTRY_POINT_GROUP = "mla_opt.passes"
 
 BUILT_IN: dict[str, str] = {
+    "drop_no_ops": "DropNoOps",
     "find_latent_attention": "FindLatentAttention",
     "extract_weights": "ExtractWeights",
     "choose_form": "ChooseForm",

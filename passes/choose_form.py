@@ -37,8 +37,10 @@ class ChooseForm(Pass):
     def run(self, graph: Graph) -> PassResult:
         """Decide; nothing is rewritten."""
         refusals = [each for site in graph.sites for each in self._decide(graph, site)]
-        notes = sorted({f"{site.form}: {site.form_reason}" for site in graph.sites})
-        return PassResult(len(graph.sites), 0, tuple(refusals), tuple(notes))
+        notes = {f"{site.form}: {site.form_reason}" for site in graph.sites}
+        if self.in_place:
+            notes |= {f"prefill {site.prefill}: {site.prefill_reason}" for site in graph.sites}
+        return PassResult(len(graph.sites), 0, tuple(refusals), tuple(sorted(notes)))
 
     def _decide(self, graph: Graph, site: LatentAttentionSite) -> list[Refusal]:
         site.form, site.form_reason = self._form(graph, site)
@@ -63,7 +65,7 @@ class ChooseForm(Pass):
         if site.form == "none":
             return "expanded", "asked not to absorb"
         if self.in_place:
-            return "absorbed", "a buffer written in place is attended to as it is, absorbed"
+            return "absorbed", "a static cache is attended to as it is, so prompts are absorbed"
         if site.form != "factored" and self.prefill != "absorbed":
             return "absorbed", "folded weights cannot be expanded again without storing them twice"
         if self.prefill != "auto":

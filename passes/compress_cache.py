@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from mla_opt.emission.expanded import expanded_keys, expanded_values
 from mla_opt.emission.layout import restored
 from mla_opt.emission.operands import new_rows, store_weights
-from mla_opt.errors import InputError, PassError, Refusal
+from mla_opt.errors import CACHE_NOT_RECOGNIZED, InputError, PassError, Refusal
 from mla_opt.graphs.protocol import Builder, Graph, Size
 from mla_opt.handles import Value
 from mla_opt.pipeline import Pass, PassResult
@@ -79,7 +79,7 @@ def _is_unknown(site: LatentAttentionSite) -> bool:
 def _left_alone(site: LatentAttentionSite) -> Refusal:
     return Refusal(
         site.name,
-        "cache_not_recognized",
+        CACHE_NOT_RECOGNIZED,
         "its rows are not an input and new rows joined on the token axis of [B, 1, T, X] and"
         " returned, so its cache stays as it is",
     )

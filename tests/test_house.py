@@ -12,7 +12,7 @@ import mla_opt
 
 HOME = Path(mla_opt.__file__).parent
 
-WORDS = {"errors", "events", "handles", "geometry", "option_text"}
+WORDS = {"errors", "events", "handles", "geometry", "option_text", "version"}
 GRAPHS = {"sites", "kernels", "operator", "graphs", *WORDS}
 COMPILER = {"matching", "emission", "cost_model", "passes", "pipeline", "options", *GRAPHS}
 PROOF = {"programs", "files", "report", "ort_values", "verification", *GRAPHS}
@@ -23,6 +23,7 @@ API = {"api", *BELOW_API}
 #: is a module that stands on another floor than its package.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "version": set(),
     "handles": set(),
     "geometry": {"errors"},
     "events": {"errors"},
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"passes", "pipeline", "sites", *WORDS},
     "report": {"sites", "cost_model", *WORDS},
     "files": {"report", *WORDS},
-    "programs": GRAPHS,
+    "programs": {"files", "report", *GRAPHS},
     "programs.backend": {"options", "programs", *GRAPHS},
     "verification": {"programs", "files", "ort_values", *GRAPHS},
     "metadata": {"report", "sites", "cost_model", "verification", *WORDS},
@@ -51,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": API,
     "runtimes": {"engines", *API},
     "cli": {"benchmarking", "engines", "runtimes", "models", *API},
+    "__main__": {"cli"},
 }
 
 

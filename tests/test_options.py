@@ -33,6 +33,12 @@ def step(options: Options, name: str):
         ({"cache": "static:-4"}, "cache: the rows in 'static:-4': '-4' is no whole number"),
         ({"cache": "static:many"}, "cache: the rows in 'static:many': 'many' is no whole number"),
         ({"cache": "static", "absorb": "none"}, "cache static needs absorbed attention"),
+        (
+            {"cache": "static", "prefill": "expanded"},
+            "prefill expanded is not for cache static, .* use cache keep or packed",
+        ),
+        ({"absorb": "fold", "prefill": "expanded"}, "prefill expanded is not for absorb fold"),
+        ({"absorb": "none", "prefill": "absorbed"}, "prefill absorbed needs absorbed attention"),
         ({"cache_type": "int8"}, "cache_type is 'int8', not keep, float16 or bfloat16"),
         ({"cache_type": "float16", "absorb": "none"}, "cache type float16 needs absorbed"),
         ({"phase": "both"}, "phase is 'both', not prefill or decode"),
@@ -123,7 +129,7 @@ def test_passes_of_ones_own_choice():
 
 
 def test_a_pass_that_does_not_exist():
-    with pytest.raises(InputError, match="no pass is called 'fuse'; there are find_latent_att"):
+    with pytest.raises(InputError, match="no pass is called 'fuse'; there are drop_no_ops, find"):
         Options(passes=("fuse",)).pipeline()
 
 

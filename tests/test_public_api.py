@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import subprocess
 import sys
@@ -66,6 +67,22 @@ def test_every_name_is_there_and_stays(name):
     assert found.__doc__
 
 
+def test_one_version():
+    done = subprocess.run(
+        [sys.executable, "-m", "mla_opt", "--version"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == f"mla-opt {mla_opt.__version__}"
+    assert mla_opt.__version__ == importlib.metadata.version("mla-opt")
+
+
+def test_the_version_of_a_checkout_that_is_not_installed(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    assert mla_opt.__version__ == "unknown"
+
+
 def test_other_names_are_not():
     with pytest.raises(AttributeError, match="module 'mla_opt' has no attribute 'optimise'"):
         _ = mla_opt.optimise
@@ -108,7 +125,8 @@ def test_verify_takes_two_models():
 
 def test_an_import_costs_nothing():
     heavy = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "rich", "typer")
-    code = f"import sys, mla_opt; print([m for m in {heavy!r} if m in sys.modules])"
+    asked = "import sys, mla_opt; mla_opt.__version__"
+    code = f"{asked}; print([m for m in {heavy!r} if m in sys.modules])"
     done = run_python(code)
     assert done.stdout.strip() == "[]", done.stderr
 

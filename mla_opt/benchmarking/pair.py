@@ -20,6 +20,7 @@ from mla_opt.cost_model import CostForm, attention_stage, form_before
 from mla_opt.errors import InputError
 from mla_opt.files.model_io import model_files, read_model
 from mla_opt.graphs.interface.feeds import numpy_dtype
+from mla_opt.operator.contract import is_operator
 from mla_opt.report.inspection import AttentionReport
 from mla_opt.report.site import dtype_bytes
 from mla_opt.verification.alignment import Aligner
@@ -33,7 +34,6 @@ from mla_opt.verification.verifier import rounded_cache_type, tolerance_for
 Array = npt.NDArray[Any]
 Side = Literal["original", "optimized"]
 
-OPERATOR = ("mla_opt", "LatentAttention")
 #: New tokens of the calls that are compared where two models cannot be given one past.
 PROMPT_CALLS = (24, 1, 1)
 
@@ -226,4 +226,4 @@ def _noise(driver: Driver, scenario: Scenario) -> dict[str, Array]:
 
 def _has_operator(model: ir.Model) -> bool:
     nodes = (n for graph in model.graphs() for n in graph)
-    return any((node.domain, node.op_type) == OPERATOR for node in nodes)
+    return any(is_operator(node.domain, node.op_type) for node in nodes)

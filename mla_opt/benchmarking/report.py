@@ -13,7 +13,7 @@ from typing import Literal
 from mla_opt.benchmarking.limits import Rates
 from mla_opt.benchmarking.machine import Machine
 from mla_opt.report.plain import from_plain, to_plain
-from mla_opt.report.report import tool_version
+from mla_opt.version import tool_version
 
 BENCH_SCHEMA_VERSION = 1
 

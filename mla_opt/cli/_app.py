@@ -36,7 +36,7 @@ for _name, _command, _short in (
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from mla_opt.report.report import tool_version
+        from mla_opt.version import tool_version
 
         typer.echo(f"mla-opt {tool_version()}")
         raise typer.Exit

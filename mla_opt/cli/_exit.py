@@ -28,8 +28,9 @@ class ExitCode(IntEnum):
 
 
 EXIT_CODE_HELP = (
-    "Exit codes: 0 done; 1 unexpected error; 2 bad usage or bad input; 3 nothing matched; "
-    "4 verification failed (and nothing written); 130 interrupted."
+    "Exit codes: 0 done; 1 unexpected error; 2 bad usage or bad input; 3 nothing matched, or the "
+    "cache that was asked for was refused; 4 verification failed (and nothing written); "
+    "130 interrupted."
 )
 
 _EXPECTED: tuple[tuple[type[Exception], ExitCode], ...] = (

@@ -129,7 +129,14 @@ def parse_passes(text: str | None) -> tuple[str, ...] | None:
     return names
 
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model.")]
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="An ONNX model, or a program that torch.export.save wrote (.pt2). Loading a program "
+        "can run code that is in it: give only what you trust.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print details, and tracebacks of defects.")

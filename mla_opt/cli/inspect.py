@@ -11,6 +11,7 @@ import typer
 
 from mla_opt.cli._console import Screen
 from mla_opt.cli._exit import exit_on_error
+from mla_opt.cli._models import read
 from mla_opt.cli._options import Model, Quiet, Verbose, count
 
 if TYPE_CHECKING:
@@ -78,19 +79,16 @@ def look(model: Path, workload: Workload, screen: Screen, *, hashed: bool) -> In
         InputError: the file cannot be used.
     """
     from mla_opt import api
-    from mla_opt.files.model_io import describe, model_files, read_model, unknown_operators
     from mla_opt.report import with_costs
 
     with screen.activity(f"reading {model}") as activity:
-        graph = read_model(model)
+        opened = read(model)
         activity.step("looking for attention")
-        report = with_costs(api.inspect(graph), workload)
-        if unknown := unknown_operators(graph):
-            note = f"operators that nothing here defines: {', '.join(unknown)}"
-            report = replace(report, notes=(*report.notes, note))
+        report = with_costs(api.inspect(opened.model), workload)
+        report = replace(report, notes=(*report.notes, *opened.notes()))
         if hashed:
             activity.step("hashing")
-            report = replace(report, model=describe(model_files(model, graph), graph))
+            report = replace(report, model=opened.describe())
     return report
 
 

@@ -11,6 +11,7 @@ import typer
 
 from mla_opt.cli._console import Activity, Screen
 from mla_opt.cli._exit import exit_on_error
+from mla_opt.cli._models import OpenFile, check_output, read
 from mla_opt.cli._options import (
     Absorb,
     CacheType,
@@ -28,8 +29,6 @@ from mla_opt.cli._options import (
 )
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from mla_opt.events import Event
     from mla_opt.report import ModelFile, OptimizationReport
 
@@ -65,7 +64,9 @@ def optimize(
     model: Model,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The file to write.  [default: MODEL-stem.mla.onnx]"),
+        typer.Option(
+            "--output", "-o", help="The file to write.  [default: MODEL-stem.mla.onnx or .pt2]"
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     target: Annotated[
@@ -168,16 +169,14 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
     Raises:
         InputError, NothingMatchedError, VerificationError: nothing was written but the report.
     """
-    from mla_opt.files.model_io import read_model
-
     _check_outputs(settings)
     moving = not settings.print_between_passes
     with screen.activity(f"reading {settings.model}", moving=moving) as activity:
-        model = read_model(settings.model)
-        _protect(settings, model)
+        opened = read(settings.model)
+        _protect(settings, opened)
         activity.step("hashing the input")
-        source = _describe(settings.model, model)
-        report = _optimize_and_write(settings, model, source, activity, screen)
+        source = opened.describe()
+        report = _optimize_and_write(settings, opened, source, activity, screen)
     _tell(settings, report, screen)
     return report
 
@@ -185,56 +184,46 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
 def _check_outputs(settings: Settings) -> None:
     """Find out before the work, not after it, that a file cannot be written."""
     from mla_opt.errors import InputError
-    from mla_opt.files.model_io import check_input, check_output, data_path
+    from mla_opt.files import model_io
 
-    check_input(settings.model)
-    check_output(settings.output, force=settings.force, inputs=[settings.model])
+    model_io.check_input(settings.model)
+    check_output(settings.output, force=settings.force, source=settings.model)
     if settings.report is not None:
-        check_output(settings.report, force=settings.force, inputs=[settings.model])
+        model_io.check_output(settings.report, force=settings.force, inputs=[settings.model])
         report = settings.report.absolute()
-        if report in (settings.output.absolute(), data_path(settings.output).absolute()):
+        outputs = (settings.output, model_io.data_path(settings.output))
+        if report in (path.absolute() for path in outputs):
             raise InputError(f"{settings.report}: is both the output and the report; name another")
 
 
-def _protect(settings: Settings, model: ir.Model) -> None:
+def _protect(settings: Settings, opened: OpenFile) -> None:
     """Check that nothing that will be written is the model or holds its weights."""
-    from mla_opt.files.model_io import check_no_input, data_path, model_files
+    from mla_opt.files.model_io import check_no_input, data_path
 
-    inputs = model_files(settings.model, model)
     for path in (settings.output, data_path(settings.output), settings.report):
         if path is not None:
-            check_no_input(path, inputs)
+            check_no_input(path, opened.files())
 
 
 def _optimize_and_write(
-    settings: Settings, model: ir.Model, source: ModelFile, activity: Activity, screen: Screen
+    settings: Settings, opened: OpenFile, source: ModelFile, activity: Activity, screen: Screen
 ) -> OptimizationReport:
     from mla_opt import api
     from mla_opt.errors import InputError, NothingMatchedError, VerificationError
-    from mla_opt.files.model_io import describe, model_files, write_model
 
     observer = _observer(settings, activity)
     try:
-        result = api.optimize(model, observer=observer, **settings.api_options())
+        result = api.optimize(opened.model, observer=observer, **settings.api_options())
     except (NothingMatchedError, VerificationError) as error:
         _tell_failure(settings, error, source, screen)
         raise
     except InputError as error:
         raise InputError(f"{settings.model}: {error}") from error
     activity.step(f"writing {settings.output}")
-    inputs = model_files(settings.model, model)
-    files = write_model(result.model, settings.output, force=settings.force, inputs=inputs)
-    activity.step("hashing the output")
-    report = _complete(result.report, settings, source)
-    report = replace(report, output=describe(files, result.model))
+    written = opened.write(result.model, settings.output, force=settings.force)
+    report = replace(_complete(result.report, settings, source), output=written)
     _write_report(settings, report)
     return report
-
-
-def _describe(path: Path, model: ir.Model) -> ModelFile:
-    from mla_opt.files.model_io import describe, model_files
-
-    return describe(model_files(path, model), model)
 
 
 def _observer(settings: Settings, activity: Activity) -> Callable[[Event], None]:

@@ -23,7 +23,9 @@ def verify(
 ) -> None:
     """Run ORIGINAL and OPTIMIZED on the same inputs, prefill and decode, and compare.
 
-    Works across changed caches. Broken copies of OPTIMIZED must be told apart from it, too.
+    Both are ONNX models, or both programs that torch.export.save wrote (.pt2), which can run code
+    when they are loaded. Works across changed caches. Broken copies of OPTIMIZED must be told apart
+    from it, too.
     """
     with exit_on_error(verbose=verbose):
         screen = Screen(quiet=quiet, verbose=verbose)
@@ -40,11 +42,13 @@ def compare(original: Path, optimized: Path, screen: Screen) -> ParityReport:
         VerificationError: the optimized model cannot be loaded.
     """
     from mla_opt.files.model_io import read_model
+    from mla_opt.programs.recognize import is_program_file
     from mla_opt.verification import verify as run
 
     with screen.activity(f"reading {original}") as activity:
         for path in (original, optimized):
-            read_model(path)
+            if not is_program_file(path):
+                read_model(path)
         return run(original, optimized, progress=activity.observe)
 
 

@@ -79,8 +79,17 @@ def _zero_unless_sink(builder: Builder, output: Value, addend: Value, sink: Valu
 
 
 def zero_where_blind(builder: Builder, output: Value, addend: Value) -> Value:
-    """Zeros for queries that may attend to nothing: their softmax is not a number."""
+    """Zeros for queries that may attend to nothing: their softmax is not a number.
+
+    The maximum is taken of 0 and 1, and the condition made as wide as the output, for OpenVINO: its
+    maximum of nothing but -inf is a finite number, and what follows an attention with one number a
+    query, such as ``[B, 1, S, 1]``, it computes wrongly from 128 value dims on (2026.4).
+    """
+    zero, one = (builder.scalar_like(number, output, f"blind_{number:.0f}") for number in (0, 1))
     never = builder.scalar_like(float("-inf"), addend, "blind_level")
-    seeing = builder.greater(builder.row_maximum(addend, "bias_maximum"), never, "seeing")
-    zero = builder.scalar_like(0.0, output, "blind_output")
-    return builder.where(seeing, output, zero, "output_or_zero")
+    visible = builder.where(builder.greater(addend, never, "visible"), one, zero, "visible_as_1")
+    seeing = builder.greater(builder.row_maximum(visible, "visible_maximum"), zero, "seeing")
+    single = builder.integers(1)
+    shape = (single, single, single, builder.dimension(output, 3))
+    by_column = builder.expand(seeing, builder.concat(shape, 0, "one_row"), "seeing_by_column")
+    return builder.where(by_column, output, zero, "output_or_zero")

@@ -52,12 +52,13 @@ from mla_opt.files.model_io import (
     write_text,
 )
 from mla_opt.geometry import MlaGeometry
-from mla_opt.operator.contract import OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from mla_opt.operator.contract import OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION, is_operator
 from mla_opt.options import Phase
 from mla_opt.passes.lower_to_tensorrt import LowerToTensorrt
-from mla_opt.report.report import OptimizationReport, tool_version
+from mla_opt.report.report import OptimizationReport
 from mla_opt.verification.interface_map import InterfaceMap
 from mla_opt.verification.oracle import optimized_driver
+from mla_opt.version import tool_version
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
@@ -317,7 +318,8 @@ def _made(
 
 def _operators(model: ir.Model) -> list[str]:
     """Names of the nodes that the plugin runs."""
-    return [node.name or "" for node in model.graph if node.op_type == OP_TYPE]
+    nodes = (node for node in model.graph if is_operator(node.domain, node.op_type))
+    return [node.name or "" for node in nodes]
 
 
 def _hash(source: Path, model: ir.Model) -> str:

@@ -22,11 +22,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from mla_opt.errors import InputError
-from mla_opt.operator.contract import DOMAIN, OP_TYPE
+from mla_opt.operator.contract import DOMAIN, OP_TYPES, is_operator
 
 Precision = Literal["float16", "bfloat16"]
 
-PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "Attention", "TensorScatter", OP_TYPE})
+PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "Attention", "TensorScatter", *OP_TYPES})
 #: Operators that move elements, and how many of their first inputs hold what they move.
 MOVES = {
     "Concat": None,
@@ -230,7 +230,9 @@ def _is_cache(value: ir.Value) -> bool:
     node = value.producer()
     if node is None:
         return False
-    return node.op_type == "TensorScatter" or (node.op_type == OP_TYPE and (value.index() or 0) > 0)
+    return node.op_type == "TensorScatter" or (
+        is_operator(node.domain, node.op_type) and (value.index() or 0) > 0
+    )
 
 
 def _check_range(name: str | None, tensor: ir.TensorProtocol) -> None:

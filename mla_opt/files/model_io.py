@@ -59,10 +59,15 @@ _RUNTIME_DOMAINS = ("com.microsoft", "com.microsoft.experimental", "com.ms.inter
 
 
 def default_output(path: str | Path) -> Path:
-    """Return where the optimized model goes by default: ``dir/m.onnx`` gives ``dir/m.mla.onnx``."""
+    """Return where the optimized model goes by default: ``dir/m.onnx`` gives ``dir/m.mla.onnx``.
+
+    A program, ``m.pt2``, gives a program; what is named otherwise gives an ONNX file.
+    """
     path = Path(path)
-    stem = path.stem if path.suffix.lower() == ".onnx" else path.name
-    return path.with_name(stem + ".mla.onnx")
+    suffix = path.suffix.lower()
+    if suffix in (".onnx", ".pt2"):
+        return path.with_name(f"{path.stem}.mla{suffix}")
+    return path.with_name(f"{path.name}.mla.onnx")
 
 
 def model_files(path: str | Path, model: ir.Model) -> tuple[Path, ...]:

@@ -29,7 +29,11 @@ _SNIFFED = 64
 # First bytes, and what a file that begins with them is.
 _LOOKS_LIKE = (
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with 'git lfs pull'"),
-    (b"PK\x03\x04", "a zip archive, such as a PyTorch checkpoint; export it to ONNX first"),
+    (
+        b"PK\x03\x04",
+        "a zip archive: a PyTorch checkpoint or program; optimize, inspect and verify take programs"
+        " of torch.export, named .pt2; for all else export it to ONNX first",
+    ),
     (b"\x89PNG", "a PNG image"),
     (b"\x80", "a Python pickle; export the model to ONNX first"),
     (b"GGUF", "a GGUF model; export the original model to ONNX"),

@@ -197,6 +197,12 @@ class Graph(Protocol):
     def results(self, node: Node) -> Sequence[Value]:
         """What the node makes."""
 
+    def unchanged(self, node: Node) -> Value | None:
+        """The operand that is all the node returns, as it is and at every size.
+
+        ``None`` where that is not proved, or where more than the first result is read.
+        """
+
     def is_input(self, value: Value) -> bool:
         """Whether the value is an input of the graph."""
 
@@ -237,6 +243,12 @@ class Graph(Protocol):
 
     def builder(self, before: Node, prefix: str) -> Builder:
         """A builder that emits in front of ``before``; names begin with ``prefix``."""
+
+    def redirect(self, old: Value, new: Value) -> bool:
+        """Let all readers of ``old`` read ``new``; outputs and names stay. Were there any?"""
+
+    def remove(self, node: Node) -> None:
+        """Remove a node whose results nobody reads, and what was made for it alone."""
 
     def replace(self, old: Value, new: Value) -> None:
         """Let all readers and the outputs have ``new`` for ``old``, under ``old``'s name."""

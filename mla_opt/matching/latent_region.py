@@ -368,7 +368,7 @@ def _rewound(graph: Graph, rows: _Rows, roles: _Roles) -> _Rows:
 
 
 def _before_moves(graph: Graph, region: Region, roles: _Roles, value: Value) -> Value:
-    """The cache that the rows come from, else the nearest that are ``[B, 1, T, X]`` or nearly so."""
+    """The cache that the rows come from, else the nearest ``[B, 1, T, X]`` or ``[B, T, X]``."""
     chain = [value]
     joined = {join.joined for join in region.joins}
     while chain[-1] not in joined and len(region.made_of.get(chain[-1], ())) == 1:

@@ -48,6 +48,14 @@ negative, is an ordinary number.
 | ``plugin_namespace``, ``plugin_version`` | string | how TensorRT finds a plugin |
 
 Every attribute is written on the node: a default that only a function body knows breaks kernels.
+
+In a file, the body of a signature is found by the operator's name alone: ONNX Runtime before 1.27
+knows no overloads of functions and takes one body for all of a name. So where the nodes of a model
+have several signatures, the most frequent is called ``LatentAttention`` and the others
+``LatentAttention_2`` and so on (``OP_TYPES``). The names mean the same, and every kernel library
+registers them all: what a node computes is told by the inputs that it has, never by its name.
+Making one signature of them would not do: rows that another attention has written, or a cache in
+two tensors, can be brought into the form of the others only by copying the cache in every step.
 """
 
 from __future__ import annotations
@@ -60,6 +68,7 @@ from mla_opt.errors import InputError
 
 DOMAIN = "mla_opt"
 OP_TYPE = "LatentAttention"
+OP_TYPES = (OP_TYPE, *(f"{OP_TYPE}_{number}" for number in range(2, 9)))
 VERSION = 1
 
 INPUTS = ("query", "latent", "cache", "past_len", "bias", "sink", "rope_cache")
@@ -68,6 +77,12 @@ ATTRIBUTES = ("scale", "kv_lora_rank", "causal", "plugin_namespace", "plugin_ver
 
 PLUGIN_NAMESPACE = "mla_opt"
 PLUGIN_VERSION = "1"
+
+
+def is_operator(domain: str, op_type: str) -> bool:
+    """Whether a node of this domain and type is the operator, by any of its names."""
+    return domain == DOMAIN and op_type in OP_TYPES
+
 
 BiasKind = Literal["none", "additive", "boolean"]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,9 @@ def lifted(module: fx.GraphModule, tensors: dict[str, torch.Tensor] | None = Non
             stored[node.name] = Stored(path, "parameter", (tensors or {})[node.name])
     leaves, structure = pytree.tree_flatten(copy.graph.output_node().args[0])
     copy.graph.output_node().args = (tuple(leaves),)
-    copy, changed = _functional(copy)
+    copy = _in_operators(copy)
+    stored |= _lift_attributes(copy, {each.name for each in stored.values()})
+    changed = _functional(copy)
     program = _program(copy, {n: s for n, s in stored.items() if n not in changed})
     outputs = (f"output_{place}" for place in range(structure.num_leaves))
     name_outputs(program, [*(f"new_{name}" for name in changed), *outputs])
@@ -105,8 +108,11 @@ def _check_examples(module: fx.GraphModule) -> None:
             )
 
 
-def _lift_attributes(module: fx.GraphModule) -> dict[str, Stored]:
-    """Put placeholders in the place of attributes; returns what each stands for, by its name."""
+def _lift_attributes(module: fx.GraphModule, taken: Set[str] = frozenset()) -> dict[str, Stored]:
+    """Put placeholders in the place of attributes; returns what each stands for, by its name.
+
+    ``taken`` are paths that stand for other tensors already.
+    """
     stored: dict[str, Stored] = {}
     placeholders: dict[str, fx.Node] = {}
     for node in list(module.graph.find_nodes(op="get_attr")):
@@ -119,10 +125,16 @@ def _lift_attributes(module: fx.GraphModule) -> dict[str, Stored]:
                 new = module.graph.placeholder(f"p_{path.replace('.', '_')}")
             new.meta["val"] = _example(module, node, tensor)
             placeholders[path] = new
-            stored[new.name] = Stored(path, _kind(module, path), tensor)
+            stored[new.name] = Stored(_free(path, taken), _kind(module, path), tensor)
         node.replace_all_uses_with(placeholders[path])
         module.graph.erase_node(node)
     return stored
+
+
+def _free(path: str, taken: Set[str]) -> str:
+    """The path, or one like it where another tensor has it."""
+    numbered = (f"{path}_{number}" for number in itertools.count(1))
+    return next(each for each in itertools.chain([path], numbered) if each not in taken)
 
 
 def _attribute(module: torch.nn.Module, path: str) -> Any:
@@ -135,10 +147,11 @@ def _kind(module: torch.nn.Module, path: str) -> StoredKind:
 
 
 def _example(module: fx.GraphModule, node: fx.Node, tensor: torch.Tensor) -> torch.Tensor:
-    known = node.meta.get("val")
-    if isinstance(known, torch.Tensor):
+    """What a placeholder for the tensor shows; tracing notes one of a mode of its own."""
+    mode, known = _fake_mode(module), node.meta.get("val")
+    if isinstance(known, torch._subclasses.FakeTensor) and known.fake_mode is mode:
         return known
-    return _fake_mode(module).from_tensor(tensor, static_shapes=True)
+    return mode.from_tensor(tensor, static_shapes=True)
 
 
 def _fake_mode(module: fx.GraphModule) -> torch._subclasses.FakeTensorMode:
@@ -149,13 +162,17 @@ def _fake_mode(module: fx.GraphModule) -> torch._subclasses.FakeTensorMode:
     raise InputError("the graph module has no example values")
 
 
-def _functional(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """The same without changes in place, and the names of the placeholders that it changes.
+def _in_operators(module: fx.GraphModule) -> fx.GraphModule:
+    """The same in aten operators, traced again where it is not."""
+    calls = (node for node in module.graph.nodes if node.op.startswith("call_"))
+    return module if all(map(_is_traced, calls)) else _retraced(module)
+
+
+def _functional(module: fx.GraphModule) -> tuple[str, ...]:
+    """Undo changes in place; returns the names of the placeholders that are changed.
 
     What these become is returned in front of all else.
     """
-    if not all(_is_traced(node) for node in module.graph.nodes if node.op.startswith("call_")):
-        module = _retraced(module)
     changed = settle_changes(module.graph, of_inputs=True)
     left = changes(module)
     if left:
@@ -164,7 +181,7 @@ def _functional(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]
         )
     returned = module.graph.output_node()
     returned.args = ((*changed.values(), *returned.args[0]),)  # type: ignore[misc]
-    return module, tuple(node.name for node in changed)
+    return tuple(node.name for node in changed)
 
 
 def _is_traced(node: fx.Node) -> bool:

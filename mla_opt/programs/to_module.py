@@ -22,7 +22,8 @@ def graph_module(source: LiftedModule) -> fx.GraphModule:
         if node.name in source.arguments:
             continue  # the caller gives it, as before
         with graph.inserting_before(node):
-            attribute = graph.get_attr(_keep(root, stored))
+            # get_attr() would warn that the graph's module, which is left here, has no such tensor
+            attribute = graph.create_node("get_attr", _keep(root, stored))
         attribute.meta = dict(node.meta)
         node.replace_all_uses_with(attribute)
         graph.erase_node(node)

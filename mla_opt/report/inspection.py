@@ -10,9 +10,10 @@ from mla_opt.cost_model import COST_FORMS, CostForm, Hardware, Workload
 from mla_opt.errors import Refusal
 from mla_opt.geometry import MlaGeometry
 from mla_opt.report.plain import from_plain, to_plain
-from mla_opt.report.report import ModelFile, tool_version
+from mla_opt.report.report import ModelFile
 from mla_opt.report.site import dtype_bytes
 from mla_opt.sites import CacheFamily, CacheLayout, Form, PrefillForm
+from mla_opt.version import tool_version
 
 INSPECTION_SCHEMA_VERSION = 2
 

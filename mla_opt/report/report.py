@@ -9,28 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Literal
 
 from mla_opt.errors import Refusal
 from mla_opt.geometry import MlaGeometry
 from mla_opt.report.plain import from_plain, to_plain
 from mla_opt.sites import CacheFamily, CacheLayout, Form, PrefillForm
+from mla_opt.version import tool_version
 
 REPORT_SCHEMA_VERSION = 1
 
 
-def tool_version() -> str:
-    """Return the version of mla-opt, or ``unknown`` in a checkout that is not installed."""
-    try:
-        return metadata.version("mla-opt")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One ONNX model on disk.
+    """One model on disk.
+
+    A PyTorch program imports no opsets and has the IR version 0.
 
     ``sha256`` and ``bytes`` cover the model file followed by its external data files in the order
     of their names, so for a model without external data it is what ``sha256sum`` prints.

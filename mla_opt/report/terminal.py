@@ -244,13 +244,14 @@ def _site_reasons(sites: Sequence[SiteReport], details: bool) -> Iterator[Render
     yield _plain(
         f"decode figures: one new token at {context} tokens of context, from the cost model"
     )
-    if not details:
-        return
     for members in group(sites, key=_site_key, name=lambda site: site.name):
-        site = members.members[0]
-        yield _plain(f"{members.label}: {site.form}: {site.form_reason}")
-        yield _plain(f"{members.label}: prefill {site.prefill}: {site.prefill_reason}")
-        yield from (_plain(f"{members.label}: {note}") for note in site.notes)
+        site, label = members.members[0], members.label
+        if details:
+            yield _plain(f"{label}: {site.form}: {site.form_reason}")
+        if details or site.cache_layout_after == "static":  # where "auto" has no choice
+            yield _plain(f"{label}: prefill {site.prefill}: {site.prefill_reason}")
+        if details:
+            yield from (_plain(f"{label}: {note}") for note in site.notes)
 
 
 def _change_key(change: InterfaceChange) -> Hashable:

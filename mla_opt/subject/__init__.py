@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from mla_opt.graphs.protocol import Graph
 from mla_opt.options import Options, Target
-from mla_opt.programs.recognize import is_program
+from mla_opt.programs.recognize import is_program, is_program_file
 from mla_opt.report.inspection import OperatorReport
 from mla_opt.report.report import ModelFile
 from mla_opt.sites import LatentAttentionSite
@@ -57,6 +57,9 @@ class Subject(Protocol):
     def original(self) -> Any:
         """The model as it came, to be verified against."""
 
+    def unchanged(self) -> Any:
+        """The model as it came, as a model that may be changed where the copy might be."""
+
     def result(self) -> Any:
         """The copy, as a model of the kind that came."""
 
@@ -67,7 +70,7 @@ def subject(model: ModelLike, target: Target = "onnxruntime") -> Subject:
     Raises:
         InputError: it cannot be used.
     """
-    if is_program(model):
+    if is_program(model) or is_program_file(model):
         from mla_opt.subject.torch_program import ProgramSubject
 
         return ProgramSubject(model)

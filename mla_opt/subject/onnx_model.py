@@ -17,10 +17,17 @@ from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.graphs.onnx.opset import at_least
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, PORTABLE, TENSORRT, BodyStyle
 from mla_opt.options import Options, Target
 from mla_opt.report.inspection import OperatorReport
 from mla_opt.report.report import ModelFile
 from mla_opt.sites import LatentAttentionSite
+
+STYLES: dict[Target, BodyStyle] = {
+    "onnxruntime": ONNX_RUNTIME,
+    "portable": PORTABLE,
+    "tensorrt": TENSORRT,
+}
 
 OnnxLike = str | PathLike[str] | onnx.ModelProto | ir.Model
 
@@ -32,7 +39,7 @@ class OnnxSubject:
         self._given = model
         self._before = load(model)
         self._after = _in_opset_of(target, self._before)
-        self._graph = OnnxGraph(self._after, adaptive=target != "tensorrt")
+        self._graph = OnnxGraph(self._after, style=STYLES[target])
 
     @property
     def graph(self) -> Graph:
@@ -85,6 +92,10 @@ class OnnxSubject:
     def original(self) -> Any:
         """The path, where there is one: runtimes load it as it is."""
         return Path(self._given) if isinstance(self._given, str | PathLike) else self._before
+
+    def unchanged(self) -> ir.Model:
+        """A copy of the model as it came."""
+        return self._before.clone()
 
     def result(self) -> ir.Model:
         """The graph."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import onnx_ir as ir
@@ -17,6 +19,8 @@ from mla_opt.graphs.torch.skeleton import skeleton
 from mla_opt.handles import Value
 from mla_opt.options import Options
 from mla_opt.programs.frontends import open_program
+from mla_opt.programs.recognize import is_program_file
+from mla_opt.programs.saved import describe_program, read_program
 from mla_opt.report.inspection import OperatorReport
 from mla_opt.report.report import ModelFile
 from mla_opt.sites import LatentAttentionSite
@@ -26,10 +30,12 @@ if TYPE_CHECKING:
 
 
 class ProgramSubject:
-    """An exported program or a graph module."""
+    """An exported program, in a file or not, or a graph module."""
 
-    def __init__(self, model: Program) -> None:
-        self._opened = open_program(model)
+    def __init__(self, model: Program | str | PathLike[str]) -> None:
+        self._path = Path(model) if is_program_file(model) else None
+        self._saved = None if self._path is None else read_program(self._path)
+        self._opened = open_program(cast("Program", self._saved.program if self._saved else model))
         self._program = self._opened.program.clone()
         self._graph = TorchGraph(self._program)
 
@@ -73,8 +79,10 @@ class ProgramSubject:
             )
 
     def file(self) -> ModelFile | None:
-        """A program is no file."""
-        return None
+        """Hash and size of the file, where there is one."""
+        if self._path is None or self._saved is None:
+            return None
+        return describe_program(self._path, self._saved.torch_version)
 
     def interfaces(self) -> tuple[ir.Model, ir.Model]:
         """Inputs and outputs of both."""
@@ -88,6 +96,10 @@ class ProgramSubject:
         return cast(fx.Node, value) in self._program.stored
 
     def original(self) -> Any:
+        """The program as it came."""
+        return self._opened.result
+
+    def unchanged(self) -> Any:
         """The program as it came."""
         return self._opened.result
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy.typing as npt
 import onnx_ir as ir
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from mla_opt.errors import InputError, VerificationError
 from mla_opt.events import VerifyProgress
 from mla_opt.graphs.interface.interface import Limits, ModelInterface
-from mla_opt.programs.recognize import is_program
+from mla_opt.programs.recognize import is_program, is_program_file
 from mla_opt.verification.alignment import Aligner, joined_name
 from mla_opt.verification.interface_map import InterfaceMap, check_interfaces
 from mla_opt.verification.negative_controls import (
@@ -42,6 +42,9 @@ from mla_opt.verification.running import RunError, Runnable, Running
 from mla_opt.verification.scenarios import Room, Scenario, plan
 from mla_opt.verification.site_records import SiteRecord, read_sites
 
+if TYPE_CHECKING:
+    from mla_opt.programs.recognize import Program
+
 Array = npt.NDArray[Any]
 Progress = Callable[[VerifyProgress], None]
 
@@ -62,7 +65,7 @@ def verify(
     """Run both models on the same inputs and compare all they say.
 
     Args:
-        original: a path, a proto or a graph.
+        original: a path, a proto, a graph or a PyTorch program.
         optimized: the same, with the metadata that tells what changed.
         tolerance: the error to tolerate, relative to the spread of an output; measured if ``None``.
         controls: whether broken copies of ``optimized`` must be noticed, too.
@@ -84,12 +87,14 @@ def verify(
 
 
 def _opened(model: ModelLike, label: str, libraries: Sequence[Path] = ()) -> Runnable:
-    if not is_program(model):
+    if not (is_program(model) or is_program_file(model)):
         return open_model(model, label, libraries)
     from mla_opt.programs.frontends import open_program
+    from mla_opt.programs.saved import read_program
     from mla_opt.verification.torch.sessions import OpenProgram
 
-    return OpenProgram.of(label, open_program(model))
+    program = read_program(Path(model)).program if is_program_file(model) else model
+    return OpenProgram.of(label, open_program(cast("Program", program)))
 
 
 @dataclass(slots=True)

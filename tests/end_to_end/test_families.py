@@ -12,6 +12,7 @@ import pytest
 
 import mla_opt
 from mla_opt.files.model_io import write_model
+from mla_opt.operator.contract import OP_TYPES
 from tests.end_to_end import protos
 from tests.end_to_end.conftest import export_file
 from tests.end_to_end.driving import Generator, largest_gap, onnxruntime_run, prompt
@@ -122,15 +123,17 @@ def check_file(result: Optimized) -> None:
     before, after = protos.operators(result.before), protos.operators(result.after)
     assembled = 0 if result.spec.expanded else key_assembly(result)
     assert after["ScatterND"] == before["ScatterND"] - assembled
-    # One body for each set of operands: a site without k_pe of its own has another.
-    bodies = [(f.domain, f.name, f.overload) for f in result.after.functions]
+    # One body for each set of operands: a site without k_pe of its own has another, by a name of
+    # its own, since ONNX Runtime before 1.27 knows no overloads.
+    bodies = [f.name for f in result.after.functions]
     assert len(set(bodies)) == len(bodies)
+    assert {(f.domain, f.overload) for f in result.after.functions} <= {("mla_opt", "")}
     chosen = {site.geometry for site in result.report.sites if site.prefill == "auto"}
     wanted = {"LatentAttention", "PrefillCrossover"} if chosen else {"LatentAttention"}
-    assert {name for _, name, _ in bodies} == (wanted if result.absorbed else set())
+    assert {name.partition("_")[0] for name in bodies} == (wanted if result.absorbed else set())
     assert after["PrefillCrossover"] == (len(chosen) if result.absorbed else 0)
     fused = len(result.report.sites) if result.absorbed else 0
-    assert after["LatentAttention"] == fused
+    assert sum(after[name] for name in OP_TYPES) == fused
 
 
 def key_assembly(result: Optimized) -> int:

@@ -63,6 +63,7 @@ class Block:
     value_bias: bool = False
     storage: Literal["matmul", "gemm", "dequantized", "transposed"] = "matmul"
     row_rank: int = 4
+    scale: float = 0.37
     scale_on: Literal["scores", "divided", "query", "key", "key_heads", "both"] = "scores"
     guarded: bool = False
     dtype: str = "float32"
@@ -75,10 +76,6 @@ class Block:
     @property
     def width(self) -> int:
         return self.nope + self.rope
-
-    @property
-    def scale(self) -> float:
-        return 0.37
 
     @property
     def total_len(self) -> Dim:

@@ -142,6 +142,46 @@ def test_state_is_paired_by_name_where_structure_is_silent(source, target):
     assert (state.output.name, state.growth_axis) == (target, 2)
 
 
+def open_width(*intermediate, state="w"):
+    """The size found for the last axis of a state, with values of these last sizes on the way."""
+    values = [(f"v{i}", FLOAT, ["B", 12, size]) for i, size in enumerate(intermediate)]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["conv_state", "kernel"], [name]) for name, *_ in values],
+        "graph",
+        [helper.make_tensor_value_info(*i) for i in (IDS, ("conv_state", FLOAT, ["B", 12, state]))],
+        [helper.make_tensor_value_info("new_conv_state", FLOAT, ["B", 12, state])],
+        value_info=[helper.make_tensor_value_info(*each) for each in values],
+    )
+    interface = ModelInterface.of(ir.from_proto(helper.make_model(graph)))
+    (found,) = interface.states
+    assert interface.bind(5, 1, 7)["conv_state"][:2] == (5, 12)
+    return found.input.sizes[2]
+
+
+@pytest.mark.parametrize(
+    ("intermediate", "expected"),
+    [
+        (["w + 1", "w - 2"], 3),  # joined to one row, under a kernel of 4
+        (["w + S", "w + S - 6"], 6),
+        (["w - 1", "w + S - 1", "w + S - 4"], 4),  # its oldest row is dropped first
+        (["2*w - 9"], 5),
+        (["w + 1"], UNKNOWN_SIZE),
+        (["w"], "w"),
+        (["odd(w) - 7"], "w"),
+        (["w - 100000"], "w"),
+    ],
+)
+def test_an_open_width_of_a_state_is_found_out(intermediate, expected):
+    assert open_width(*intermediate) == expected
+
+
+def test_what_counts_sequences_or_tokens_is_no_width():
+    assert open_width("B - 8", state="B") == "B"
+    keys, keys_out, node = past(["B", 1, "P", 8])
+    (state,) = read([IDS, keys], [LOGITS, keys_out], [node]).states
+    assert state.input.sizes == ("B", 1, "P", 8)
+
+
 def test_recurrent_states_are_paired_by_order_and_shape():
     inputs = [IDS, *((f"conv_state_{i}", FLOAT, ["B", 12, 4]) for i in "ab")]
     outputs = [LOGITS, *((f"conv_result_{i}", FLOAT, ["B", 12, 4]) for i in "xy")]

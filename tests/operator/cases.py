@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from mla_opt.errors import InputError
 from mla_opt.operator import DOMAIN, OP_TYPE, VERSION, Signature, function_body
+from mla_opt.operator.onnx.body_style import TENSORRT, BodyStyle
 
 BATCH, HEADS, RANK, ROPE, PAST = 3, 2, 6, 4, 5
 SCALE = 0.25
@@ -113,15 +114,13 @@ def model(
     scale: float = SCALE,
     rank: int = RANK,
     element_type: ir.DataType | None = None,
-    adaptive: bool = False,
+    style: BodyStyle = TENSORRT,
 ) -> onnx.ModelProto:
     """A model of one node whose definition is the body; every dimension is symbolic."""
     element = element_type or ir.DataType.from_numpy(feeds["query"].dtype)
-    body = function_body(
-        signature, opset, signature.overload, element_type=element, adaptive=adaptive
-    )
+    body = function_body(signature, opset, signature.overload, element_type=element, style=style)
     kinds = {key: _kind(key, feed, element, signature) for key, feed in feeds.items()}
-    inputs = {key: _symbolic(key, feed, kinds[key]) for key, feed in feeds.items()}
+    inputs = {key: symbolic(key, feed, kinds[key]) for key, feed in feeds.items()}
     outputs = [
         _output(key, kinds.get(key.removeprefix("new_"), element)) for key in signature.outputs
     ]
@@ -148,7 +147,7 @@ def _kind(key: str, feed: np.ndarray, element: ir.DataType, signature: Signature
     return element if own.is_floating_point() else own
 
 
-def _symbolic(key: str, feed: np.ndarray, kind: ir.DataType) -> ir.Value:
+def symbolic(key: str, feed: np.ndarray, kind: ir.DataType) -> ir.Value:
     """An input of the rank of its feed."""
     shape = ir.Shape([f"{key}_{axis}" for axis in range(feed.ndim)])
     return ir.Value(name=key, type=ir.TensorType(kind), shape=shape)

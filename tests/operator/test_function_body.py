@@ -9,6 +9,7 @@ import pytest
 from mla_opt.errors import InputError
 from mla_opt.operator import Signature, function_body, latent_attention
 from mla_opt.operator.contract import ATTRIBUTES, INPUTS
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME
 from mla_opt.operator.onnx.function_body import FEW_QUERY_ROWS
 from tests.operator.cases import (
     ALL_SIGNATURES,
@@ -90,7 +91,7 @@ def test_the_checker_accepts_every_body(signature, opset):
 @pytest.mark.parametrize("opset", [14, 18, 24])
 @pytest.mark.parametrize("signature", REDUCED_SIGNATURES, ids=name)
 def test_an_adaptive_body_matches_with_few_and_with_many_query_rows(signature, opset):
-    proto = model(signature, operands(signature), opset=opset, adaptive=True)
+    proto = model(signature, operands(signature), opset=opset, style=ONNX_RUNTIME)
     onnx.checker.check_model(proto, full_check=True)
     runtime = session(proto)
     few, many = 1, FEW_QUERY_ROWS // HEADS + 1
@@ -100,7 +101,7 @@ def test_an_adaptive_body_matches_with_few_and_with_many_query_rows(signature, o
 
 
 def test_an_adaptive_body_chooses_between_two_products():
-    body = function_body(Signature(), 18, adaptive=True)
+    body = function_body(Signature(), 18, style=ONNX_RUNTIME)
     choice = next(node for node in body if node.op_type == "If")
     steps = [
         [node.op_type for node in choice.attributes[branch].as_graph()]

@@ -7,6 +7,7 @@ import onnx.inliner
 import pytest
 
 from mla_opt.operator import latent_attention
+from mla_opt.operator.onnx.body_style import PORTABLE, BodyStyle
 from tests.operator.cases import (
     RANK,
     REDUCED_SIGNATURES,
@@ -30,11 +31,11 @@ def run_openvino(proto, feeds, folder):
     return [results[index] for index in range(len(compiled.outputs))]
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("style", [BodyStyle(), PORTABLE])
 @pytest.mark.parametrize("signature", REDUCED_SIGNATURES, ids=name)
-def test_openvino_matches_the_reference(signature, adaptive, tmp_path):
+def test_openvino_matches_the_reference(signature, style, tmp_path):
     feeds = operands(signature)
-    proto = onnx.inliner.inline_local_functions(model(signature, feeds, adaptive=adaptive))
+    proto = onnx.inliner.inline_local_functions(model(signature, feeds, style=style, opset=24))
     output, *caches = run_openvino(proto, feeds, tmp_path)
     expected = latent_attention(**feeds, scale=SCALE, kv_lora_rank=RANK, causal=signature.causal)
     assert difference(output, expected.output) <= 2e-6

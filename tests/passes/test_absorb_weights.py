@@ -126,7 +126,8 @@ TREES = {
     ),
     "rows of rank 3": (
         {"row_rank": 3},
-        f"MatMul(LatentAttention({QUERY}, Concat(Unsqueeze(present.0.keys, 1), Unsqueeze({{r}}, 1)), "
+        f"MatMul(LatentAttention({QUERY}, Concat(Unsqueeze(present.0.keys, 1), "
+        "Unsqueeze({r}, 1)), "
         "-, -, attention_mask), w_uv)",
     ),
 }

@@ -66,9 +66,9 @@ def test_symbols_of_the_outputs_are_kept():
 def test_layers_that_share_a_cache_append_once():
     graph, result = fused(Block(layers=2, share=True))
     assert result.rewritten == 2
-    nodes = [node for node in graph.model.graph if node.op_type == "LatentAttention"]
+    nodes = [node for node in graph.model.graph if node.domain == "mla_opt"]
     run(graph, "clean_up")
-    nodes = [node for node in graph.model.graph if node.op_type == "LatentAttention"]
+    nodes = [node for node in graph.model.graph if node.domain == "mla_opt"]
     assert [len(node.outputs) for node in nodes] == [3, 1]
     cache, rope_cache = nodes[1].inputs[2], nodes[1].inputs[6]
     assert (cache.name, rope_cache.name) == ("present.0.keys", "present.0.values")

@@ -28,7 +28,7 @@ def written(block: Block, capacity: int | None = None, absorb: str = "factored")
 
 def operators(graph):
     run(graph, "clean_up")
-    return [node for node in graph.model.graph if node.op_type == "LatentAttention"]
+    return [node for node in graph.model.graph if node.domain == "mla_opt"]
 
 
 @pytest.mark.parametrize(("capacity", "rows"), [(None, "capacity"), (64, "64")])

@@ -47,7 +47,7 @@ def fused(model):
         for node in nodes
     ]
     bodies = {
-        (each.name, each.overload): [(node.op_type, len(node.input)) for node in each.node]
+        each.name: [(node.op_type, len(node.input)) for node in each.node]
         for each in model.functions
         if each.domain == "mla_opt"
     }

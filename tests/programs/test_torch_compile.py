@@ -7,7 +7,6 @@ import logging
 import pytest
 import torch
 
-import mla_opt.programs.backend  # noqa: F401 (registers itself)
 from tests.exports.families import FAMILIES
 from tests.programs import exporting
 

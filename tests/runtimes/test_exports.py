@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 
 import mla_opt
 from mla_opt.errors import InputError
@@ -13,6 +18,7 @@ from mla_opt.runtimes.onnxruntime import LatentCache, generate, session
 from tests.end_to_end.conftest import export_file
 from tests.end_to_end.driving import Generator, following, onnxruntime_run, prompt
 from tests.exports.cache import exported
+from tests.exports.families import FAMILIES
 from tests.exports.spec import ExportSpec
 
 SPECS = [
@@ -88,6 +94,38 @@ def test_recurrent_states_are_kept_beside_the_caches():
         said.cache.truncate(2)
     with pytest.raises(InputError, match="no mask and positions"):
         generate(opened, [[1, 2], [3]], max_new_tokens=1)
+
+
+@pytest.fixture(scope="module")
+def one_token_step(tmp_path_factory) -> tuple[Any, Path]:
+    """Kimi Linear, and its step of one token as transformers exports it by default.
+
+    The convolution's state, four tokens wide, has an open width there.
+    """
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+    from transformers.exporters.utils import decompose_for_generation
+
+    model = FAMILIES["kimi_linear"].build("sdpa")
+    ids = torch.arange(10).reshape(2, 5)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    config = OnnxConfig(dynamic=True, opset_version=18)
+    step = decompose_for_generation(model, inputs)["decode"]
+    exported_step, _ = OnnxExporter().export_program(*step, config=config)
+    path = tmp_path_factory.mktemp("step") / "step.onnx"
+    ir.save(exported_step, path)
+    return model, path
+
+
+def test_a_state_of_open_width(one_token_step):
+    model, path = one_token_step
+    conv = next(value for value in onnx.load(path).graph.input if "conv_states" in value.name)
+    assert conv.type.tensor_type.shape.dim[2].dim_param
+    result = mla_opt.optimize(path)  # verified
+    tokens = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    said = generate(session(result.model), tokens.numpy(), max_new_tokens=6)
+    asked = {"attention_mask": torch.ones_like(tokens), "pad_token_id": 0, "do_sample": False}
+    expected = model.generate(tokens, max_new_tokens=6, **asked)
+    assert np.stack(said.tokens).tolist() == expected[:, 3:].tolist()
 
 
 def test_a_model_without_a_cache_is_refused():

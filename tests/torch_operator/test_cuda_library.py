@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mla_opt.operator.torch import cuda_library as torch_cuda_library
-from mla_opt.operator.torch.op import make_call
+from mla_opt.operator.torch.call import make_call
 
 
 class FakeLibrary:

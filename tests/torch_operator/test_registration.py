@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mla_opt.errors import InputError
 from mla_opt.operator import Signature
 from mla_opt.operator.torch import cpu as torch_cpu
+from mla_opt.operator.torch.call import make_call
 from mla_opt.operator.torch.composite import attend_composite
-from mla_opt.operator.torch.op import make_call
 from tests.operator.cases import (
     ALL_SIGNATURES,
     BATCH,

@@ -12,6 +12,7 @@ import torch
 import mla_opt
 from mla_opt.errors import InputError
 from mla_opt.operator import DOMAIN, Signature, function_body
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME
 from tests.operator.cases import NARROW_SIGNATURES, RANK, SCALE, name, operands
 from tests.torch_operator.calls import OPERATOR, assert_matches, attributes, positional, tensor
 
@@ -75,13 +76,13 @@ def test_the_same_numbers_with_and_without_the_kernel(signature, optimize):
 def test_the_node_and_the_body_are_those_of_optimizing_a_file(signature):
     model = mla_opt.attach_function_bodies(exported(signature, operands(signature)))
     (node,) = nodes(model)
-    assert node.overload == signature.overload
+    assert (node.op_type, node.overload) == ("LatentAttention", "")
     assert len(node.inputs) == len(signature.slots)
     assert len(node.outputs) == len(signature.outputs)
     given = {key: attribute.value for key, attribute in node.attributes.items()}
     assert given == signature.node_attributes(SCALE, RANK)
     (attached,) = model.functions.values()
-    wanted = function_body(signature, model.opset_imports[""], signature.overload, adaptive=True)
+    wanted = function_body(signature, model.opset_imports[""], style=ONNX_RUNTIME)
     assert attached.identifier() == wanted.identifier()
     assert [n.op_type for n in attached] == [n.op_type for n in wanted]
 

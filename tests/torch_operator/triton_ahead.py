@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from mla_opt.kernels.triton.attend import attend_split
 from mla_opt.kernels.triton.combine import combine_splits
 from mla_opt.kernels.triton.tiles import MOST_SPLITS, tile_for
-from mla_opt.operator.torch.op import make_call
+from mla_opt.operator.torch.call import make_call
 from mla_opt.operator.torch.triton_launch import constants
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

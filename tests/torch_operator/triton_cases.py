@@ -15,7 +15,7 @@ import torch
 
 from mla_opt.operator import Signature
 from mla_opt.operator.torch import triton_launch as launch
-from mla_opt.operator.torch.op import make_call
+from mla_opt.operator.torch.call import make_call
 from tests.operator.cases import (
     ALL_SIGNATURES,
     NARROW_SIGNATURES,

@@ -15,6 +15,9 @@ AxisRole = Literal["batch", "query_len", "past_len", "total_len", "broadcast", "
 #: A number, a symbol or expression, or nothing at all.
 Size = int | str | None
 
+#: Size of a dimension that has nothing to do with tokens, such as that of an unused input.
+UNKNOWN_SIZE = 2
+
 #: Longer expressions than any exporter writes are not worth a parser's time.
 MAX_EXPRESSION = 200
 

@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.interface.dims import Axis, AxisRole, Port, Size, evaluate, is_expression
+from mla_opt.graphs.interface.dims import (
+    UNKNOWN_SIZE,
+    Axis,
+    AxisRole,
+    Port,
+    Size,
+    evaluate,
+    is_expression,
+)
 from mla_opt.graphs.interface.states import KnownStates, State, pair_states, state_roles
 from mla_opt.graphs.interface.tokens import (
     StatelessInputs,
@@ -22,12 +30,18 @@ from mla_opt.graphs.interface.tokens import (
     sort_inputs,
     token_roles,
 )
+from mla_opt.graphs.interface.widths import with_widths
 
-__all__ = ["Axis", "AxisRole", "KnownStates", "Limits", "ModelInterface", "Port", "State"]
-
-
-UNKNOWN_SIZE = 2
-"""Size of a dimension that has nothing to do with tokens, such as that of an unused input."""
+__all__ = [
+    "UNKNOWN_SIZE",
+    "Axis",
+    "AxisRole",
+    "KnownStates",
+    "Limits",
+    "ModelInterface",
+    "Port",
+    "State",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +70,8 @@ class ModelInterface:
     """What a model is fed and what it hands back.
 
     ``vocabulary`` is the number of rows of the table that the ids index, if it was found.
-    ``outputs`` holds all outputs, those of the states included.
+    ``outputs`` holds all outputs, those of the states included. A width of a state that the file
+    leaves open is the number that it has to be (`with_widths`).
     """
 
     token_ids: Port | None
@@ -79,7 +94,8 @@ class ModelInterface:
         states = pair_states(graph, inputs, known or KnownStates())
         paired = {state.input.name for state in states}
         stateless = sort_inputs(v for v in inputs if v.name not in paired)
-        return _with_roles(stateless, states, tuple(Port.of(v) for v in graph.outputs))
+        interface = _with_roles(stateless, states, tuple(Port.of(v) for v in graph.outputs))
+        return replace(interface, states=with_widths(graph, interface.states, interface._counted()))
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -141,6 +157,10 @@ class ModelInterface:
             if isinstance(axis.size, str) and not is_expression(axis.size) and axis.role in counts:
                 symbols.setdefault(axis.size, counts[axis.role])
         return symbols
+
+    def _counted(self) -> frozenset[Size]:
+        """The symbols of dimensions whose meaning is known."""
+        return frozenset(axis.size for _, _, axis in self._dimensions() if axis.role != "free")
 
 
 def _with_roles(

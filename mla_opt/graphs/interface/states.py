@@ -18,6 +18,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from mla_opt.graphs.interface.dims import AxisRole, Port, Size, is_expression
+from mla_opt.operator import contract
 
 #: ``growing`` gains S rows a call, ``recurrent`` keeps its shape, ``buffer`` is a cache of fixed
 #: capacity that is written in place.
@@ -28,14 +29,17 @@ LAYOUT = frozenset({"Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "Sq
 
 #: Fused attention operators: input index of a state to the index of its output.
 FUSED: dict[tuple[str, str], dict[int, int]] = {
-    ("mla_opt", "LatentAttention"): {2: 1, 6: 2},
+    **{(contract.DOMAIN, name): {2: 1, 6: 2} for name in contract.OP_TYPES},
     ("", "Attention"): {4: 1, 5: 2},
     ("com.microsoft", "GroupQueryAttention"): {3: 1, 4: 2},
     ("com.microsoft", "MultiHeadAttention"): {6: 1, 7: 2},
     ("", "TensorScatter"): {0: 0},
 }
 #: Input that turns a fused operator's cache into a buffer of fixed capacity.
-BUFFER_INPUT = {("mla_opt", "LatentAttention"): 3, ("", "TensorScatter"): 1}
+BUFFER_INPUT: dict[tuple[str, str], int] = {
+    **{(contract.DOMAIN, name): 3 for name in contract.OP_TYPES},
+    ("", "TensorScatter"): 1,
+}
 
 #: Words that tell a state's input from its output and nothing else.
 DIRECTION = frozenset(

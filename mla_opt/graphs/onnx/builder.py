@@ -14,6 +14,7 @@ from mla_opt.graphs.protocol import BranchBody, Builder
 from mla_opt.handles import Array
 from mla_opt.operator import contract
 from mla_opt.operator.crossover import CROSSOVER_OP_TYPE, crossover_attributes, define_crossover
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
 from mla_opt.operator.onnx.node import define, signature_of
 
 
@@ -31,13 +32,13 @@ class OnnxBuilder:
         prefix: str,
         names: set[str],
         *,
-        adaptive: bool = True,
+        style: BodyStyle = ONNX_RUNTIME,
     ) -> None:
         self._model = model
         self._before = before
         self._prefix = prefix
         self._names = names
-        self._adaptive = adaptive
+        self._style = style
         self.emitted: list[ir.Node] = []
 
     # Emission
@@ -323,7 +324,7 @@ class OnnxBuilder:
     ) -> tuple[ir.Value, ...]:
         """One ``LatentAttention`` with its function body; outputs in the contract's order."""
         signature = signature_of(operands, causal)
-        define(self._model, signature, operands["query"].dtype, adaptive=self._adaptive)
+        overload = define(self._model, signature, operands["query"].dtype, style=self._style)
         values = self._emit(
             contract.OP_TYPE,
             signature.arrange(operands),
@@ -331,7 +332,7 @@ class OnnxBuilder:
             signature.node_attributes(scale, kv_lora_rank),
             outputs=[f"/{each}" for each in signature.outputs],
             domain=contract.DOMAIN,
-            overload=signature.overload,
+            overload=overload,
         )
         output, *caches = values
         _set_dtype(output, operands["query"].dtype)
@@ -381,7 +382,7 @@ class OnnxBuilder:
             None,
             f"{self._prefix}/{name}",
             self._names,
-            adaptive=self._adaptive,
+            style=self._style,
         )
         outputs = cast(Sequence[ir.Value], body(cast(Builder, inner)))
         return ir.Graph(

@@ -14,19 +14,21 @@ from mla_opt.errors import InputError
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.dependence import depends_on_stored_only
 from mla_opt.graphs.interface.interface import Limits, ModelInterface
-from mla_opt.graphs.onnx.binding import OnnxBinding
+from mla_opt.graphs.onnx.binding import OnnxBinding, UnboundValueError
 from mla_opt.graphs.onnx.builder import OnnxBuilder
 from mla_opt.graphs.onnx.integers import Integers
+from mla_opt.graphs.onnx.no_ops import unchanged
 from mla_opt.graphs.onnx.operations import read
 from mla_opt.graphs.onnx.symbols import SymbolicShapes
 from mla_opt.graphs.protocol import EXAMPLE, Size
 from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
+from mla_opt.operator.onnx.node import settle
 from mla_opt.sites import LatentAttentionSite
 
 _IR_VERSION_OF_FUNCTIONS = 8
-_IR_VERSION_OF_OVERLOADS = 10
 
 SMALL = 4096
 """Stored tensors of at most this many elements are read while matching; larger ones are not."""
@@ -35,13 +37,12 @@ SMALL = 4096
 class OnnxGraph:
     """The main graph of one ``onnx_ir.Model``, read and rewritten in place.
 
-    ``adaptive`` lets the bodies of fused operators branch on the number of query rows, which helps
-    ONNX Runtime's CPU and nobody else.
+    ``style`` is that of the bodies of fused operators.
     """
 
-    def __init__(self, model: ir.Model, *, adaptive: bool = True) -> None:
+    def __init__(self, model: ir.Model, *, style: BodyStyle = ONNX_RUNTIME) -> None:
         self.model = model
-        self._adaptive = adaptive
+        self._style = style
         self.sites: list[LatentAttentionSite] = []
         self._operations: dict[ir.Node, op.Operation] = {}
         self._constant: dict[ir.Value, bool] = {}
@@ -144,6 +145,15 @@ class OnnxGraph:
         """A model whose weights cannot be read is refused before it comes here."""
         return True
 
+    def unchanged(self, node: ir.Node) -> ir.Value | None:
+        """The operand that the node returns as it is, at every size; ``None`` where not proved."""
+        operand = unchanged(self, node)
+        if operand is None:
+            return None
+        shapes = [self.example_shape(value) for value in (operand, node.outputs[0])]
+        # A file that contradicts itself proves nothing.
+        return None if None not in shapes and shapes[0] != shapes[1] else operand
+
     # Shapes
 
     @cached_property
@@ -194,6 +204,13 @@ class OnnxGraph:
             known = value.dtype = self.nearest_binding(*EXAMPLE).element_type(value)
         return np.dtype(known.numpy())
 
+    def element_type(self, value: ir.Value) -> ir.DataType | None:
+        """Element type; ``None`` where it cannot be told."""
+        try:
+            return value.dtype or self.nearest_binding(*EXAMPLE).element_type(value)
+        except (InputError, UnboundValueError):
+            return None
+
     def nearest_binding(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
         """Like :meth:`bind`, with the sizes that the file fixes in place of those asked for."""
         stateful = bool(self.interface.states)
@@ -219,7 +236,7 @@ class OnnxGraph:
 
     def builder(self, before: ir.Node, prefix: str) -> OnnxBuilder:
         """A builder that emits in front of ``before``."""
-        return OnnxBuilder(self.model, before, prefix, self._names, adaptive=self._adaptive)
+        return OnnxBuilder(self.model, before, prefix, self._names, style=self._style)
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let every reader and the graph outputs read ``new``, which takes over ``old``'s name."""
@@ -231,6 +248,25 @@ class OnnxGraph:
         if name is not None and new.producer() is not None:
             old.name = self._retired(name)
             new.name = name
+
+    def redirect(self, old: ir.Value, new: ir.Value) -> bool:
+        """Let every reader of ``old`` read ``new``; outputs and names stay."""
+        uses = tuple(old.uses())
+        for use in uses:
+            use.node.replace_input_with(use.idx, new)
+        return bool(uses)
+
+    def remove(self, node: ir.Node) -> None:
+        """Remove a node whose results nobody reads, and what was made for it alone."""
+        pending = [node]
+        while pending:
+            each = pending.pop()
+            if each.graph is None or _is_needed(each):
+                continue
+            sources = [value.producer() for value in self.reads(each)]
+            _release_captured(each)
+            each.graph.remove(each, safe=True)
+            pending.extend(source for source in sources if source is not None)
 
     def _retired(self, name: str | None) -> str:
         """A name, not in use, for a value whose own name another has taken over."""
@@ -400,24 +436,12 @@ class OnnxGraph:
         return iter(ir.traversal.RecursiveGraphIterator(self.model.graph))
 
     def settle_functions(self) -> None:
-        """Import the operator's domain only if it is used; raise the IR version only if needed.
-
-        One kind of call in a model needs no overload, and so no newer file format.
-        """
+        """Give each body its name; import the operator's domain only if it is used."""
+        settle(self.model)
         ours = [key for key in self.model.functions if key[0] == contract.DOMAIN]
-        calls = [node for node in self._all_nodes() if node.domain == contract.DOMAIN]
-        attentions = [key for key in ours if key[1] == contract.OP_TYPE]
-        if len(attentions) == 1 and attentions[0][2]:
-            body = self.model.functions.pop(attentions[0])
-            body.overload = ""
-            self.model.functions[body.identifier()] = body
-            for node in calls:
-                node.overload = ""
-        if not calls and not ours:
+        if not ours and not any(node.domain == contract.DOMAIN for node in self._all_nodes()):
             self.model.opset_imports.pop(contract.DOMAIN, None)
-        if any(overload for _, _, overload in self.model.functions):
-            self.model.ir_version = max(self.model.ir_version, _IR_VERSION_OF_OVERLOADS)
-        elif self.model.functions:
+        if self.model.functions:
             self.model.ir_version = max(self.model.ir_version, _IR_VERSION_OF_FUNCTIONS)
 
     def text(self) -> str:
@@ -476,9 +500,13 @@ def _slice_of(shape: ir.Node) -> slice:
 def _remove_dead_nodes(graph: ir.Graph) -> None:
     """Drop nodes without readers, last ones first; nodes with branches are judged as a whole."""
     for node in reversed(graph):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+        if not _is_needed(node):
             _release_captured(node)
             graph.remove(node, safe=True)
+
+
+def _is_needed(node: ir.Node) -> bool:
+    return any(value.uses() or value.is_graph_output() for value in node.outputs)
 
 
 def _release_captured(node: ir.Node) -> None:

@@ -24,6 +24,7 @@ from mla_opt.graphs.torch.binding import TorchBinding, UnboundError
 from mla_opt.graphs.torch.builder import Names, TorchBuilder
 from mla_opt.graphs.torch.inlining import inline_operator
 from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_real, rename, symbolic_shape
+from mla_opt.graphs.torch.no_ops import unchanged
 from mla_opt.graphs.torch.operations import operator_name, read
 from mla_opt.graphs.torch.order import drop_dead, in_order
 from mla_opt.graphs.torch.skeleton import skeleton
@@ -97,6 +98,10 @@ class TorchGraph:
         """What the node makes."""
         parts = [user for user in node.users if _is_part(user)]
         return tuple(sorted(parts, key=lambda part: cast(int, part.args[1]))) or (node,)
+
+    def unchanged(self, node: fx.Node) -> fx.Node | None:
+        """The operand that the node returns as it is, at every size; ``None`` where not proved."""
+        return unchanged(self, node)
 
     def is_input(self, value: Value) -> bool:
         """Whether the value is an input, and not a stored tensor."""
@@ -206,6 +211,23 @@ class TorchGraph:
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         if returned and new.op == "call_function":
             self._hand_over(old, new)
+
+    def redirect(self, old: fx.Node, new: fx.Node) -> bool:
+        """Let every reader of ``old`` read ``new``; outputs and names stay."""
+        output = self.program.output_node
+        return bool(old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not output))
+
+    def remove(self, node: fx.Node) -> None:
+        """Remove a node whose results nobody reads, and what was made for it alone."""
+        pending = [node]
+        while pending:
+            each = pending.pop()
+            for part in [user for user in each.users if _is_part(user) and not user.users]:
+                self.program.graph.erase_node(part)
+            if each.op != "call_function" or each.users or (each is not node and each.is_impure()):
+                continue
+            pending.extend(each.all_input_nodes)
+            self.program.graph.erase_node(each)
 
     def _hand_over(self, old: fx.Node, new: fx.Node) -> None:
         """Call a new output what the old one was called."""

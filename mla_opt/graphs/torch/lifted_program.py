@@ -145,7 +145,11 @@ def is_size(node: fx.Node) -> bool:
 
 def symbolic_shape(node: fx.Node) -> tuple[Any, ...] | None:
     """Sizes of a tensor: numbers, and SymPy expressions for those that vary."""
-    value = node.meta.get("val")
+    return shape_of(node.meta.get("val"))
+
+
+def shape_of(value: Any) -> tuple[Any, ...] | None:
+    """The same of an example value; None for what is no tensor."""
     return tuple(map(expression, value.shape)) if isinstance(value, torch.Tensor) else None
 
 

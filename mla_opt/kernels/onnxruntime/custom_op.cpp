@@ -28,18 +28,17 @@ Status* compute(void* kernel, KernelContext* context) {
   return failure.host_error ? static_cast<Status*>(failure.host_error) : failed(failure);
 }
 
-Operator on_cpu(int type, int cache_type) {
-  return make_operator(nullptr, type, cache_type, compute);
-}
-
-const Operator kOperators[] = {
-    on_cpu(MLA_OPT_FLOAT32, MLA_OPT_FLOAT32),
-    on_cpu(MLA_OPT_FLOAT16, MLA_OPT_FLOAT16),
-    on_cpu(MLA_OPT_BFLOAT16, MLA_OPT_BFLOAT16),
-    on_cpu(MLA_OPT_FLOAT64, MLA_OPT_FLOAT64),
-    on_cpu(MLA_OPT_FLOAT32, MLA_OPT_FLOAT16),
-    on_cpu(MLA_OPT_FLOAT32, MLA_OPT_BFLOAT16),
-};
+const std::vector<Operator> kOperators = make_operators(
+    nullptr,
+    {
+        {MLA_OPT_FLOAT32, MLA_OPT_FLOAT32},
+        {MLA_OPT_FLOAT16, MLA_OPT_FLOAT16},
+        {MLA_OPT_BFLOAT16, MLA_OPT_BFLOAT16},
+        {MLA_OPT_FLOAT64, MLA_OPT_FLOAT64},
+        {MLA_OPT_FLOAT32, MLA_OPT_FLOAT16},
+        {MLA_OPT_FLOAT32, MLA_OPT_BFLOAT16},
+    },
+    compute);
 
 Status* add(CustomOpDomain* domain, const CustomOp& op) {
   return call<Status*>(api, kCustomOpDomainAdd, domain, &op);

@@ -127,22 +127,10 @@ size_t may_be_in_place(int** inputs, int** outputs) {
   return 2;
 }
 
-}  // namespace
-
-Status* prepare(const Attributes& attributes, KernelContext* context,
-                mla_opt_latent_attention& problem) {
-  Operand operands[kInputCount];
-  OutputShapes shapes;
-  mla_opt_failure failure;
-  RETURN_IF_ERROR(read_inputs(context, operands));
-  if (!make_problem(operands, attributes, problem, shapes, failure)) return failed(failure);
-  return make_outputs(context, shapes, problem);
-}
-
-Operator make_operator(const char* provider, int type, int cache_type, Compute compute) {
+Operator make_operator(const char* name, const char* provider, Types types, Compute compute) {
   Operator op{};
   op.version = kApiVersion;
-  op.GetName = [](const CustomOp*) { return "LatentAttention"; };
+  op.GetName = [](const CustomOp* self) { return static_cast<const Operator*>(self)->name; };
   op.GetExecutionProviderType = [](const CustomOp* self) {
     return static_cast<const Operator*>(self)->provider;
   };
@@ -166,10 +154,31 @@ Operator make_operator(const char* provider, int type, int cache_type, Compute c
   op.GetEndVersion = [](const CustomOp*) { return 1; };
   op.GetMayInplace = may_be_in_place;
   op.ReleaseMayInplace = [](int*, int*) {};
+  op.name = name;
   op.provider = provider;
-  op.type = type;
-  op.cache_type = cache_type;
+  op.type = types.of_tensors;
+  op.cache_type = types.of_caches;
   return op;
+}
+
+}  // namespace
+
+Status* prepare(const Attributes& attributes, KernelContext* context,
+                mla_opt_latent_attention& problem) {
+  Operand operands[kInputCount];
+  OutputShapes shapes;
+  mla_opt_failure failure;
+  RETURN_IF_ERROR(read_inputs(context, operands));
+  if (!make_problem(operands, attributes, problem, shapes, failure)) return failed(failure);
+  return make_outputs(context, shapes, problem);
+}
+
+std::vector<Operator> make_operators(const char* provider, std::initializer_list<Types> types,
+                                     Compute compute) {
+  std::vector<Operator> made;
+  for (const char* name : kNames)
+    for (const Types each : types) made.push_back(make_operator(name, provider, each, compute));
+  return made;
 }
 
 }  // namespace mla_opt

@@ -1,6 +1,9 @@
 // A node of a model and the operator it is of: what is the same on every execution provider.
 #pragma once
 
+#include <initializer_list>
+#include <vector>
+
 #include "../cpu/latent_attention.h"
 #include "abi.h"
 #include "operands.h"
@@ -21,7 +24,15 @@ ort::Status* failed(const mla_opt_failure& failure);
 ort::Status* prepare(const Attributes& attributes, ort::KernelContext* context,
                      mla_opt_latent_attention& problem);
 
+// The names that nodes have (mla_opt/operator/contract.py): a model calls each of its function bodies
+// by another one, and all of them mean the same.
+constexpr const char* kNames[] = {
+    "LatentAttention",   "LatentAttention_2", "LatentAttention_3", "LatentAttention_4",
+    "LatentAttention_5", "LatentAttention_6", "LatentAttention_7", "LatentAttention_8",
+};
+
 struct Operator : ort::CustomOp {
+  const char* name;
   const char* provider;  // null: the CPU's
   int type;
   int cache_type;
@@ -30,7 +41,14 @@ struct Operator : ort::CustomOp {
 // Computes a node; `kernel` is its Attributes.
 using Compute = ort::Status* (*)(void* kernel, ort::KernelContext* context);
 
-// The operator for tensors of one type, and caches of one, on one provider.
-Operator make_operator(const char* provider, int type, int cache_type, Compute compute);
+// What the operator is made for: tensors of one type, and caches of one.
+struct Types {
+  int of_tensors;
+  int of_caches;
+};
+
+// The operator on one provider (null: the CPU), once for each of its names and each of the types.
+std::vector<Operator> make_operators(const char* provider, std::initializer_list<Types> types,
+                                     Compute compute);
 
 }  // namespace mla_opt

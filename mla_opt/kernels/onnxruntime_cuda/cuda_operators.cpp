@@ -65,9 +65,8 @@ Status* compute(void* kernel, KernelContext* context) {
 
 }  // namespace
 
-const Operator kCudaOperators[2] = {
-    make_operator(kProvider, MLA_OPT_FLOAT16, MLA_OPT_FLOAT16, compute),
-    make_operator(kProvider, MLA_OPT_BFLOAT16, MLA_OPT_BFLOAT16, compute),
-};
+const std::vector<Operator> kCudaOperators = make_operators(
+    kProvider,
+    {{MLA_OPT_FLOAT16, MLA_OPT_FLOAT16}, {MLA_OPT_BFLOAT16, MLA_OPT_BFLOAT16}}, compute);
 
 }  // namespace mla_opt

@@ -5,6 +5,6 @@
 
 namespace mla_opt {
 
-extern const Operator kCudaOperators[2];
+extern const std::vector<Operator> kCudaOperators;
 
 }  // namespace mla_opt

@@ -8,8 +8,18 @@
 namespace mla_opt::tensorrt {
 namespace {
 
+// The operator's names (mla_opt/operator/contract.py): nodes with another function body have another
+// one, and all of them mean the same. An engine keeps the first.
+constexpr const char* kNames[] = {
+    kName,
+    "LatentAttention_2", "LatentAttention_3", "LatentAttention_4", "LatentAttention_5",
+    "LatentAttention_6", "LatentAttention_7", "LatentAttention_8",
+};
+constexpr int32_t kNameCount = sizeof kNames / sizeof *kNames;
+
 class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
+  explicit Creator(const char* name) : name_(name) {}
   nvinfer1::IPluginV3* createPlugin(const char* name,
                                     const nvinfer1::PluginFieldCollection* given,
                                     nvinfer1::TensorRTPhase phase) noexcept override {
@@ -20,11 +30,13 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override {
     return &node_fields();
   }
-  const char* getPluginName() const noexcept override { return kName; }
+  const char* getPluginName() const noexcept override { return name_; }
   const char* getPluginVersion() const noexcept override { return kVersion; }
   const char* getPluginNamespace() const noexcept override { return kNamespace; }
 
  private:
+  const char* const name_;
+
   static bool complete(const char* name, nvinfer1::TensorRTPhase phase, Fields& fields) {
     const int version = mla_opt_cuda_abi_version();
     if (phase == nvinfer1::TensorRTPhase::kBUILD) {
@@ -48,8 +60,10 @@ extern "C" MLA_OPT_PUBLIC void setLoggerFinder(nvinfer1::ILoggerFinder* finder) 
 }
 
 extern "C" MLA_OPT_PUBLIC nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  static mla_opt::tensorrt::Creator creator;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
-  count = 1;
+  using namespace mla_opt::tensorrt;
+  static nvinfer1::IPluginCreatorInterface* creators[kNameCount] = {};
+  if (!creators[0])
+    for (int32_t i = 0; i < kNameCount; ++i) creators[i] = new Creator(kNames[i]);
+  count = kNameCount;
   return creators;
 }

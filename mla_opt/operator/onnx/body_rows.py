@@ -5,7 +5,8 @@
     split       the same, for the c_kv and the k_pe columns apart
     one source  rows = latent, or cache                       no new_cache
 
-Before TensorScatter (opset 24) the buffer is written with ScatterND. Narrow caches take new rows
+Before TensorScatter (opset 24), and for runtimes without it, the buffer is written with ScatterND.
+Narrow caches take new rows
 rounded to their type, and are read as the query's.
 """
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from mla_opt.operator.contract import Signature
+from mla_opt.operator.onnx.body_style import BodyStyle
 from mla_opt.operator.onnx.body_tape import BodyTape
 
 TENSOR_SCATTER_SINCE = 24
@@ -41,12 +43,14 @@ class Rows:
         return self.parts[0]
 
 
-def store_rows(tape: BodyTape, signature: Signature, inputs: Mapping[str, ir.Value]) -> Rows:
+def store_rows(
+    tape: BodyTape, signature: Signature, inputs: Mapping[str, ir.Value], style: BodyStyle
+) -> Rows:
     """Record what makes the rows that the queries attend to, the new ones included."""
     past_len = valid = _past_len(tape, signature, inputs)
     if past_len is not None and signature.has_latent:
         valid = tape.op("Add", past_len, tape.size(inputs["latent"], 2))
-    stored = _stored(tape, signature, inputs, past_len)
+    stored = _stored(tape, signature, inputs, past_len, style)
     parts = tuple(tape.like_query(part) for part in stored) if signature.narrow else stored
     return Rows(parts, stored, valid)
 
@@ -56,6 +60,7 @@ def _stored(
     signature: Signature,
     inputs: Mapping[str, ir.Value],
     past_len: ir.Value | None,
+    style: BodyStyle,
 ) -> tuple[ir.Value, ...]:
     """Return the rows in the type and the layout of the cache."""
     if not signature.has_cache:
@@ -69,7 +74,12 @@ def _stored(
         new = tuple(tape.like(rows, past[0]) for rows in new)
     if past_len is None:
         return tuple(tape.op("Concat", a, b, axis=2) for a, b in zip(past, new))
-    return _write(tape, past, new, past_len)
+    if style.tensor_scatter and tape.opset_version >= TENSOR_SCATTER_SINCE:
+        return tuple(
+            tape.op("TensorScatter", buffer, rows, past_len, axis=2)
+            for buffer, rows in zip(past, new)
+        )
+    return _scatter(tape, past, new, past_len)
 
 
 def _past_len(
@@ -89,15 +99,10 @@ def _parts(tape: BodyTape, signature: Signature, latent: ir.Value) -> tuple[ir.V
     return tape.columns_before(latent, rank), tape.columns_from(latent, rank)
 
 
-def _write(
+def _scatter(
     tape: BodyTape, past: tuple[ir.Value, ...], new: tuple[ir.Value, ...], past_len: ir.Value
 ) -> tuple[ir.Value, ...]:
     """Write the new rows into the buffers, each sequence at its own length."""
-    if tape.opset_version >= TENSOR_SCATTER_SINCE:
-        return tuple(
-            tape.op("TensorScatter", buffer, rows, past_len, axis=2)
-            for buffer, rows in zip(past, new)
-        )
     where = _positions(tape, new[0], past_len)
     return tuple(tape.op("ScatterND", buffer, where, rows) for buffer, rows in zip(past, new))
 

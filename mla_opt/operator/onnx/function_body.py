@@ -29,6 +29,7 @@ from mla_opt.errors import InputError
 from mla_opt.operator.contract import ATTRIBUTES, DOMAIN, OP_TYPE, Signature
 from mla_opt.operator.onnx.body_mask import additive_bias, may_see_nothing
 from mla_opt.operator.onnx.body_rows import Rows, store_rows
+from mla_opt.operator.onnx.body_style import TENSORRT, BodyStyle
 from mla_opt.operator.onnx.body_tape import BodyTape
 
 OPSET_VERSIONS = range(14, 26)
@@ -43,22 +44,20 @@ def function_body(
     overload: str = "",
     *,
     element_type: ir.DataType = ir.DataType.FLOAT,
-    adaptive: bool = False,
+    style: BodyStyle = TENSORRT,
 ) -> ir.Function:
     """Return the body for ``signature`` in operators of ``opset_version`` of the default domain.
 
     It takes any floating-point element type; at opset 14, which has no ``CastLike``, only
     ``element_type``. It declares the outputs that the signature has, and its ``slots`` as inputs.
-    ``adaptive`` adds an If on the number of query rows, which saves ONNX Runtime's CPU a sixth of
-    the time where there are few; other runtimes are better served by a straight line.
     """
     if opset_version not in OPSET_VERSIONS:
         low, high = OPSET_VERSIONS[0], OPSET_VERSIONS[-1]
         raise InputError(f"{OP_TYPE}: no body for opset {opset_version}, only for {low} to {high}")
     inputs = {name: ir.Value(name=name) for name in signature.slots}
     tape = BodyTape(inputs["query"], opset_version, element_type)
-    rows = store_rows(tape, signature, inputs)
-    output = _attend(tape, signature, inputs, rows, adaptive)
+    rows = store_rows(tape, signature, inputs, style)
+    output = _attend(tape, signature, inputs, rows, style.adaptive)
     outputs = (output, *rows.stored) if signature.writes_cache else (output,)
     for name, value in zip(signature.outputs, outputs):
         value.name = name

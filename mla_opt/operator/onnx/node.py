@@ -1,12 +1,27 @@
-"""What the operands of a ``LatentAttention`` node say of its signature, and the body it needs."""
+"""What the operands of a ``LatentAttention`` node say of its signature, and the body it needs.
+
+While a model is rewritten, a body goes by its overload; :func:`settle` gives each the name under
+which the file has it.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
-from mla_opt.operator.contract import DOMAIN, VERSION, BiasKind, Signature
+from mla_opt.operator.contract import (
+    DOMAIN,
+    OP_TYPES,
+    VERSION,
+    BiasKind,
+    Signature,
+    is_operator,
+)
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
+from mla_opt.operator.onnx.body_tape import CAST_LIKE_SINCE
 from mla_opt.operator.onnx.function_body import function_body
 
 
@@ -29,18 +44,45 @@ def define(
     signature: Signature,
     element_type: ir.DataType | None,
     *,
-    adaptive: bool = True,
-) -> None:
-    """Give ``model`` the function body of ``signature``, unless it has it."""
+    style: BodyStyle = ONNX_RUNTIME,
+) -> str:
+    """Give ``model`` the function body of ``signature``, unless it has it; return its overload."""
     model.opset_imports.setdefault(DOMAIN, VERSION)
-    body = function_body(
-        signature,
-        model.opset_imports[""],
-        overload=signature.overload,
-        element_type=element_type or ir.DataType.FLOAT,
-        adaptive=adaptive,
-    )
+    opset, element = model.opset_imports[""], element_type or ir.DataType.FLOAT
+    of_one_type = opset < CAST_LIKE_SINCE
+    overload = f"{signature.overload}_{element.name.lower()}" if of_one_type else signature.overload
+    body = function_body(signature, opset, overload=overload, element_type=element, style=style)
     model.functions.setdefault(body.identifier(), body)
+    return overload
+
+
+def settle(model: ir.Model) -> None:
+    """Give every body a name of its own, the most frequent ones first, and drop what is not called.
+
+    Where there are more bodies than names, the rarest are put in the place of their calls, which
+    then no kernel stands for.
+    """
+    calls = [node for node in _all_nodes(model) if is_operator(node.domain, node.op_type)]
+    uses = Counter(node.op_identifier() for node in calls)
+    ours = [key for key in model.functions if is_operator(*key[:2])]
+    bodies = {key: model.functions.pop(key) for key in ours}
+    called = sorted((key for key in ours if uses[key]), key=lambda key: -uses[key])
+    rare = called[len(OP_TYPES) :]
+    names = dict(zip(called, OP_TYPES))
+    for key, name in names.items():
+        bodies[key].name, bodies[key].overload = name, ""
+        model.functions[bodies[key].identifier()] = bodies[key]
+    for node in calls:
+        if node.op_identifier() in names:
+            node.op_type, node.overload = names[node.op_identifier()], ""
+    if rare:
+        model.functions.update({key: bodies[key] for key in rare})
+        common.InlinePass(criteria=lambda function: function.identifier() in rare)(model)
+
+
+def _all_nodes(model: ir.Model) -> list[ir.Node]:
+    """Nodes of the main graph and of all branches."""
+    return list(ir.traversal.RecursiveGraphIterator(model.graph))
 
 
 def _bias_kind(operands: Mapping[str, ir.Value]) -> BiasKind:

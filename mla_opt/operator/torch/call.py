@@ -75,6 +75,30 @@ EmptyCache = Callable[[Tensor, tuple[int, ...]], Tensor]
 """Makes an uninitialised tensor of a cache and a shape."""
 
 
+def make_call(
+    query: Tensor,
+    latent: Tensor | None = None,
+    cache: Tensor | None = None,
+    past_len: Tensor | None = None,
+    bias: Tensor | None = None,
+    sink: Tensor | None = None,
+    rope_cache: Tensor | None = None,
+    *,
+    scale: float,
+    kv_lora_rank: int,
+    causal: bool = False,
+) -> Call:
+    """Return a call, checked.
+
+    Raises:
+        InputError: the contract does not allow it.
+    """
+    operands = (query, latent, cache, past_len, bias, sink, rope_cache)
+    call = Call(*operands, scale, kv_lora_rank, causal)
+    check(call)
+    return call
+
+
 def make_outputs(call: Call, output: Tensor, caches: Caches) -> Outputs:
     """Return the outputs of a call after which the caches are ``caches``."""
     absent = call.query if call.cache is None else call.cache

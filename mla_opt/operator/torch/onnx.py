@@ -5,8 +5,8 @@
     program.save("model.onnx")
 
 The exporter makes a bare node of each call: it inlines the ONNX functions that it is given, and
-takes an operator to have one signature. Attaching gives each node the overload and the outputs of
-its own signature, and the model its bodies, so that it runs with and without the kernel.
+takes an operator to have one signature. Attaching gives each node the name and the outputs of its
+own signature, and the model its bodies, so that it runs with and without the kernel.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from mla_opt.operator.contract import (
     OUTPUTS,
     VERSION,
     Signature,
+    is_operator,
 )
-from mla_opt.operator.onnx.node import define, signature_of
+from mla_opt.operator.onnx.node import define, settle, signature_of
 
-_IR_VERSION_OF_OVERLOADS = 10
+_IR_VERSION_OF_FUNCTIONS = 8
 _FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
 # Type variable of each input, and what it stands for.
 _TYPES = {"query": "T", "latent": "T", "past_len": "I", "bias": "B", "sink": "T", "output": "T"}
@@ -101,15 +102,17 @@ def attach_function_bodies(program: Any) -> ir.Model:
         signature = _signature(node)
         _trim_outputs(node, signature)
         node.resize_inputs(len(signature.slots))
-        node.overload = signature.overload
-        define(model, signature, node.inputs[0].dtype if node.inputs[0] else None)
-        model.ir_version = max(model.ir_version, _IR_VERSION_OF_OVERLOADS)
+        query = node.inputs[0]
+        node.op_type = OP_TYPE
+        node.overload = define(model, signature, query.dtype if query else None)
+        model.ir_version = max(model.ir_version, _IR_VERSION_OF_FUNCTIONS)
+    settle(model)
     return model
 
 
 def _latent_attentions(model: ir.Model) -> Iterator[ir.Node]:
     for node in model.graph.all_nodes():
-        if node.domain == DOMAIN and node.op_type == OP_TYPE:
+        if is_operator(node.domain, node.op_type):
             yield node
 
 

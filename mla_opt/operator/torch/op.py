@@ -1,7 +1,8 @@
 """``LatentAttention`` for PyTorch: importing this module registers it.
 
+PyTorch does so itself, from 2.5 on, when it is imported (:mod:`mla_opt.operator.torch.autoload`).
+
     import torch
-    import mla_opt.operator.torch.op
 
     output, new_cache, new_rope_cache = torch.ops.mla_opt.latent_attention(
         query, latent, cache, past_len, bias, sink, rope_cache, scale=0.135, kv_lora_rank=512)
@@ -24,17 +25,14 @@ they run what :mod:`mla_opt.operator.torch.cuda` finds; on other devices PyTorch
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mla_opt.operator.contract import DOMAIN
-from mla_opt.operator.torch.call import Call, check, empty_output, empty_outputs
-from mla_opt.operator.torch.composite import attend_composite, attend_composite_in_place
-from mla_opt.operator.torch.cpu import attend_cpu, attend_cpu_in_place
-from mla_opt.operator.torch.cuda import attend_cuda, attend_cuda_in_place
 from mla_opt.operator.torch.refusals import refuse_vmap, without_gradient
 
 NAME = "latent_attention"
@@ -53,38 +51,29 @@ _SCHEMA_IN_PLACE = (
 )
 
 
-def make_call(
-    query: Tensor,
-    latent: Tensor | None = None,
-    cache: Tensor | None = None,
-    past_len: Tensor | None = None,
-    bias: Tensor | None = None,
-    sink: Tensor | None = None,
-    rope_cache: Tensor | None = None,
-    *,
-    scale: float,
-    kv_lora_rank: int,
-    causal: bool = False,
-) -> Call:
-    """Return a call, checked."""
-    operands = (query, latent, cache, past_len, bias, sink, rope_cache)
-    call = Call(*operands, scale, kv_lora_rank, causal)
-    check(call)
-    return call
+def _kernel(path: str) -> Callable[..., Any]:
+    """Return ``module.function``, which takes a checked call, as PyTorch calls a kernel.
 
+    Its module is imported when it is first called: every import of PyTorch registers the operators,
+    and few of them call one.
+    """
+    name, _, function = path.partition(".")
 
-def _kernel(compute: Callable[[Call], Any]) -> Callable[..., Any]:
-    """Return ``compute`` as PyTorch calls a kernel."""
+    @functools.cache
+    def loaded() -> tuple[Callable[..., Any], Callable[[Any], Any]]:
+        from mla_opt.operator.torch.call import make_call
+
+        module = importlib.import_module(f"mla_opt.operator.torch.{name}")
+        return make_call, getattr(module, function)
 
     def kernel(*operands: Any, **attributes: Any) -> Any:
+        make_call, compute = loaded()
         return compute(make_call(*operands, **attributes))
 
     return kernel
 
 
-def _register(
-    name: str, schema: str, kernels: dict[str, Callable[[Call], Any]], fake: Callable[[Call], Any]
-) -> None:
+def _register(name: str, schema: str, kernels: dict[str, str], fake: str) -> None:
     """Define an operator, its kernels by dispatch key, and what it says of shapes alone."""
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     qualified = f"{DOMAIN}::{name}"
@@ -101,16 +90,20 @@ _library: Any = torch.library.Library(DOMAIN, "DEF")  # type: ignore[no-untyped-
 _register(
     NAME,
     _SCHEMA,
-    {"CPU": attend_cpu, "CUDA": attend_cuda, "CompositeExplicitAutograd": attend_composite},
-    fake=empty_outputs,
+    {
+        "CPU": "cpu.attend_cpu",
+        "CUDA": "cuda.attend_cuda",
+        "CompositeExplicitAutograd": "composite.attend_composite",
+    },
+    fake="call.empty_outputs",
 )
 _register(
     NAME_IN_PLACE,
     _SCHEMA_IN_PLACE,
     {
-        "CPU": attend_cpu_in_place,
-        "CUDA": attend_cuda_in_place,
-        "CompositeExplicitAutograd": attend_composite_in_place,
+        "CPU": "cpu.attend_cpu_in_place",
+        "CUDA": "cuda.attend_cuda_in_place",
+        "CompositeExplicitAutograd": "composite.attend_composite_in_place",
     },
-    fake=empty_output,
+    fake="call.empty_output",
 )

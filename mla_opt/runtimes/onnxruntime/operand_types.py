@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from mla_opt.operator.contract import DOMAIN, INPUTS, OP_TYPE
+from mla_opt.operator.contract import INPUTS, is_operator
 
 #: Types of a query for which there is a kernel.
 QUERY_TYPES = ("float32", "float16", "bfloat16", "float64")
@@ -21,7 +21,7 @@ def wrong_operand_types(model: ir.Model) -> str | None:
     """Return the first input whose type fits no kernel, in words; ``None`` where none is known."""
     for graph in model.graphs():
         for node in graph:
-            if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
+            if is_operator(node.domain, node.op_type):
                 for wrong in _wrong(node):
                     return f"LatentAttention {node.name!r}: {wrong}"
     return None

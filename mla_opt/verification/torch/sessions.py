@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -72,6 +73,9 @@ class ProgramSession:
         try:
             with ExitStack() as stack:
                 if self.plain:
+                    # Turning oneDNN off and on makes PyTorch warn of GPUs that nobody asked for.
+                    stack.enter_context(warnings.catch_warnings())
+                    warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)
                     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
                     stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
                 outputs = self.entrance.call(self.module, tensors)
