@@ -49,6 +49,7 @@ class CompressCache(Pass):
 
     def run(self, graph: Graph) -> PassResult:
         """Rewrite the caches, expanded ones first."""
+        read = _read_elsewhere(graph) if self.mode == "static" else ()
         expanded = [site for site in graph.sites if site.expanded is not None]
         owners: dict[Value, LatentAttentionSite] = {}
         for site in expanded:
@@ -62,13 +63,46 @@ class CompressCache(Pass):
         refusals: tuple[Refusal, ...] = ()
         if self.mode != "keep":
             rewritten += _pack(graph)
-            refusals = tuple(_left_alone(site) for site in graph.sites if _is_unknown(site))
+            unknown = tuple(_left_alone(site) for site in graph.sites if _is_unknown(site))
+            refusals = (*unknown, *read)
         return PassResult(len(graph.sites), rewritten, refusals)
 
     def ensures(self, graph: Graph) -> None:
         """No site caches expanded rows any more."""
         if any(site.expanded is not None for site in graph.sites):
             raise PassError("a site still caches expanded rows")
+
+
+def _read_elsewhere(graph: Graph) -> tuple[Refusal, ...]:
+    """Sites whose keys or scores something else reads: a buffer has rows that are none of them."""
+    inner = {value for site in graph.sites for value in site.inner}
+    outputs = {site.core.output for site in graph.sites}
+    joined = {part.joined for site in graph.sites for part in site.expanded or ()}
+    refusals = []
+    for site in graph.sites:
+        for value in site.inner:
+            others = [
+                graph.label(node)
+                for node in graph.consumers(value)
+                if not graph.is_shape_reader(node)
+                and not {*graph.results(node)} & (inner | outputs)
+            ]
+            if others or (graph.is_output(value) and value not in joined):
+                refusals.append(_exposed(site, value, others))
+                break
+    return tuple(refusals)
+
+
+def _exposed(site: LatentAttentionSite, value: Value, others: list[str]) -> Refusal:
+    by = f"read by {', '.join(others[:2])}" if others else "returned"
+    return Refusal(
+        site.name,
+        CACHE_NOT_RECOGNIZED,
+        f"{value.name} has a place for every key and is {by}, which a buffer with more rows than"
+        " keys would change",
+        tuple(others[:2]),
+        "keep the cache as it is (cache 'keep'), or export the model without that output",
+    )
 
 
 def _is_unknown(site: LatentAttentionSite) -> bool:

@@ -12,6 +12,7 @@ query is not made of them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,6 +114,7 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
         rope_layout=None if rope is None else roles.layout(rows.region.axes[rope]),
         projection=_projection(graph, rows, latent),
         expanded=expanded,
+        inner=_inner(graph, core, rows),
         only_new_rows=expanded is None and _only_new_rows(axes, roles),
         family="expanded" if expanded else "none",
         layout_before="expanded" if expanded else "rows",
@@ -166,7 +168,7 @@ def _rows(graph: Graph, core: AttentionCore, axes: CoreAxes) -> _Rows:
     except ApartError as error:
         _check_caches(graph, core, axes)
         raise NotLatentError("tokens_apart", str(error), (core.first, core.last)) from error
-    found = narrowest(roots, region.made_of, lambda value: _width(variables, axes, region, value))
+    found = narrowest(roots, region.made_of, lambda value: _cost(variables, axes, region, value))
     if found is None:
         raise NotLatentError(
             "unknown_shape",
@@ -204,6 +206,14 @@ def _width(variables: Variables, axes: CoreAxes, region: Region, value: Value) -
         return None
     total = sizes.product(atom.size for atom in rest)
     return total if isinstance(total, int) else None
+
+
+def _cost(variables: Variables, axes: CoreAxes, region: Region, value: Value) -> int | None:
+    """What a cut pays for a value: its width, where it has one; heads count even without."""
+    if _width(variables, axes, region, value) != 0:
+        return _width(variables, axes, region, value)
+    atoms = _atoms(variables, region.axes[value])
+    return math.prod(max(atom.size, 1) for atom in atoms if isinstance(atom.size, int))
 
 
 def _one_token(variables: Variables, axes: CoreAxes) -> bool:
@@ -603,6 +613,20 @@ def _expanded_cache(
                 tuple(readers),
             )
     return pair[0], pair[1]
+
+
+def _inner(graph: Graph, core: AttentionCore, rows: _Rows) -> tuple[Value, ...]:
+    """What is made of the rows on the way to the output, as far as it has a token's numbers."""
+    found: dict[Value, None] = {}
+    pending = [core.key, core.value]
+    while pending:
+        value = pending.pop()
+        if value not in found and value not in rows.of_keys:
+            found[value] = None
+            pending.extend(rows.region.made_of.get(value, ()))
+    made = (value for node in core.nodes for value in graph.results(node))
+    found.update((value, None) for value in made if value is not core.output)
+    return tuple(found)
 
 
 def _joins_above(region: Region, root: Value, cut: frozenset[Value]) -> list[Join]:

@@ -33,6 +33,7 @@ class LatentAttentionSite:
         cache: the cache of latent rows, if there is one.
         stored: the matrices as stored tensors, once they are needed.
         only_new_rows: whether S = T in every call: there is no cache of any kind.
+        inner: everything between the rows and the output, as the model came.
         original_cache: names of the cache's inputs and outputs in the model as it came.
         operands: what the rewritten site reads, once it is rewritten.
         fused: whether the operator reads the cache itself.
@@ -54,6 +55,7 @@ class LatentAttentionSite:
     expanded: tuple[PastConcat, PastConcat] | None = None
     cache: CacheSlots | None = None
     original_cache: Ends | None = None
+    inner: tuple[Value, ...] = ()
     only_new_rows: bool = False
     geometry: MlaGeometry | None = None
     weights: LatentWeights | None = None

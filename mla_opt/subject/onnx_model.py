@@ -11,12 +11,14 @@ import onnx
 import onnx_ir as ir
 
 from mla_opt import metadata
+from mla_opt.errors import InputError
 from mla_opt.files.model_io import check_order, describe, from_proto, model_files, read_model
 from mla_opt.graphs.onnx.fused import fused_attentions
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.graphs.onnx.opset import at_least
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
+from mla_opt.operator.contract import DOMAIN
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, PORTABLE, TENSORRT, BodyStyle
 from mla_opt.options import Options, Target
 from mla_opt.report.inspection import OperatorReport
@@ -39,6 +41,7 @@ class OnnxSubject:
         self._given = model
         self._before = load(model)
         self._after = _in_opset_of(target, self._before)
+        _drop_uncalled_functions(self._after)
         self._graph = OnnxGraph(self._after, style=STYLES[target])
 
     @property
@@ -122,3 +125,24 @@ def _in_opset_of(target: Target, original: ir.Model) -> ir.Model:
         return original.clone()
     raised = at_least(original)
     return raised.clone() if raised is original else raised
+
+
+def _drop_uncalled_functions(model: ir.Model) -> None:
+    """Forget functions of our domain that nothing calls.
+
+    A file may bring them under the names of ours; what we put in has bodies of our own.
+
+    Raises:
+        InputError: the model calls such functions, and none of our releases says that it wrote it.
+    """
+    calls = [
+        node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain == DOMAIN
+    ]
+    if not calls:
+        for key in [key for key in model.functions if key[0] == DOMAIN]:
+            del model.functions[key]
+    elif metadata.by_whom(model.metadata_props) is None:
+        raise InputError(
+            f"node {calls[0].name or calls[0].op_type!r} calls {DOMAIN}::{calls[0].op_type}, and"
+            " the file does not say that mla-opt has written it; rename the domain of its functions"
+        )

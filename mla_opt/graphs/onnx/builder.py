@@ -103,9 +103,12 @@ class OnnxBuilder:
     def integers(self, *numbers: int) -> ir.Value:
         """An int64 vector, stored once per model."""
         name = "mla_opt/int64/" + "_".join(map(str, numbers))
-        known = self._model.graph.initializers.get(name)
-        if known is not None:
-            return known
+        while (known := self._model.graph.initializers.get(name)) is not None:
+            if _holds(known, numbers):
+                return known
+            name += "_"  # a tensor that the file brought along under this name
+        if name in self._names:
+            name = self._unique(name)
         value = ir.Value(
             name=name,
             shape=ir.Shape([len(numbers)]),
@@ -398,3 +401,15 @@ def _set_dtype(value: ir.Value, dtype: ir.DataType | None) -> None:
     """Declare an element type, unless it is unknown: a type without one cannot be stored."""
     if dtype is not None:
         value.dtype = dtype
+
+
+def _holds(value: ir.Value, numbers: tuple[int, ...]) -> bool:
+    """Whether a stored tensor is just this vector, whoever has stored it."""
+    tensor = value.const_value
+    return (
+        tensor is not None
+        and not value.is_graph_input()
+        and tensor.dtype == ir.DataType.INT64
+        and tuple(tensor.shape.numpy()) == (len(numbers),)
+        and tuple(tensor.numpy().tolist()) == numbers
+    )
