@@ -44,6 +44,7 @@ def test_names():
         "ParityReport",
         "PassError",
         "Refusal",
+        "RefusedError",
         "VerificationError",
         "attach_function_bodies",
         "find",
