@@ -45,6 +45,7 @@ def test_names():
         "ParityReport",
         "PassError",
         "Refusal",
+        "RefusedError",
         "VerificationError",
         "attach_function_bodies",
         "find",

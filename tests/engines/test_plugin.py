@@ -15,6 +15,7 @@ import pytest
 from mla_opt.kernels.building.elf import needed_libraries
 from mla_opt.kernels.building.nvcc import find_nvcc
 from mla_opt.kernels.cuda_library import CudaLibrary
+from mla_opt.operator.contract import OP_TYPES
 from tests.engines.rtx import SM, headers, needs_headers
 
 DRIVER = Path(__file__).parent / "native" / "drive_plugin.cpp"
@@ -52,8 +53,9 @@ def test_no_kernel_of_the_plugin_spills(built_plugin):
     assert {(one.spilled, one.stack) for one in built_plugin.resources} == {(0, 0)}
 
 
-def test_one_creator_by_the_names_that_nodes_have(said):
-    assert said[:2] == ["creators: 1", "creator: mla_opt LatentAttention 1"]
+def test_a_creator_for_each_of_the_names_that_nodes_have(said):
+    assert said[:9] == ["creators: 8", *(f"for: {name}" for name in OP_TYPES)]
+    assert said[9] == "creator: mla_opt LatentAttention 1"
 
 
 def test_a_plugin_of_a_node_and_the_one_that_its_engine_keeps_say_the_same(said):

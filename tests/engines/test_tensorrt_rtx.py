@@ -16,6 +16,7 @@ import pytest
 
 from mla_opt.engines.schema import ENGINE
 from mla_opt.models import demo_model
+from mla_opt.operator.contract import OP_TYPES
 from tests.engines.rtx import (
     attempt,
     export,
@@ -151,7 +152,7 @@ build(load("rtx"), Plan(folder / "decode.onnx", profile, [operator], plugin, Fal
 
 @needs_headers
 @pytest.mark.engines
-@pytest.mark.parametrize("named", [True, False], ids=["named", "not named"])
+@pytest.mark.parametrize("named", [OP_TYPES[0], OP_TYPES[-1], None])
 def test_a_body_in_the_place_of_the_plugin_is_an_error(tmp_path, plugin, named):
     """An operator that does not name its plugin is parsed by its body, without a word."""
     out = tmp_path / "out"
@@ -159,13 +160,16 @@ def test_a_body_in_the_place_of_the_plugin_is_an_error(tmp_path, plugin, named):
     assert made.returncode == 0, made.stderr
     proto = onnx.load(out / "decode.onnx")
     (node,) = (each for each in proto.graph.node if each.op_type == "LatentAttention")
-    if not named:
+    if named is not None:
+        (body,) = (each for each in proto.functions if each.name == node.op_type)
+        node.op_type = body.name = named
+    else:
         kept = [each for each in node.attribute if not each.name.startswith("plugin_")]
         del node.attribute[:]
         node.attribute.extend(kept)
     onnx.save(proto, out / "decode.onnx")
     done = process([sys.executable, "-c", BUILD, str(out), str(plugin), node.name])
-    if named:
+    if named is not None:
         assert done.returncode == 0, done.stderr
     else:
         assert "put the function body in the place of 1 of 1 operators" in done.stderr

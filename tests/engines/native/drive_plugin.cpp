@@ -228,5 +228,7 @@ int main(int count, char** arguments) {
   int32_t found = 0;
   IPluginCreatorInterface* const* creators = find(found);
   std::printf("creators: %d\n", found);
+  for (int32_t i = 0; i < found; ++i)
+    std::printf("for: %s\n", static_cast<IPluginCreatorV3One*>(creators[i])->getPluginName());
   return drive(*static_cast<IPluginCreatorV3One*>(creators[0]));
 }
