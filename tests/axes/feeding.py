@@ -56,13 +56,18 @@ class Input:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All inputs of a model, what its symbols count, and how many words it knows."""
+    """All inputs of a model, what its symbols count, and how many words it knows.
+
+    ``coarse`` models store 16-bit numbers: of a query that sees nothing they make what rounding
+    makes of it, so that every query is to see itself.
+    """
 
     ports: tuple[Input, ...]
     symbols: Mapping[str, str]
     words: int
     outputs: tuple[str, ...]
     capacity: int | None = None
+    coarse: bool = False
 
     def fits(self, size: Size) -> bool:
         """Whether the file takes this size."""
@@ -109,10 +114,11 @@ def understand(model: onnx.ModelProto, kinds: Mapping[str, Kind] | None = None) 
     if not any(port.kind in ("ids", "hidden") for port in ports) and ports:
         ports[0] = Input(ports[0].name, "hidden", ports[0].dtype, ports[0].axes)
     caches = [port for port in ports if port.kind == "cache"]
-    fixed = [axis for port in caches for axis in _rows(port) if isinstance(axis, int)]
-    return Inputs(
-        tuple(ports), _symbols(ports), _words(model, ports), outputs, min(fixed, default=None)
-    )
+    symbols = _symbols(ports)
+    fixed = [rows for port in caches if (rows := _capacity(port, symbols))]
+    coarse = bool(stored_floats(model) & {"float16", "bfloat16"})
+    words = _words(model, ports)
+    return Inputs(tuple(ports), symbols, words, outputs, min(fixed, default=None), coarse)
 
 
 def _port(value: onnx.ValueInfoProto, kinds: Mapping[str, Kind]) -> Input:
@@ -141,10 +147,11 @@ def _kind(name: str, dtype: np.dtype[Any], axes: tuple[Axis, ...]) -> Kind:
     return "hidden" if len(axes) == 3 else "other"
 
 
-def _rows(port: Input) -> list[Axis]:
-    """The axis of a cache that counts tokens: the named one that is not the first, else -2."""
-    named = [axis for axis in port.axes[1:] if isinstance(axis, str)]
-    return named[:1] or [port.axes[-2]]
+def _capacity(port: Input, symbols: Mapping[str, str]) -> int | None:
+    """Rows of a buffer, its longest axis; ``None`` for a cache that grows."""
+    if any(isinstance(axis, str) and symbols.get(axis) != BATCH for axis in port.axes):
+        return None
+    return max(axis for axis in port.axes if isinstance(axis, int))
 
 
 def _symbols(ports: Iterable[Input]) -> dict[str, str]:
@@ -157,12 +164,13 @@ def _symbols(ports: Iterable[Input]) -> dict[str, str]:
             if port.kind == kind:
                 for place, axis in enumerate(port.axes):
                     if isinstance(axis, str) and axis.isidentifier() and axis not in found:
-                        found[axis] = _count(port, place)
+                        found[axis] = _count(port, place, found)
     return found
 
 
-def _count(port: Input, place: int) -> str:
-    if port.kind == "past_count" or (place == 0 and len(port.axes) > 1):
+def _count(port: Input, place: int, found: Mapping[str, str]) -> str:
+    batch_is_elsewhere = any(found.get(str(axis)) == BATCH for axis in port.axes)
+    if port.kind == "past_count" or (place == 0 and len(port.axes) > 1 and not batch_is_elsewhere):
         return BATCH
     if port.kind == "cache":
         return PAST
@@ -219,51 +227,57 @@ class Feeds:
         if port.kind == "past_count":
             return np.full(shape, self.size.past, port.dtype)
         if port.kind == "mask":
-            return mask(port, shape, self.size, rng)
+            return mask(port, shape, self.size, rng, coarse=self.inputs.coarse)
         return rng.standard_normal(shape).astype(port.dtype)
 
 
-def mask(port: Input, shape: tuple[int, ...], size: Size, rng: np.random.Generator) -> Array:
+def mask(
+    port: Input,
+    shape: tuple[int, ...],
+    size: Size,
+    rng: np.random.Generator,
+    *,
+    coarse: bool = False,
+) -> Array:
     """A mask in the meaning of its type: true or 1 attends, an additive one is 0 where it does."""
-    rank = len(shape)
-    total = shape[-1]
-    if rank < 3:
-        seen = _keys(shape, size, rng)
+    if len(shape) < 3:
+        seen = _keys(shape, size, rng, size.past if coarse else shape[-1] // 2)
     else:
-        seen = np.broadcast_to(_pairs(shape, size, rng), shape)
+        seen = np.broadcast_to(_pairs(shape, size, rng, coarse), shape)
     if "padding" in port.name.lower():
         seen = ~seen
     if port.dtype.kind in "biu":
         return np.ascontiguousarray(seen.astype(port.dtype))
     lowest = MASKED.get(port.dtype.name, -1e9)
-    free = rng.standard_normal((*shape[:-1], total)) if size.masks == "random" else 0.0
+    free = rng.standard_normal(shape) if size.masks == "random" else 0.0
     return np.where(seen, free, lowest).astype(port.dtype)
 
 
-def _keys(shape: tuple[int, ...], size: Size, rng: np.random.Generator) -> Array:
+def _keys(shape: tuple[int, ...], size: Size, rng: np.random.Generator, most: int) -> Array:
     """Which keys of each sequence exist at all; the last one always does."""
     seen = np.ones(shape, bool)
     if size.masks == "ragged":
-        missing = rng.integers(0, max(1, shape[-1] // 2) + 1, shape[:-1])
+        missing = rng.integers(0, most + 1, shape[:-1])
         seen &= np.arange(shape[-1]) >= missing[..., None]
     if size.masks == "random":
-        seen &= rng.random(shape) < 0.8
+        seen &= (rng.random(shape) < 0.8) | (np.arange(shape[-1]) >= shape[-1] - size.query)
     seen[..., -1] = True
     return seen
 
 
-def _pairs(shape: tuple[int, ...], size: Size, rng: np.random.Generator) -> Array:
+def _pairs(shape: tuple[int, ...], size: Size, rng: np.random.Generator, coarse: bool) -> Array:
     """Which query sees which key; queries in front of a ragged sequence may see none."""
     query, total = shape[-2:]
-    seen = np.broadcast_to(np.ones((), bool), shape)
+    keys, own = np.arange(total), np.arange(query)[:, None] + (total - query)
+    seen = np.ones(shape, bool)
     if size.masks in ("causal", "ragged"):
-        seen = np.arange(total) <= np.arange(query)[:, None] + (total - query)
+        seen &= keys <= own
     if size.masks == "ragged":
-        keys = _keys((shape[0], total), size, rng)
-        seen = seen & keys.reshape(shape[0], *(1,) * (len(shape) - 2), total)
+        exists = _keys((shape[0], total), size, rng, total // 2)
+        seen &= exists.reshape(shape[0], *(1,) * (len(shape) - 2), total)
     if size.masks == "random":
-        seen = (rng.random(shape) < 0.7) | (np.arange(total) == total - query)
-    return seen
+        seen &= (rng.random(shape) < 0.7) | (keys == total - query)
+    return seen | (keys == own) if coarse else seen
 
 
 def stored_floats(model: onnx.ModelProto) -> set[str]:

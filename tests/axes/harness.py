@@ -230,7 +230,9 @@ class Pair:
         seen = self.after.run(also)
         own = self.changed.outputs
         names = [name for name in expected if name not in own]
-        errors = [(deviation(expected[name], seen.get(name)), f"{name} at {size}") for name in names]
+        errors = [
+            (deviation(expected[name], seen.get(name)), f"{name} at {size}") for name in names
+        ]
         return max(errors, default=(0.0, "")), expected, seen
 
     def _from_empty(self, size: Size) -> tuple[float, str]:
@@ -286,7 +288,9 @@ class Changed:
         for state in content["states"]:
             for side, known in pairs.items():
                 known.update(zip(state[side]["inputs"], state[side]["outputs"]))
-        return cls(**pairs, past_len=content.get("past_len_input"), capacity=content.get("capacity"))
+        return cls(
+            **pairs, past_len=content.get("past_len_input"), capacity=content.get("capacity")
+        )
 
     @property
     def any(self) -> bool:
