@@ -261,8 +261,7 @@ class Attention:
             scores = self._times_scale(scores, query)
         if plan.product == "baddbmm" and len(scores.axes) == 3:
             scores = masks.added_flat(scores)
-        scores = model.at("scores", tape.arranged(scores, "bhst"))
-        return scores
+        return model.at("scores", tape.arranged(scores, "bhst"))
 
     def _after_masks(self, scores: Value) -> Value:
         plan = self.model.plan

@@ -1,4 +1,4 @@
-"""Random plans, drawn by hypothesis: most of them plain but for a few choices, half of them mutated."""
+"""Random plans, drawn by hypothesis: plain but for a few choices, and half of them mutated."""
 
 from __future__ import annotations
 

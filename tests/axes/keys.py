@@ -79,8 +79,7 @@ class KeysAndValues:
 
     def _placed(self, t: str, letter: str, heads: str = "j") -> str:
         """Axes of what each head has for each token."""
-        order = f"b{heads}{t}{letter}" if self.model.plan.place == "bht" else f"b{t}{heads}{letter}"
-        return order
+        return f"b{heads}{t}{letter}" if self.model.plan.place == "bht" else f"b{t}{heads}{letter}"
 
     # One row for all heads, or one for each group
 

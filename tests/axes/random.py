@@ -1,12 +1,12 @@
 """Random models, optimized without verification: each is equal, or refused.
 
     python -m tests.axes.random --count 100000 [--seed 0] [--jobs 2] [--mutated | --unmutated]
-    python -m tests.axes.random --survey
+    python -m tests.axes.random --survey | --styles
     python -m tests.axes.random --plan "Plan(mask='boolean', mutations=('value t reversed 1000',))"
 
 Prints how many were equal, refused, wrong and not runnable, why plain models were refused, and the
 plainest plan of each kind of fault. Exits with 1 if there is one. ``--survey`` tells what becomes
-of every single choice instead, ``--plan`` of one plan.
+of every single choice instead, ``--styles`` of the named ways of writing, ``--plan`` of one plan.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -27,6 +27,7 @@ import hypothesis
 from tests.axes.drawing import ASKED, asked, kind_of, outcome, plans, smallest, written
 from tests.axes.harness import Outcome
 from tests.axes.plan import CHOICES, Plan, settled
+from tests.axes.styles import OTHERS, PUBLISHED
 
 CHUNK = 250
 SHOWN = 40
@@ -136,13 +137,22 @@ def _said(found: Outcome) -> str:
 
 def survey(word: str) -> Tally:
     """What becomes of each choice alone."""
+    plans_by_name = {
+        f"{name} {choice}": settled(replace(Plan(), **{name: choice}))
+        for name, choices in CHOICES.items()
+        for choice in choices
+    }
+    return listed(plans_by_name, word)
+
+
+def listed(named: Mapping[str, Plan], word: str) -> Tally:
+    """What becomes of each plan, a line each."""
     tally = Tally()
-    for name, choices in CHOICES.items():
-        for choice in choices:
-            plan = settled(replace(Plan(), **{name: choice}))
-            found = outcome(plan, word)
-            tally.add(plan, word, found)
-            print(f"{name:13s} {choice:17s} {_said(found)}")
+    for name, plan in named.items():
+        found = outcome(plan, word)
+        tally.add(plan, word, found)
+        print(f"{name:31s} {_said(found)}", flush=True)
+    print(", ".join(f"{count} {status}" for (_, status), count in tally.outcomes.items()))
     return tally
 
 
@@ -156,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--unmutated", dest="mutated", action="store_false")
     parser.add_argument("--asked", choices=list(ASKED), help="of every model; else drawn")
     parser.add_argument("--survey", action="store_true")
+    parser.add_argument("--styles", action="store_true")
     parser.add_argument("--plan", help="one plan, as this command prints them")
     parser.add_argument("--write", metavar="PATH", help="with --plan: the model, as ONNX")
     given = parser.parse_args(arguments)
@@ -168,6 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(found.wrong)
     if given.survey:
         return int(survey(given.asked or "nothing").faulty > 0)
+    if given.styles:
+        return int(listed({**PUBLISHED, **OTHERS}, given.asked or "nothing").faulty > 0)
     tally = many(given.count, given.seed, given.jobs, given.mutated, given.asked)
     report(tally)
     return int(tally.faulty > 0)
