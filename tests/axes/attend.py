@@ -34,6 +34,7 @@ class Attention:
 
     def attended(self, query: list[Value], rows: Rows) -> Value:
         """Context `bhsv` or `bshv` from rows of all keys in sight."""
+        self.model.kept = ("rows", rows)
         if self.model.plan.absorbed != "no":
             return self._absorbed(query, rows)
         keys, value = self.region.made(rows, "t")
@@ -44,31 +45,45 @@ class Attention:
         whole, key = self._put_together(query, keys, "t")
         return self._to_context(whole, key, value)
 
+    def again(self, query: list[Value]) -> Value:
+        """Attention to what the layer before attended to."""
+        kind, *kept = self.model.kept
+        if kind == "rows":
+            return self.attended(query, kept[0])
+        key, value = kept
+        (whole,) = self._put_together(query, [], "s")
+        return self._to_context(whole, key, value)
+
     def cached(self, query: list[Value], rows: Rows, join: Join) -> Value:
         """The same for models that cache keys and values themselves."""
         keys, value = self.region.made(rows, "s")
         whole, key = self._put_together(query, keys, "s")
         if self._takes_past():
             return self._with_past(whole, key, value)
-        return self._to_context(whole, join(key, "key", "k"), join(value, "value", "v"))
+        key, value = join(key, "key", "k"), join(value, "value", "v")
+        self.model.kept = ("keys", key, value)
+        return self._to_context(whole, key, value)
 
-    def _put_together(self, query: list[Value], keys: list[Value], t: str) -> tuple[Value, Value]:
-        """Whole queries and keys, of parts that are in the same order in both."""
+    def _put_together(self, query: list[Value], keys: list[Value], t: str) -> tuple[Value, ...]:
+        """Whole queries, and keys where given, of parts that are in the same order in both."""
         tape, kind = self.model.tape, self.model.plan.key
-        if len(keys) == 1:
-            return _renamed(query[0], "n", "k"), _renamed(keys[0], "n", "k")
+        if not self.model.has_rotary:
+            return tuple(_renamed(each[0], "n", "k") for each in (query, keys) if each)
+        order, letters = (1, "nr")
         if kind == "rope_first":
-            whole = tape.joined(query[::-1], "rn", "k")
-            return whole, tape.joined(keys[::-1], "rn", "k")
-        whole = tape.joined(query, "nr", "k")
-        key = self._assigned(keys, t) if kind == "assigned" else tape.joined(keys, "nr", "k")
-        if kind != "interleaved":
-            return whole, key
+            order, letters = (-1, "rn")
+        whole = [tape.joined(each[::order], letters, "k") for each in (query, keys) if each]
+        if kind == "assigned" and keys:
+            whole[1] = self._assigned(keys, t)
+        if kind == "interleaved":
+            whole = [tape.along("Gather", each, self._order(), axis=3) for each in whole]
+        return tuple(whole)
+
+    def _order(self) -> str:
+        """A stored order of the width that queries and keys are both put into."""
         width = self.model.sizes["k"]
-        order = tape.ints(
-            *(place * 2 % width if width % 2 else width - 1 - place for place in range(width))
-        )
-        return tape.along("Gather", whole, order, axis=3), tape.along("Gather", key, order, axis=3)
+        step = 2 if width % 2 else -1
+        return self.model.tape.ints(*(place * step % width for place in range(width)))
 
     def _assigned(self, keys: list[Value], t: str) -> Value:
         """Both parts are put into an empty tensor."""
@@ -90,6 +105,9 @@ class Attention:
     def _to_context(self, query: Value, key: Value, value: Value) -> Value:
         model, tape = self.model, self.model.tape
         query, key = model.at("query", query), model.at("key", key)
+        value = model.at("kept_value", value)
+        model.returned("keys", key)
+        model.key = key
         padded = model.plan.value_pad == "zeros"
         if padded:
             pads = tape.ints(0, 0, 0, 0, 0, 0, 0, 3)
@@ -135,7 +153,8 @@ class Attention:
         ]
         names = [each.name for each in operands]
         mask = Masks(self.model).for_fused()
-        made = tape.op("Attention", *names, *([mask] if mask else []), scale=self.scale)
+        names += [mask] if mask else []
+        made = tape.op("Attention", *names, scale=self.scale, is_causal=self._flag())
         return self.model.at("context", Value(made, ("b", "h", "s", letter)))
 
     def _fused_flat(self, query: Value, key: Value, value: Value) -> Value:
@@ -151,9 +170,8 @@ class Attention:
         mask = Masks(model).for_fused()
         if model.plan.product == "attention3":
             counts = {"q_num_heads": model.sizes["h"], "kv_num_heads": model.sizes["j"]}
-            made = tape.op(
-                "Attention", *names, *([mask] if mask else []), scale=self.scale, **counts
-            )
+            names += [mask] if mask else []
+            made = tape.op("Attention", *names, scale=self.scale, is_causal=self._flag(), **counts)
         else:
             extra = ["", "", mask] if mask else []
             made = tape.many(
@@ -169,9 +187,14 @@ class Attention:
             "context", tape.arranged(Value(made, ("b", "s", f"h{letter}")), f"bsh{letter}")
         )
 
+    def _flag(self) -> int:
+        return int(self.model.plan.mask == "flag" and not self.model.plan.static)
+
     def _takes_past(self) -> bool:
         """Whether the operator itself joins the caches."""
         plan = self.model.plan
+        if plan.layers == "shared":
+            return False
         own = plan.product in ("attention", "attention3") and plan.cache_axes == "heads"
         return own and not plan.static and plan.value_pad == "none"
 
@@ -189,6 +212,7 @@ class Attention:
             pasts.append(tape.input(f"past.{model.layer}.{word}", shape))
         counts = {"q_num_heads": model.sizes["h"], "kv_num_heads": model.sizes["j"]} if flat else {}
         mask = Masks(model).for_fused()
+        counts |= {"is_causal": self._flag()}
         made = tape.many("Attention", 3, *names, mask or "", *pasts, scale=self.scale, **counts)
         for name, (word, letter) in zip(made[1:], (("key", "k"), ("value", "v"))):
             shape = model.shape(axes(f"bjt{letter}"), "T")
@@ -205,6 +229,7 @@ class Attention:
         scores = self._scaled_after(scores, query)
         scores = model.at("masked", self._after_masks(scores))
         probs = model.at("probs", self._softmax(scores))
+        model.returned("probs", probs)
         return model.at("context", self._weighted(probs, value))
 
     def _sum(self, scores: Sequence[Value]) -> Value:

@@ -15,7 +15,18 @@ from tests.axes.model import CAPACITY
 from tests.axes.plan import CHOICES, Plan, settled
 from tests.axes.writer import build
 
-WHOLE_MODEL = ("order", "softmax_axis", "small")
+WHOLE_MODEL = (
+    "order",
+    "softmax_axis",
+    "small",
+    "small_k_pe",
+    "counted",
+    "past_returned",
+    "keys_returned",
+    "probs_returned",
+    "query_reads",
+    "values_elsewhere",
+)
 """Mutations that the writer itself makes."""
 
 ASKED: dict[str, dict[str, Any]] = {

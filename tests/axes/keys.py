@@ -13,6 +13,9 @@ from tests.axes.tape import Value
 
 Pair = tuple[Value, Value]
 
+SMALL = 3e-6
+"""What a tolerance of a whole tensor may not see."""
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -53,6 +56,9 @@ class KeysAndValues:
             model.drawn("k_up", j, n, c, fan_in=c),
             model.drawn("v_up", j, v, c, fan_in=c),
         )
+        if model.mutated("small"):
+            values[-1] *= SMALL
+            return keys, values
         return tuple(each.astype(np.float16).astype(np.float64) for each in (keys, values))  # type: ignore[return-value]
 
     def values_of(self, rows: Rows, t: str) -> Value:
@@ -67,14 +73,21 @@ class KeysAndValues:
             nope, value = self._of_groups(rows.latent, t, keys, values)
         else:
             nope, value = self._of_one(rows.latent, t, Projection(keys, values))
+        if model.mutated("values_elsewhere"):
+            other = model.tape.along("Tanh", rows.latent)
+            width = "d" if model.plan.groups == "two" else "c"
+            if width == "c":
+                value = self._of_one(other, t, Projection(keys, values, name=".other"))[1]
         nope = model.at("nope", self._affine(nope, "keys", "key", "n"))
         value = self._affine(value, "values", "value", "v")
         value = model.at("value", value)
         if model.mutated("small"):
-            value = self._small_and_reversed(value)
+            value = self._last_reversed(value, t)
         parts = [nope]
         if rows.rope:
             parts.append(self.repeated(rows.rope, t))
+        if rows.rope and model.mutated("small_k_pe"):
+            parts[1] = self._small_rope(parts[1], t)
         return parts, value
 
     def _placed(self, t: str, letter: str, heads: str = "j") -> str:
@@ -286,19 +299,22 @@ class KeysAndValues:
             content = content[:, None]
         return self.model.tape.weight(content, self.model.named(name))
 
-    def _small_and_reversed(self, value: Value) -> Value:
-        """The first head's values in reverse, and so small that a tolerance may not see them."""
-        tape, heads, tokens = self.model.tape, value.place("j"), None
-        tokens = next(place for place, axis in enumerate(value.axes) if axis in "ts")
+    def _last_reversed(self, value: Value, t: str) -> Value:
+        """The values of the last head in reverse."""
+        tape, heads, tokens = self.model.tape, value.place("j"), value.place(t)
+        at, axis = tape.ints(self.model.sizes["j"] - 1), tape.ints(heads)
+        others = tape.op("Slice", value.name, tape.ints(0), at, axis)
+        last = tape.op("Slice", value.name, at, tape.ints(2**62), axis)
         step = (tape.ints(-1), tape.ints(-(2**62)), tape.ints(tokens), tape.ints(-1))
-        back = tape.op("Slice", value.name, *step)
-        shape = [1] * len(value.axes)
-        shape[heads] = self.model.sizes["j"]
-        first = np.zeros(shape)
-        first[0, 0] = first.reshape(-1)[0] = 1e-4
-        own, others = tape.weight(first, "small"), tape.weight((first == 0) * 1.0, "others")
-        parts = (tape.op("Mul", back, own), tape.op("Mul", value.name, others))
-        return Value(tape.op("Add", *parts), value.axes)
+        back = tape.op("Slice", last, *step)
+        return Value(tape.op("Concat", others, back, axis=heads), value.axes)
+
+    def _small_rope(self, rope: Value, t: str) -> Value:
+        """k_pe in reverse, and so small that a tolerance may not see it."""
+        tape = self.model.tape
+        step = (tape.ints(-1), tape.ints(-(2**62)), tape.ints(rope.place(t)), tape.ints(-1))
+        back = tape.op("Slice", rope.name, *step)
+        return Value(tape.op("Mul", back, tape.number(SMALL)), rope.axes)
 
     # The rotary part, for every head
 

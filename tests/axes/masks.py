@@ -20,7 +20,9 @@ class Masks:
 
     @property
     def kind(self) -> str:
-        return "static" if self.model.plan.static else self.model.plan.mask
+        if self.model.plan.static:
+            return "static"
+        return "none" if self.model.plan.mask == "flag" else self.model.plan.mask
 
     def applied(self, scores: Value) -> Value:
         """Scores `bhst` with the mask of the plan."""

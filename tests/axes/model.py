@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -46,10 +47,15 @@ class Rows:
 
 @dataclass
 class Model:
-    """A plan on its tape."""
+    """A plan on its tape.
+
+    ``kept`` is what a second layer shares with the first, ``key`` the keys as attention takes them.
+    """
 
     plan: Plan
     layer: int = 0
+    kept: Any = None
+    key: Value | None = None
     tape: Tape = field(init=False)
     sizes: dict[str, int] = field(init=False)
 
@@ -96,6 +102,14 @@ class Model:
             if mutation.startswith(f"{point} "):
                 value = mutations.applied(self.tape, value, mutation)
         return value
+
+    def returned(self, point: str, value: Value) -> None:
+        """Sums over the last axis as an output of the model, where a mutation asks for it."""
+        if self.mutated(f"{point}_returned"):
+            tape = self.tape
+            total = tape.op("ReduceSum", value.name, tape.ints(-1), keepdims=0)
+            tokens = "S" if self.plan.cache == "none" else "T"
+            tape.output(total, f"sum_of_{point}", self.shape(value.axes[:-1], tokens))
 
     def mutated(self, kind: str) -> bool:
         """Whether a mutation of the whole model is asked for."""

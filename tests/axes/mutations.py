@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from onnx import numpy_helper
 
 from tests.axes.tape import Tape, Value
 
@@ -19,6 +20,8 @@ POINTS = {
     "nope": "bth",
     "value": "bth",
     "key": "bth",
+    "kept_value": "bth",
+    "made_query": "bsh",
     "query": "bsh",
     "scores": "bsth",
     "masked": "bsth",
@@ -47,7 +50,7 @@ def every() -> list[str]:
 def applied(tape: Tape, value: Value, mutation: str) -> Value:
     """The value after a mutation; as it is where it has no such axis."""
     _, letter, kind, length = mutation.split()
-    wanted = {"h": "hj", "t": "t", "s": "s", "b": "b"}[letter]
+    wanted = {"h": "hj", "t": "ts", "s": "s", "b": "b"}[letter]
     places = [value.place(each) for each in wanted if each in value.axes]
     if not places:
         return value
@@ -97,9 +100,46 @@ def _scattered(tape: Tape, value: Value, place: int, length: int) -> str:
     order = [place, *(each for each in range(rank) if each != place)]
     first = tape.op("Transpose", value.name, perm=order)
     index = _beyond(tape, value, place, length, "reversed")
-    empty = tape.op("Mul", first, tape.number(0.0))
+    empty = _empty(tape, first)
     put = tape.op("ScatterND", empty, tape.op("Unsqueeze", index, tape.ints(1)), first)
     return tape.op("Transpose", put, perm=[int(each) for each in np.argsort(order)])
+
+
+def _empty(tape: Tape, like: str) -> str:
+    zero = numpy_helper.from_array(np.zeros(1, tape.dtype))
+    return tape.op("ConstantOfShape", tape.op("Shape", like), value=zero)
+
+
+def _scattered_elements(tape: Tape, value: Value, place: int, length: int) -> str:
+    """The same by ScatterElements."""
+    index = _beyond(tape, value, place, length, "reversed")
+    ones = [each for each in range(len(value.axes)) if each != place]
+    column = tape.op("Unsqueeze", index, tape.ints(*ones)) if ones else index
+    indices = tape.op("Expand", column, tape.op("Shape", value.name))
+    return tape.op("ScatterElements", _empty(tape, value.name), indices, value.name, axis=place)
+
+
+def _dropped(tape: Tape, value: Value, place: int, length: int) -> str:
+    """Rows are put where they belong, up to a length: those beyond stay empty."""
+    rank = len(value.axes)
+    order = [place, *(each for each in range(rank) if each != place)]
+    first = tape.op("Transpose", value.name, perm=order)
+    kept = tape.op("Slice", first, tape.ints(0), tape.ints(length + 1), tape.ints(0))
+    count = tape.op("Squeeze", tape.size_at(kept, 0), tape.ints(0))
+    index = tape.op("Unsqueeze", _range(tape, count), tape.ints(1))
+    put = tape.op("ScatterND", _empty(tape, first), index, kept)
+    return tape.op("Transpose", put, perm=[int(each) for each in np.argsort(order)])
+
+
+def _mixed(tape: Tape, value: Value, place: int, length: int) -> str:
+    """What is beyond a length is rolled, by Slice and Concat."""
+    axis, end = tape.ints(place), tape.ints(2**62)
+    kept = tape.op("Slice", value.name, tape.ints(0), tape.ints(length), axis)
+    rest = tape.op("Slice", value.name, tape.ints(length), end, axis)
+    one = tape.op("Min", tape.size_at(rest, place), tape.ints(1))
+    later = tape.op("Slice", rest, one, end, axis)
+    sooner = tape.op("Slice", rest, tape.ints(0), one, axis)
+    return tape.op("Concat", kept, later, sooner, axis=place)
 
 
 def _cropped(tape: Tape, value: Value, place: int, length: int) -> str:
@@ -235,6 +275,9 @@ ALONG: dict[str, Change] = {
     "rolled": _taken("rolled"),
     "before": _taken("before"),
     "scattered": _scattered,
+    "scattered_elements": _scattered_elements,
+    "dropped": _dropped,
+    "mixed": _mixed,
     "cropped": _cropped,
     "windowed": _windowed,
     "cut": _joined_cut,

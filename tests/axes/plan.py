@@ -25,7 +25,7 @@ MEANING: dict[str, tuple[str, ...]] = {
     "query_rank": ("none", "some"),
     "rotary": ("half", "interleaved", "none"),
     "bias": ("none", "value", "key", "both"),
-    "mask": ("additive", "none", "boolean", "lengths", "causal"),
+    "mask": ("additive", "none", "boolean", "lengths", "causal", "flag"),
     "fill": ("lowest", "infinite", "large"),
     "sinks": ("none", "some"),
     "gate": ("none", "heads", "wide"),
@@ -35,7 +35,7 @@ MEANING: dict[str, tuple[str, ...]] = {
     "scale": ("usual", "other"),
     "softmax": ("plain", "guarded"),
     "dtype": ("float32", "float16", "float64"),
-    "layers": ("one", "two"),
+    "layers": ("one", "two", "shared"),
     "cache": ("latent", "none", "joint", "expanded", "static", "static_joint", "static_expanded"),
 }
 
@@ -180,6 +180,7 @@ Rule = tuple[Callable[[Plan], bool], dict[str, str]]
 #: What goes with what: each rule sets fields where its condition holds, in this order.
 RULES: tuple[Rule, ...] = (
     (lambda p: not p.static, {"put": "list"}),
+    (lambda p: p.layers == "shared" and p.groups == "two", {"layers": "two"}),
     (lambda p: p.cache == "none", {"norm_at": "new", "rotary_at": "new", "cache_axes": "heads"}),
     (lambda p: p.norm == "none", {"norm_at": "new"}),
     (lambda p: p.expanded, {"norm_at": "new", "rotary_at": "new"}),
@@ -233,6 +234,13 @@ RULES: tuple[Rule, ...] = (
         ),
         {"product": "attention"},
     ),
+    (
+        lambda p: (
+            p.mask == "flag" and not p.static and p.product not in ("attention", "attention3")
+        ),
+        {"product": "attention"},
+    ),
+    (lambda p: p.mask == "flag" and p.absorbed in ("two_products", "scores"), {"mask": "none"}),
     (lambda p: p.fused and p.key == "two_products", {"key": "concat"}),
     (lambda p: p.key == "two_products", {"k_pe": "expand"}),
     (lambda p: p.expanded and p.key == "two_products", {"key": "concat"}),
@@ -261,7 +269,7 @@ RULES: tuple[Rule, ...] = (
     (lambda p: p.fill == "large", {"mask_at": "scaled"}),
     (lambda p: p.exponential == "by_hand", {"softmax": "plain", "sinks": "none"}),
     (lambda p: p.cache == "joint" or p.cache == "static_joint", {"rotary_at": "new"}),
-    (lambda p: p.layers == "two" and p.fill == "infinite", {"layers": "one"}),
+    (lambda p: p.layers != "one" and p.fill == "infinite", {"layers": "one"}),
     (lambda p: p.out == "each_head" and p.gate == "wide", {"out": "matmul"}),
     (lambda p: p.storage == "half" and p.dtype == "float16", {"storage": "joint"}),
     (lambda p: p.storage == "conv" and p.dtype == "float64", {"storage": "joint"}),

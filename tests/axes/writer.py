@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from tests.axes.attend import Attention
 from tests.axes.feeding import Array
-from tests.axes.keys import KeysAndValues
+from tests.axes.keys import SMALL, KeysAndValues
 from tests.axes.model import CACHED, Model, Rows
 from tests.axes.plan import Plan, settled
 from tests.axes.rotary import Rotary
@@ -49,9 +49,9 @@ class Writer:
         hidden = self._hidden()
         tape.size("b", hidden)
         tape.size("s", hidden)
-        for layer in range(2 if model.plan.layers == "two" else 1):
+        for layer in range(1 if model.plan.layers == "one" else 2):
             model.layer = layer
-            added = self._layer(hidden)
+            added = self._counted(self._layer(hidden))
             hidden = tape.along("Add", hidden, added.name)
         tape.output(hidden.name, "y", ("B", "S", model.sizes["e"]))
         return tape.model()
@@ -66,13 +66,34 @@ class Writer:
 
     def _layer(self, hidden: Value) -> Value:
         model = self.model
+        attention = Attention(model, KeysAndValues(model))
+        if model.plan.layers == "shared" and model.layer:
+            return self._projected(hidden, attention.again(self._query(hidden)))
         rows = self._new_rows(hidden)
         query = self._query(hidden)
-        attention = Attention(model, KeysAndValues(model))
         if model.plan.expanded:
             return self._projected(hidden, attention.cached(query, self._read(rows), self._join))
         rows = self._read(self._cached_rows(rows))
+        if model.mutated("query_reads"):
+            query = [self._reading(query[0], rows.latent), *query[1:]]
         return self._projected(hidden, attention.attended(query, rows))
+
+    def _reading(self, query: Value, latent: Value) -> Value:
+        """A query that depends on the rows of all keys in sight."""
+        mean = self.model.tape.op("ReduceMean", latent.name, keepdims=0)
+        return self.model.tape.along("Add", query, mean)
+
+    def _counted(self, added: Value) -> Value:
+        """Scaled by the length that a slice of the keys comes to: at least 4."""
+        model, tape = self.model, self.model.tape
+        if not model.mutated("counted") or model.key is None:
+            return added
+        place = next(at for at, axis in enumerate(model.key.axes) if axis in "ts")
+        most = tape.op("Max", tape.size("s"), tape.ints(4))
+        longer = tape.op("Concat", *[model.key.name] * 5, axis=place)
+        cut = tape.op("Slice", longer, tape.ints(0), most, tape.ints(place))
+        count = tape.op("Squeeze", tape.size_at(cut, place), tape.ints(0))
+        return tape.along("Mul", added, tape.cast(count, tape.dtype))
 
     # Rows
 
@@ -140,6 +161,8 @@ class Writer:
         placed = tape.arranged(new, ours)
         past, present = (f"{word}.{model.layer}.{name}" for word in ("past", "present"))
         tape.input(past, model.shape(held, "P"))
+        if model.mutated("past_returned"):
+            tape.declare(past, model.shape(held, "P"))
         out = present if model.plan.present == "itself" else None
         if model.plan.static:
             joined = self._put(Value(past, held), placed, out)
@@ -208,11 +231,14 @@ class Writer:
         up = 1.5 * model.drawn("q_b", width, h * k, fan_in=width)
         flat = model.times(source, up, "q_b", "hk")
         order = "bhsk" if model.plan.place == "bht" else "bshk"
-        query = tape.arranged(flat, order)
+        query = model.at("made_query", tape.arranged(flat, order))
         if not model.has_rotary:
             return [query]
         nope, rope = tape.parts(query, "k", "nr")
-        return [nope, self.rotary.turned(rope, "s")]
+        rope = self.rotary.turned(rope, "s")
+        if model.mutated("small_k_pe"):
+            rope = tape.along("Mul", rope, tape.number(1 / SMALL))
+        return [nope, rope]
 
     def _projected(self, hidden: Value, context: Value) -> Value:
         """The context `bhsv` of all heads, gated, as hidden states."""
@@ -241,7 +267,7 @@ class Writer:
     def _out_weight(self, h: int, v: int, e: int) -> Array:
         weight = self.model.drawn("o_proj", h, v, e, fan_in=h * v)
         if self.model.mutated("small"):
-            weight[0] *= 1e4
+            weight[-1] /= SMALL
         return weight
 
     def _gated(self, hidden: Value, context: Value) -> Value:
