@@ -1,0 +1,284 @@
+"""What a drawn model is to be: what it computes, and how that is written down.
+
+The first choice of every field is the plainest. ``plain(plan)`` computes the same as ``plan``, with
+everything in the plainest writing: that is how the writer is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+#: H of keys and values, N, R, V, C, E: no two sizes in a model are equal.
+SIZES = {
+    "tiny": (3, 5, 4, 7, 11, 13),
+    "wide": (2, 9, 6, 5, 8, 17),
+    "long": (4, 3, 2, 11, 14, 10),
+    "narrow": (5, 4, 8, 3, 7, 12),
+}
+
+#: What a model computes.
+MEANING: dict[str, tuple[str, ...]] = {
+    "size": tuple(SIZES),
+    "source": ("hidden", "ids"),
+    "norm": ("rms", "none", "tanh", "mean"),
+    "query_rank": ("none", "some"),
+    "rotary": ("half", "interleaved", "none"),
+    "bias": ("none", "value", "key", "both"),
+    "mask": ("additive", "none", "boolean", "lengths", "causal", "flag"),
+    "fill": ("lowest", "infinite", "large"),
+    "sinks": ("none", "some"),
+    "gate": ("none", "heads", "wide"),
+    "channels": ("none", "keys", "values", "both"),
+    "groups": ("one", "two"),
+    "repeat": ("one", "two"),
+    "scale": ("usual", "other"),
+    "softmax": ("plain", "guarded"),
+    "dtype": ("float32", "float16", "float64"),
+    "layers": ("one", "two", "shared"),
+    "cache": ("latent", "none", "joint", "expanded", "static", "static_joint", "static_expanded"),
+}
+
+#: How it is written.
+WRITING: dict[str, tuple[str, ...]] = {
+    "row_rank": ("b1sr", "bsr", "bs1r"),
+    "cache_axes": ("heads", "tokens", "turned", "flat", "first"),
+    "present": ("itself", "copy"),
+    "put": ("list", "each"),
+    "source_rows": ("one", "two"),
+    "norm_at": ("new", "read"),
+    "rotary_at": ("new", "read"),
+    "rotary_form": ("parts", "turned", "pairs"),
+    "table": ("computed", "gathered", "sliced"),
+    "positions": ("input", "shapes"),
+    "storage": (
+        "joint",
+        "keys_then_values",
+        "separate",
+        "separate_of_one",
+        "slices",
+        "split",
+        "einsum",
+        "matmul3",
+        "gemm",
+        "conv",
+        "lora_weight",
+        "lora_rows",
+        "turned",
+        "half",
+        "from_left",
+    ),
+    "place": ("bht", "bth"),
+    "k_pe": ("expand", "tile", "interleave", "copies", "zeros", "gathered"),
+    "key": ("concat", "rope_first", "assigned", "two_products", "interleaved"),
+    "value_pad": ("none", "zeros"),
+    "product": (
+        "matmul",
+        "einsum",
+        "bmm",
+        "baddbmm",
+        "fused_matmul",
+        "attention",
+        "attention3",
+        "multi_head",
+    ),
+    "scale_on": ("scores", "divided", "query", "keys", "both", "shape"),
+    "mask_at": ("scaled", "unscaled"),
+    "exponential": ("softmax", "float32", "by_hand"),
+    "out": ("matmul", "gemm", "einsum", "each_head"),
+    "absorbed": ("no", "two_products", "one_product", "repeated", "scores"),
+    "by_shapes": ("no", "yes"),
+    "opset": ("18", "23", "17", "21"),
+}
+
+CHOICES = {**MEANING, **WRITING}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One model; see `CHOICES` for what each field may be."""
+
+    size: str = "tiny"
+    source: str = "hidden"
+    norm: str = "rms"
+    query_rank: str = "none"
+    rotary: str = "half"
+    bias: str = "none"
+    mask: str = "additive"
+    fill: str = "lowest"
+    sinks: str = "none"
+    gate: str = "none"
+    channels: str = "none"
+    groups: str = "one"
+    repeat: str = "one"
+    scale: str = "usual"
+    softmax: str = "plain"
+    dtype: str = "float32"
+    layers: str = "one"
+    cache: str = "latent"
+    row_rank: str = "b1sr"
+    cache_axes: str = "heads"
+    present: str = "itself"
+    put: str = "list"
+    source_rows: str = "one"
+    norm_at: str = "new"
+    rotary_at: str = "new"
+    rotary_form: str = "parts"
+    table: str = "computed"
+    positions: str = "input"
+    storage: str = "joint"
+    place: str = "bht"
+    k_pe: str = "expand"
+    key: str = "concat"
+    value_pad: str = "none"
+    product: str = "matmul"
+    scale_on: str = "scores"
+    mask_at: str = "scaled"
+    exponential: str = "softmax"
+    out: str = "matmul"
+    absorbed: str = "no"
+    by_shapes: str = "no"
+    opset: str = "18"
+    mutations: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def static(self) -> bool:
+        """Whether caches are buffers that rows are put into by position."""
+        return self.cache.startswith("static")
+
+    @property
+    def expanded(self) -> bool:
+        """Whether keys and values are cached, not rows."""
+        return self.cache.endswith("expanded")
+
+    @property
+    def fused(self) -> bool:
+        """Whether one node is all of the attention."""
+        return self.product in ("attention", "attention3", "multi_head")
+
+    def told(self) -> str:
+        """What is not plain, in words."""
+        other = [
+            f"{each.name}={getattr(self, each.name)!r}"
+            for each in fields(self)
+            if getattr(self, each.name) != each.default
+        ]
+        return f"Plan({', '.join(other)})"
+
+
+def plain(plan: Plan) -> Plan:
+    """The same computation in the plainest writing, without mutations; no cache where it can be."""
+    usual = {name: choices[0] for name, choices in WRITING.items()}
+    if plan.expanded and plan.absorbed == "no":
+        usual["absorbed"] = "no"
+    return settled(replace(plan, **usual, mutations=()))
+
+
+Rule = tuple[Callable[[Plan], bool], dict[str, str]]
+
+#: What goes with what: each rule sets fields where its condition holds, in this order.
+RULES: tuple[Rule, ...] = (
+    (lambda p: not p.static, {"put": "list"}),
+    (lambda p: p.layers == "shared" and p.groups == "two", {"layers": "two"}),
+    (lambda p: p.cache == "none", {"norm_at": "new", "rotary_at": "new", "cache_axes": "heads"}),
+    (lambda p: p.norm == "none", {"norm_at": "new"}),
+    (lambda p: p.expanded, {"norm_at": "new", "rotary_at": "new"}),
+    (lambda p: p.static, {"mask": "none", "positions": "input", "rotary_at": "new"}),
+    (
+        lambda p: p.rotary == "none",
+        {
+            "rotary_at": "new",
+            "rotary_form": "parts",
+            "table": "computed",
+            "key": "concat",
+            "k_pe": "expand",
+            "source_rows": "one",
+            "positions": "shapes",
+        },
+    ),
+    (lambda p: p.rotary != "none" and p.table == "sliced", {"positions": "shapes"}),
+    (lambda p: p.rotary == "half" and p.rotary_form == "pairs", {"rotary_form": "parts"}),
+    (lambda p: p.rotary == "interleaved" and p.rotary_form == "turned", {"rotary_form": "pairs"}),
+    (lambda p: p.positions == "shapes" and p.rotary_at == "read", {"table": "computed"}),
+    (lambda p: p.groups == "two", {"size": "long", "repeat": "one", "absorbed": "no"}),
+    (
+        lambda p: p.groups == "two" and p.storage not in ("joint", "separate", "einsum"),
+        {"storage": "joint"},
+    ),
+    (lambda p: p.absorbed != "no" and p.expanded, {"cache": "latent"}),
+    (
+        lambda p: p.absorbed != "no",
+        {
+            "storage": "einsum",
+            "key": "concat",
+            "k_pe": "expand",
+            "value_pad": "none",
+            "place": "bht",
+            "bias": "none",
+            "channels": "none",
+            "repeat": "one",
+            "groups": "one",
+        },
+    ),
+    (
+        lambda p: p.absorbed == "two_products" and (p.fused or p.product == "fused_matmul"),
+        {"product": "matmul"},
+    ),
+    (lambda p: p.absorbed == "scores" and p.fused, {"product": "matmul"}),
+    (lambda p: p.absorbed not in ("no", "repeated") and p.product == "baddbmm", {"product": "bmm"}),
+    (
+        lambda p: (
+            p.absorbed in ("one_product", "repeated", "scores")
+            and p.product in ("multi_head", "attention3")
+        ),
+        {"product": "attention"},
+    ),
+    (
+        lambda p: (
+            p.mask == "flag" and not p.static and p.product not in ("attention", "attention3")
+        ),
+        {"product": "attention"},
+    ),
+    (lambda p: p.mask == "flag" and p.absorbed in ("two_products", "scores"), {"mask": "none"}),
+    (lambda p: p.fused and p.key == "two_products", {"key": "concat"}),
+    (lambda p: p.key == "two_products", {"k_pe": "expand"}),
+    (lambda p: p.expanded and p.key == "two_products", {"key": "concat"}),
+    (lambda p: p.static and p.product in ("attention3", "multi_head"), {"product": "attention"}),
+    (
+        lambda p: p.fused,
+        {
+            "sinks": "none",
+            "softmax": "plain",
+            "exponential": "softmax",
+            "scale_on": "scores",
+            "mask_at": "scaled",
+        },
+    ),
+    (lambda p: p.fused and p.mask == "boolean", {"fill": "infinite"}),
+    (lambda p: p.product in ("attention", "attention3"), {"opset": "23"}),
+    (lambda p: p.product == "multi_head", {"opset": "18", "dtype": "float32", "repeat": "one"}),
+    (lambda p: p.product == "multi_head" and p.mask == "boolean", {"mask": "additive"}),
+    (lambda p: p.product in ("baddbmm", "fused_matmul"), {"scale_on": "scores"}),
+    (lambda p: p.product == "baddbmm", {"mask_at": "scaled"}),
+    (lambda p: p.product == "baddbmm" and p.key == "two_products", {"product": "bmm"}),
+    (lambda p: p.product == "fused_matmul" and p.dtype == "float64", {"dtype": "float32"}),
+    (lambda p: p.product == "fused_matmul", {"opset": "18"}),
+    (lambda p: p.mask not in ("boolean", "lengths", "causal") and not p.static, {"fill": "lowest"}),
+    (lambda p: p.mask in ("none", "additive") and not p.static, {"mask_at": "scaled"}),
+    (lambda p: p.fill == "large", {"mask_at": "scaled"}),
+    (lambda p: p.exponential == "by_hand", {"softmax": "plain", "sinks": "none"}),
+    (lambda p: p.cache == "joint" or p.cache == "static_joint", {"rotary_at": "new"}),
+    (lambda p: p.layers != "one" and p.fill == "infinite", {"layers": "one"}),
+    (lambda p: p.out == "each_head" and p.gate == "wide", {"out": "matmul"}),
+    (lambda p: p.storage == "half" and p.dtype == "float16", {"storage": "joint"}),
+    (lambda p: p.storage == "conv" and p.dtype == "float64", {"storage": "joint"}),
+)
+
+
+def settled(plan: Plan) -> Plan:
+    """The plan with choices that do not go together set right."""
+    for condition, change in RULES:
+        if condition(plan):
+            plan = replace(plan, **change)
+    return plan
