@@ -11,7 +11,7 @@ the adapters (:mod:`mla_opt.graphs.onnx.operations`, :mod:`mla_opt.graphs.torch.
 | `Layout` with `Reshaped` | the same atoms in the same order, grouped otherwise | moved |
 | `Layout` with `Along` | the same; the axes named mixed, unless whole and from the front | moved |
 | `Layout` with `Picked` | the same, and one more, mixed | moved |
-| `Layout` with `Joined` | the same, but for the one joined along: mixed | moved |
+| `Layout` with `Joined` | the same; the one joined along mixed, unless the rest is empty | moved |
 | `Layout` with `Written` | as `Along`, for what is written and what it is written to | moved |
 | `Broadcast` | the same where as large, none where of size one, else mixed | repeated |
 | `Cast`, `Scaled`, `Shifted` | the same | rounded, times or plus a number |
@@ -132,10 +132,11 @@ def _picked(step: Step, data: tuple[Value, ...], move: op.Picked) -> Sequence[Op
 
 
 def _joined(step: Step, data: tuple[Value, ...], move: op.Joined) -> Sequence[Operand]:
-    if len(data) == 1:
-        return (Operand(data[0], step.axes),)
+    filled = [value for value in data if 0 not in step.shape(value)]
+    if len(filled) == 1:
+        return (Operand(filled[0], step.axes),)
     parts = []
-    for value in data:
+    for value in filled:
         axes = list(step.axes)
         size = step.shape(value)[move.axis]
         axes[move.axis] = _mixed(step, move.axis, size, "joins")

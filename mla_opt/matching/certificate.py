@@ -8,6 +8,7 @@ sink, swapped rope dims or the matrices of the wrong head all show.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,6 @@ import numpy as np
 from mla_opt.graphs.protocol import EXAMPLE, Binding, Graph
 from mla_opt.handles import Array, Float64, Value
 from mla_opt.matching.extraction import Region
-from mla_opt.matching.latent_region import NotLatentError
 from mla_opt.operator.reference import latent_attention
 from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights
 from mla_opt.sites.core import CoreLayouts
@@ -227,7 +227,19 @@ class _Case:
         shape = self.binding.shape(term.value)
         if shape is not None:
             return shape
-        raise NotLatentError("unknown_shape", f"the shape of the mask {term.value.name} is unknown")
+        batch, heads, new, _ = self._standard_query().shape
+        _, seen, _ = self.region.standard_shape(self.site.latent)
+        if self.site.expanded is not None:
+            part = self.site.expanded[0]
+            seen += _shape(self.binding, part.past)[part.axis]
+        counts = {"batch": batch, "head": heads, "query": new, "key": seen, "width": 1}
+        return tuple(
+            math.prod(part.size or counts[part.role] for part in axis) for axis in term.layout or ()
+        )
+
+    def _standard_query(self) -> Array:
+        value = self.site.core.query
+        return to_standard(np.empty(_shape(self.binding, value)), self.layouts.query, QUERY)
 
     def _rounded(self, shape: tuple[int, ...], like: Value) -> Float64:
         """Random numbers that are exact in the element type of ``like``."""

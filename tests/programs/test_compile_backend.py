@@ -222,7 +222,7 @@ def test_caches_of_another_shape_stay(
 
 
 def test_an_option_that_is_none_is_an_error() -> None:
-    with pytest.raises(InputError, match="cache is 'pakced', not keep, packed"):
+    with pytest.raises(InputError, match="cache: 'pakced' is none of keep, packed"):
         backend.compile_graph(None, [], options={"cache": "pakced"})  # type: ignore[arg-type]
 
 
