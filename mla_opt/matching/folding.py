@@ -218,7 +218,8 @@ def _rows(graph: Graph, output: Value, data: Value) -> Array:
 
     def run(labels: Array) -> tuple[Array, ...]:
         fed = np.broadcast_to(labels.reshape(1, heads, 1, width), shape).astype(kind)
-        return (binding.run([data], {output: fed})[0][0, 0],)
+        made = binding.run([data], {output: fed})[0]
+        return (made.reshape(-1, made.shape[-1])[0],)
 
     (traced,) = trace(heads * width, run)
     if not traced.moved.all() or np.any(traced.factor != 1.0):

@@ -103,6 +103,7 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     bias = tuple(
         replace(term, layout=roles.layout(of_term)) for term, of_term in zip(core.bias, axes.bias)
     )
+    _check_order(graph, core, rows)
     latent, rope = rows.shared[0], rows.of_keys_only[0] if rows.of_keys_only else None
     _check_layouts(core, layouts)
     return LatentAttentionSite(
@@ -519,6 +520,41 @@ def _check_query(graph: Graph, core: AttentionCore, axes: CoreAxes, rows: _Rows)
             " the hidden state, not a latent",
             _makers(graph, same[:2]),
         )
+
+
+def _check_order(graph: Graph, core: AttentionCore, rows: _Rows) -> None:
+    """Neither query nor masks are computed from the rows, which the operator returns."""
+    given = (core.query, *(term.value for term in core.bias))
+    reached = _computed_from(graph, given, set(rows.of_keys))
+    if reached is not None:
+        raise NotLatentError(
+            "query_from_latent",
+            f"the query, or a mask, is computed from {reached.name}, as keys and values are",
+            _makers(graph, [reached]),
+        )
+
+
+def _computed_from(graph: Graph, given: tuple[Value, ...], rows: set[Value]) -> Value | None:
+    """The row that the data of a value depends on; what only reads its shape does not.
+
+    Latent attentions before this one need their rows no longer: the operator stands for them.
+    """
+    absorbed = {site.core.output: site.core.query for site in graph.sites}
+    nodes = [node for node in map(graph.producer, rows) if node is not None]
+    limit = min(map(graph.position, nodes), default=0)
+    pending, seen = list(given), set()
+    while pending:
+        value = absorbed.get(pending[-1], pending[-1])
+        pending.pop()
+        if value in rows:
+            return value
+        node = graph.producer(value)
+        if node is None or node in seen or graph.position(node) < limit:
+            continue
+        seen.add(node)
+        if not graph.is_shape_reader(node):
+            pending.extend(graph.reads(node))
+    return None
 
 
 def _under(graph: Graph, rows: _Rows) -> set[Value]:

@@ -98,7 +98,7 @@ class Naive(WithoutCache):
     def turned(self, value: Tensor, start: int) -> Tensor:
         end = start + value.shape[-2]
         angles = torch.complex(self.cos[start:end], self.sin[start:end])
-        pairs = torch.view_as_complex(value.float().unflatten(-1, (-1, 2)).contiguous())
+        pairs = torch.view_as_complex(value.float().unflatten(-1, (-1, 2)).clone())
         return torch.view_as_real(pairs * angles).flatten(-2)
 
     def attend(self, query: Tensor, latent: Tensor, rope: Tensor, start: int) -> Tensor:

@@ -40,10 +40,18 @@ def worst(before, after, calls) -> float:
     return max(errors)
 
 
+#: Refused today: two products that are summed.
+NOT_READ_YET = {"Absorbed", "Folded"}
+
+
 @pytest.mark.parametrize("kind", params(MODULES))
 def test_a_program_is_rewritten_and_equal(kind: type[Latent]) -> None:
     module = modules.made(kind)
     program = modules.exported(module)
+    if kind.__name__ in NOT_READ_YET:
+        with pytest.raises(mla_opt.NothingMatchedError):
+            mla_opt.optimize(program, verify=False)
+        return
     result = mla_opt.optimize(program, verify=False)
     assert len(result.report.sites) == 1
     sizes = SIZES if module.caches else PROMPTS
@@ -52,13 +60,11 @@ def test_a_program_is_rewritten_and_equal(kind: type[Latent]) -> None:
 
 
 @pytest.mark.parametrize("kind", [Latent, Absorbed])
-def test_buffers_written_from_a_place_on_are_read(kind: type[Latent]) -> None:
+def test_buffers_written_from_a_place_on_are_refused(kind: type[Latent]) -> None:
+    """Which rows a call writes depends on data; they are not read yet."""
     program = modules.exported_buffers(Buffers(modules.made(kind)).eval())
-    result = mla_opt.optimize(program, verify=False)
-    assert len(result.report.sites) == 1
-    torch.manual_seed(1)
-    calls = [(torch.randn(3, tokens, modules.HIDDEN), start) for tokens, start in CALLS]
-    assert worst(program.module(), result.model.module(), calls) < TOLERANCE
+    with pytest.raises(mla_opt.NothingMatchedError):
+        mla_opt.optimize(program, verify=False)
 
 
 @pytest.mark.parametrize("kind", LOOKALIKES.values(), ids=LOOKALIKES)
@@ -83,7 +89,7 @@ def test_the_same_in_onnx(kind: type[Latent], tmp_path: Path) -> None:
     outputs = ["y", *(f"present.{place}" for place in range(len(module.caches)))]
     torch.onnx.export(program, (), str(path), input_names=names, output_names=outputs, dynamo=True)
     found = equal_or_refused(onnx.load(path), sizes=FEW)
-    if kind.__name__ in MODULES:
+    if kind.__name__ in MODULES and kind.__name__ not in NOT_READ_YET:
         assert (found.status, found.matched) == ("equal", 1), found
     else:
         assert not found.wrong, found

@@ -113,9 +113,9 @@ def test_a_failure_leaves_what_was_there(
     [
         (("--cache", "static:64"), "cache 'static' is not for PyTorch programs"),
         (("-o", "m.onnx"), "m.onnx: a program is written; give a name that ends in .pt2"),
-        (("-o", "m.pt2", "--force"), "is the input itself"),
+        (("-o", "m.pt2", "--force"), "is read as an input"),
         (("-o", "there.pt2"), "there.pt2: exists already; use --force"),
-        (("--report", "m.pt2", "--force"), "is the input itself"),
+        (("--report", "m.pt2", "--force"), "is read as an input"),
     ],
 )
 def test_refused(

@@ -274,6 +274,7 @@ CASES = [
     Case("rope_per_head", edited("key_rope", own_rope)),
     Case("rope_per_head", edited("key_rope", tanh), ("Tanh",)),
     Case("several_shared_rows", edited("key_rope", two_rows)),
+    Case("query_from_latent", edited("query", scaled_by_projection), ("Concat",)),
     Case("cache_of_one_half", edited("value", joined_again, cache="none", bias=None)),
     Case("cache_not_returned", edited("keys", not_returned, cache="expanded")),
     Case("latent_not_narrower", Block(heads=1, nope=6, value=6, latent=12)),
@@ -301,7 +302,6 @@ CASES = [
 #: Other ways to write the real thing.
 FOUND = [
     fused("attention", rank_3, bias=None, **NONE),
-    edited("query", scaled_by_projection),
     edited("query", from_the_layer_again),
     edited("values", one_head),
     edited("kv_weight", weight_of_rank_3),
