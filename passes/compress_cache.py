@@ -22,7 +22,7 @@ from mla_opt.emission.layout import restored
 from mla_opt.emission.operands import new_rows, store_weights
 from mla_opt.errors import CACHE_NOT_RECOGNIZED, InputError, PassError, Refusal
 from mla_opt.graphs.protocol import Builder, Graph, Size
-from mla_opt.handles import Value
+from mla_opt.handles import Node, Value
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite, PastConcat
 from mla_opt.sites.layout import KEYS, Layout, Part, Role
@@ -31,6 +31,9 @@ _SEPARATORS = "._/"
 
 ROWS_OF_CACHE: Layout = ((Part("batch", None),), (), (Part("key", None),), (Part("width", None),))
 """Layout of ``[B, 1, T, X]``."""
+
+_GUARDS = 8
+"""Most operators one behind the other that stand between two values of an attention."""
 
 CacheMode = Literal["keep", "packed", "static"]
 
@@ -75,8 +78,7 @@ class CompressCache(Pass):
 
 def _read_elsewhere(graph: Graph) -> tuple[Refusal, ...]:
     """Sites whose keys or scores something else reads: a buffer has rows that are none of them."""
-    inner = {value for site in graph.sites for value in site.inner}
-    outputs = {site.core.output for site in graph.sites}
+    inner = {value for site in graph.sites for value in (*site.inner, site.core.output)}
     joined = {part.joined for site in graph.sites for part in site.expanded or ()}
     refusals = []
     for site in graph.sites:
@@ -84,13 +86,26 @@ def _read_elsewhere(graph: Graph) -> tuple[Refusal, ...]:
             others = [
                 graph.label(node)
                 for node in graph.consumers(value)
-                if not graph.is_shape_reader(node)
-                and not {*graph.results(node)} & (inner | outputs)
+                if not _stays_inside(graph, node, inner)
             ]
             if others or (graph.is_output(value) and value not in joined):
                 refusals.append(_exposed(site, value, others))
                 break
     return tuple(refusals)
+
+
+def _stays_inside(graph: Graph, node: Node, inner: set[Value], depth: int = _GUARDS) -> bool:
+    """Whether what a node makes is for the attention alone, as scales and casts around it are."""
+    if graph.is_shape_reader(node):
+        return True
+    return depth > 0 and all(
+        value in inner
+        or (
+            not graph.is_output(value)
+            and all(_stays_inside(graph, n, inner, depth - 1) for n in graph.consumers(value))
+        )
+        for value in graph.results(node)
+    )
 
 
 def _exposed(site: LatentAttentionSite, value: Value, others: list[str]) -> Refusal:
