@@ -16,7 +16,7 @@ from tests.exports.controls import CONTROLS, GENUINE, exported_control
 from tests.exports.refusals import CODES, check_refusals
 
 AT_18 = sorted(CONTROLS)
-AT_23 = ["gpt2", "llama", "separate_key_value_linears", "nonlinear_values"]
+AT_23 = ["gpt2", "llama", "separate_latents", "nonlinear_values"]
 
 
 def refused(path: Path) -> mla_opt.OptimizationReport:

@@ -63,7 +63,7 @@ def matrix() -> Iterator[tuple[str, int]]:
     """(name, opset): every control at 18, and at 23 those whose graph changes there."""
     for name in CONTROLS:
         yield name, 18
-    for name in ("gpt2", "llama", "phi3", "bert", "separate_key_value_linears", "nonlinear_values"):
+    for name in ("gpt2", "llama", "phi3", "bert", "separate_latents", "nonlinear_values"):
         yield name, 23
 
 
@@ -397,12 +397,6 @@ def _near_misses() -> list[Control]:
             "query_from_latent_projection",
             _block(near.QueryFromLatentProjection),
             "queries depend on kv_b",
-        ),
-        Control(
-            "separate_key_value_linears",
-            _block(near.SeparateKeyValueLinears),
-            "no common linear",
-            sound=True,
         ),
         Control("separate_latents", _block(near.SeparateLatents), "two latents", sound=True),
         Control(
