@@ -63,6 +63,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.sweep
 def test_installed_peers_agree_with_the_original(folder: Path) -> None:
     models = folder / "model.onnx", folder / "model.mla.onnx"
     points = ("--context", "16", "--batch", "2", "--rounds", "1", "--threads", "1")

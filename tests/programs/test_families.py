@@ -18,8 +18,6 @@ LOSS = 1.3
 REPRESENTATIVES = [
     ("deepseek_v2", "eager", "decomposed", True),
     ("deepseek_v3", "sdpa", "exported", True),
-    ("deepseek_v3", "eager", "exported", False),
-    ("deepseek_v32", "sdpa", "exported", True),
     ("minicpm3", "sdpa", "decomposed", True),
     ("mistral_large4", "sdpa", "exported", True),
     ("hy_v4", "eager", "exported", True),
