@@ -1,7 +1,7 @@
 """The exports that every run of the tests goes through; the whole matrix is left to the sweep.
 
-Chosen so that each exporter, opset, attention implementation and part that sets a family apart comes
-up at least once; `HEAVY` is left to the sweep.
+Chosen so that each exporter, opset, attention implementation and part that sets a family apart
+comes up at least once; `HEAVY` is left to the sweep.
 """
 
 from __future__ import annotations
