@@ -25,6 +25,7 @@ from mla_opt.handles import Node, Value
 from mla_opt.matching.attention_core import CoreAxes, ReadCore
 from mla_opt.matching.axes import ApartError, Atom, Placement, Variables
 from mla_opt.matching.cut import narrowest
+from mla_opt.matching.query_source import query_source_width
 from mla_opt.matching.region import Join, Region, new_tokens, walk
 from mla_opt.sites import AttentionCore, LatentAttentionSite, PastConcat
 from mla_opt.sites.core import CoreLayouts
@@ -95,7 +96,7 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     rows = _rows(graph, core, axes)
     _check_shared(graph, core, rows)
     roles = _Roles.of(graph, core, axes, rows)
-    _check_narrower(graph, core, axes, rows, roles)
+    _check_narrower(graph, core, axes, rows)
     _check_query(graph, core, axes, rows)
     expanded = _expanded_cache(graph, core, roles, rows)
     layouts = CoreLayouts(*(roles.layout(each) for each in _placements(axes)))
@@ -490,23 +491,20 @@ def _query_tokens(variables: Variables, names: list[str]) -> list[str]:
 # Checks
 
 
-def _check_narrower(
-    graph: Graph, core: AttentionCore, axes: CoreAxes, rows: _Rows, roles: _Roles
-) -> None:
-    """The rows save something, and ``c_kv`` is narrower than the values of all heads alone.
-
-    A hidden state that keys and values are projected from is as wide as either of them.
-    """
+def _check_narrower(graph: Graph, core: AttentionCore, axes: CoreAxes, rows: _Rows) -> None:
+    """The rows save something, and are no hidden state, as that of an encoder is."""
 
     def width(values: tuple[Value, ...]) -> int:
         known = (_width(axes.variables, axes, rows.region, value) for value in values)
         return sum(size or 0 for size in known)
 
-    shared, values = width(rows.shared), _width_of_values(roles.layout(axes.output))
-    if shared >= values and core.value not in rows.of_values:
+    source = query_source_width(graph, core.query)
+    alike = not rows.of_keys_only and _projection(graph, rows, rows.shared[0]) is None
+    if alike and core.value not in rows.of_values and source == width(rows.shared):
         raise NotLatentError(
             "latent_not_narrower",
-            f"the row is {shared} wide, and the values of all heads {values}: it is a hidden state",
+            f"keys and values have a projection each, of a row that is {source} wide, as what the"
+            " query is projected from is: it is a hidden state",
             _makers(graph, list(rows.shared)),
         )
     row = width((*rows.shared, *rows.of_keys_only))
@@ -517,13 +515,6 @@ def _check_narrower(
             f"the rows are {row} wide and make {made} numbers: nothing would be saved",
             _makers(graph, list(rows.shared)),
         )
-
-
-def _width_of_values(output: Layout) -> int:
-    """Numbers that all heads make of a token's row."""
-    return math.prod(
-        part.size or 1 for axis in output for part in axis if part.role in ("head", "width")
-    )
 
 
 def _check_query(graph: Graph, core: AttentionCore, axes: CoreAxes, rows: _Rows) -> None:

@@ -37,7 +37,13 @@ CODES = {
     "head_mixing": "not_linear",
 }
 #: What else is said where a graph is written otherwise: each is a true reason.
-OF_ITS_FORM = {"latent_not_narrower", "query_from_latent", "tokens_apart"}
+OF_ITS_FORM = {
+    "latent_not_narrower",
+    "not_linear",
+    "query_from_latent",
+    "separate_projections",
+    "tokens_apart",
+}
 #: Nothing to refuse: there is no softmax over scores.
 UNSEEN = {"linear_attention"}
 #: Two layers each, of encoder, decoder and across; the others are a single block.
