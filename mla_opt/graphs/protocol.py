@@ -22,7 +22,7 @@ EXAMPLE = (2, 4, 3)
 """Batch, query length and past length at which example shapes are told and regions are run."""
 
 FAR = (1, 1 << 16, 1 << 16)
-"""Batch, query length and past length longer than any window that an exporter crops keys to."""
+"""Batch, query length and past length, far from :data:`EXAMPLE`: what differs has a free size."""
 
 Size = int | tuple[int | tuple[Value, int | None], ...]
 """A number, or axes of values and numbers that add up to it.

@@ -112,11 +112,6 @@ class Variables:
         return () if size == 1 and not of else (Atom(size, None, of),)
 
 
-def constant_along(axis: Axis) -> bool:
-    """Whether nothing varies along an axis."""
-    return not axis
-
-
 def width(atoms: Iterable[Atom]) -> Expression:
     """Places of all atoms together."""
     return sizes.product(atom.size for atom in atoms)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import ApartError, Axis, Placement, Variables, merge
@@ -162,24 +161,3 @@ class _Walk:
 def new_tokens(tokens: str) -> str:
     """The variable of the tokens that a call adds, by that of all tokens."""
     return f"{tokens}+"
-
-
-def token_axis(variables: Variables, axes: Placement, tokens: str) -> int | None:
-    """The one axis that is the tokens and nothing else; ``None`` where there is none."""
-    names = {tokens, new_tokens(tokens)}
-    wanted = [variables.names(name) for name in names]
-    found = [
-        place
-        for place, axis in enumerate(axes)
-        if axis and tuple(atom.name for atom in variables.current(axis)) in wanted
-    ]
-    return found[0] if len(found) == 1 else None
-
-
-def holds_all(variables: Variables, axes: Placement, name: str) -> bool:
-    """Whether a variable, of more than one place, is an axis of its own or part of one, unmixed."""
-    names = set(variables.names(name))
-    found = {
-        atom.name for axis in axes for atom in variables.current(axis) if atom.name is not None
-    }
-    return names <= found or sizes.same(variables.sizes.get(name, 1), 1)
