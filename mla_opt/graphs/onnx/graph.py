@@ -12,8 +12,9 @@ from onnx_ir.passes import common
 
 from mla_opt.errors import InputError
 from mla_opt.graphs import operations as op
+from mla_opt.graphs.bindings import Bindings, Shapes, Sizes
 from mla_opt.graphs.dependence import depends_on_stored_only
-from mla_opt.graphs.interface.interface import Limits, ModelInterface
+from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.graphs.onnx.binding import OnnxBinding, UnboundValueError
 from mla_opt.graphs.onnx.builder import OnnxBuilder
 from mla_opt.graphs.onnx.integers import Integers
@@ -34,7 +35,7 @@ SMALL = 4096
 """Stored tensors of at most this many elements are read while matching; larger ones are not."""
 
 
-class OnnxGraph:
+class OnnxGraph(Bindings[OnnxBinding]):
     """The main graph of one ``onnx_ir.Model``, read and rewritten in place.
 
     ``style`` is that of the bodies of fused operators.
@@ -46,18 +47,12 @@ class OnnxGraph:
         self.sites: list[LatentAttentionSite] = []
         self._operations: dict[ir.Node, op.Operation] = {}
         self._constant: dict[ir.Value, bool] = {}
-        self._bindings: dict[tuple[int, int, int], OnnxBinding] = {}
         self._positions: dict[ir.Node, int] = {}
 
     @cached_property
     def interface(self) -> ModelInterface:
         """What the model's inputs and outputs are for, as the file declared them."""
         return ModelInterface.of(self.model)
-
-    @cached_property
-    def _limits(self) -> Limits:
-        """Sizes that the file fixes."""
-        return self.interface.limits()
 
     @cached_property
     def _names(self) -> set[str]:
@@ -211,26 +206,8 @@ class OnnxGraph:
         except (InputError, UnboundValueError):
             return None
 
-    def nearest_binding(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
-        """Like :meth:`bind`, with the sizes that the file fixes in place of those asked for."""
-        stateful = bool(self.interface.states)
-        return self.bind(*self._limits.nearest(batch, query_len, past_len, stateful=stateful))
-
-    def nearest_inputs(
-        self, batch: int, query_len: int, past_len: int
-    ) -> tuple[tuple[int, int, int], Mapping[str, tuple[int, ...]]]:
-        """The sizes nearest to these, and the shapes of the inputs that the model came with."""
-        stateful = bool(self.interface.states)
-        sizes = self._limits.nearest(batch, query_len, past_len, stateful=stateful)
-        return sizes, self.interface.bind(*sizes)
-
-    def bind(self, batch: int, query_len: int, past_len: int) -> OnnxBinding:
-        """Fix the dynamic dims of the inputs; kept, since every site asks for the same few."""
-        key = (batch, query_len, past_len)
-        if key not in self._bindings:
-            shapes = self.interface.bind(*key)
-            self._bindings[key] = OnnxBinding(self.model, shapes, key)
-        return self._bindings[key]
+    def _bound(self, shapes: Shapes, sizes: Sizes) -> OnnxBinding:
+        return OnnxBinding(self.model, shapes, sizes)
 
     # Rewriting
 

@@ -17,8 +17,9 @@ from torch import fx
 
 from mla_opt.errors import InputError
 from mla_opt.graphs import operations as op
+from mla_opt.graphs.bindings import Bindings, Shapes, Sizes
 from mla_opt.graphs.dependence import depends_on_stored_only
-from mla_opt.graphs.interface.interface import Limits, ModelInterface
+from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.graphs.protocol import EXAMPLE, Size
 from mla_opt.graphs.torch.binding import TorchBinding, UnboundError
 from mla_opt.graphs.torch.builder import Names, TorchBuilder
@@ -37,7 +38,7 @@ SMALL = 4096
 """Stored tensors of at most this many elements are read while matching; larger ones are not."""
 
 
-class TorchGraph:
+class TorchGraph(Bindings[TorchBinding]):
     """One `LiftedProgram`, read and rewritten in place."""
 
     def __init__(self, program: LiftedProgram) -> None:
@@ -45,7 +46,6 @@ class TorchGraph:
         self.sites: list[LatentAttentionSite] = []
         self._operations: dict[fx.Node, op.Operation] = {}
         self._constant: dict[fx.Node, bool] = {}
-        self._bindings: dict[tuple[int, int, int], TorchBinding] = {}
         self._retired: list[fx.Node] = []
         self._names = Names(program)
         self._positions = {node: place for place, node in enumerate(program.graph.nodes)}
@@ -54,10 +54,6 @@ class TorchGraph:
     def interface(self) -> ModelInterface:
         """What the program's inputs and outputs are for, as it came."""
         return ModelInterface.of(skeleton(self.program))
-
-    @cached_property
-    def _limits(self) -> Limits:
-        return self.interface.limits()
 
     # Reading
 
@@ -173,26 +169,8 @@ class TorchGraph:
         """Element type."""
         return numpy_dtype(value.meta["val"].dtype)
 
-    def nearest_binding(self, batch: int, query_len: int, past_len: int) -> TorchBinding:
-        """Like :meth:`bind`, with the sizes that the program fixes in place of those asked for."""
-        stateful = bool(self.interface.states)
-        return self.bind(*self._limits.nearest(batch, query_len, past_len, stateful=stateful))
-
-    def nearest_inputs(
-        self, batch: int, query_len: int, past_len: int
-    ) -> tuple[tuple[int, int, int], Mapping[str, tuple[int, ...]]]:
-        """The sizes nearest to these, and the shapes of the inputs that the model came with."""
-        stateful = bool(self.interface.states)
-        sizes = self._limits.nearest(batch, query_len, past_len, stateful=stateful)
-        return sizes, self.interface.bind(*sizes)
-
-    def bind(self, batch: int, query_len: int, past_len: int) -> TorchBinding:
-        """Fix the dynamic dims of the inputs; kept, since every site asks for the same few."""
-        key = (batch, query_len, past_len)
-        if key not in self._bindings:
-            shapes = self.interface.bind(*key)
-            self._bindings[key] = TorchBinding(self.program, shapes, key)
-        return self._bindings[key]
+    def _bound(self, shapes: Shapes, sizes: Sizes) -> TorchBinding:
+        return TorchBinding(self.program, shapes, sizes)
 
     def declared_shape(self, value: fx.Node) -> tuple[int | str | None, ...]:
         """Shape as the program declares it; symbols and expressions are strings."""
