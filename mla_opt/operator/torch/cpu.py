@@ -19,12 +19,12 @@ from mla_opt.operator.torch.call import (
     Call,
     Outputs,
     check_past_len,
-    empty_output,
     empty_outputs,
     write_caches,
 )
 from mla_opt.operator.torch.composite import attend_composite
 from mla_opt.operator.torch.cpu_memory import empty_like_cache
+from mla_opt.operator.torch.in_place import write_in_place
 from mla_opt.operator.torch.problem import make_problem
 
 
@@ -48,16 +48,11 @@ def attend_cpu_in_place(call: Call) -> torch.Tensor:
     Raises:
         InputError: as `attend_cpu`; nothing was written then.
     """
-    assert call.cache is not None
-    rope_cache = call.cache if call.rope_cache is None else call.rope_cache
-    if not (kernel_available() and call.cache.is_contiguous() and rope_cache.is_contiguous()):
+    if not kernel_available():
         outputs = attend_cpu(call)
         write_caches(call, outputs)
         return outputs.output
-    output = empty_output(call)
-    _run(call, Outputs(output, call.cache, rope_cache))
-    torch.autograd.graph.increment_version((call.cache, rope_cache))
-    return output
+    return write_in_place(call, _run, attend_cpu)
 
 
 def _run(call: Call, outputs: Outputs) -> None:

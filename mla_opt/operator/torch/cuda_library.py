@@ -15,7 +15,8 @@ from mla_opt.kernels.cuda_library import (
     cuda_kernel_library,
     load_cuda_library,
 )
-from mla_opt.operator.torch.call import Call, Outputs, empty_output, empty_outputs, write_caches
+from mla_opt.operator.torch.call import Call, Outputs, empty_outputs
+from mla_opt.operator.torch.in_place import write_in_place
 from mla_opt.operator.torch.problem import make_problem
 
 TYPES = (torch.float16, torch.bfloat16)
@@ -56,16 +57,7 @@ def attend(call: Call) -> Outputs:
 
 def attend_in_place(call: Call) -> Tensor:
     """Compute a checked call that has ``past_len``, write its caches, and return the output."""
-    assert call.cache is not None
-    rope_cache = call.cache if call.rope_cache is None else call.rope_cache
-    if not (call.cache.is_contiguous() and rope_cache.is_contiguous()):
-        outputs = attend(call)
-        write_caches(call, outputs)
-        return outputs.output
-    output = empty_output(call)
-    _run(call, Outputs(output, call.cache, rope_cache))
-    torch.autograd.graph.increment_version((call.cache, rope_cache))
-    return output
+    return write_in_place(call, _run, attend)
 
 
 def _run(call: Call, outputs: Outputs) -> None:
