@@ -17,9 +17,7 @@ LOSS = 1.3
 #: a sink, gates, shared latents, linear attention beside the latent one.
 REPRESENTATIVES = [
     ("deepseek_v2", "eager", "decomposed", True),
-    ("deepseek_v3", "sdpa", "exported", True),
-    ("minicpm3", "sdpa", "decomposed", True),
-    ("mistral_large4", "sdpa", "exported", True),
+    ("minicpm3", "sdpa", "exported", True),
     ("hy_v4", "eager", "exported", True),
     ("kimi_linear", "sdpa", "exported", False),
 ]
@@ -55,9 +53,8 @@ def test_a_representative_is_rewritten_and_computes_the_same(family, attention, 
     check(family, attention, form, cache)
 
 
-@pytest.mark.parametrize("form", ["exported", "decomposed"])
-def test_bfloat16(form):
-    check("deepseek_v3", "sdpa", form, True, "bfloat16")
+def test_bfloat16():
+    check("deepseek_v3", "sdpa", "exported", True, "bfloat16")
 
 
 @pytest.mark.sweep

@@ -130,7 +130,8 @@ def test_other_forms(program, absorb):
     assert {site.form for site in result.report.sites} == {absorb}
 
 
-def test_it_compiles_ahead_of_time_and_in_time(optimized, tmp_path):
+@pytest.mark.sweep
+def test_it_compiles_ahead_of_time(optimized, tmp_path):
     flat = exporting.model("deepseek_v3")
     sizes = ((2, 5, 11), (1, 60, 4))
     package = torch._inductor.aoti_compile_and_package(

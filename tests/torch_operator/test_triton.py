@@ -62,8 +62,8 @@ def check_needs(variants, folder, spilt=0):
 
 
 def test_compiled_ahead_without_spilling(tmp_path):
-    """For each device what takes the most registers: causal, ragged, a mask, and parts."""
-    check_needs([(c, 512, 64, rows, *FULLEST) for c in CAPABILITIES for rows in ROWS], tmp_path)
+    """What takes the most registers: causal, ragged, a mask, and parts; the rest is swept."""
+    check_needs([(86, 512, 64, 128, *FULLEST), (90, 512, 64, 16, *FULLEST)], tmp_path)
 
 
 @pytest.mark.sweep

@@ -33,7 +33,6 @@ from mla_opt.kernels.cuda_library import (
     cuda_kernel_library,
 )
 from mla_opt.operator import Signature, latent_attention
-from tests.kernels.cuda.conftest import ARCHITECTURES
 from tests.kernels.cuda.problems import Case, expected, operands, problem_of, results
 from tests.operator import cases
 
@@ -60,8 +59,8 @@ needs_nvcc = pytest.mark.skipif(not has_nvcc(), reason="no nvcc here: the kernel
 
 
 @needs_nvcc
-def test_no_kernel_spills(built):
-    assert {one.architecture for one in built.resources} == set(ARCHITECTURES)
+def test_no_kernel_spills(built, architectures):
+    assert {one.architecture for one in built.resources} == set(architectures)
     for one in built.resources:
         assert (one.spilled, one.stack) == (0, 0), one
     # Such as that products of warpgroups wait for each other.
@@ -69,10 +68,10 @@ def test_no_kernel_spills(built):
 
 
 @needs_nvcc
-def test_registers_leave_room_for_the_blocks_that_are_planned(built):
+def test_registers_leave_room_for_the_blocks_that_are_planned(built, architectures):
     """Two narrow blocks side by side, one of another width: 65536 registers, by eights."""
     attention = [one for one in built.resources if "attend_kernel" in one.kernel]
-    for architecture in ARCHITECTURES:
+    for architecture in architectures:
         assert sum(one.architecture == architecture for one in attention) == 18
     for one in attention:
         threads = 2 * 128 if "WidthE0" in one.kernel else 256
@@ -126,12 +125,12 @@ def test_tensor_memory_accelerator_is_used_on_90a_alone(built):
 
 
 @needs_nvcc
-def test_library_needs_nothing_of_cuda(built):
+def test_library_needs_nothing_of_cuda(built, architectures):
     """Loading it asks for no driver, no CUDA runtime and no TensorRT."""
     for name in needed_libraries(built.library):
         assert name.split(".so")[0] in ("libc", "libm", "libstdc++", "libgcc_s", "ld-linux-x86-64")
     library = CudaLibrary(built.library)
-    assert library.architectures == ARCHITECTURES
+    assert library.architectures == architectures
 
 
 @needs_nvcc
@@ -320,9 +319,13 @@ def test_needed_libraries_of_a_library_that_is_known():
         needed_libraries(Path(__file__))
 
 
-def command(*arguments, **environment):
+def command(*arguments, home=cuda_build.HOME, **environment):
+    code = (
+        "from pathlib import Path; from mla_opt.kernels.building import cuda_build;"
+        f" cuda_build.HOME = Path({os.fspath(home)!r}); from mla_opt.cli import main; main()"
+    )
     return subprocess.run(
-        [sys.executable, "-c", "from mla_opt.cli import main; main()", *arguments],
+        [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -332,10 +335,14 @@ def command(*arguments, **environment):
 
 @needs_nvcc
 def test_command(tmp_path):
-    done = command("build-kernels", "--arch", "90", "-o", str(tmp_path / "out"))
+    """With a kernel of one line: the others are compiled above."""
+    (tmp_path / "home" / "cuda").mkdir(parents=True)
+    (tmp_path / "home" / "cuda" / "kernel.cu").write_text("__global__ void kernel() {}\n")
+    out = str(tmp_path / "out")
+    done = command("build-kernels", "--arch", "90", "-o", out, home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
     assert f"built {tmp_path / 'out' / 'libmla_opt_cuda.so'}" in done.stdout
-    assert "sm_90: 21 kernels, at most" in done.stdout
+    assert "sm_90: 1 kernels, at most" in done.stdout
     assert "no spills" in done.stdout
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["libmla_opt_cuda.so"]
 
