@@ -37,7 +37,7 @@ ARM_EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 WRAPPED = [f"-Wl,--wrap={name}" for name in ("malloc", "aligned_alloc", "_Znwm")]
 MEMORY, THREADS = "address,undefined", "thread"
 # Problems that each run takes, and the word by which each sanitizer names what was broken for it.
-PROBLEMS = {MEMORY: 1500, THREADS: 500}
+PROBLEMS = {MEMORY: 500, THREADS: 150}
 EMULATED_PROBLEMS = 400
 BROKEN = {
     MEMORY: [("scale", "expected"), ("buffer", "heap-buffer-overflow")],
@@ -99,7 +99,7 @@ def test_random_problems(sanitizer, tmp_path):
 def test_many_more_random_problems(sanitizer, tmp_path):
     """Other ones each time; MLA_OPT_FUZZ_SEED repeats them."""
     seed = os.environ.get("MLA_OPT_FUZZ_SEED", str(int.from_bytes(os.urandom(4))))
-    run([str(sanitized(sanitizer, tmp_path)), seed, "0", str(100 * PROBLEMS[sanitizer])])
+    run([str(sanitized(sanitizer, tmp_path)), seed, "0", str(300 * PROBLEMS[sanitizer])])
 
 
 def first_there(names: tuple[str, ...]) -> str:
