@@ -27,6 +27,5 @@ REPRESENTATIVE = (
 #: Early expansion: these need a Python with transformers 4.57 (`tests.exports.expanded_cache`).
 EXPANDED = (
     ExportSpec("deepseek_v3", exporter="dynamo457"),
-    ExportSpec("deepseek_v2", exporter="dynamo457", opset=23),
     ExportSpec("deepseek_v3", exporter="optimum457"),
 )
