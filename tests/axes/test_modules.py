@@ -13,7 +13,7 @@ from tests.axes import modules
 from tests.axes.harness import FEW, equal_or_refused
 from tests.axes.modules import LOOKALIKES, MODULES, Absorbed, Buffers, Latent
 
-QUICK = {"Naive", "Absorbed", "Grouped", "TokensFirst", "Folded"}
+QUICK = {"Naive", "Absorbed", "Grouped", "TokensFirst", "Folded", "Padded"}
 SIZES = ((1, 1, 0), (2, 1, 7), (3, 4, 2), (5, 9, 31), (1, 230, 0), (1, 4, 1100))
 PROMPTS = ((1, 1, 0), (3, 4, 0), (5, 9, 0), (1, 300, 0))
 CALLS = ((4, 0), (1, 4), (30, 5), (1, 35))

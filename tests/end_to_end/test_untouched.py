@@ -15,8 +15,29 @@ from tests.end_to_end.command import command, files
 from tests.exports.controls import CONTROLS, GENUINE, exported_control
 from tests.exports.refusals import CODES, check_refusals
 
-AT_18 = sorted(CONTROLS)
-AT_23 = ["gpt2", "llama", "separate_latents", "nonlinear_values"]
+#: One of each kind: a decoder, one whose heads share keys, an encoder with a decoder, and near
+#: misses. The sweep has all; `tests/axes` writes many more look-alikes itself.
+QUICK = {
+    "llama",
+    "multi_query",
+    "t5",
+    "separate_latents",
+    "rope_per_head",
+    "nonlinear_values",
+    "token_reversal",
+    "linear_attention",
+}
+AT_18 = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.sweep)
+    for name in sorted(CONTROLS)
+]
+AT_23 = [
+    pytest.param("llama"),
+    *(
+        pytest.param(name, marks=pytest.mark.sweep)
+        for name in ("gpt2", "separate_latents", "nonlinear_values")
+    ),
+]
 
 
 def refused(path: Path) -> mla_opt.OptimizationReport:

@@ -81,7 +81,7 @@ def built_once(path: Path, build: Callable[[Path], None]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.parent / "locks" / path.stem):
         if not path.exists():
-            partial = path.with_suffix(f".{os.getpid()}.onnx")
+            partial = path.with_suffix(f".{os.getpid()}{path.suffix}")
             try:
                 build(partial)
                 partial.replace(path)

@@ -33,13 +33,22 @@ def optimize(path: Path) -> Outcome:
     from mla_opt.errors import NothingMatchedError
 
     try:
-        report = mla_opt.optimize(str(path), verify=True).report
+        report = mla_opt.optimize(loaded(path), verify=True).report
     except NothingMatchedError as error:
         return Outcome(0, None, cache.report_failure(error))
     except Exception as error:
         return Outcome(0, None, cache.report_failure(error), failed=True)
     reasons = dict.fromkeys(f"{refusal.code}: {refusal.reason}" for refusal in report.refusals)
     return Outcome(len(report.sites), largest_error(report.verification), "; ".join(reasons))
+
+
+def loaded(path: Path) -> Any:
+    """A program where the file holds one; ONNX files are read by the optimizer."""
+    if path.suffix != ".pt2":
+        return str(path)
+    import torch
+
+    return torch.export.load(path)
 
 
 def run_once(spec: ExportSpec, path: Path) -> str:
@@ -78,6 +87,18 @@ def spec_row(spec: ExportSpec) -> Row:
     kept = "yes" if spec.cache else "no"
     labels = (spec.family, exporter, str(spec.opset), spec.attention, kept, spec.dtype)
     return Row(labels, FAMILIES[spec.family].sites)
+
+
+def third_party_row(name: str, exporter: str) -> Row:
+    """The row of another package's attention before anything is known of it."""
+    from tests.exports import third_party
+
+    opset = third_party.EXPORTERS[exporter]
+    way = exporter.removesuffix(str(opset)) if opset else {"own": "its own"}.get(exporter, exporter)
+    kept = "yes" if exporter == "own" else "no"
+    family = f"{name} {third_party.version(name)}"
+    labels = (family, way, str(opset or ""), "", kept, "float32")
+    return Row(labels, third_party.LAYERS)
 
 
 def control_row(name: str, opset: int) -> Row:
@@ -152,20 +173,29 @@ def kept(options: argparse.Namespace) -> list[Row]:
 def write(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     """The document of the rows so far, if one is asked for."""
     if options.write:
-        whole = len(spec_jobs(matrix.specs())) + len(control_jobs())
+        whole = len([*spec_jobs(matrix.specs()), *third_party_jobs(), *control_jobs()])
         options.write.write_text(document(rows, whole))
 
 
 def jobs(options: argparse.Namespace) -> list[Job]:
-    """The families, then the controls; the controls alone, or no controls, when asked for."""
-    families = [] if options.controls else spec_jobs(selected(options))
+    """The families, other packages, the controls; or those alone that are asked for."""
+    if options.third_party:
+        return third_party_jobs()
+    families = [] if options.controls else [*spec_jobs(selected(options)), *third_party_jobs()]
     some = options.family or options.exporter
-    return families if some else [*families, *control_jobs()]
+    return spec_jobs(selected(options)) if some else [*families, *control_jobs()]
 
 
 def spec_jobs(specs: Sequence[ExportSpec]) -> list[Job]:
     """Each row still empty, and the arguments that make a process compute it."""
     return [(spec_row(spec), ("--row", spec.to_json())) for spec in specs]
+
+
+def third_party_jobs() -> list[Job]:
+    """The same for what other packages write."""
+    from tests.exports import third_party
+
+    return [(third_party_row(*pair), ("--third-party-row", *pair)) for pair in third_party.pairs()]
 
 
 def control_jobs() -> list[Job]:
@@ -184,12 +214,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--family", nargs="*", help="only these families")
     parser.add_argument("--exporter", nargs="*", help="only these exporters")
     parser.add_argument("--controls", action="store_true", help="only the controls")
+    parser.add_argument("--third-party", action="store_true", help="only other packages")
     parser.add_argument("--export-only", action="store_true", help="fill the cache, no optimizer")
     parser.add_argument("--write", type=Path, help="where to put the Markdown table")
     parser.add_argument("--resume", action="store_true", help="keep the rows written before")
     parser.add_argument("--list", action="store_true", help="print the ids and stop")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--control-row", help=argparse.SUPPRESS)
+    parser.add_argument("--third-party-row", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--opset", type=int, default=18, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -200,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(spec.id for spec in selected(options)))
         return 0
-    if options.row or options.control_row:
+    if options.row or options.control_row or options.third_party_row:
         print(MARK + json.dumps(dataclasses.asdict(_one(options))))
         return 0
     rows = sweep(options)
@@ -216,6 +248,12 @@ def _one(options: argparse.Namespace) -> Row:
         name, opset = options.control_row, options.opset
         row = control_row(name, opset)
         return fill(row, lambda: exported_control(name, opset), options.export_only)
+    if options.third_party_row:
+        from tests.exports import third_party
+
+        name, way = options.third_party_row
+        row = third_party_row(name, way)
+        return fill(row, lambda: third_party.exported(name, way), options.export_only)
     spec = ExportSpec.from_json(options.row)
     return fill(spec_row(spec), lambda: cache.exported(spec), options.export_only, spec)
 

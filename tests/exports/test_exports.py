@@ -19,9 +19,8 @@ from tests.exports.spec import ExportSpec
 
 SPECS = [
     ExportSpec("deepseek_v3"),
-    ExportSpec("deepseek_v3", opset=23, attention="eager"),
+    ExportSpec("deepseek_v3", opset=23, attention="eager", cache=False),
     ExportSpec("deepseek_v3", exporter="torchscript"),
-    ExportSpec("deepseek_v3", cache=False),
     ExportSpec("deepseek_v2", opset=23),
     ExportSpec("deepseek_v32"),
     ExportSpec("deepseek_v3", exporter="hf", opset=20, component="decode"),
@@ -67,11 +66,13 @@ def test_five_decode_steps_stay_together(spec: ExportSpec) -> None:
     expanded_cache.VARIABLE not in os.environ,
     reason=f"{expanded_cache.VARIABLE} names no Python with transformers 4.57",
 )
-@pytest.mark.parametrize("exporter", ["dynamo457", "optimum457"])
+@pytest.mark.parametrize(
+    "exporter", ["dynamo457", pytest.param("optimum457", marks=pytest.mark.sweep)]
+)
 def test_the_expanded_cache_export_computes_what_torch_computes(exporter: str) -> None:
     spec = ExportSpec("deepseek_v3", exporter=exporter)
     run = session(cache.exported(spec))
-    for sizes in [(2, 4, 0), (2, 1, 7)]:
+    for sizes in [(2, 1, 7)]:  # each is a process of PyTorch
         feed = oracle.example_feeds(spec, *sizes, left_padding=1)
         truth, found = oracle.run_torch(spec, feed), oracle.run_onnx(run, feed)
         assert oracle.difference(spec, feed, truth, found) < TOLERANCE, sizes

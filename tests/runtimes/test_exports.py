@@ -24,9 +24,8 @@ from tests.exports.spec import ExportSpec
 SPECS = [
     ExportSpec("deepseek_v2_noqlora"),
     ExportSpec("deepseek_v3", dtype="float16"),
-    ExportSpec("minicpm3", exporter="torchscript"),
+    ExportSpec("minicpm3", opset=20),
     ExportSpec("deepseek_v3", exporter="dynamo457"),
-    ExportSpec("longcat_flash"),
 ]
 
 
@@ -129,7 +128,7 @@ def test_a_state_of_open_width(one_token_step):
 
 
 def test_a_model_without_a_cache_is_refused():
-    path = exported(ExportSpec("deepseek_v3", cache=False))
+    path = exported(ExportSpec("deepseek_v3", opset=23, attention="eager", cache=False))
     with pytest.raises(InputError, match="keeps no cache"):
         generate(session(path), [1, 2], max_new_tokens=1)
 

@@ -173,6 +173,7 @@ RULES: dict[str, Callable[[fx.Node], Move]] = {
     "roll": _roll,
     "index_select": _index_select,
     "constant_pad_nd": _pad,
+    "pad": _pad,
     "cat": _concat,
     "concat": _concat,
     "slice_scatter": _slice_scatter,

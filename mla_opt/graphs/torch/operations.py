@@ -118,6 +118,12 @@ def _pad(facts: Facts, node: fx.Node) -> op.Operation:
     return _layout(facts, node) if not _operand(node, 2, "value") else OPAQUE
 
 
+def _pad_in_mode(facts: Facts, node: fx.Node) -> op.Operation:
+    """``aten.pad``: other modes than that with a constant repeat what is there."""
+    constant = _operand(node, 2, "mode") in (None, "constant")
+    return _layout(facts, node) if constant and not _operand(node, 3, "value") else OPAQUE
+
+
 def _concat(facts: Facts, node: fx.Node) -> op.Operation:
     parts = [_value(each) for each in _operand(node, 0, "tensors") or ()]
     shape = symbolic_shape(node)
@@ -395,6 +401,7 @@ READERS: dict[str, Reader] = {
     "select_scatter": _overwrite,
     "index_select": _index_select,
     "constant_pad_nd": _pad,
+    "pad": _pad_in_mode,
     "cat": _concat,
     "concat": _concat,
     "expand": _expand,
