@@ -14,7 +14,7 @@ from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.protocol import Graph
 from mla_opt.matching.certificate import certify
 from mla_opt.matching.extraction import extract
-from mla_opt.matching.latent_region import NotLatentError
+from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.query_source import hidden_size, query_source_width
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite, LatentWeights

@@ -20,7 +20,8 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Graph
 from mla_opt.handles import Value
 from mla_opt.matching.attention_core import attention_cores
-from mla_opt.matching.latent_region import NotLatentError, latent_site
+from mla_opt.matching.latent_region import latent_site
+from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, Ends, LatentAttentionSite
 

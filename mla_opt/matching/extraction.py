@@ -18,8 +18,8 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Binding, Graph
 from mla_opt.handles import Array, Float64, Node, Value
 from mla_opt.matching.labels import Trace, trace
-from mla_opt.matching.latent_region import NotLatentError
 from mla_opt.matching.linear_matrix import linear_matrix
+from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.sites import LatentAttentionSite, LatentWeights
 from mla_opt.sites.core import AttentionCore, CoreLayouts
 from mla_opt.sites.layout import KEYS, ROWS, from_standard, head_count, heads_of, to_standard

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.matching.extraction import extract
-from mla_opt.matching.latent_region import NotLatentError
+from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.sites import LatentAttentionSite
 from tests.graphs.latent_block import Block, Tape
 from tests.labels import label

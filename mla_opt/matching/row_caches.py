@@ -1,0 +1,111 @@
+"""Where the past comes in: caches of rows, of expanded keys and values, and none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mla_opt.graphs import operations as op
+from mla_opt.graphs import sizes
+from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Value
+from mla_opt.matching.attention_core import CoreAxes
+from mla_opt.matching.not_latent import NotLatentError
+from mla_opt.matching.region import Join, Region
+from mla_opt.matching.roles import Roles
+from mla_opt.matching.shared_rows import SharedRows, keeps_order
+from mla_opt.sites import AttentionCore, PastConcat
+from mla_opt.sites.layout import KEYS, ROWS, is_standard
+
+
+def rewound(graph: Graph, rows: SharedRows, roles: Roles) -> SharedRows:
+    """The rows before they were reshaped and permuted for what reads them."""
+    back = {value: _before_moves(graph, rows.region, roles, value) for value in rows.of_keys}
+    return replace(
+        rows,
+        of_values=tuple(back[value] for value in rows.of_values),
+        of_keys=tuple(back[value] for value in rows.of_keys),
+    )
+
+
+def _before_moves(graph: Graph, region: Region, roles: Roles, value: Value) -> Value:
+    """The cache that the rows come from, else the nearest ``[B, 1, T, X]`` or ``[B, T, X]``."""
+    chain = [value]
+    joined = {join.joined for join in region.joins}
+    while chain[-1] not in joined and len(region.made_of.get(chain[-1], ())) == 1:
+        node = graph.producer(chain[-1])
+        operation = None if node is None else graph.operation(node)
+        if not isinstance(operation, op.Layout) or not keeps_order(graph, operation, chain[-1]):
+            break
+        chain.append(region.made_of[chain[-1]][0])
+    if chain[-1] in joined:
+        return chain[-1]
+    for form in (KEYS, ROWS):
+        for each in chain:
+            if is_standard(roles.layout(region.axes[each]), form):
+                return each
+    return value
+
+
+def only_new_rows(axes: CoreAxes, roles: Roles) -> bool:
+    """Whether there are as many keys as queries in every call."""
+    variables = axes.variables
+    new = [name for name, (role, _) in roles.known.items() if role == "query"]
+    of_query = sizes.product(variables.sizes[name] for name in new)
+    return sizes.same(of_query, variables.sizes.get(axes.keys, 1))
+
+
+def expanded_cache(
+    graph: Graph, core: AttentionCore, roles: Roles, rows: SharedRows
+) -> tuple[PastConcat, PastConcat] | None:
+    """The caches of expanded keys and values that the attention reads, if there are such."""
+    cut = frozenset((*rows.shared, *rows.of_keys_only))
+    keys, values = (_joins_above(rows.region, root, cut) for root in (core.key, core.value))
+    if not keys and not values:
+        return None
+    if len(keys) != 1 or len(values) != 1:
+        raise NotLatentError(
+            "cache_of_one_half",
+            "only one of keys and values is cached, or one of them twice",
+            (core.first, core.last),
+        )
+    pair = tuple(
+        PastConcat(
+            each.past,
+            each.new,
+            each.joined,
+            each.axis,
+            roles.layout(rows.region.axes[each.joined]),
+        )
+        for each in (*keys, *values)
+    )
+    if not all(graph.is_output(part.joined) for part in pair):
+        raise NotLatentError(
+            "cache_not_returned",
+            "the joined cache is not an output of the graph",
+            (core.first, core.last),
+        )
+    for part in pair:
+        readers = [n for n in graph.consumers(part.past) if not graph.is_shape_reader(n)]
+        if len(readers) != 1:
+            raise NotLatentError(
+                "cache_read_twice",
+                f"more than the attention reads the cache {part.past.name!r}, whose rows will be"
+                " others",
+                tuple(readers),
+            )
+    return pair[0], pair[1]
+
+
+def _joins_above(region: Region, root: Value, cut: frozenset[Value]) -> list[Join]:
+    """The caches between a root and where it is cut."""
+    joins = {join.joined: join for join in region.joins}
+    pending, seen, found = [root], set(), []
+    while pending:
+        value = pending.pop()
+        if value in seen or value in cut:
+            continue
+        seen.add(value)
+        if value in joins:
+            found.append(joins[value])
+        pending.extend(region.made_of.get(value, ()))
+    return found
