@@ -146,8 +146,7 @@ def _interface(sites: Sequence[LatentAttentionSite]) -> InterfaceMap:
         if site.cache is None or site.original_cache is None:
             continue
         original, optimized = site.original_cache, _ends(site)
-        layout = site.cache.layout
-        if layout == "split" and site.family == "latent" and site.cache.kept_as is None:
+        if site.cache.own:
             continue
         states.setdefault(original.inputs, _state(site, original, optimized))
         if site.cache.past_len is not None:
@@ -168,6 +167,7 @@ def _state(site: LatentAttentionSite, original: Ends, optimized: Ends) -> StateM
         kv_lora_rank=site.geometry.kv_lora_rank,
         qk_rope_head_dim=site.geometry.qk_rope_head_dim,
         num_heads=site.geometry.num_heads,
+        reordered=site.reordered,
     )
 
 

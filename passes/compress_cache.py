@@ -13,27 +13,26 @@ it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
 
 from mla_opt.emission.expanded import expanded_keys, expanded_values
 from mla_opt.emission.layout import restored
-from mla_opt.emission.operands import new_rows, store_weights
-from mla_opt.errors import CACHE_NOT_RECOGNIZED, InputError, PassError, Refusal
+from mla_opt.emission.operands import as_rows, new_rows, store_weights
+from mla_opt.errors import CACHE_NOT_RECOGNIZED, PassError, Refusal
 from mla_opt.graphs.protocol import Builder, Graph, Size
-from mla_opt.handles import Node, Value
+from mla_opt.handles import Value
+from mla_opt.matching.exposed_keys import exposed_sites
 from mla_opt.pipeline import Pass, PassResult
-from mla_opt.sites import CacheSlots, LatentAttentionSite, PastConcat
+from mla_opt.sites import CachedTensor, CacheSlots, LatentAttentionSite
 from mla_opt.sites.layout import KEYS, Layout, Part, Role
 
 _SEPARATORS = "._/"
 
 ROWS_OF_CACHE: Layout = ((Part("batch", None),), (), (Part("key", None),), (Part("width", None),))
 """Layout of ``[B, 1, T, X]``."""
-
-_GUARDS = 8
-"""Most operators one behind the other that stand between two values of an attention."""
 
 CacheMode = Literal["keep", "packed", "static"]
 
@@ -52,7 +51,7 @@ class CompressCache(Pass):
 
     def run(self, graph: Graph) -> PassResult:
         """Rewrite the caches, expanded ones first."""
-        read = _read_elsewhere(graph) if self.mode == "static" else ()
+        read = exposed_sites(graph) if self.mode == "static" else ()
         expanded = [site for site in graph.sites if site.expanded is not None]
         owners: dict[Value, LatentAttentionSite] = {}
         for site in expanded:
@@ -63,61 +62,18 @@ class CompressCache(Pass):
             else:
                 _share(site, owner)
         rewritten = len(expanded)
-        refusals: tuple[Refusal, ...] = ()
-        if self.mode != "keep":
-            rewritten += _pack(graph)
-            unknown = tuple(_left_alone(site) for site in graph.sites if _is_unknown(site))
-            refusals = (*unknown, *read)
-        return PassResult(len(graph.sites), rewritten, refusals)
+        if self.mode == "keep":
+            return PassResult(len(graph.sites), rewritten)
+        packing = _Packing(graph)
+        packed = sum(packing.pack(site) for site in graph.sites)
+        rewritten = max(rewritten, packed)
+        unknown = tuple(_left_alone(site) for site in graph.sites if _is_unknown(site))
+        return PassResult(len(graph.sites), rewritten, (*unknown, *read), packing.notes())
 
     def ensures(self, graph: Graph) -> None:
         """No site caches expanded rows any more."""
         if any(site.expanded is not None for site in graph.sites):
             raise PassError("a site still caches expanded rows")
-
-
-def _read_elsewhere(graph: Graph) -> tuple[Refusal, ...]:
-    """Sites whose keys or scores something else reads: a buffer has rows that are none of them."""
-    inner = {value for site in graph.sites for value in (*site.inner, site.core.output)}
-    joined = {part.joined for site in graph.sites for part in site.expanded or ()}
-    refusals = []
-    for site in graph.sites:
-        for value in site.inner:
-            others = [
-                graph.label(node)
-                for node in graph.consumers(value)
-                if not _stays_inside(graph, node, inner)
-            ]
-            if others or (graph.is_output(value) and value not in joined):
-                refusals.append(_exposed(site, value, others))
-                break
-    return tuple(refusals)
-
-
-def _stays_inside(graph: Graph, node: Node, inner: set[Value], depth: int = _GUARDS) -> bool:
-    """Whether what a node makes is for the attention alone, as scales and casts around it are."""
-    if graph.is_shape_reader(node):
-        return True
-    return depth > 0 and all(
-        value in inner
-        or (
-            not graph.is_output(value)
-            and all(_stays_inside(graph, n, inner, depth - 1) for n in graph.consumers(value))
-        )
-        for value in graph.results(node)
-    )
-
-
-def _exposed(site: LatentAttentionSite, value: Value, others: list[str]) -> Refusal:
-    by = f"read by {', '.join(others[:2])}" if others else "returned"
-    return Refusal(
-        site.name,
-        CACHE_NOT_RECOGNIZED,
-        f"{value.name} has a place for every key and is {by}, which a buffer with more rows than"
-        " keys would change",
-        tuple(others[:2]),
-        "keep the cache as it is (cache 'keep'), or export the model without that output",
-    )
 
 
 def _is_unknown(site: LatentAttentionSite) -> bool:
@@ -129,8 +85,9 @@ def _left_alone(site: LatentAttentionSite) -> Refusal:
     return Refusal(
         site.name,
         CACHE_NOT_RECOGNIZED,
-        "its rows are not an input and new rows joined on the token axis of [B, 1, T, X] and"
-        " returned, so its cache stays as it is",
+        f"its cache stays as it is: {site.not_held}",
+        remedy="cache c_kv after its norm and k_pe after rotary embedding, join past and new rows"
+        " along the tokens, and return them; or keep the cache as it is (cache 'keep')",
     )
 
 
@@ -148,7 +105,7 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     _replace_expanded(graph, builder, site, site.cache)
     site.latent, site.rope = joined[0], joined[1] if site.rope is not None else None
     site.latent_layout, site.rope_layout = _standard_rows(site)
-    site.expanded = None
+    site.held, site.expanded = _held(site, site.cache), None
 
 
 def _standard_rows(site: LatentAttentionSite) -> tuple[Layout, Layout | None]:
@@ -156,10 +113,23 @@ def _standard_rows(site: LatentAttentionSite) -> tuple[Layout, Layout | None]:
     return ROWS_OF_CACHE, None if site.rope is None else ROWS_OF_CACHE
 
 
+def _held(site: LatentAttentionSite, cache: CacheSlots) -> tuple[CachedTensor, ...]:
+    """The latent caches of a site whose model had expanded ones."""
+    assert site.weights is not None
+    c, r = site.weights.w_uk.shape[2], len(site.weights.rope_dims)
+    layout = ROWS_OF_CACHE
+    return tuple(
+        CachedTensor(past, past, new, joined, joined, layout, layout, layout, places=places)
+        for past, new, joined, places in zip(
+            cache.past, cache.new, cache.joined, (tuple(range(c)), tuple(range(c, c + r)))
+        )
+    )
+
+
 def _share(site: LatentAttentionSite, owner: LatentAttentionSite) -> None:
     """Let a site whose layer reads another's keys and values read its rows as well."""
     assert site.expanded is not None
-    site.cache = owner.cache
+    site.cache, site.held = owner.cache, owner.held
     site.latent, site.rope = owner.latent, owner.rope
     site.latent_layout, site.rope_layout = owner.latent_layout, owner.rope_layout
     site.expanded = None
@@ -172,34 +142,39 @@ def _latent_inputs(graph: Graph, site: LatentAttentionSite) -> tuple[Value, ...]
     latent = _latent_input(graph, keys, site.latent)
     if site.rope is not None:
         return latent, _latent_input(graph, values, site.rope)
-    graph.remove_input(values.past, like=latent, moved=_moved(values))
+    graph.remove_input(values.past, like=latent, moved=_moved(values.past_layout))
     return (latent,)
 
 
-def _latent_input(graph: Graph, part: PastConcat, rows: Value) -> Value:
+def _latent_input(graph: Graph, part: CachedTensor, rows: Value) -> Value:
     """The input that takes the place of an expanded cache: ``[B, 1, P, width of the rows]``."""
     shape = graph.example_shape(rows)
     assert shape is not None
-    declared = graph.declared_shape(part.past)
-    sequences = [place for place, axis in enumerate(part.layout) if _is_batch(axis)]
-    batch = declared[sequences[0]] if sequences else 1
-    past = declared[part.axis]
-    shaped = (batch, 1, past, shape[-1])
-    return graph.replace_input(part.past, part.past.name or "", shaped, moved=_moved(part))
+    return _rows_input(graph, part, part.past.name or "", shape[-1])
 
 
-def _moved(part: PastConcat) -> dict[int, int]:
-    """Which axis of ``[B, 1, P, X]`` counts what an axis of an expanded cache did."""
+def _rows_input(graph: Graph, part: CachedTensor, name: str, width: int) -> Value:
+    """The input ``[B, 1, P, width]`` in the place of one of any axes."""
+    shape = _declared(graph.declared_shape(part.past), part.past_layout, width)
+    return graph.replace_input(part.past, name, shape, moved=_moved(part.past_layout))
+
+
+def _declared(
+    declared: Sequence[int | str | None], layout: Layout, width: int
+) -> tuple[int | str | None, ...]:
+    """``[B, 1, T, width]`` in the words of what was declared of other axes."""
+    counted = {axis[0].role: size for axis, size in zip(layout, declared) if len(axis) == 1}
+    return counted.get("batch", 1), 1, counted.get("key"), width
+
+
+def _moved(layout: Layout) -> dict[int, int]:
+    """Which axis of ``[B, 1, T, X]`` counts what an axis of another layout did."""
     counted: dict[Role, int] = {"batch": 0, "key": 2}
     return {
         place: counted[axis[0].role]
-        for place, axis in enumerate(part.layout)
+        for place, axis in enumerate(layout)
         if axis and axis[0].role in counted
     }
-
-
-def _is_batch(axis: tuple[Part, ...]) -> bool:
-    return any(part.role == "batch" for part in axis)
 
 
 def _replace_expanded(
@@ -213,12 +188,13 @@ def _replace_expanded(
     keys = expanded_keys(builder, site, weights, joined[0], rope)
     values = expanded_values(builder, weights, joined[0])
     halves = (_in_original_dims(builder, site, keys), values)
-    for part, half, latent in zip_longest(site.expanded, halves, joined[: len(site.expanded)]):
+    widths = (site.weights.w_uk.shape[2], len(site.weights.rope_dims))
+    for part, half, latent, width in zip_longest(site.expanded, halves, joined, widths):
         _redirect_readers(graph, part.joined, part.layout, cache)
         if latent is None:
-            graph.remove_output(part.joined)
+            graph.remove_output(part.output)
         else:
-            graph.replace_output(part.joined, latent)
+            graph.replace_output(part.output, latent, _declared_output(graph, part, width))
         graph.replace(part.joined, restored(builder, half, part.layout, KEYS, "as_it_was"))
 
 
@@ -255,65 +231,124 @@ def _in_original_dims(builder: Builder, site: LatentAttentionSite, keys: Value) 
     return builder.multiply(by_token, factor, "keys_scaled")
 
 
-def _pack(graph: Graph) -> int:
-    """Put both halves of every cache into one tensor; returns how many sites that touched.
-
-    Raises:
-        InputError: something besides the attention reads a half that would be gone.
-    """
-    packed: dict[Value, tuple[CacheSlots, tuple[Value, ...]]] = {}
-    sites = [site for site in graph.sites if site.cache is not None and len(site.cache.past) == 2]
-    for site in sites:
-        assert site.cache is not None
-        key = site.cache.joined[0]
-        if key not in packed:
-            packed[key] = _pack_one(graph, site)
-        site.cache, halves = packed[key]
-        site.latent, site.rope = halves
-    return len(sites)
+def _declared_output(
+    graph: Graph, part: CachedTensor, width: int
+) -> tuple[int | str | None, ...] | None:
+    """``[B, 1, T, width]`` in the words of the output that was; ``None`` if it declares nothing."""
+    declared = graph.declared_shape(part.output)
+    return _declared(declared, part.output_layout, width) if declared else None
 
 
-def _pack_one(graph: Graph, site: LatentAttentionSite) -> tuple[CacheSlots, tuple[Value, ...]]:
-    assert site.cache is not None and site.weights is not None
+Packed = tuple[CacheSlots, tuple[Value, ...]]
+
+
+@dataclass(slots=True)
+class _Packing:
+    """What is packed already, by the tensors that held the rows, and what could not be."""
+
+    graph: Graph
+    done: dict[tuple[CachedTensor, ...], Packed] = field(default_factory=dict)
+    taken: dict[Value, tuple[CachedTensor, ...]] = field(default_factory=dict)
+    found: int = 0
+
+    def pack(self, site: LatentAttentionSite) -> bool:
+        """Put the rows of a site into one tensor ``[B, 1, T, C + R]``; says whether it did."""
+        if site.cache is not None and len(site.cache.past) == 1:
+            self.found += site.cache.own
+            return False
+        if not site.held or not self._is_free(site):
+            site.cache = None
+            return False
+        if site.held not in self.done:
+            self.done[site.held] = _pack_one(self.graph, site)
+            self.taken.update((tensor.joined, site.held) for tensor in site.held)
+        site.cache, halves = self.done[site.held]
+        site.latent, site.rope = halves[0], halves[1] if len(halves) == 2 else None
+        site.latent_layout, site.rope_layout = _standard_rows(site)
+        return True
+
+    def _is_free(self, site: LatentAttentionSite) -> bool:
+        """Whether nothing but this attention, and those with the same rows, needs the tensors."""
+        for tensor in site.held:
+            if tensor.others is not None:
+                readers = ", ".join(self.graph.label(node) for node in tensor.others)
+                does = f"read by {readers}" if readers else "returned as it came"
+                site.not_held = f"cache input {tensor.past.name!r} is {does}"
+                return False
+            if self.taken.get(tensor.joined, site.held) != site.held:
+                site.not_held = (
+                    f"another attention reads part of {tensor.past.name!r} with other rows"
+                )
+                return False
+        return True
+
+    def notes(self) -> tuple[str, ...]:
+        """What the report says of caches that are as they should be."""
+        if not self.found:
+            return ()
+        caches = "1 cache is" if self.found == 1 else f"{self.found} caches are"
+        return (f"{caches} packed already",)
+
+
+def _pack_one(graph: Graph, site: LatentAttentionSite) -> Packed:
+    assert site.weights is not None
     builder = graph.builder(site.core.first, f"{site.name}/mla")
-    split = site.cache
-    for past in split.past:
-        _check_unread(graph, site, past)
-    c, r = site.weights.w_uk.shape[2], len(site.weights.rope_dims)
-    past = _packed_input(graph, split.past, c + r)
-    new = builder.concat(split.new, 3, "latent_rows")
+    held, r = site.held, len(site.weights.rope_dims)
+    c = site.weights.w_uk.shape[2]
+    past = _packed_input(graph, held, c + r)
+    new = _packed_rows(builder, held)
     joined = builder.concat((past, new), 2, "cache")
-    halves = builder.split(joined, (c, r), 3, ("c_kv", "k_pe"))
-    name = packed_name([value.name or "" for value in split.joined])
-    graph.merge_outputs(split.joined, joined, name)
+    halves = builder.split(joined, (c, r), 3, ("c_kv", "k_pe")) if r else (joined,)
+    name = _name_for([tensor.output for tensor in held])
+    shape = _declared_output(graph, held[0], c + r)
+    graph.merge_outputs([tensor.output for tensor in held], joined, name, shape)
     packed = CacheSlots("packed", (past,), (new,), (joined,))
-    for old, half in zip(split.joined, halves):
-        _redirect_readers(graph, old, ROWS_OF_CACHE, packed)
-        graph.replace(old, half)
+    for tensor in held:
+        _redirect_readers(graph, tensor.joined, tensor.layout, packed)
+        rows = _as_it_was(builder, tensor, joined, halves, c)
+        graph.replace(tensor.joined, restored(builder, rows, tensor.layout, KEYS, "as_it_was"))
     return packed, halves
 
 
-def _check_unread(graph: Graph, site: LatentAttentionSite, past: Value) -> None:
-    """Only the concatenation with new rows reads an input that will be another."""
-    others = [n for n in graph.consumers(past) if not graph.is_shape_reader(n)]
-    if len(others) > 1:
-        readers = ", ".join(graph.label(node) for node in others)
-        raise InputError(
-            f"cache input {past.name!r} of {site.name} is read by {readers}: it cannot be packed;"
-            " keep the cache as it is (cache 'keep')"
-        )
+def _packed_input(graph: Graph, held: Sequence[CachedTensor], width: int) -> Value:
+    first, *others = held
+    name = _name_for([tensor.past for tensor in held])
+    past = _rows_input(graph, first, name, width)
+    for other in others:
+        graph.remove_input(other.past, like=past, moved=_moved(other.past_layout))
+    return past
 
 
-def _packed_input(graph: Graph, halves: tuple[Value, ...], width: int) -> Value:
-    first, second = halves
-    batch, _, past, _ = graph.declared_shape(first)
-    name = packed_name([value.name or "" for value in halves])
-    graph.remove_input(second, like=first)
-    return graph.replace_input(first, name, (batch, 1, past, width))
+def _packed_rows(builder: Builder, held: Sequence[CachedTensor]) -> Value:
+    """The new rows ``[B, 1, S, C + R]``."""
+    parts = [as_rows(builder, tensor.new, tensor.layout) for tensor in held]
+    places = [place for tensor in held for place in tensor.places]
+    new = parts[0] if len(parts) == 1 else builder.concat(parts, 3, "latent_rows")
+    if places == sorted(places):
+        return new
+    return builder.gather(new, [places.index(at) for at in range(len(places))], 3, "latent_rows")
+
+
+def _as_it_was(
+    builder: Builder, tensor: CachedTensor, joined: Value, halves: tuple[Value, ...], c: int
+) -> Value:
+    """What a tensor held, in its order, of the joined rows: ``[B, 1, T, X]``."""
+    wide = len(tensor.places)
+    if tensor.places == tuple(range(wide)) and wide == c:
+        return halves[0]
+    if tensor.places == tuple(range(c, c + wide)) and len(halves) == 2:
+        return halves[1]
+    return builder.gather(joined, tensor.places, 3, "rows_as_they_were")
 
 
 def _shared_beginning(first: str, second: str) -> str:
     return "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second)))
+
+
+def _name_for(values: Sequence[Value]) -> str:
+    """What the one tensor is called that takes the place of ``values``."""
+    names = [value.name or "" for value in values]
+    return names[0] if len(names) == 1 else packed_name(names)
 
 
 def packed_name(names: list[str]) -> str:
@@ -324,5 +359,5 @@ def packed_name(names: list[str]) -> str:
     start = max(prefix.rfind(separator) for separator in _SEPARATORS) + 1
     end = min((suffix.find(s) for s in _SEPARATORS if s in suffix), default=len(suffix))
     if not start and end == len(suffix):
-        raise InputError(f"caches {first!r} and {second!r} share no name to call the packed one by")
+        return f"{first}_latent"
     return f"{prefix[:start]}latent{suffix[end:]}"

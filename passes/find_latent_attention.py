@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mla_opt.errors import InputError, Refusal
-from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Graph
 from mla_opt.handles import Value
 from mla_opt.matching.attention_core import attention_cores
 from mla_opt.matching.latent_region import latent_site
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.pipeline import Pass, PassResult
-from mla_opt.sites import CacheSlots, Ends, LatentAttentionSite
+from mla_opt.sites import CachedTensor, CacheLayout, CacheSlots, Ends, LatentAttentionSite
+from mla_opt.sites.layout import KEYS, is_standard, parts_of
 
 _MODULE_PATH = re.compile(r"(?:model\.)*(.*?(?:attn|attention)(?:\.\d+)?)\.", re.IGNORECASE)
 _NAMED_WITHIN = 40
@@ -54,6 +54,7 @@ class FindLatentAttention(Pass):
             if site.name not in self.exclude:
                 site.cache = _latent_cache(graph, site)
                 site.original_cache = _cache_names(site)
+                site.reordered = _is_reordered(site)
                 graph.sites.append(site)
         return PassResult(matched=len(graph.sites), refusals=tuple(refusals))
 
@@ -78,48 +79,44 @@ def _check_causal(graph: Graph, site: LatentAttentionSite) -> None:
 
 
 def _latent_cache(graph: Graph, site: LatentAttentionSite) -> CacheSlots | None:
-    """The cache whose joined rows the site reads, if past and present are of the interface."""
-    if site.expanded is not None:
+    """The model's own cache, if the operator can append to that as it is."""
+    held = site.held
+    places = [place for tensor in held for place in tensor.places]
+    in_order = places == list(range(len(places)))
+    if not held or not in_order or not all(_is_operand(graph, tensor) for tensor in held):
         return None
-    latent, row = _joined(graph, site.latent), _rope_row(graph, site)
-    rope = None if row is None else _joined(graph, row)
-    if latent is None or (row is not None and rope is None):
-        return None
-    site.family, site.layout_before = "latent", "split"
-    halves = (latent,) if rope is None else (latent, rope)
-    past, new, joined = zip(*halves)
-    return CacheSlots("split", past=past, new=new, joined=joined)
+    past, new, joined = zip(*((each.past, each.new, each.joined) for each in held))
+    layout: CacheLayout = "packed" if len(held) == 1 else "split"
+    return CacheSlots(layout, past=past, new=new, joined=joined, own=True)
 
 
-def _rope_row(graph: Graph, site: LatentAttentionSite) -> Value | None:
-    """The ``k_pe`` rows, unless they are of width 0: nothing of those has to be kept."""
-    shape = None if site.rope is None else graph.example_shape(site.rope)
-    return site.rope if shape is not None and shape[-1] else None
+def _is_operand(graph: Graph, tensor: CachedTensor) -> bool:
+    """Whether a tensor goes in and out as ``[B, 1, T, X]``, with nothing on the way."""
+    node = graph.producer(tensor.joined)
+    direct = node is not None and tensor.past in graph.operands(node)
+    layouts = (tensor.layout, tensor.past_layout, tensor.output_layout)
+    return (
+        direct
+        and tensor.output is tensor.joined
+        and all(is_standard(layout, KEYS) for layout in layouts)
+    )
+
+
+def _is_reordered(site: LatentAttentionSite) -> bool:
+    """Whether the cached tensors, one beside the other, are no rows ``[c_kv | k_pe]``."""
+    places = [place for tensor in site.held for place in tensor.places]
+    parts = [part for tensor in site.held for part in parts_of(tensor.past_layout)]
+    wide = sum(part.role == "width" for part in parts)
+    return places != sorted(places) or wide > len(site.held)
 
 
 def _cache_names(site: LatentAttentionSite) -> Ends | None:
     """Names of the cache as the model came, for those who feed it."""
-    if site.expanded is not None:
-        past = tuple(part.past.name or "" for part in site.expanded)
-        return Ends(past, tuple(part.joined.name or "" for part in site.expanded))
-    if site.cache is None:
+    tensors = site.expanded or site.held
+    if not tensors:
         return None
-    past = tuple(value.name or "" for value in site.cache.past)
-    return Ends(past, tuple(value.name or "" for value in site.cache.joined))
-
-
-def _joined(graph: Graph, value: Value) -> tuple[Value, Value, Value] | None:
-    """``(past, new, joined)`` of a value that joins an input of the graph and new rows."""
-    node = graph.producer(value)
-    operation = None if node is None else graph.operation(node)
-    if not isinstance(operation, op.Layout) or operation.concat_axis != -2:
-        return None
-    if len(operation.data) != 2 or not graph.is_input(operation.data[0]):
-        return None
-    shape = graph.example_shape(value)
-    if not graph.is_output(value) or shape is None or len(shape) != 4:
-        return None
-    return operation.data[0], operation.data[1], value
+    past = tuple(tensor.past.name or "" for tensor in tensors)
+    return Ends(past, tuple(tensor.output.name or "" for tensor in tensors))
 
 
 def _unique(name: str, names: set[str]) -> str:

@@ -90,4 +90,4 @@ def _narrow(graph: Graph, cache: CacheSlots, cache_type: str) -> None:
         graph.replace_input(past, past.name or "", graph.declared_shape(past), cache_type)
         for past in cache.past
     )
-    cache.kept_as = cache_type
+    cache.kept_as, cache.own = cache_type, False

@@ -86,7 +86,7 @@ def make_buffer(
     _count_rows(graph, cache, past)
     shape = (batch, heads, buffer_rows(capacity), width)
     cache.past = (graph.replace_input(old, old.name or "", shape),)
-    cache.layout, cache.capacity, cache.past_len = "static", capacity, past_len
+    cache.layout, cache.capacity, cache.past_len, cache.own = "static", capacity, past_len, False
 
 
 def buffer_rows(capacity: int | None) -> int | str:

@@ -282,13 +282,24 @@ class Graph(Protocol):
     def remove_input(self, old: Value, like: Value, moved: Mapping[int, int] | None = None) -> None:
         """Remove an input; what read its shape reads it off ``like``, which has the same rows."""
 
-    def replace_output(self, old: Value, new: Value) -> None:
-        """Return ``new`` where ``old`` was returned, by its name; readers of ``old`` stay."""
+    def replace_output(
+        self, old: Value, new: Value, shape: Sequence[int | str | None] | None = None
+    ) -> None:
+        """Return ``new`` where ``old`` was returned, by its name; readers of ``old`` stay.
+
+        ``shape`` is what the output is declared to be from now on.
+        """
 
     def remove_output(self, value: Value) -> None:
         """Return a value no more."""
 
-    def merge_outputs(self, olds: Sequence[Value], new: Value, name: str) -> None:
+    def merge_outputs(
+        self,
+        olds: Sequence[Value],
+        new: Value,
+        name: str,
+        shape: Sequence[int | str | None] | None = None,
+    ) -> None:
         """Return ``new`` in the place of the first of ``olds``, and no other of them."""
 
     def reads(self, node: Node) -> Sequence[Value]:

@@ -179,7 +179,7 @@ class _Case:
         """Rows of the past, and what the caches hold for them: what new rows once became."""
         expanded = self.site.expanded
         assert expanded is not None
-        count = _shape(self.binding, expanded[0].past)[expanded[0].axis]
+        count = _shape(self.binding, expanded[0].past_rows)[expanded[0].axis]
         rows, made = [np.zeros((batch, 0, self._row_width()))], []
         for _ in range(-(-count // tokens)):
             rows.append(self._rounded((batch, tokens, self._row_width()), self.site.latent))
@@ -188,10 +188,10 @@ class _Case:
             )
         feeds = {}
         for place, part in enumerate(expanded):
-            empty = np.zeros(_shape(self.binding, part.past))
+            empty = np.zeros(_shape(self.binding, part.past_rows))
             kept = [empty.take(range(0), axis=part.axis), *(each[place] for each in made)]
             joined = np.concatenate(kept, axis=part.axis).take(range(count), axis=part.axis)
-            feeds[part.past] = joined.astype(self.graph.dtype(part.past))
+            feeds[part.past_rows] = joined.astype(self.graph.dtype(part.past))
         return np.concatenate(rows, axis=1)[:, :count], feeds
 
     def _row_width(self) -> int:
@@ -231,7 +231,7 @@ class _Case:
         _, seen, _ = self.region.standard_shape(self.site.latent)
         if self.site.expanded is not None:
             part = self.site.expanded[0]
-            seen += _shape(self.binding, part.past)[part.axis]
+            seen += _shape(self.binding, part.past_rows)[part.axis]
         counts = {"batch": batch, "head": heads, "query": new, "key": seen, "width": 1}
         return tuple(
             math.prod(part.size or counts[part.role] for part in axis) for axis in term.layout or ()

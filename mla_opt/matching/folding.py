@@ -9,6 +9,7 @@ through the layout in between, so that its order is no special case.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,6 @@ from mla_opt.handles import Array, Float64, Node, Value
 from mla_opt.matching.axes import ApartError, Atom, Axis, Placement, Variables
 from mla_opt.matching.labels import trace
 from mla_opt.matching.linear_matrix import linear_matrix
-from mla_opt.matching.projection_walk import leaves
 from mla_opt.matching.region import Region, walk
 from mla_opt.sites import LatentAttentionSite, LatentWeights, OutputProjection, QueryProjection
 from mla_opt.sites.layout import QUERY, is_standard
@@ -43,22 +43,19 @@ def query_projection(graph: Graph, site: LatentAttentionSite) -> QueryProjection
     """Find W_UQ. Raises `FoldBlockedError`."""
     weights = _weights(site)
     split, nope, rope = _query_split(graph, site, weights)
-    linears = leaves(graph, nope)
-    if len(linears.linears) != 1 or linears.opaque or linears.inputs:
-        nodes = (*linears.opaque, *linears.linears)
-        raise FoldBlockedError("the query is not one projection and layout", nodes or (split,))
-    linear = linears.linears[0]
+    projected = _projected(graph, nope, split)
+    linear = graph.producer(projected)
+    assert linear is not None
     operation = graph.operation(linear)
     assert isinstance(operation, op.Linear)
-    _check_even(graph, site, nope, graph.results(linear)[0])
     if rope is not None:
-        _check_even(graph, site, rope, graph.results(linear)[0])
+        _check_walk(graph, *_query_axes(graph, rope), projected)
     matrix = _matrix(graph, linear)
-    columns = _columns(graph, graph.results(linear)[0], nope)
+    columns = _columns(graph, projected, nope)
     folded = np.einsum("xhn,hnc->xhc", matrix[:, columns.index] * columns.factor, weights.w_uk)
     rope_weight = None
     if rope is not None:
-        parts = _columns(graph, graph.results(linear)[0], rope)
+        parts = _columns(graph, projected, rope)
         picked = matrix[:, parts.index] * parts.factor
         rope_weight = picked.reshape(len(matrix), -1)
     return QueryProjection(operation.data, folded.reshape(len(matrix), -1), rope, rope_weight)
@@ -115,8 +112,27 @@ def _query_split(
     return split, nope, parts[1]
 
 
-def _check_even(graph: Graph, site: LatentAttentionSite, part: Value, projected: Value) -> None:
-    """Every token of a part of the query is made of the projection's same token, at every size."""
+def _projected(graph: Graph, part: Value, split: Node) -> Value:
+    """What the one projection makes that a part of the query is moved from.
+
+    Every token of the part is made of the same token of that, at every size.
+    """
+    made = [
+        graph.results(node)[0]
+        for node in graph.nodes()
+        if isinstance(graph.operation(node), op.Linear)
+    ]
+    region = _walked(graph, *_query_axes(graph, part), made)
+    if len(region.leaves) == 1:
+        (projected,) = region.leaves
+        if region.leaves[projected].kind == "asked":
+            return projected
+    nodes = tuple(node for value in region.leaves for node in _maker(graph, value))
+    raise FoldBlockedError("the query is not one projection and layout", nodes or (split,))
+
+
+def _query_axes(graph: Graph, part: Value) -> tuple[Variables, dict[Value, Placement]]:
+    """The axes of a part of the query, ``[B, H, S, D]``; sequences and tokens stay apart."""
     variables = Variables()
     shape = graph.sizes(part)
     if shape is None or len(shape) != 4:
@@ -126,7 +142,7 @@ def _check_even(graph: Graph, site: LatentAttentionSite, part: Value, projected:
         variables.new(name, size) if name else _fixed(size) for name, size in zip(names, shape)
     )
     variables.whole.update(("b", "s"))
-    _check_walk(graph, variables, {part: axes}, projected)
+    return variables, {part: axes}
 
 
 def _check_even_after(graph: Graph, site: LatentAttentionSite, data: Value) -> None:
@@ -151,14 +167,20 @@ def _fixed(size: Expression) -> Axis:
 def _check_walk(
     graph: Graph, variables: Variables, roots: dict[Value, Placement], end: Value
 ) -> Region:
-    try:
-        region = walk(graph, variables, roots, tokens="none", stop_at=(end,))
-    except ApartError as error:
-        raise FoldBlockedError(str(error)) from error
+    region = _walked(graph, variables, roots, (end,))
     for value, leaf in region.leaves.items():
         if value is not end:
             raise FoldBlockedError(leaf.why, _maker(graph, value))
     return region
+
+
+def _walked(
+    graph: Graph, variables: Variables, roots: dict[Value, Placement], stop_at: Collection[Value]
+) -> Region:
+    try:
+        return walk(graph, variables, roots, tokens="none", stop_at=stop_at)
+    except ApartError as error:
+        raise FoldBlockedError(str(error)) from error
 
 
 def _matrix(graph: Graph, linear: Node) -> Float64:

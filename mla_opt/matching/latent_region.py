@@ -20,12 +20,13 @@ from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
 from mla_opt.matching.attention_core import CoreAxes, ReadCore
 from mla_opt.matching.axes import Placement
+from mla_opt.matching.held_rows import held_rows
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.roles import Roles
 from mla_opt.matching.row_caches import expanded_cache, only_new_rows, rewound
 from mla_opt.matching.row_checks import check_narrower, check_order, check_query, check_shared
 from mla_opt.matching.shared_rows import SharedRows, projection, shared_rows
-from mla_opt.sites import AttentionCore, LatentAttentionSite
+from mla_opt.sites import AttentionCore, CachedTensor, CacheLayout, LatentAttentionSite
 from mla_opt.sites.core import CoreLayouts
 
 
@@ -51,6 +52,7 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     check_order(graph, core, rows)
     latent, rope = rows.shared[0], rows.of_keys_only[0] if rows.of_keys_only else None
     _check_layouts(core, layouts)
+    held, why = ((), "") if expanded else held_rows(graph, rows, roles)
     return LatentAttentionSite(
         name="",
         core=replace(core, layouts=layouts, bias=bias),
@@ -60,11 +62,19 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
         rope_layout=None if rope is None else roles.layout(rows.region.axes[rope]),
         projection=projection(graph, rows, latent),
         expanded=expanded,
+        held=held,
+        not_held=why,
         inner=_inner(graph, core, rows),
         only_new_rows=expanded is None and only_new_rows(axes, roles),
-        family="expanded" if expanded else "none",
-        layout_before="expanded" if expanded else "rows",
+        family="expanded" if expanded else "latent" if held else "none",
+        layout_before=_layout_before(expanded is not None, held),
     )
+
+
+def _layout_before(expanded: bool, held: tuple[CachedTensor, ...]) -> CacheLayout:
+    if expanded:
+        return "expanded"
+    return ("rows", "packed", "split")[len(held)]
 
 
 def _check_fills(core: AttentionCore) -> None:

@@ -21,12 +21,17 @@ from mla_opt.matching.axis_rules import Operand, Step, operands
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Rows of the past, an input of the graph, and new ones, put together along the tokens."""
+    """Rows of the past, an input of the graph, and new ones, put together along the tokens.
+
+    ``past_axes`` are those of the input, which may be moved on its way: ``moved`` is what it is on
+    that way, the input first.
+    """
 
     past: Value
     new: Value
     joined: Value
-    axis: int
+    past_axes: Placement
+    moved: tuple[Value, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +144,60 @@ class _Walk:
         past, new = operation.data
         axis = operation.move.axis
         axes = self.region.axes[value]
-        if not self.graph.is_input(past) or self.graph.is_input(new):
+        if self.graph.is_input(new) or not self._is_tokens(axes[axis]):
             return None
-        if not self._is_tokens(axes[axis]):
+        of_past = self._of_part(past, axes, axis, past_tokens(self.tokens))
+        inputs = None if of_past is None else self._input_moved(past, of_past)
+        of_new = self._of_part(new, axes, axis, new_tokens(self.tokens))
+        if inputs is None or of_new is None:
             return None
-        shape = self.graph.sizes(new)
+        moved, past_axes = inputs
+        self.region.joins.append(Join(moved[0], new, value, past_axes, moved))
+        return Operand(new, of_new)
+
+    def _of_part(self, part: Value, axes: Placement, axis: int, tokens: str) -> Placement | None:
+        """The axes of rows that are joined with others; ``tokens`` is the variable of theirs."""
+        shape = self.graph.sizes(part)
         if shape is None:
             return None
-        self.region.joins.append(Join(past, new, value, axis))
-        of_new = list(axes)
-        of_new[axis] = self.variables.new(new_tokens(self.tokens), shape[axis])
-        self.variables.whole.add(new_tokens(self.tokens))
-        return Operand(new, tuple(of_new))
+        of_part = list(axes)
+        of_part[axis] = self.variables.new(tokens, shape[axis])
+        self.variables.whole.add(tokens)
+        return tuple(of_part)
+
+    def _input_moved(
+        self, value: Value, axes: Placement
+    ) -> tuple[tuple[Value, ...], Placement] | None:
+        """The input that a value is, on its way through what keeps all elements in their order."""
+        chain = [value]
+        while (node := self.graph.producer(value)) is not None:
+            operation = self.graph.operation(node)
+            if not isinstance(operation, op.Layout) or not is_rearranged(operation):
+                return None
+            try:
+                parts = operands(Step(self.graph, self.variables, node, value, axes), operation)
+            except ApartError:
+                return None
+            if parts is None or len(parts) != 1:
+                return None
+            value, axes = parts[0].value, parts[0].axes
+            chain.append(value)
+        return (tuple(reversed(chain)), axes) if self.graph.is_input(value) else None
 
     def _is_tokens(self, axis: Axis) -> bool:
         return tuple(atom.name for atom in self.variables.current(axis)) == self.variables.names(
             self.tokens
         )
+
+
+def is_rearranged(operation: op.Layout) -> bool:
+    """Whether the elements are all there, in one order for all axes: another shape, or turned."""
+    return isinstance(operation.move, op.Permuted | op.Reshaped) or operation.move == op.Along(())
+
+
+def past_tokens(tokens: str) -> str:
+    """The variable of the tokens that a cache brings, by that of all tokens."""
+    return f"{tokens}-"
 
 
 def new_tokens(tokens: str) -> str:

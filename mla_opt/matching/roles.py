@@ -9,7 +9,7 @@ from mla_opt.handles import Value
 from mla_opt.matching.attention_core import CoreAxes
 from mla_opt.matching.axes import Atom, Placement, Variables
 from mla_opt.matching.not_latent import NotLatentError
-from mla_opt.matching.region import new_tokens
+from mla_opt.matching.region import new_tokens, past_tokens
 from mla_opt.matching.shared_rows import SharedRows, atoms_of, end_of, makers, named
 from mla_opt.sites import AttentionCore
 from mla_opt.sites.layout import Layout, Part, Role
@@ -27,7 +27,7 @@ class Roles:
         """Sequences are what rows differ by, heads what they do not; the rest are tokens."""
         variables = axes.variables
         known: dict[str, tuple[Role, int]] = {}
-        for name in (axes.keys, new_tokens(axes.keys)):
+        for name in (axes.keys, new_tokens(axes.keys), past_tokens(axes.keys)):
             known.update(dict.fromkeys(variables.names(name), ("key", 0)))
         outer = [
             atom.name

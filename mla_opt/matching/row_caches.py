@@ -9,12 +9,13 @@ from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
 from mla_opt.matching.attention_core import CoreAxes
+from mla_opt.matching.cache_ends import other_readers, returned
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.region import Join, Region
 from mla_opt.matching.roles import Roles
 from mla_opt.matching.shared_rows import SharedRows, keeps_order
-from mla_opt.sites import AttentionCore, PastConcat
-from mla_opt.sites.layout import KEYS, ROWS, is_standard
+from mla_opt.sites import AttentionCore, CachedTensor
+from mla_opt.sites.layout import KEYS, ROWS, Layout, is_standard
 
 
 def rewound(graph: Graph, rows: SharedRows, roles: Roles) -> SharedRows:
@@ -56,7 +57,7 @@ def only_new_rows(axes: CoreAxes, roles: Roles) -> bool:
 
 def expanded_cache(
     graph: Graph, core: AttentionCore, roles: Roles, rows: SharedRows
-) -> tuple[PastConcat, PastConcat] | None:
+) -> tuple[CachedTensor, CachedTensor] | None:
     """The caches of expanded keys and values that the attention reads, if there are such."""
     cut = frozenset((*rows.shared, *rows.of_keys_only))
     keys, values = (_joins_above(rows.region, root, cut) for root in (core.key, core.value))
@@ -68,32 +69,59 @@ def expanded_cache(
             "only one of keys and values is cached, or one of them twice",
             (core.first, core.last),
         )
-    pair = tuple(
-        PastConcat(
-            each.past,
-            each.new,
-            each.joined,
-            each.axis,
-            roles.layout(rows.region.axes[each.joined]),
-        )
-        for each in (*keys, *values)
-    )
-    if not all(graph.is_output(part.joined) for part in pair):
-        raise NotLatentError(
-            "cache_not_returned",
-            "the joined cache is not an output of the graph",
-            (core.first, core.last),
-        )
+    pair = [cached_tensor(graph, roles, rows.region, join) for join in (*keys, *values)]
     for part in pair:
-        readers = [n for n in graph.consumers(part.past) if not graph.is_shape_reader(n)]
-        if len(readers) != 1:
+        if part.others is not None:
             raise NotLatentError(
                 "cache_read_twice",
                 f"more than the attention reads the cache {part.past.name!r}, whose rows will be"
                 " others",
-                tuple(readers),
+                part.others,
             )
     return pair[0], pair[1]
+
+
+def cached_tensor(graph: Graph, roles: Roles, region: Region, join: Join) -> CachedTensor:
+    """A cache and both its ends.
+
+    Raises:
+        NotLatentError: it is not returned whole, or its axes are more than one thing at a time.
+    """
+    layout, of_past = roles.layout(region.axes[join.joined]), roles.layout(join.past_axes)
+    maker = graph.producer(join.joined)
+    at = () if maker is None else (maker,)
+    if not (_has_axes(layout) and _has_axes(of_past)):
+        raise NotLatentError(
+            "cache_axes",
+            f"the cache {join.past.name!r} has sequences or tokens in one axis with something else",
+            at,
+        )
+    output = returned(graph, join.joined, layout)
+    if output is None or not _has_axes(output[1]):
+        raise NotLatentError(
+            "cache_not_returned",
+            f"the rows of {join.past.name!r} and new ones are joined, but no output of the graph",
+            at,
+        )
+    others = other_readers(graph, join)
+    return CachedTensor(
+        join.past,
+        join.moved[-1],
+        join.new,
+        join.joined,
+        output[0],
+        layout,
+        of_past,
+        output[1],
+        others,
+    )
+
+
+def _has_axes(layout: Layout) -> bool:
+    """Whether tokens have an axis of their own, and so have sequences, if there are several."""
+    alone = [axis[0].role for axis in layout if len(axis) == 1]
+    shared = {part.role for axis in layout if len(axis) > 1 for part in axis}
+    return alone.count("key") == 1 and alone.count("batch") <= 1 and not shared & {"key", "batch"}
 
 
 def _joins_above(region: Region, root: Value, cut: frozenset[Value]) -> list[Join]:

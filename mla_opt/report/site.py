@@ -53,7 +53,7 @@ class SiteFacts:
             prefill_reason=site.prefill_reason,
             cache_family=site.family,
             cache_layout_before=site.layout_before,
-            cache_layout_after="rows" if site.cache is None else site.cache.layout,
+            cache_layout_after=site.layout_before if site.cache is None else site.cache.layout,
             certificate_error=site.certificate_error,
             weight_bytes_before=cost_model.weight_bytes(site.geometry, "factored", size),
             weight_bytes_after=cost_model.weight_bytes(site.geometry, stored, size),

@@ -8,7 +8,7 @@ graph carries them. Values and nodes are handles of the graph that the site live
 
 from __future__ import annotations
 
-from mla_opt.sites.cache import CacheFamily, CacheLayout, CacheSlots, Ends, PastConcat
+from mla_opt.sites.cache import CachedTensor, CacheFamily, CacheLayout, CacheSlots, Ends
 from mla_opt.sites.core import AttentionCore, BiasTerm
 from mla_opt.sites.fused import FusedAttention
 from mla_opt.sites.operands import Operands
@@ -22,6 +22,7 @@ __all__ = [
     "CacheFamily",
     "CacheLayout",
     "CacheSlots",
+    "CachedTensor",
     "Ends",
     "Form",
     "FusedAttention",
@@ -29,7 +30,6 @@ __all__ = [
     "LatentWeights",
     "Operands",
     "OutputProjection",
-    "PastConcat",
     "PrefillForm",
     "QueryProjection",
     "StoredWeights",

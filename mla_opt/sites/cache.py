@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mla_opt.handles import Value
+from mla_opt.handles import Node, Value
 from mla_opt.sites.layout import Layout
 
 CacheFamily = Literal["latent", "expanded", "none"]
@@ -13,17 +13,41 @@ CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]
 
 
 @dataclass(frozen=True, slots=True)
-class PastConcat:
-    """A cache of expanded rows: ``joined = [past | new]`` with ``past`` an input of the graph.
+class CachedTensor:
+    """One tensor that the model caches: ``joined = [past | new]`` along the tokens.
 
-    They are joined along ``axis``; ``layout`` says what all axes are.
+    Attributes:
+        past: the input of the graph, of the axes ``past_layout``.
+        past_rows: what is joined with new rows: the input, moved to the axes ``layout``.
+        new: what this call adds, of the same axes.
+        joined: both, of the same axes.
+        output: what the graph returns of them, all of it.
+        output_layout: the axes of that, as far as they are sequences or tokens.
+        others: nodes that read rows of the past beside the one that joins them; ``None`` if none
+            does, and no output is the past as it came.
+        places: for each place of the width the number of the latent row ``[c_kv | k_pe]`` that it
+            holds; empty for keys and values of every head.
     """
 
     past: Value
+    past_rows: Value
     new: Value
     joined: Value
-    axis: int
-    layout: Layout = ()
+    output: Value
+    layout: Layout
+    past_layout: Layout
+    output_layout: Layout
+    others: tuple[Node, ...] | None = None
+    places: tuple[int, ...] = ()
+
+    @property
+    def axis(self) -> int:
+        """Where the tokens are in ``layout``."""
+        return next(
+            place
+            for place, axis in enumerate(self.layout)
+            if any(part.role == "key" for part in axis)
+        )
 
 
 @dataclass(slots=True)
@@ -33,8 +57,8 @@ class CacheSlots:
     ``past`` are inputs of the graph, ``new`` the rows that this call adds, ``joined`` both, one
     behind the other. Each has one entry (packed) or two (``c_kv`` and ``k_pe``). A buffer has
     ``past_len`` valid rows before the call and ``written`` after it, of ``capacity`` if that is
-    fixed. ``kept_as`` names the 16-bit type of a cache whose new rows have more bits. Sites that
-    read the same rows share one of these.
+    fixed. ``kept_as`` names the 16-bit type of a cache whose new rows have more bits. ``own`` are
+    the tensors that the model came with. Sites that read the same rows share one of these.
     """
 
     layout: CacheLayout
@@ -45,6 +69,7 @@ class CacheSlots:
     written: Value | None = None
     capacity: int | None = None
     kept_as: str | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from mla_opt.geometry import MlaGeometry
 from mla_opt.handles import Node, Value
-from mla_opt.sites.cache import CacheFamily, CacheLayout, CacheSlots, Ends, PastConcat
+from mla_opt.sites.cache import CachedTensor, CacheFamily, CacheLayout, CacheSlots, Ends
 from mla_opt.sites.core import AttentionCore
 from mla_opt.sites.layout import Layout
 from mla_opt.sites.operands import Operands
@@ -30,10 +30,13 @@ class LatentAttentionSite:
         rope: ``k_pe`` rows, likewise; ``None`` when R is 0.
         latent_layout, rope_layout: where sequences, tokens and width are among their axes.
         expanded: the caches of expanded keys and values, ``(keys, values)``, if there are such.
-        cache: the cache of latent rows, if there is one.
+        held: the tensors that the model caches the latent rows in, if it does.
+        not_held: why there are none such, in words.
+        cache: the cache of latent rows, as the operator appends to it.
         stored: the matrices as stored tensors, once they are needed.
         only_new_rows: whether S = T in every call: there is no cache of any kind.
         inner: everything between the rows and the output, as the model came.
+        reordered: whether the model as it came cached the numbers of a row in another order.
         original_cache: names of the cache's inputs and outputs in the model as it came.
         operands: what the rewritten site reads, once it is rewritten.
         fused: whether the operator reads the cache itself.
@@ -52,9 +55,12 @@ class LatentAttentionSite:
     rope: Value | None
     latent_layout: Layout = ()
     rope_layout: Layout | None = None
-    expanded: tuple[PastConcat, PastConcat] | None = None
+    expanded: tuple[CachedTensor, CachedTensor] | None = None
+    held: tuple[CachedTensor, ...] = ()
+    not_held: str = ""
     cache: CacheSlots | None = None
     original_cache: Ends | None = None
+    reordered: bool = False
     inner: tuple[Value, ...] = ()
     only_new_rows: bool = False
     geometry: MlaGeometry | None = None

@@ -135,7 +135,7 @@ class Aligner:
             port.rank == 3 or (port.rank == 4 and 1 in port.sizes[1:3]) for port in ports
         )
         wanted = [change.kv_lora_rank, change.qk_rope_head_dim]
-        return one_head and widths in (wanted, [sum(wanted)], wanted[:1])
+        return not change.reordered and one_head and widths in (wanted, [sum(wanted)], wanted[:1])
 
 
 def joined_name(change: StateMap) -> str:

@@ -27,7 +27,10 @@ MappedLayout = Literal["split", "packed", "static"]
 
 @dataclass(frozen=True, slots=True)
 class StateMap:
-    """The cache of one layer, before and after."""
+    """The cache of one layer, before and after.
+
+    ``reordered`` says that the original has the numbers of a row in another order.
+    """
 
     layer: str
     original: Ends
@@ -36,10 +39,11 @@ class StateMap:
     kv_lora_rank: int
     qk_rope_head_dim: int
     num_heads: int
+    reordered: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """Return the fields for JSON."""
-        return {
+        content: dict[str, object] = {
             "layer": self.layer,
             "original": self.original.as_dict(),
             "optimized": self.optimized.as_dict(),
@@ -48,6 +52,9 @@ class StateMap:
             "qk_rope_head_dim": self.qk_rope_head_dim,
             "num_heads": self.num_heads,
         }
+        if self.reordered:
+            content["reordered"] = True
+        return content
 
     @classmethod
     def of(cls, fields: Fields) -> StateMap:
@@ -63,6 +70,7 @@ class StateMap:
             kv_lora_rank=fields.count("kv_lora_rank", 1),
             qk_rope_head_dim=fields.count("qk_rope_head_dim"),
             num_heads=fields.count("num_heads", 1),
+            reordered=fields.flag("reordered"),
         )
 
 

@@ -199,7 +199,7 @@ def test_outputs_are_merged_in_the_place_of_the_first():
     keys, values = (value(graph.model, f"present.0.{x}") for x in ("keys", "values"))
     node = graph.producer(value(graph.model, "hidden"))
     both = graph.builder(node, "test").concat((value(graph.model, "past.0.keys"), values), 2, "x")
-    graph.merge_outputs([keys, values], both, "present.0.latent")
+    graph.merge_outputs([keys, values], both, "present.0.latent", ("B", 1, "T", 12))
     assert [each.name for each in graph.returned()] == ["present.0.latent", "hidden"]
     assert str(both.shape) == "[B,1,T,12]"
     assert graph.consumers(keys)

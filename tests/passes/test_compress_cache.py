@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mla_opt.errors import InputError, PassError
+from mla_opt.errors import PassError
 from mla_opt.passes.compress_cache import CompressCache, packed_name
 from tests.graphs.latent_block import Block, build
 from tests.labels import label
@@ -109,21 +109,24 @@ def test_layers_that_share_a_cache_share_the_packed_one():
 
 
 @pytest.mark.parametrize(
-    ("options", "codes"),
-    [
-        ({"cache": "none"}, []),
-        ({"cache": "packed"}, ["cache_not_recognized"]),
-        ({"row_rank": 3}, ["cache_not_recognized"]),
-    ],
+    ("options", "notes"),
+    [({"cache": "none"}, ()), ({"cache": "packed"}, ("1 cache is packed already",))],
 )
-def test_what_is_no_cache_of_two_halves_is_left_and_told_of(options, codes):
+def test_without_a_cache_or_with_a_packed_one_there_is_nothing_to_do(options, notes):
     block = Block(**options)
     graph = prepared(block)
     (result,) = run(graph, PACKED)
     assert lines(graph.model) == lines(build(block))
-    assert [refusal.code for refusal in result.refusals] == codes
-    (kept,) = run(graph, "compress_cache")
-    assert kept.refusals == ()
+    assert (result.rewritten, result.refusals, result.notes) == (0, (), notes)
+
+
+def test_rows_of_three_axes_are_packed_as_all_others():
+    graph = prepared(Block(row_rank=3))
+    (result,) = run(graph, PACKED)
+    assert (result.rewritten, result.refusals) == (1, ())
+    shapes = interface(graph.model)
+    assert shapes["past.0.latent"] == "[B,1,P,16]"
+    assert shapes["present.0.latent"] == "[B,1,T,16]"
 
 
 def halved(tape, key):
@@ -140,6 +143,8 @@ NUMBERS = [
     ("keep", {"cache": "expanded", "core": "fused", "opset": 23}),
     ("packed", {}),
     ("packed", {"rope": 0}),
+    ("packed", {"row_rank": 3}),
+    ("static", {"row_rank": 3, "layers": 2, "share": True}),
     ("packed", {"cache": "expanded", "bias": "computed", "mask_from": "scores"}),
     ("packed", {"layers": 2, "share": True}),
     ("packed", {"layers": 2, "cache_names": ("_key_{0}", "_value_{0}")}),
@@ -174,9 +179,8 @@ def test_names_of_different_layers_stay_different():
     assert len(names) == 12
 
 
-def test_halves_without_a_common_name_cannot_be_packed():
-    with pytest.raises(InputError, match="share no name"):
-        packed_name(["a", "b"])
+def test_halves_without_a_common_name_are_called_by_the_first():
+    assert packed_name(["a", "b"]) == "a_latent"
 
 
 def test_packing_twice_changes_nothing_more():

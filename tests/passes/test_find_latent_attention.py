@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-import pytest
 
 from mla_opt.passes.find_latent_attention import FindLatentAttention
 from tests.graphs.latent_block import Block
@@ -49,11 +48,30 @@ def test_a_cache_of_expanded_rows_is_told_from_one_of_latent_rows():
     assert site.original_cache.outputs == ("present.0.keys", "present.0.values")
 
 
-@pytest.mark.parametrize("options", [{"cache": "none"}, {"cache": "packed"}, {"row_rank": 3}])
-def test_a_cache_that_is_none_or_of_another_form_is_not_touched(options):
-    graph, _ = found(Block(**options))
+def test_without_a_cache_there_is_none():
+    graph, _ = found(Block(cache="none"))
     (site,) = graph.sites
     assert (site.family, site.cache, site.original_cache) == ("none", None, None)
+    assert site.held == ()
+
+
+def test_one_tensor_of_both_halves_is_a_packed_cache():
+    graph, _ = found(Block(cache="packed"))
+    (site,) = graph.sites
+    assert (site.family, site.layout_before, site.cache.layout) == ("latent", "packed", "packed")
+    assert [each.places for each in site.held] == [tuple(range(16))]
+
+
+def test_a_cache_of_other_axes_is_known_but_none_that_the_operator_appends_to():
+    graph, _ = found(Block(row_rank=3))
+    (site,) = graph.sites
+    assert (site.family, site.layout_before, site.cache) == ("latent", "split", None)
+    assert [[part.role for axis in each.layout for part in axis] for each in site.held] == [
+        ["batch", "key", "width"],
+        ["batch", "key", "width"],
+    ]
+    assert [len(each.places) for each in site.held] == [12, 4]
+    assert site.original_cache.inputs == ("past.0.keys", "past.0.values")
 
 
 def test_without_rotary_part_there_is_one_half():

@@ -75,13 +75,22 @@ def test_layers_that_share_a_cache_append_once():
     assert nodes[1].inputs[1] is None
 
 
-@pytest.mark.parametrize("options", [{"cache": "none"}, {"cache": "packed"}, {"row_rank": 3}])
+@pytest.mark.parametrize("options", [{"cache": "none"}, {"row_rank": 3}])
 def test_what_has_no_cache_of_its_own_is_left(options):
     graph = prepared(Block(**options), *BEFORE)
     before = lines(graph.model)
     (result,) = run(graph, "fuse_cache_append")
     assert result.rewritten == 0
     assert lines(graph.model) == before
+
+
+def test_one_tensor_of_both_halves_is_appended_to_as_it_is():
+    graph, result = fused(Block(cache="packed"))
+    assert result.rewritten == 1
+    (joined,) = graph.sites[0].cache.joined
+    node = graph.producer(joined)
+    assert (node.domain, joined.name) == ("mla_opt", "present.0.keys")
+    assert node.inputs[2].name == "past.0.keys"
 
 
 def test_what_is_not_absorbed_is_left():

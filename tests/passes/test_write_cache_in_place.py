@@ -160,9 +160,18 @@ def test_the_last_row_of_a_buffer_can_be_written():
         assert_close(seen, wanted, 1e-5)
 
 
-@pytest.mark.parametrize("options", [{"cache": "none"}, {"cache": "packed"}, {"row_rank": 3}])
-def test_what_has_no_cache_of_its_own_is_left(options):
-    graph, result = written(Block(**options))
+@pytest.mark.parametrize("options", [{"cache": "packed"}, {"row_rank": 3}], ids=str)
+def test_latent_caches_of_other_axes_become_buffers_too(options):
+    block = Block(**options)
+    graph, result = written(block)
+    assert result.rewritten == 1
+    expected = generate(build(block), block, (5, 1, 3))
+    for seen, wanted in zip(generate(graph.model, block, (5, 1, 3), rows=9), expected):
+        assert_close(seen, wanted, 1e-5)
+
+
+def test_what_has_no_cache_of_its_own_is_left():
+    graph, result = written(Block(cache="none"))
     assert result.rewritten == 0
     assert "past_len" not in [value.name for value in graph.model.graph.inputs]
 

@@ -322,33 +322,32 @@ class OnnxGraph(Bindings[OnnxBinding]):
         for reader in self.shape_readers(old):
             self.replace_shape(reader, sizes)
 
-    def replace_output(self, old: ir.Value, new: ir.Value) -> None:
+    def replace_output(
+        self, old: ir.Value, new: ir.Value, shape: Sequence[int | str | None] | None = None
+    ) -> None:
         """Return ``new`` where ``old`` was returned, under its name."""
         outputs = self.model.graph.outputs
         place, name = list(outputs).index(old), old.name
-        symbols = [dim for axis, dim in enumerate(self.declared_shape(old)) if axis in (0, 2)]
-        width = self._joined_width(new)
-        if len(symbols) == 2 and width is not None:
-            new.shape = ir.Shape([symbols[0], 1, symbols[1], width])
+        if shape is not None:
+            new.shape = ir.Shape(shape)
         _take_over(new, old)
         outputs[place] = new
         old.name, new.name = self._retired(name), name
-
-    def _joined_width(self, value: ir.Value) -> int | None:
-        """Width of joined rows, read off the input that they begin with."""
-        node = value.producer()
-        first = None if node is None or not node.inputs else node.inputs[0]
-        shape = () if first is None else self.declared_shape(first)
-        return shape[-1] if shape and isinstance(shape[-1], int) else None
 
     def remove_output(self, value: ir.Value) -> None:
         """Return a value no more."""
         self.model.graph.outputs.remove(value)
 
-    def merge_outputs(self, olds: Sequence[ir.Value], new: ir.Value, name: str) -> None:
+    def merge_outputs(
+        self,
+        olds: Sequence[ir.Value],
+        new: ir.Value,
+        name: str,
+        shape: Sequence[int | str | None] | None = None,
+    ) -> None:
         """Return ``new`` in the place of the first of ``olds``, and no other of them."""
         first, *others = olds
-        self.replace_output(first, new)
+        self.replace_output(first, new, shape)
         new.name = name
         for other in others:
             self.model.graph.outputs.remove(other)

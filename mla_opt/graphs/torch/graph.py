@@ -270,7 +270,9 @@ class TorchGraph(Bindings[TorchBinding]):
         for reader in self.shape_readers(old):
             self.replace_shape(reader, sizes)
 
-    def replace_output(self, old: fx.Node, new: fx.Node) -> None:
+    def replace_output(
+        self, old: fx.Node, new: fx.Node, shape: Sequence[int | str | None] | None = None
+    ) -> None:
         """Return ``new`` where ``old`` was returned, under its name."""
         self.program.output_node.replace_input_with(old, new)
         self._hand_over(old, new)
@@ -279,7 +281,13 @@ class TorchGraph(Bindings[TorchBinding]):
         """Return a value no more."""
         self._return([each for each in self.program.returned if each is not value])
 
-    def merge_outputs(self, olds: Sequence[fx.Node], new: fx.Node, name: str) -> None:
+    def merge_outputs(
+        self,
+        olds: Sequence[fx.Node],
+        new: fx.Node,
+        name: str,
+        shape: Sequence[int | str | None] | None = None,
+    ) -> None:
         """Return ``new`` in the place of the first of ``olds``, and no other of them."""
         first, *others = olds
         self.program.output_node.replace_input_with(first, new)

@@ -1,0 +1,90 @@
+"""The two ends of a cache: who else reads the input, and which output returns the joined rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mla_opt.graphs import operations as op
+from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Node, Value
+from mla_opt.matching.axes import ApartError, Placement, Variables
+from mla_opt.matching.region import Join, is_rearranged, walk
+from mla_opt.sites.layout import Layout
+
+
+def other_readers(graph: Graph, join: Join) -> tuple[Node, ...] | None:
+    """The nodes that read rows of the past beside the one that joins them with new ones.
+
+    ``None`` where there are none, and none of those rows is returned.
+    """
+    steps = zip(join.moved, (*join.moved[1:], join.joined))
+    wanted = {value: graph.producer(after) for value, after in steps}
+    others = [
+        node
+        for value, reader in wanted.items()
+        for node in graph.consumers(value)
+        if node is not reader and not graph.is_shape_reader(node)
+    ]
+    if not others and not any(graph.is_output(value) for value in wanted):
+        return None
+    return tuple(others)
+
+
+def returned(graph: Graph, joined: Value, layout: Layout) -> tuple[Value, Layout] | None:
+    """The output that is ``joined``, moved, and what its axes are; an axis that is a part has none.
+
+    ``layout`` is that of ``joined``.
+    """
+    for value in _rearranged(graph, joined):
+        if graph.is_output(value):
+            known = _layout(graph, value, joined, layout)
+            if known is not None:
+                return value, known
+    return None
+
+
+def _rearranged(graph: Graph, value: Value) -> Iterator[Value]:
+    """The value, and everything that it is in another shape, the nearest first."""
+    pending = [value]
+    while pending:
+        current = pending.pop(0)
+        yield current
+        for node in graph.consumers(current):
+            operation = graph.operation(node)
+            if isinstance(operation, op.Layout) and operation.data == (current,):
+                pending.extend(graph.results(node) if is_rearranged(operation) else ())
+
+
+def _layout(graph: Graph, output: Value, joined: Value, layout: Layout) -> Layout | None:
+    """The axes of an output, read back from it: every variable of it is a part of ``joined``."""
+    if output is joined:
+        return layout
+    shape = graph.sizes(output)
+    if shape is None:
+        return None
+    variables = Variables()
+    axes = tuple(variables.new(f"{place}", size) for place, size in enumerate(shape))
+    variables.whole.update(variables.sizes)
+    try:
+        region = walk(graph, variables, {output: axes}, tokens="none", stop_at=(joined,))
+    except ApartError:
+        return None
+    if joined not in region.axes:
+        return None
+    return _named_by(variables, axes, region.axes[joined], layout)
+
+
+def _named_by(
+    variables: Variables, axes: Placement, of_joined: Placement, layout: Layout
+) -> Layout | None:
+    """Roles for the axes of an output, from those of the axes that ``joined`` has of it."""
+    roles = {
+        atoms[0].name: parts
+        for axis, parts in zip(of_joined, layout)
+        if len(atoms := variables.current(axis)) == 1
+    }
+    found = []
+    for axis in axes:
+        atoms = variables.current(axis)
+        found.append(roles.get(atoms[0].name, ()) if len(atoms) == 1 else ())
+    return tuple(found)
