@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
 
+from mla_opt.emission.cached import with_new_rows
 from mla_opt.emission.expanded import expanded_keys, expanded_values
 from mla_opt.emission.layout import restored
 from mla_opt.emission.operands import as_rows, new_rows, store_weights
@@ -64,11 +65,13 @@ class CompressCache(Pass):
         rewritten = len(expanded)
         if self.mode == "keep":
             return PassResult(len(graph.sites), rewritten)
-        packing = _Packing(graph)
+        packing = _Packing(graph, buffers=self.mode == "packed")
         packed = sum(packing.pack(site) for site in graph.sites)
         rewritten = max(rewritten, packed)
         unknown = tuple(_left_alone(site) for site in graph.sites if _is_unknown(site))
-        return PassResult(len(graph.sites), rewritten, (*unknown, *read), packing.notes())
+        told = {refusal.site for refusal in unknown}
+        others = (refusal for refusal in read if refusal.site not in told)
+        return PassResult(len(graph.sites), rewritten, (*unknown, *others), packing.notes())
 
     def ensures(self, graph: Graph) -> None:
         """No site caches expanded rows any more."""
@@ -97,15 +100,31 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     builder = graph.builder(site.core.first, f"{site.name}/mla")
     new = new_rows(builder, site)
     past = _latent_inputs(graph, site)
+    widths, positions = _widths(site), site.expanded[0].positions
     joined = tuple(
-        builder.concat((old, added), 2, f"cache_{index}")
-        for index, (old, added) in enumerate(zip(past, new))
+        with_new_rows(builder, old, added, width, positions, f"cache_{index}")
+        for index, (old, added, width) in enumerate(zip(past, new, widths))
     )
-    site.cache = CacheSlots("split", past, new, joined)
+    site.cache = CacheSlots("split", past, new, joined, positions=positions)
     _replace_expanded(graph, builder, site, site.cache)
     site.latent, site.rope = joined[0], joined[1] if site.rope is not None else None
     site.latent_layout, site.rope_layout = _standard_rows(site)
     site.held, site.expanded = _held(site, site.cache), None
+
+
+def _tensors(cache: CacheSlots, places: Sequence[tuple[int, ...]]) -> tuple[CachedTensor, ...]:
+    """Tensors ``[B, 1, T, X]`` of a cache, with what they hold."""
+    layouts = (ROWS_OF_CACHE,) * 4
+    return tuple(
+        CachedTensor(past, past, new, joined, joined, *layouts, None, held, cache.positions)
+        for past, new, joined, held in zip(cache.past, cache.new, cache.joined, places)
+    )
+
+
+def _widths(site: LatentAttentionSite) -> tuple[int, int]:
+    """C and R."""
+    assert site.weights is not None
+    return site.weights.w_uk.shape[2], len(site.weights.rope_dims)
 
 
 def _standard_rows(site: LatentAttentionSite) -> tuple[Layout, Layout | None]:
@@ -115,15 +134,9 @@ def _standard_rows(site: LatentAttentionSite) -> tuple[Layout, Layout | None]:
 
 def _held(site: LatentAttentionSite, cache: CacheSlots) -> tuple[CachedTensor, ...]:
     """The latent caches of a site whose model had expanded ones."""
-    assert site.weights is not None
-    c, r = site.weights.w_uk.shape[2], len(site.weights.rope_dims)
-    layout = ROWS_OF_CACHE
-    return tuple(
-        CachedTensor(past, past, new, joined, joined, layout, layout, layout, places=places)
-        for past, new, joined, places in zip(
-            cache.past, cache.new, cache.joined, (tuple(range(c)), tuple(range(c, c + r)))
-        )
-    )
+    c, r = _widths(site)
+    places = (tuple(range(c)), tuple(range(c, c + r)))
+    return _tensors(cache, places)
 
 
 def _share(site: LatentAttentionSite, owner: LatentAttentionSite) -> None:
@@ -188,8 +201,7 @@ def _replace_expanded(
     keys = expanded_keys(builder, site, weights, joined[0], rope)
     values = expanded_values(builder, weights, joined[0])
     halves = (_in_original_dims(builder, site, keys), values)
-    widths = (site.weights.w_uk.shape[2], len(site.weights.rope_dims))
-    for part, half, latent, width in zip_longest(site.expanded, halves, joined, widths):
+    for part, half, latent, width in zip_longest(site.expanded, halves, joined, _widths(site)):
         _redirect_readers(graph, part.joined, part.layout, cache)
         if latent is None:
             graph.remove_output(part.output)
@@ -207,7 +219,8 @@ def _redirect_readers(graph: Graph, old: Value, layout: Layout, cache: CacheSlot
     if not readers or shape is None:
         return
     past, new = cache.past[0], cache.new[0]
-    counted: dict[Role, Size] = {"batch": ((past, 0),), "key": ((past, 2), (new, 2))}
+    added = () if cache.positions is not None else ((new, 2),)
+    counted: dict[Role, Size] = {"batch": ((past, 0),), "key": ((past, 2), *added)}
     sizes: list[Size] = [
         counted[axis[0].role] if axis and axis[0].role in counted else size
         for axis, size in zip(layout, shape)
@@ -247,6 +260,7 @@ class _Packing:
     """What is packed already, by the tensors that held the rows, and what could not be."""
 
     graph: Graph
+    buffers: bool
     done: dict[tuple[CachedTensor, ...], Packed] = field(default_factory=dict)
     taken: dict[Value, tuple[CachedTensor, ...]] = field(default_factory=dict)
     found: int = 0
@@ -265,11 +279,18 @@ class _Packing:
         site.cache, halves = self.done[site.held]
         site.latent, site.rope = halves[0], halves[1] if len(halves) == 2 else None
         site.latent_layout, site.rope_layout = _standard_rows(site)
+        site.held = _tensors(site.cache, (tuple(range(sum(_widths(site)))),))
         return True
 
     def _is_free(self, site: LatentAttentionSite) -> bool:
         """Whether nothing but this attention, and those with the same rows, needs the tensors."""
         for tensor in site.held:
+            if tensor.positions is not None and not self.buffers:
+                site.not_held = (
+                    f"{tensor.past.name!r} is a buffer already, which the model writes at places of"
+                    " its own"
+                )
+                return False
             if tensor.others is not None:
                 readers = ", ".join(self.graph.label(node) for node in tensor.others)
                 does = f"read by {readers}" if readers else "returned as it came"
@@ -291,18 +312,17 @@ class _Packing:
 
 
 def _pack_one(graph: Graph, site: LatentAttentionSite) -> Packed:
-    assert site.weights is not None
     builder = graph.builder(site.core.first, f"{site.name}/mla")
-    held, r = site.held, len(site.weights.rope_dims)
-    c = site.weights.w_uk.shape[2]
+    held, (c, r) = site.held, _widths(site)
     past = _packed_input(graph, held, c + r)
     new = _packed_rows(builder, held)
-    joined = builder.concat((past, new), 2, "cache")
+    positions = held[0].positions
+    joined = with_new_rows(builder, past, new, c + r, positions, "cache")
     halves = builder.split(joined, (c, r), 3, ("c_kv", "k_pe")) if r else (joined,)
     name = _name_for([tensor.output for tensor in held])
     shape = _declared_output(graph, held[0], c + r)
     graph.merge_outputs([tensor.output for tensor in held], joined, name, shape)
-    packed = CacheSlots("packed", (past,), (new,), (joined,))
+    packed = CacheSlots("packed", (past,), (new,), (joined,), positions=positions)
     for tensor in held:
         _redirect_readers(graph, tensor.joined, tensor.layout, packed)
         rows = _as_it_was(builder, tensor, joined, halves, c)
@@ -321,7 +341,7 @@ def _packed_input(graph: Graph, held: Sequence[CachedTensor], width: int) -> Val
 
 def _packed_rows(builder: Builder, held: Sequence[CachedTensor]) -> Value:
     """The new rows ``[B, 1, S, C + R]``."""
-    parts = [as_rows(builder, tensor.new, tensor.layout) for tensor in held]
+    parts = [as_rows(builder, tensor.new, tensor.new_layout) for tensor in held]
     places = [place for tensor in held for place in tensor.places]
     new = parts[0] if len(parts) == 1 else builder.concat(parts, 3, "latent_rows")
     if places == sorted(places):

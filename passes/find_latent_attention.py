@@ -83,7 +83,13 @@ def _latent_cache(graph: Graph, site: LatentAttentionSite) -> CacheSlots | None:
     held = site.held
     places = [place for tensor in held for place in tensor.places]
     in_order = places == list(range(len(places)))
-    if not held or not in_order or not all(_is_operand(graph, tensor) for tensor in held):
+    buffers = any(tensor.positions is not None for tensor in held)
+    if (
+        not held
+        or buffers
+        or not in_order
+        or not all(_is_operand(graph, tensor) for tensor in held)
+    ):
         return None
     past, new, joined = zip(*((each.past, each.new, each.joined) for each in held))
     layout: CacheLayout = "packed" if len(held) == 1 else "split"
@@ -97,6 +103,7 @@ def _is_operand(graph: Graph, tensor: CachedTensor) -> bool:
     layouts = (tensor.layout, tensor.past_layout, tensor.output_layout)
     return (
         direct
+        and tensor.positions is None
         and tensor.output is tensor.joined
         and all(is_standard(layout, KEYS) for layout in layouts)
     )

@@ -35,7 +35,7 @@ class FuseCacheAppend(Pass):
 
     def run(self, graph: Graph) -> PassResult:
         """Rewrite the sites in graph order."""
-        cached = [site for site in graph.sites if site.cache is not None and site.form != "none"]
+        cached = [site for site in graph.sites if site.can_append]
         owned: dict[Value, CacheSlots] = {}
         for site in cached:
             _share(site, owned)

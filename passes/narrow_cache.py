@@ -54,11 +54,11 @@ class NarrowCache(Pass):
 
 
 def _cached(graph: Graph) -> list[LatentAttentionSite]:
-    return [site for site in graph.sites if site.cache is not None and site.form != "none"]
+    return [site for site in graph.sites if site.can_append]
 
 
 def _has_another_cache(site: LatentAttentionSite) -> bool:
-    return not site.only_new_rows and (site.cache is None or site.form == "none")
+    return not site.only_new_rows and not site.can_append
 
 
 def _left_alone(site: LatentAttentionSite) -> Refusal:

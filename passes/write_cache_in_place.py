@@ -59,7 +59,7 @@ class WriteCacheInPlace(Pass):
 
 
 def _cached(graph: Graph) -> list[LatentAttentionSite]:
-    return [site for site in graph.sites if site.cache is not None and site.form != "none"]
+    return [site for site in graph.sites if site.can_append]
 
 
 def add_past_len(graph: Graph, site: LatentAttentionSite) -> Value:

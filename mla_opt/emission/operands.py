@@ -246,7 +246,9 @@ def as_rows(builder: Builder, value: Value, layout: Layout | None) -> Value:
 
 
 def new_rows(builder: Builder, site: LatentAttentionSite) -> tuple[Value, ...]:
-    """``c_kv`` and, unless R is 0, ``k_pe``, each ``[B, 1, T, X]``."""
+    """``c_kv`` and, unless R is 0, ``k_pe``, each ``[B, 1, T, X]``; one tensor of both if it is."""
+    if len(site.held) == 1 and site.held[0].places == tuple(range(len(site.held[0].places))):
+        return (as_rows(builder, site.held[0].joined, site.held[0].layout),)
     latent = as_rows(builder, site.latent, site.latent_layout)
     if site.rope is None:
         return (latent,)

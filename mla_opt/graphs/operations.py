@@ -60,7 +60,21 @@ class Written:
     axes: tuple[tuple[int, bool], ...]
 
 
-Move = Permuted | Reshaped | Along | Picked | Joined | Written
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Rows of the second operand are written to computed places along one axis of the first.
+
+    The second has the axes of the first, with the new rows along ``axis``; every other axis is
+    written from its front to its end. The places are ``index[..., column]``: the same for all of
+    the axes in front of ``axis`` if there are none, else of those each its own.
+    """
+
+    axis: int
+    index: Value
+    column: int
+
+
+Move = Permuted | Reshaped | Along | Picked | Joined | Written | Put
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,9 @@ class Builder(Protocol):
     def expand(self, value: Value, shape: Value, name: str) -> Value:
         """Axes of size one repeated; ``shape`` has ones where nothing is repeated."""
 
+    def put(self, whole: Value, places: Value, rows: Value, name: str) -> Value:
+        """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places``, of the same shape."""
+
     def softmax(self, value: Value, name: str) -> Value:
         """Softmax over the last axis."""
 
@@ -196,6 +199,9 @@ class Graph(Protocol):
 
     def results(self, node: Node) -> Sequence[Value]:
         """What the node makes."""
+
+    def alike(self, one: Value, other: Value) -> bool:
+        """Whether two values are the same in every call: one, or computed alike of the same."""
 
     def unchanged(self, node: Node) -> Value | None:
         """The operand that is all the node returns, as it is and at every size.

@@ -12,6 +12,7 @@ the adapters (:mod:`mla_opt.graphs.onnx.operations`, :mod:`mla_opt.graphs.torch.
 | `Layout` with `Along` | the same; the axes named mixed, unless whole and from the front | moved |
 | `Layout` with `Picked` | the same, and one more, mixed | moved |
 | `Layout` with `Joined` | the same; the one joined along mixed, unless the rest is empty | moved |
+| `Layout` with `Put` | none but where a cache is written (:mod:`mla_opt.matching.region`) | moved |
 | `Layout` with `Written` | as `Along`, for what is written and what it is written to | moved |
 | `Broadcast` | the same where as large, none where of size one, else mixed | repeated |
 | `Cast`, `Scaled`, `Shifted` | the same | rounded, times or plus a number |
@@ -162,6 +163,10 @@ def _written(step: Step, data: tuple[Value, ...], move: op.Written) -> Sequence[
     return Operand(whole, tuple(axes)), Operand(piece, tuple(of_written))
 
 
+def _put(step: Step, data: tuple[Value, ...], move: op.Put) -> Sequence[Operand]:
+    raise ApartError(f"it writes to places of axis {move.axis} that are computed")
+
+
 _MOVES: dict[type, Callable[[Step, tuple[Value, ...], Any], Sequence[Operand]]] = {
     op.Permuted: _permuted,
     op.Reshaped: _reshaped,
@@ -169,6 +174,7 @@ _MOVES: dict[type, Callable[[Step, tuple[Value, ...], Any], Sequence[Operand]]] 
     op.Picked: _picked,
     op.Joined: _joined,
     op.Written: _written,
+    op.Put: _put,
 }
 
 

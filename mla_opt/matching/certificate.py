@@ -9,6 +9,7 @@ sink, swapped rope dims or the matrices of the wrong head all show.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +18,15 @@ from mla_opt.graphs.protocol import EXAMPLE, Binding, Graph
 from mla_opt.handles import Array, Float64, Value
 from mla_opt.matching.extraction import Region
 from mla_opt.operator.reference import latent_attention
-from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights
+from mla_opt.sites import BiasTerm, CachedTensor, LatentAttentionSite, LatentWeights
 from mla_opt.sites.core import CoreLayouts
 from mla_opt.sites.layout import QUERY, SCORES, Part, to_standard
 
 TOLERANCE = {"float64": 1e-6, "float32": 2e-5, "float16": 2e-2}
 """Largest relative error that is rounding, by element type."""
+
+_MOST_CALLS = 4
+"""Calls that fill a cache with rows of their own; further ones bring the same rows again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,31 +172,30 @@ class _Case:
     def _rows(self) -> tuple[Float64, dict[Value, Array]]:
         """Latent rows ``[B, T, C + R]``, and what the original is fed for them."""
         batch, tokens, _ = self.region.standard_shape(self.site.latent)
+        if self.site.expanded is not None:
+            return self._cached_rows(self.site.expanded, batch, tokens)
         new = self._rounded((batch, tokens, self._row_width()), self.site.latent)
-        feeds = self.region.fed(new)
-        if self.site.expanded is None:
-            return new, feeds
-        old, past = self._past_rows(batch, tokens)
-        return np.concatenate([old, new], axis=1), {**feeds, **past}
+        return new, self.region.fed(new)
 
-    def _past_rows(self, batch: int, tokens: int) -> tuple[Float64, dict[Value, Array]]:
-        """Rows of the past, and what the caches hold for them: what new rows once became."""
-        expanded = self.site.expanded
-        assert expanded is not None
-        count = _shape(self.binding, expanded[0].past_rows)[expanded[0].axis]
-        rows, made = [np.zeros((batch, 0, self._row_width()))], []
-        for _ in range(-(-count // tokens)):
-            rows.append(self._rounded((batch, tokens, self._row_width()), self.site.latent))
-            made.append(
-                self.binding.run([part.new for part in expanded], self.region.fed(rows[-1]))
-            )
+    def _cached_rows(
+        self, expanded: Sequence[CachedTensor], batch: int, tokens: int
+    ) -> tuple[Float64, dict[Value, Array]]:
+        """Rows of all tokens, and what the caches hold for them: what rows once became.
+
+        A long buffer has the same few rows again and again.
+        """
+        count = _shape(self.binding, expanded[0].joined)[expanded[0].axis]
+        calls = min(-(-count // tokens), _MOST_CALLS)
+        again = -(-count // (calls * tokens))
+        parts = [self._rounded((batch, tokens, self._row_width()), self.site.latent)]
+        parts += [self._rounded(parts[0].shape, self.site.latent) for _ in range(calls - 1)]
+        wanted = [part.new for part in expanded]
+        made = [self.binding.run(wanted, self.region.fed(rows)) for rows in parts]
         feeds = {}
         for place, part in enumerate(expanded):
-            empty = np.zeros(_shape(self.binding, part.past_rows))
-            kept = [empty.take(range(0), axis=part.axis), *(each[place] for each in made)]
-            joined = np.concatenate(kept, axis=part.axis).take(range(count), axis=part.axis)
-            feeds[part.past_rows] = joined.astype(self.graph.dtype(part.past))
-        return np.concatenate(rows, axis=1)[:, :count], feeds
+            kept = np.concatenate([each[place] for each in made] * again, axis=part.axis)
+            feeds[part.joined] = kept.take(range(count), axis=part.axis)
+        return np.concatenate(parts * again, axis=1)[:, :count], feeds
 
     def _row_width(self) -> int:
         return int(self.weights.w_uk.shape[2]) + len(self.weights.rope_dims)
@@ -231,7 +234,7 @@ class _Case:
         _, seen, _ = self.region.standard_shape(self.site.latent)
         if self.site.expanded is not None:
             part = self.site.expanded[0]
-            seen += _shape(self.binding, part.past_rows)[part.axis]
+            seen = _shape(self.binding, part.joined)[part.axis]
         counts = {"batch": batch, "head": heads, "query": new, "key": seen, "width": 1}
         return tuple(
             math.prod(part.size or counts[part.role] for part in axis) for axis in term.layout or ()

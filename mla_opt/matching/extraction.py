@@ -9,6 +9,7 @@ of the layer each head and dim is, and the matrices are columns of the layer's o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from mla_opt.handles import Array, Float64, Node, Value
 from mla_opt.matching.labels import Trace, trace
 from mla_opt.matching.linear_matrix import linear_matrix
 from mla_opt.matching.not_latent import NotLatentError
-from mla_opt.sites import LatentAttentionSite, LatentWeights
+from mla_opt.sites import CachedTensor, LatentAttentionSite, LatentWeights
 from mla_opt.sites.core import AttentionCore, CoreLayouts
 from mla_opt.sites.layout import KEYS, ROWS, from_standard, head_count, heads_of, to_standard
 
@@ -95,19 +96,33 @@ class Region:
         return self.run_from(self.fed(rows), rows.shape[1])
 
     def run_from(self, feeds: dict[Value, Array], tokens: int) -> tuple[Array, Array]:
-        """The same of other values in the place of the rows; past rows are zeros."""
+        """The same of other values in the place of the rows.
+
+        Where keys and values are cached, theirs are the last tokens of the caches, behind zeros.
+        """
         if self.site.expanded is not None:
-            for part in self.site.expanded:
-                empty = np.zeros(self.shape(part.past), dtype=self.graph.dtype(part.past))
-                feeds = {part.past: empty, **feeds}
+            feeds = self._cached(self.site.expanded, feeds, tokens)
         wanted = [self.core.key, self.core.value]
         heads = heads_of(self.layouts.query)
-        found = self.binding.run(wanted, feeds)
+        asked = [value for value in wanted if value not in feeds]
+        made = feeds | dict(zip(asked, self.binding.run(asked, feeds) if asked else []))
+        found = [made[value] for value in wanted]
         keys, values = (
             to_standard(array, layout, KEYS, heads)[:, :, -tokens:]
             for array, layout in zip(found, (self.layouts.key, self.layouts.value))
         )
         return keys, values
+
+    def _cached(
+        self, expanded: Sequence[CachedTensor], feeds: dict[Value, Array], tokens: int
+    ) -> dict[Value, Array]:
+        """The caches with what new rows become at their end."""
+        cached: dict[Value, Array] = {}
+        for part, new in zip(expanded, self.binding.run([part.new for part in expanded], feeds)):
+            joined = np.zeros(self.shape(part.joined), dtype=self.graph.dtype(part.joined))
+            np.moveaxis(joined, part.axis, 0)[-tokens:] = np.moveaxis(new, part.axis, 0)
+            cached[part.joined] = joined
+        return cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +145,22 @@ def extract(graph: Graph, site: LatentAttentionSite) -> LatentWeights:
     images = _by_labels(region, site.projection) if _is_plain(graph, site) else None
     if images is None:
         images = _by_basis(region)
-    return _weights(site, images, region.latent_width, region.rope_width)
+    weights = _weights(site, images, region.latent_width, region.rope_width)
+    _check_buffers(site, weights)
+    return weights
+
+
+def _check_buffers(site: LatentAttentionSite, weights: LatentWeights) -> None:
+    """Places of a buffer that nothing is written to yet hold zeros, which no row has to become."""
+    if site.expanded is None or site.expanded[0].positions is None:
+        return
+    if weights.key_bias is not None or weights.value_bias is not None:
+        raise NotLatentError(
+            "buffer_bias",
+            "keys or values have a bias, so that the zeros of a buffer that is not full yet are"
+            " those of no latent row",
+            (site.core.first,),
+        )
 
 
 def _is_plain(graph: Graph, site: LatentAttentionSite) -> bool:

@@ -22,7 +22,7 @@ from mla_opt.matching.labels import Trace, trace
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.region import Join, Region
 from mla_opt.matching.roles import Roles
-from mla_opt.matching.row_caches import cached_tensor
+from mla_opt.matching.row_caches import cached_tensor, check_written_alike
 from mla_opt.matching.shared_rows import SharedRows
 from mla_opt.sites import CachedTensor
 from mla_opt.sites.layout import ROWS, Layout, from_standard, to_standard
@@ -39,6 +39,7 @@ def held_rows(graph: Graph, rows: SharedRows, roles: Roles) -> tuple[tuple[Cache
         joins[found.joined] = found
     try:
         tensors = [cached_tensor(graph, roles, rows.region, join) for join in joins.values()]
+        check_written_alike(graph, tensors)
     except NotLatentError as error:
         return (), error.reason
     layouts = [(half, roles.layout(rows.region.axes[half])) for half in halves]

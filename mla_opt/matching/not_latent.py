@@ -14,6 +14,8 @@ REMEDIES = {
     "several_shared_rows": "one latent row, and at most one rotary row beside it, for all heads",
     "cache_of_one_half": "cache both keys and values, or the latent rows",
     "cache_axes": "give the sequences and the tokens of the cache an axis each",
+    "cache_positions": "write keys and values to the places that one tensor of positions tells",
+    "buffer_bias": "take the bias out of the projection, or let caches grow with the tokens",
     "cache_not_returned": "return the joined cache as an output",
     "cache_read_twice": "let the attention alone read the cache",
     "latent_not_narrower": _BY_DESIGN,

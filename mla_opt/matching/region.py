@@ -24,7 +24,7 @@ class Join:
     """Rows of the past, an input of the graph, and new ones, put together along the tokens.
 
     ``past_axes`` are those of the input, which may be moved on its way: ``moved`` is what it is on
-    that way, the input first.
+    that way, the input first. With ``put`` new rows are written over rows of the past.
     """
 
     past: Value
@@ -32,6 +32,7 @@ class Join:
     joined: Value
     past_axes: Placement
     moved: tuple[Value, ...]
+    put: op.Put | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +138,24 @@ class _Walk:
 
     def _join(self, operation: op.Operation, value: Value) -> Operand | None:
         """The new rows, where a cache is joined: what is known of tokens goes on with those."""
-        if not isinstance(operation, op.Layout) or not isinstance(operation.move, op.Joined):
-            return None
-        if len(operation.data) != 2:
+        if not isinstance(operation, op.Layout) or len(operation.data) != 2:
             return None
         past, new = operation.data
-        axis = operation.move.axis
-        axes = self.region.axes[value]
+        move, axes = operation.move, self.region.axes[value]
+        if not isinstance(move, op.Joined | op.Put):
+            return None
+        axis, put = move.axis, move if isinstance(move, op.Put) else None
         if self.graph.is_input(new) or not self._is_tokens(axes[axis]):
             return None
-        of_past = self._of_part(past, axes, axis, past_tokens(self.tokens))
+        of_past: Placement | None = axes
+        if put is None:
+            of_past = self._of_part(past, axes, axis, past_tokens(self.tokens))
         inputs = None if of_past is None else self._input_moved(past, of_past)
         of_new = self._of_part(new, axes, axis, new_tokens(self.tokens))
         if inputs is None or of_new is None:
             return None
         moved, past_axes = inputs
-        self.region.joins.append(Join(moved[0], new, value, past_axes, moved))
+        self.region.joins.append(Join(moved[0], new, value, past_axes, moved, put))
         return Operand(new, of_new)
 
     def _of_part(self, part: Value, axes: Placement, axis: int, tokens: str) -> Placement | None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
-from mla_opt.handles import Value
+from mla_opt.handles import Node, Value
 from mla_opt.matching.attention_core import CoreAxes
 from mla_opt.matching.cache_ends import other_readers, returned
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.region import Join, Region
 from mla_opt.matching.roles import Roles
 from mla_opt.matching.shared_rows import SharedRows, keeps_order
-from mla_opt.sites import AttentionCore, CachedTensor
+from mla_opt.sites import AttentionCore, CachedTensor, Positions
 from mla_opt.sites.layout import KEYS, ROWS, Layout, is_standard
 
 
@@ -70,6 +71,7 @@ def expanded_cache(
             (core.first, core.last),
         )
     pair = [cached_tensor(graph, roles, rows.region, join) for join in (*keys, *values)]
+    check_written_alike(graph, pair, (core.first, core.last))
     for part in pair:
         if part.others is not None:
             raise NotLatentError(
@@ -104,6 +106,7 @@ def cached_tensor(graph: Graph, roles: Roles, region: Region, join: Join) -> Cac
             at,
         )
     others = other_readers(graph, join)
+    positions = None if join.put is None else _positions(join.put, join, layout, at)
     return CachedTensor(
         join.past,
         join.moved[-1],
@@ -111,10 +114,47 @@ def cached_tensor(graph: Graph, roles: Roles, region: Region, join: Join) -> Cac
         join.joined,
         output[0],
         layout,
+        roles.layout(region.axes[join.new]),
         of_past,
         output[1],
         others,
+        positions=positions,
     )
+
+
+def _positions(put: op.Put, join: Join, layout: Layout, at: tuple[Node, ...]) -> Positions:
+    """Where new rows are written: the same places for all, or places of each sequence."""
+    ahead = [part.role for axis in layout[: put.axis] for part in axis]
+    if ahead not in ([], ["batch"]):
+        raise NotLatentError(
+            "cache_axes", f"heads of the cache {join.past.name!r} have places of their own", at
+        )
+    return Positions(put.index, put.column, bool(put.axis))
+
+
+def check_written_alike(
+    graph: Graph, tensors: Sequence[CachedTensor], at: tuple[Node, ...] = ()
+) -> None:
+    """Rows of one token have one place in all tensors that hold a part of them.
+
+    Raises:
+        NotLatentError: that cannot be told.
+    """
+    first, *others = (tensor.positions for tensor in tensors)
+    if not all(_alike(graph, first, other) for other in others):
+        raise NotLatentError(
+            "cache_positions",
+            "keys and values, or the two parts of the rows, are not written to the same places of"
+            " their caches, as far as can be told",
+            at,
+        )
+
+
+def _alike(graph: Graph, one: Positions | None, other: Positions | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    same = (one.column, one.by_sequence) == (other.column, other.by_sequence)
+    return same and graph.alike(one.index, other.index)
 
 
 def _has_axes(layout: Layout) -> bool:

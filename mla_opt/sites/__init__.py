@@ -8,7 +8,14 @@ graph carries them. Values and nodes are handles of the graph that the site live
 
 from __future__ import annotations
 
-from mla_opt.sites.cache import CachedTensor, CacheFamily, CacheLayout, CacheSlots, Ends
+from mla_opt.sites.cache import (
+    CachedTensor,
+    CacheFamily,
+    CacheLayout,
+    CacheSlots,
+    Ends,
+    Positions,
+)
 from mla_opt.sites.core import AttentionCore, BiasTerm
 from mla_opt.sites.fused import FusedAttention
 from mla_opt.sites.operands import Operands
@@ -30,6 +37,7 @@ __all__ = [
     "LatentWeights",
     "Operands",
     "OutputProjection",
+    "Positions",
     "PrefillForm",
     "QueryProjection",
     "StoredWeights",

@@ -13,13 +13,24 @@ CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]
 
 
 @dataclass(frozen=True, slots=True)
+class Positions:
+    """Where new rows are written in a buffer: at ``index[..., column]``, ``[S]`` or ``[B, S]``."""
+
+    index: Value
+    column: int
+    by_sequence: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CachedTensor:
     """One tensor that the model caches: ``joined = [past | new]`` along the tokens.
+
+    With ``positions`` it is a buffer instead: ``joined`` is ``past`` with new rows in those places.
 
     Attributes:
         past: the input of the graph, of the axes ``past_layout``.
         past_rows: what is joined with new rows: the input, moved to the axes ``layout``.
-        new: what this call adds, of the same axes.
+        new: what this call adds, of the axes ``new_layout``: the same, of another size.
         joined: both, of the same axes.
         output: what the graph returns of them, all of it.
         output_layout: the axes of that, as far as they are sequences or tokens.
@@ -35,10 +46,12 @@ class CachedTensor:
     joined: Value
     output: Value
     layout: Layout
+    new_layout: Layout
     past_layout: Layout
     output_layout: Layout
     others: tuple[Node, ...] | None = None
     places: tuple[int, ...] = ()
+    positions: Positions | None = None
 
     @property
     def axis(self) -> int:
@@ -58,7 +71,8 @@ class CacheSlots:
     behind the other. Each has one entry (packed) or two (``c_kv`` and ``k_pe``). A buffer has
     ``past_len`` valid rows before the call and ``written`` after it, of ``capacity`` if that is
     fixed. ``kept_as`` names the 16-bit type of a cache whose new rows have more bits. ``own`` are
-    the tensors that the model came with. Sites that read the same rows share one of these.
+    the tensors that the model came with. With ``positions`` they are buffers that standard
+    operators write, as the model did. Sites that read the same rows share one of these.
     """
 
     layout: CacheLayout
@@ -70,6 +84,7 @@ class CacheSlots:
     capacity: int | None = None
     kept_as: str | None = None
     own: bool = False
+    positions: Positions | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,11 @@ class LatentAttentionSite:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def can_append(self) -> bool:
+        """Whether the operator can write the new rows into the cache by itself."""
+        return self.cache is not None and self.cache.positions is None and self.form != "none"
+
+    @property
     def scale(self) -> float:
         """Factor on the scores of absorbed queries with latent rows."""
         factor = 1.0 if self.weights is None else self.weights.key_scale

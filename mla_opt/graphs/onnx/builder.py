@@ -233,6 +233,10 @@ class OnnxBuilder:
         """Axes of size one repeated; ``shape`` may have ones where nothing is repeated."""
         return self._one("Expand", [value, shape], name)
 
+    def put(self, whole: ir.Value, places: ir.Value, rows: ir.Value, name: str) -> ir.Value:
+        """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places``, of the same shape."""
+        return self._one("ScatterElements", [whole, places, rows], name, axis=2)
+
     def softmax(self, value: ir.Value, name: str) -> ir.Value:
         """Softmax over the last axis."""
         return self._one("Softmax", [value], name, axis=-1)

@@ -140,6 +140,25 @@ class OnnxGraph(Bindings[OnnxBinding]):
         """A model whose weights cannot be read is refused before it comes here."""
         return True
 
+    def alike(self, one: ir.Value, other: ir.Value) -> bool:
+        """Whether two values are the same in every call: one, or computed alike of the same."""
+        pending, seen = [(one, other)], set()
+        while pending:
+            pair = pending.pop()
+            if pair[0] is pair[1] or pair in seen:
+                continue
+            seen.add(pair)
+            operands = _of_same_operator(*pair)
+            if operands is not None:
+                pending.extend(operands)
+            elif not self._same_numbers(*pair):
+                return False
+        return True
+
+    def _same_numbers(self, one: ir.Value, other: ir.Value) -> bool:
+        mine, theirs = self.small_constant(one), self.small_constant(other)
+        return mine is not None and theirs is not None and np.array_equal(mine, theirs)
+
     def unchanged(self, node: ir.Node) -> ir.Value | None:
         """The operand that the node returns as it is, at every size; ``None`` where not proved."""
         operand = unchanged(self, node)
@@ -423,6 +442,20 @@ class OnnxGraph(Bindings[OnnxBinding]):
     def text(self) -> str:
         """The graph as a person reads it."""
         return str(self.model.graph)
+
+
+def _of_same_operator(one: ir.Value, other: ir.Value) -> list[tuple[ir.Value, ir.Value]] | None:
+    """What the nodes of two values read, pairwise, if both nodes do the same with that."""
+    first, second = one.producer(), other.producer()
+    if first is None or second is None or first.op_identifier() != second.op_identifier():
+        return None
+    if first.op_type.startswith("Random") or one.index() != other.index():
+        return None
+    if dict(first.attributes) != dict(second.attributes) or not first.inputs:
+        return None
+    if [each is None for each in first.inputs] != [each is None for each in second.inputs]:
+        return None
+    return [(a, b) for a, b in zip(first.inputs, second.inputs) if a is not None and b is not None]
 
 
 def _size(builder: OnnxBuilder, size: Size) -> ir.Value:

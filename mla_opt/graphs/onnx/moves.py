@@ -11,6 +11,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from mla_opt.graphs import operations as op
+from mla_opt.graphs import sizes
 from mla_opt.graphs.onnx import shape_rules
 from mla_opt.graphs.onnx.integers import Columns, Entries, Integers, Ramp, as_ramp
 from mla_opt.graphs.onnx.shape_rules import attribute, axis_of, operand
@@ -122,12 +123,51 @@ def _scatter_nd(facts: Facts, node: ir.Node) -> Move:
         return "how many coordinates its indices have is not known"
     columns = _columns(facts.integers(indices), depth, places)
     if columns is None:
-        return "what its indices are does not follow from sizes alone"
+        return _put(facts, node, depth) or "what its indices are does not follow from sizes alone"
     axes = [_written_along(columns, place, shape[place]) for place in range(places)]
     known = [axis for axis in axes if axis is not None]
     if len(known) < len(axes) or len({axis for axis, _ in known}) != depth:
         return "its indices do not have one axis for each coordinate"
     return op.Written((*known, *((axis, True) for axis in range(depth, rank))))
+
+
+def _put(facts: Facts, node: ir.Node, depth: int) -> op.Put | None:
+    """Rows written along one axis to places that are computed; all of the axes in front of it."""
+    whole, indices = operand(node, 0), operand(node, 1)
+    shape = None if whole is None else facts.shape(whole)
+    counted = None if indices is None else facts.shape(indices)
+    if indices is None or shape is None or counted is None or len(counted) != depth + 1:
+        return None
+    known = _known_columns(facts, indices, depth)
+    ahead = [
+        sizes.same(counted[place], shape[place]) and _is_place(ramp, place, counted[place])
+        for place, ramp in enumerate(known[:-1])
+    ]
+    if not all(ahead) or known[-1] is not None:
+        return None
+    return op.Put(depth - 1, indices, depth - 1)
+
+
+def _known_columns(facts: Facts, indices: ir.Value, depth: int) -> list[Ramp | None]:
+    """The coordinates of indices that are put together from one tensor for each."""
+    node = indices.producer()
+    parts = [] if node is None or node.op_type != "Concat" else list(node.inputs)
+    if len(parts) != depth:
+        return [None] * depth
+    return [None if part is None else _column(facts, part, depth) for part in parts]
+
+
+def _column(facts: Facts, part: ir.Value, depth: int) -> Ramp | None:
+    ramp = as_ramp(facts.integers(part), depth + 1)
+    return None if ramp is None else Ramp(ramp.start, ramp.steps[:-1])
+
+
+def _is_place(ramp: Ramp | None, place: int, size: Expression) -> bool:
+    """Whether a coordinate is the place on one axis of the indices, from 0 on."""
+    if ramp is None or ramp.start != 0:
+        return False
+    steps = tuple(int(at == place) for at in range(len(ramp.steps)))
+    return ramp.steps == steps or (size == 1 and not any(ramp.steps))
 
 
 def _columns(content: Integers | None, depth: int, places: int) -> tuple[Ramp, ...] | None:

@@ -279,6 +279,10 @@ class TorchBuilder:
         ]
         return self._emit(aten.expand.default, (value, sizes), name)
 
+    def put(self, whole: fx.Node, places: fx.Node, rows: fx.Node, name: str) -> fx.Node:
+        """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places``, of the same shape."""
+        return self._emit(aten.scatter.src, (whole, 2, places, rows), name)
+
     def softmax(self, value: fx.Node, name: str) -> fx.Node:
         """Softmax over the last axis."""
         return self._emit(aten.softmax.int, (value, -1), name)

@@ -95,6 +95,10 @@ class TorchGraph(Bindings[TorchBinding]):
         parts = [user for user in node.users if _is_part(user)]
         return tuple(sorted(parts, key=lambda part: cast(int, part.args[1]))) or (node,)
 
+    def alike(self, one: fx.Node, other: fx.Node) -> bool:
+        """Whether two values are the same in every call, which only one value is known to be."""
+        return one is other
+
     def unchanged(self, node: fx.Node) -> fx.Node | None:
         """The operand that the node returns as it is, at every size; ``None`` where not proved."""
         return unchanged(self, node)
