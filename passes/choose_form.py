@@ -19,6 +19,8 @@ from mla_opt.sites import Form, LatentAttentionSite, PrefillForm
 
 AbsorbChoice = Literal["auto", "factored", "fold-q", "fold-o", "fold", "none"]
 
+_UNFOLDED = "nothing between the attention and the projection but layout; or form 'factored'"
+
 
 @dataclass(frozen=True)
 class ChooseForm(Pass):
@@ -88,5 +90,5 @@ def _prepare_folds(graph: Graph, site: LatentAttentionSite) -> list[Refusal]:
         asked, site.form = site.form, "factored"
         site.query_projection = site.output_projection = None
         site.form_reason = f"{asked} is not possible: {error}"
-        return [Refusal(site.name, "fold_blocked", str(error), error.labels(graph))]
+        return [Refusal(site.name, "fold_blocked", str(error), error.labels(graph), _UNFOLDED)]
     return []

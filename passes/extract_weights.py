@@ -57,7 +57,12 @@ def _refusal(graph: Graph, site: LatentAttentionSite) -> Refusal | None:
         return error.refusal(graph, site.name)
     except MlaOptError as error:
         site.weights = None
-        return Refusal(site.name, "region_not_closed", str(error))
+        return Refusal(
+            site.name,
+            "region_not_closed",
+            str(error),
+            remedy="compute keys and values from the latent rows and stored tensors alone",
+        )
     site.certificate_error = certificate.error
     if not certificate.holds:
         site.weights = None
@@ -67,6 +72,7 @@ def _refusal(graph: Graph, site: LatentAttentionSite) -> Refusal | None:
             f"the original differs from the latent form by {certificate.error:.1e}, more than"
             f" rounding ({certificate.tolerance:.0e})",
             (graph.label(site.core.first), graph.label(site.core.last)),
+            "export the model in a wider type, if rounding is what differs; else report this",
         )
     site.geometry = _geometry(graph, site, weights)
     if not graph.has_content():

@@ -62,7 +62,12 @@ class FindLatentAttention(Pass):
 def _refusal(graph: Graph, name: str, error: NotLatentError | InputError) -> Refusal:
     if isinstance(error, NotLatentError):
         return error.refusal(graph, name)
-    return Refusal(name, "inputs_not_understood", str(error))
+    return Refusal(
+        name,
+        "inputs_not_understood",
+        str(error),
+        remedy="declare the inputs with one symbol for each size that may vary",
+    )
 
 
 def _check_causal(graph: Graph, site: LatentAttentionSite) -> None:

@@ -41,7 +41,7 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     rows = shared_rows(graph, core, axes)
     check_shared(graph, core, rows)
     roles = Roles.of(graph, core, axes, rows)
-    check_narrower(graph, core, axes, rows)
+    check_narrower(graph, core, axes, rows, roles)
     check_query(graph, core, axes, rows)
     expanded = expanded_cache(graph, core, roles, rows)
     layouts = CoreLayouts(*(roles.layout(each) for each in _placements(axes)))

@@ -21,8 +21,11 @@ REMEDIES = {
     "latent_not_narrower": _BY_DESIGN,
     "query_from_latent": _BY_DESIGN,
     "no_shared_projection": "a latent row that both keys and values are made of",
+    "tokens_apart": "keep every token in its place, for any number of them",
     "head_count": "export the model with a fixed number of heads",
     "rope_in_values": _BY_DESIGN,
+    "separate_projections": _BY_DESIGN,
+    "not_linear": _BY_DESIGN,
     "rope_mixed": "let every head hold the whole rotary row, in the same dims",
     "unknown_shape": "run shape inference on the model, or export it with shapes",
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from mla_opt.graphs import operations as op
+from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.attention_core import CoreAxes
 from mla_opt.matching.axes import ApartError
 from mla_opt.matching.not_latent import NotLatentError
-from mla_opt.matching.query_source import query_source_width
-from mla_opt.matching.region import walk
+from mla_opt.matching.region import new_tokens, walk
+from mla_opt.matching.roles import Roles
 from mla_opt.matching.shared_rows import (
     SharedRows,
     all_below,
@@ -119,21 +120,31 @@ def _check_one(rows: SharedRows) -> None:
         )
 
 
-def check_narrower(graph: Graph, core: AttentionCore, axes: CoreAxes, rows: SharedRows) -> None:
+def _has_other_tokens(axes: CoreAxes, roles: Roles) -> bool:
+    """Whether the rows that a call makes are of other tokens than its query."""
+    known = axes.variables.sizes
+    query = [name for name, (role, _) in roles.known.items() if role == "query"]
+    of_query = sizes.product(known[name] for name in query)
+    made = known.get(new_tokens(axes.keys), known.get(axes.keys, 1))
+    return not sizes.same(of_query, made)
+
+
+def check_narrower(
+    graph: Graph, core: AttentionCore, axes: CoreAxes, rows: SharedRows, roles: Roles
+) -> None:
     """The rows save something, and are no hidden state, as that of an encoder is."""
 
     def width(values: tuple[Value, ...]) -> int:
         known = (row_width(axes.variables, axes, rows.region, value) for value in values)
         return sum(size or 0 for size in known)
 
-    source = query_source_width(graph, core.query)
-    alike = not rows.of_keys_only and projection(graph, rows, rows.shared[0]) is None
-    if alike and core.value not in rows.of_values and source == width(rows.shared):
+    each_its_own = not rows.of_keys_only and projection(graph, rows, rows.shared[0]) is None
+    if each_its_own and core.value not in rows.of_values and _has_other_tokens(axes, roles):
         raise NotLatentError(
             "latent_not_narrower",
-            f"keys and values have a projection each, of a row that is {source} wide, as what the"
-            " query is projected from is: it is a hidden state",
-            makers(graph, list(rows.shared)),
+            f"keys and values have a projection each, of {named(rows.shared)}, which has other"
+            " tokens than the query and is a hidden state: it is cross-attention",
+            makers(graph, list(rows.shared)) or (core.first, core.last),
         )
     row = width((*rows.shared, *rows.of_keys_only))
     made = width((core.key, core.value))

@@ -44,7 +44,7 @@ WRITING: dict[str, tuple[str, ...]] = {
     "row_rank": ("b1sr", "bsr", "bs1r"),
     "cache_axes": ("heads", "tokens", "turned", "flat", "first"),
     "present": ("itself", "copy"),
-    "put": ("list", "each"),
+    "put": ("list", "each", "heads"),
     "source_rows": ("one", "two"),
     "norm_at": ("new", "read"),
     "rotary_at": ("new", "read"),
@@ -180,6 +180,7 @@ Rule = tuple[Callable[[Plan], bool], dict[str, str]]
 #: What goes with what: each rule sets fields where its condition holds, in this order.
 RULES: tuple[Rule, ...] = (
     (lambda p: not p.static, {"put": "list"}),
+    (lambda p: p.put == "heads" and not p.expanded, {"put": "each"}),
     (lambda p: p.layers == "shared" and p.groups == "two", {"layers": "two"}),
     (lambda p: p.cache == "none", {"norm_at": "new", "rotary_at": "new", "cache_axes": "heads"}),
     (lambda p: p.norm == "none", {"norm_at": "new"}),

@@ -178,12 +178,18 @@ class Writer:
         return tape.arranged(whole, back)
 
     def _put(self, buffer: Value, new: Value, out: str | None) -> str:
-        """New rows in their places in a buffer: the same for all sequences, or each its own."""
-        tape, each = self.model.tape, self.model.plan.put == "each"
-        ahead = "bt" if each else "t"
+        """New rows in their places in a buffer: the same for all, or of each sequence or head."""
+        tape, put = self.model.tape, self.model.plan.put
+        ahead = {"list": "t", "each": "bt", "heads": "bjt"}[put]
+        if put == "heads" and "j" not in buffer.axes:  # heads and width in one axis
+            ahead, put = "bt", "each"
         order = [buffer.axes.index(axis) for axis in ahead]
         order += [place for place in range(len(buffer.axes)) if place not in order]
-        index = self._places_of_each() if each else self._places()
+        index = {
+            "list": self._places,
+            "each": self._places_of_each,
+            "heads": self._places_of_heads,
+        }[put]()
         if order == sorted(order):
             return tape.op("ScatterND", buffer.name, index, new.name, out=out)
         first, rows = (tape.op("Transpose", value.name, perm=order) for value in (buffer, new))
@@ -206,6 +212,26 @@ class Writer:
         sequences = tape.op("Expand", column, tape.op("Shape", places))
         pairs = [tape.op("Unsqueeze", value, tape.ints(2)) for value in (sequences, places)]
         return tape.op("Concat", *pairs, axis=2)
+
+    def _places_of_heads(self) -> str:
+        """Sequence, head and place, `[B, J, S, 3]`."""
+        tape = self.model.tape
+        given = tape.input("position_ids", ("B", "S"), TensorProto.INT64)
+        places = tape.op("Unsqueeze", given, tape.ints(1, 3))
+        count = tape.op("Squeeze", tape.size("b"), tape.ints(0))
+        whole = tape.op("Range", tape.whole(0), count, tape.whole(1))
+        sequences = tape.op("Unsqueeze", whole, tape.ints(1, 2, 3))
+        heads = tape.array(np.arange(self.model.sizes["j"]).reshape(1, -1, 1, 1), "heads")
+        shape = tape.op(
+            "Concat",
+            tape.size("b"),
+            tape.ints(self.model.sizes["j"]),
+            tape.size("s"),
+            tape.ints(1),
+            axis=0,
+        )
+        columns = [tape.op("Expand", each, shape) for each in (sequences, heads, places)]
+        return tape.op("Concat", *columns, axis=3)
 
     def _read(self, rows: Rows) -> Rows:
         """What is done to the rows whenever they are read."""
