@@ -1,8 +1,8 @@
 """Which ONNX nodes return their first operand as it is, at every size.
 
 One small function per operator, found by its name. It says yes only where attributes, stored
-operands or declared sizes prove it: two axes are equally long if the file gives both the same
-number or the same symbol, or if the shape that a node is given was read off the operand itself.
+operands or sizes prove it: sizes are expressions that hold at every size
+(:mod:`mla_opt.graphs.onnx.symbols`), whether declared or read off the operand itself.
 """
 
 from __future__ import annotations
@@ -13,14 +13,29 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from mla_opt.graphs.onnx.sizes import Size, SizeFacts, sizes_held, sizes_of
+from mla_opt.graphs import sizes
+from mla_opt.graphs.onnx.integers import Integers, vector
+from mla_opt.graphs.sizes import Expression
+from mla_opt.handles import Array
 
 TO_THE_END = np.iinfo(np.int32).max
 """What exporters write for the end of an axis is at least this."""
 
 
-class Facts(SizeFacts, Protocol):
+class Facts(Protocol):
     """What has to be known of values."""
+
+    def small_constant(self, value: ir.Value) -> Array | None:
+        """Content of a stored tensor that is small enough to be read while matching."""
+
+    def rank(self, value: ir.Value) -> int | None:
+        """Number of axes; ``None`` where it cannot be told."""
+
+    def shape(self, value: ir.Value) -> tuple[Expression, ...] | None:
+        """Sizes of a value."""
+
+    def integers(self, value: ir.Value) -> Integers | None:
+        """Content of an integer value."""
 
     def element_type(self, value: ir.Value) -> ir.DataType | None:
         """Element type; ``None`` where it cannot be told."""
@@ -91,30 +106,25 @@ def _transpose(facts: Facts, node: ir.Node) -> bool:
 
 def _reshape(facts: Facts, node: ir.Node) -> bool:
     """Every axis as long as before; one of them may be left for the runtime to tell (-1)."""
-    data, shape = _data(node), _operand(node, 1)
-    wanted = None if shape is None else sizes_held(facts, shape)
-    rank = facts.rank(data)
-    if wanted is None or rank is None or len(wanted) != rank:
+    wanted, own = _wanted(facts, _operand(node, 1)), facts.shape(_data(node))
+    if wanted is None or own is None or len(wanted) != len(own):
         return False
-    copies, own = not _flag(node, "allowzero"), sizes_of(data, rank)
-    kept = [
-        size == own[axis] or (size == 0 and copies) or size == (data, axis)
-        for axis, size in enumerate(wanted)
-    ]
+    copies = not _flag(node, "allowzero")
+    kept = [sizes.same(size, known) or (size == 0 and copies) for size, known in zip(wanted, own)]
     return all(kept) or (kept.count(False) == 1 and wanted[kept.index(False)] == -1)
 
 
 def _expand(facts: Facts, node: ir.Node) -> bool:
-    data, shape = _data(node), _operand(node, 1)
-    wanted = None if shape is None else sizes_held(facts, shape)
-    rank = facts.rank(data)
-    if wanted is None or rank is None or len(wanted) > rank:
+    wanted, own = _wanted(facts, _operand(node, 1)), facts.shape(_data(node))
+    if wanted is None or own is None or len(wanted) > len(own):
         return False
-    own, first = sizes_of(data, rank), rank - len(wanted)
-    return all(
-        size == 1 or size == own[first + place] or size == (data, first + place)
-        for place, size in enumerate(wanted)
-    )
+    last = own[len(own) - len(wanted) :]
+    return all(size == 1 or sizes.same(size, known) for size, known in zip(wanted, last))
+
+
+def _wanted(facts: Facts, value: ir.Value | None) -> list[Expression] | None:
+    """The sizes that an integer vector holds."""
+    return None if value is None else vector(facts.integers(value))
 
 
 def _tile(facts: Facts, node: ir.Node) -> bool:
@@ -130,12 +140,11 @@ def _slice(facts: Facts, node: ir.Node) -> bool:
     steps = _operand(node, 4)
     if steps is not None and not _holds_only(facts, steps, 1):
         return False
-    last, rank = sizes_held(facts, ends), facts.rank(data)
-    axes = _sliced_axes(facts, node, rank)
-    if last is None or rank is None or axes is None or len(axes) != len(last):
+    last, own = _wanted(facts, ends), facts.shape(data)
+    axes = None if own is None else _sliced_axes(facts, node, len(own))
+    if last is None or own is None or axes is None or len(axes) != len(last):
         return False
-    own = sizes_of(data, rank)
-    return all(_reaches_end(end, own[axis], data, axis) for end, axis in zip(last, axes))
+    return all(_reaches_end(end, own[axis]) for end, axis in zip(last, axes))
 
 
 def _sliced_axes(facts: Facts, node: ir.Node, rank: int | None) -> tuple[int, ...] | None:
@@ -147,8 +156,8 @@ def _sliced_axes(facts: Facts, node: ir.Node, rank: int | None) -> tuple[int, ..
     return None if first is None else tuple(range(first.size))
 
 
-def _reaches_end(end: Size, own: Size, data: ir.Value, axis: int) -> bool:
-    if end == own or end == (data, axis):
+def _reaches_end(end: Expression, own: Expression) -> bool:
+    if sizes.same(end, own):
         return True
     return isinstance(end, int) and end >= (own if isinstance(own, int) else TO_THE_END)
 
@@ -214,11 +223,11 @@ def _other_of_neutral(facts: Facts, node: ir.Node) -> ir.Value | None:
 
 def _broadcasts_nothing(facts: Facts, stored: ir.Value, data: ir.Value) -> bool:
     """Whether the result has the shape of ``data``, whatever that is."""
-    content, rank = facts.small_constant(stored), facts.rank(data)
-    if content is None or (content.ndim and (rank is None or content.ndim > rank)):
+    content, own = facts.small_constant(stored), facts.shape(data)
+    if content is None or (content.ndim and (own is None or content.ndim > len(own))):
         return False
-    own = sizes_of(data, rank or 0)[(rank or 0) - content.ndim :]
-    return all(size in (1, known) for size, known in zip(content.shape, own))
+    last = () if own is None else own[len(own) - content.ndim :]
+    return all(size == 1 or sizes.same(size, known) for size, known in zip(content.shape, last))
 
 
 # Operators that undo each other
