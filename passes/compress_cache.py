@@ -6,9 +6,10 @@ names: ``c_kv`` in the keys' and ``k_pe`` in the values'.
 Before:   c_kv, k_pe --> keys, values of every head --> concat with past keys, past values
 After:    c_kv, k_pe --> concat with past c_kv, past k_pe --> keys, values of every head
 
-``packed`` then puts both halves of a layer into one tensor ``[B, 1, P, C + R]``, and so does
-``static``, whose buffers ``write_cache_in_place`` makes of them. ``keep`` leaves a latent cache as
-it is.
+``packed`` then puts the rows of a layer into one tensor ``[B, 1, P, C + R]``, whatever axes and
+order the model has them in, and so does ``static``, whose buffers ``write_cache_in_place`` makes of
+them. ``keep`` leaves a latent cache as it is. Buffers that the model writes at positions of its own
+stay such: new rows are put in the same places.
 """
 
 from __future__ import annotations

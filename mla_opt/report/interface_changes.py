@@ -28,7 +28,7 @@ def _changes(
         if new is None:
             yield InterfaceChange(kind, old, None, "its rows are part of the latent cache now")
         elif new != old:
-            yield InterfaceChange(kind, old, new, "holds latent rows instead of expanded ones")
+            yield InterfaceChange(kind, old, new, "holds latent rows now, [B, 1, tokens, width]")
     for name, new in after.items():
         if name not in before:
             yield InterfaceChange(kind, None, new, _why_added(new))

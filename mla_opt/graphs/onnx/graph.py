@@ -31,6 +31,8 @@ from mla_opt.sites import LatentAttentionSite
 
 _IR_VERSION_OF_FUNCTIONS = 8
 
+_DRAWN = ("Random", "Bernoulli", "Multinomial")
+
 SMALL = 4096
 """Stored tensors of at most this many elements are read while matching; larger ones are not."""
 
@@ -449,7 +451,7 @@ def _of_same_operator(one: ir.Value, other: ir.Value) -> list[tuple[ir.Value, ir
     first, second = one.producer(), other.producer()
     if first is None or second is None or first.op_identifier() != second.op_identifier():
         return None
-    if first.op_type.startswith("Random") or one.index() != other.index():
+    if first.op_type.startswith(_DRAWN) or one.index() != other.index():
         return None
     if dict(first.attributes) != dict(second.attributes) or not first.inputs:
         return None
