@@ -63,8 +63,9 @@ def _join_below(graph: Graph, region: Region, value: Value) -> Join | str:
         parts, node = region.made_of.get(value, ()), graph.producer(value)
         if len(parts) != 1 or node is None or not isinstance(graph.operation(node), op.Layout):
             leaf = region.leaves.get(value)
-            why = f": {leaf.why}" if leaf is not None and leaf.why else ""
-            return f"its rows {start.name} are not those of an input joined with new ones{why}"
+            made = "" if node is None else f"they are made by {graph.label(node)}"
+            why = leaf.why if leaf is not None and leaf.why else made
+            return f"its rows {start.name} are not those of an input joined with new ones: {why}"
         (value,) = parts
     return joins[value]
 
