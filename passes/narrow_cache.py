@@ -66,7 +66,7 @@ def _left_alone(site: LatentAttentionSite) -> Refusal:
         site.name,
         "cache_type_kept",
         "its cache is not one that the operator appends to, so its type stays as it is",
-        remedy="ask for cache 'packed' as well",
+        remedy="let the cache grow with the tokens, and ask for cache 'packed' as well",
     )
 
 

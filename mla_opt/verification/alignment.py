@@ -128,7 +128,14 @@ class Aligner:
         return Pair(joined_name(change), "state", joined[0], joined[1], rows[:, :, None])
 
     def _is_same_rows(self, change: StateMap) -> bool:
-        """Whether the original caches latent rows, too: its widths add up to one, C + R."""
+        """Whether the original caches latent rows, too: its widths add up to one, C + R.
+
+        What keeps its shape, as a buffer that the model itself writes, is not compared row by row.
+        """
+        states = [_state_of(self.original, n) for n in change.original.inputs]
+        states += [_state_of(self.optimized, n) for n in change.optimized.inputs]
+        if any(state.growth_axis is None for state in states):
+            return False
         ports = [_state_of(self.original, n).input for n in change.original.inputs]
         widths = [port.sizes[-1] if port.sizes else None for port in ports]
         one_head = all(

@@ -6,6 +6,7 @@ import onnx
 import pytest
 from onnx import helper
 
+import mla_opt
 from tests.axes.drawing import ASKED
 from tests.axes.harness import SIZES, Outcome, equal_or_refused
 from tests.axes.model import CACHED
@@ -139,8 +140,21 @@ def test_halves_in_another_order_are_put_in_order(word: str, axes: str) -> None:
 
 @pytest.mark.parametrize("word", ["nothing", "packed"])
 def test_verification_holds_rows_of_another_order(word: str) -> None:
-    import mla_opt
-
     model = turned_halves(build(settled(Plan(cache="joint", cache_axes="tokens", source="ids"))))
+    result = mla_opt.optimize(model, **ASKED[word])
+    assert result.report.verification["passed"]
+
+
+@pytest.mark.parametrize(
+    ("word", "changes"),
+    [
+        ("packed", {"cache": "latent", "cache_axes": "first"}),
+        ("packed", {"cache": "static_joint"}),
+        ("nothing", {"cache": "static_expanded"}),
+    ],
+    ids=str,
+)
+def test_verification_runs_caches_of_all_kinds(word: str, changes: dict[str, str]) -> None:
+    model = build(settled(Plan(source="ids", **changes)))
     result = mla_opt.optimize(model, **ASKED[word])
     assert result.report.verification["passed"]

@@ -131,7 +131,16 @@ class _StatePairs:
         name = value.name or ""
         for output in self._free():
             if output.name == known.pairs.get(name):
-                self._accept(value, output, "buffer" if name in known.buffers else None)
+                kind = "buffer" if name in known.buffers else self._kind_towards(value, output)
+                self._accept(value, output, kind)
+
+    def _kind_towards(self, value: ir.Value, output: ir.Value) -> StateKind | None:
+        """What ``value`` is, where it is seen to be joined with new rows to ``output``."""
+        for node, index in _consumers(value, MAX_STEPS, self._owners):
+            joined = _joined(node, index)
+            if joined is not None and output in _aliases(joined, MAX_STEPS, self._owners):
+                return _kind_at(node)
+        return None
 
     def by_structure(self, value: ir.Value) -> None:
         """Follow ``value`` through a ``Concat`` or a fused operator to a graph output."""
