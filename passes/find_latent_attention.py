@@ -4,8 +4,9 @@
     k_pe [B,1,T,R] --- repeated for the heads ---------+            +--> attention
     c_kv --------------------- the same linear -------------> value +
 
-Nothing is rewritten: the sites are recorded on the graph. Their cache, where past rows and new rows
-are joined and returned, is recorded with them.
+Scores that are a sum of products are written as one product first; where that is no latent
+attention, it is taken back. Else nothing is rewritten: the sites are recorded on the graph. Their
+cache, where past rows and new rows are joined and returned, is recorded with them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mla_opt.emission.one_product import draft_one_product, withdraw_unused
 from mla_opt.errors import InputError, Refusal
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Graph
 from mla_opt.handles import Value
 from mla_opt.matching.attention_core import attention_cores
 from mla_opt.matching.latent_region import NotLatentError, latent_site
+from mla_opt.matching.summed_products import summed_products
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, Ends, LatentAttentionSite
 
@@ -37,6 +40,7 @@ class FindLatentAttention(Pass):
 
     def run(self, graph: Graph) -> PassResult:
         """Fill ``graph.sites``."""
+        _draft(graph)
         refusals: list[Refusal] = []
         names: set[str] = set()
         for number, read in enumerate(attention_cores(graph)):
@@ -54,7 +58,16 @@ class FindLatentAttention(Pass):
                 site.cache = _latent_cache(graph, site)
                 site.original_cache = _cache_names(site)
                 graph.sites.append(site)
+        withdraw_unused(graph)
         return PassResult(matched=len(graph.sites), refusals=tuple(refusals))
+
+
+def _draft(graph: Graph) -> None:
+    """Write every sum of products as one product, for now."""
+    found = tuple(summed_products(graph))
+    graph.drafts.extend(draft_one_product(graph, each) for each in found)
+    if found:
+        graph.refresh()
 
 
 def _refusal(graph: Graph, name: str, error: NotLatentError | InputError) -> Refusal:

@@ -177,9 +177,10 @@ class Subtract:
 
 @dataclass(frozen=True, slots=True)
 class RowMaximum:
-    """Maximum over the last axis, kept as an axis of size one."""
+    """Maximum over one axis, counted from the end, which is kept as one of size one."""
 
     data: Value
+    axis: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +208,11 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """Softmax over the last axis."""
+    """Softmax over one axis, counted from the end; or its ``logarithm``."""
 
     data: Value
+    axis: int = -1
+    logarithm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +224,10 @@ class Exponential:
 
 @dataclass(frozen=True, slots=True)
 class RowSum:
-    """Sum over the last axis, kept as an axis of size one."""
+    """Sum over one axis, counted from the end, which is kept as one of size one."""
 
     data: Value
+    axis: int = -1
 
 
 @dataclass(frozen=True, slots=True)

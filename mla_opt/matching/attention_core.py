@@ -19,18 +19,18 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Graph
 from mla_opt.matching.core_axes import ReadCore
 from mla_opt.matching.fused_core import fused_core
+from mla_opt.matching.normalised import normalised
 from mla_opt.matching.softmax_core import softmax_core
 
 
 def attention_cores(graph: Graph) -> Iterator[ReadCore]:
     """Yield every attention of the main graph, in graph order."""
     for node in graph.nodes():
-        match graph.operation(node):
-            case op.FusedAttention() as fused:
-                yield fused_core(graph, node, fused)
-            case op.Softmax() as softmax:
-                core = softmax_core(graph, node, softmax)
-                if core is not None:
-                    yield core
-            case _:
-                pass
+        operation = graph.operation(node)
+        if isinstance(operation, op.FusedAttention):
+            yield fused_core(graph, node, operation)
+            continue
+        softmax = normalised(graph, node)
+        core = None if softmax is None else softmax_core(graph, softmax)
+        if core is not None:
+            yield core

@@ -11,12 +11,22 @@ from dataclasses import dataclass, replace
 
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
-from mla_opt.matching.axes import ApartError, Placement, UnknownShapeError, Variables
+from mla_opt.matching.axes import ApartError, Axis, Placement, UnknownShapeError, Variables
 from mla_opt.matching.axis_rules import Step, broadcast_axes
 from mla_opt.sites import AttentionCore
 
 KEYS = "t"
 """The variable of the tokens that a softmax goes over."""
+
+
+def is_named(axis: Axis, name: str) -> bool:
+    """Whether an axis is all of one variable, or, being of size one, may be."""
+    return not axis or (len(axis) == 1 and axis[0].name == name)
+
+
+def is_keys(axis: Axis) -> bool:
+    """Whether an axis is that of the tokens attended to."""
+    return bool(axis) and is_named(axis, KEYS)
 
 
 @dataclass(frozen=True, slots=True)

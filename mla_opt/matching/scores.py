@@ -1,15 +1,24 @@
-"""From the softmax back: scales, masks and sinks, to the product of query and key."""
+"""From the softmax back: what the scores are a sum of.
+
+    scores = sum of  factor * query part @ key part^T  +  sum of  factor * bias        masks over it
+
+A row's maximum that is taken off drops out of the softmax. Scales and masks may come in any order;
+a mask that is scaled afterwards forbids as before, as long as what it fills scores with still does.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
-from mla_opt.matching.axes import ApartError, Placement, UnknownShapeError, Variables
-from mla_opt.matching.axis_rules import Operand, Step, operands, product_axes
-from mla_opt.matching.core_axes import KEYS, At, through
+from mla_opt.matching.axes import ApartError, Placement, Variables
+from mla_opt.matching.axis_rules import Operand, Step, operands
+from mla_opt.matching.core_axes import KEYS, At, is_named, through
+from mla_opt.matching.score_product import Product, product_of
 from mla_opt.sites import BiasTerm
 
 _NEVER = -1e4
@@ -18,126 +27,188 @@ _NEVER = -1e4
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the walk from the softmax back to the product of query and key has collected."""
+    """What the walk from the softmax back to the products of queries and keys has collected.
 
-    first: Node
-    query: At
-    key: At
+    Attributes:
+        products: what is summed.
+        total: their sum; ``at`` is the node that makes it.
+        scale: what the sum is multiplied by afterwards.
+        bias, bias_axes: addends and masks.
+        sink: one more logit a head.
+        shifted: whether something that all keys share was taken off, which sinks would not get.
+        lost: where it was lost which token is which, if it was.
+        unsupported: what is done that no core can say; empty if nothing.
+    """
+
+    products: tuple[Product, ...]
+    total: At
+    at: Node
     scale: float = 1.0
     bias: tuple[BiasTerm, ...] = ()
     bias_axes: tuple[Placement, ...] = ()
     sink: Value | None = None
+    shifted: bool = False
+    lost: At | None = None
+    unsupported: str = ""
     nodes: tuple[Node, ...] = field(default=())
 
+    @property
+    def in_total(self) -> tuple[Product, ...]:
+        """The products, the scale of their sum among their factors."""
+        return tuple(replace(each, factor=each.factor * self.scale) for each in self.products)
 
-def scores_of(graph: Graph, variables: Variables, at: At, depth: int) -> Scores | None:
-    """Walk back from the scores to the product of query and key."""
-    node = graph.producer(at.value)
-    if node is None or depth == 0:
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing but products."""
+        return not self.bias and self.sink is None and not self.shifted and not self.unsupported
+
+
+@dataclass(frozen=True, slots=True)
+class ScoresWalk:
+    """The walk back from the scores of one softmax."""
+
+    graph: Graph
+    variables: Variables
+
+    def scores(self, at: At, depth: int) -> Scores | None:
+        """What a value is as scores; ``None`` where it is none."""
+        node = self.graph.producer(at.value)
+        rule = None if node is None else _RULES.get(type(self.graph.operation(node)))
+        if node is None or rule is None or depth == 0:
+            return None
+        found = rule(_Place(self, at, node, depth - 1), self.graph.operation(node))
+        return None if found is None else replace(found, nodes=(*found.nodes, node))
+
+    def is_row_maximum(self, at: At, of: Value) -> bool:
+        """Whether a value is the largest score of a query: it has no axis of keys, then."""
+        node = self.graph.producer(at.value)
+        operation = None if node is None else self.graph.operation(node)
+        names = set(self.variables.names(KEYS))
+        atoms = (atom for axis in at.axes or () for atom in self.variables.current(axis))
+        if any(atom.variables & names for atom in atoms) or node is None:
+            return False
+        largest = isinstance(operation, op.RowMaximum) and operation.data is of
+        return largest and self.graph.results(node)[0] is at.value
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A node of the walk, and its result."""
+
+    walk: ScoresWalk
+    at: At
+    node: Node
+    depth: int
+
+    def operand(self, value: Value) -> At:
+        """An operand that is broadcast to the result."""
+        return through(self.walk.graph, self.walk.variables, self.at, self.node, value)
+
+    def back(self, value: Value) -> Scores | None:
+        """An operand as scores."""
+        return self.walk.scores(self.operand(value), self.depth)
+
+
+def _of_product(place: _Place, product: op.MatMul) -> Scores | None:
+    found = product_of(place.walk.graph, place.walk.variables, place.at, place.node, product)
+    only = Scores((found,), place.at, place.node)
+    if product.addend is None:
+        return only
+    return _summed(place, only, product.addend, product.addend_factor)
+
+
+def _of_scaled(place: _Place, scaled: op.Scaled) -> Scores | None:
+    found = place.back(scaled.data)
+    return None if found is None else _times(found, scaled.factor)
+
+
+def _times(found: Scores, factor: float) -> Scores | None:
+    """Scores times a number: every addend of them, and what masks put in their place."""
+    if factor == 1.0:
+        return found
+    masks = [term for term in found.bias if term.kind != "additive"]
+    forbids = factor > 0 and all(term.fill * factor <= _NEVER for term in masks)
+    if found.sink is not None or (masks and not forbids):
         return None
-    found = _scores_step(graph, variables, at, node, depth - 1)
-    return None if found is None else replace(found, nodes=(*found.nodes, node))
+    bias = tuple(_scaled_term(term, factor) for term in found.bias)
+    return replace(found, scale=found.scale * factor, bias=bias)
 
 
-def _scores_step(
-    graph: Graph, variables: Variables, at: At, node: Node, depth: int
-) -> Scores | None:
-    def back(value: Value) -> Scores | None:
-        return scores_of(graph, variables, there(value), depth)
-
-    def there(value: Value) -> At:
-        return through(graph, variables, at, node, value)
-
-    match graph.operation(node):
-        case op.MatMul() as product if product.addend is None:
-            return _product(graph, variables, at, node, product)
-        case op.Scaled(data, factor):
-            found = back(data)
-            # a factor outside a bias would scale the bias too: no exporter does that
-            usable = found is not None and not found.bias
-            return replace(found, scale=found.scale * factor) if found and usable else None
-        case op.Cast(data):
-            return back(data)
-        case op.Add(left, right):
-            for scores, bias in ((left, right), (right, left)):
-                found = back(scores)
-                if found is not None:
-                    return _with_bias(found, BiasTerm("additive", bias), there(bias))
-            return None
-        case op.Select(condition, chosen, other):
-            for scores, fill, kind in ((chosen, other, "boolean"), (other, chosen, "blocked")):
-                level = _level(graph, fill)
-                found = None if level is None else back(scores)
-                if found is not None and level is not None:
-                    term = BiasTerm(kind, condition, fill=level)
-                    return _with_bias(found, term, there(condition))
-            return None
-        case op.Subtract(left, right):
-            return back(left) if _is_row_maximum(graph, right) else None
-        case op.Layout() as layout:
-            return _through_layout(graph, variables, at, node, layout, depth)
-        case _:
-            return None
+def _scaled_term(term: BiasTerm, factor: float) -> BiasTerm:
+    if term.kind == "additive":
+        return replace(term, factor=term.factor * factor)
+    return replace(term, fill=term.fill * factor)
 
 
-def peel_scales(graph: Graph, variables: Variables, scores: Scores) -> tuple[At, At, float]:
-    """Take constant factors off both operands of the product: they belong to the scale."""
-    query, on_query = peel_scale(graph, variables, scores.query)
-    key, on_key = peel_scale(graph, variables, scores.key)
-    return query, key, scores.scale * on_query * on_key
+def _of_cast(place: _Place, cast: op.Cast) -> Scores | None:
+    return place.back(cast.data)
 
 
-def peel_scale(graph: Graph, variables: Variables, at: At) -> tuple[At, float]:
-    """What a value is before constant factors, and the product of those."""
-    factor = 1.0
-    while True:
-        node = graph.producer(at.value)
-        operation = None if node is None else graph.operation(node)
-        if node is None or not isinstance(operation, op.Scaled):
-            return at, factor
-        at, factor = through(graph, variables, at, node, operation.data), factor * operation.factor
+def _of_sum(place: _Place, add: op.Add) -> Scores | None:
+    left = place.back(add.left)
+    if left is not None:
+        return _summed(place, left, add.right, 1.0)
+    right = place.back(add.right)
+    return None if right is None else _summed(place, right, add.left, 1.0)
 
 
-def _product(graph: Graph, variables: Variables, at: At, node: Node, product: op.MatMul) -> Scores:
-    """Query and key, told apart by who has the tokens attended to."""
-    left, right = replace(at, value=product.left), replace(at, value=product.right)
-    if at.axes is not None:
-        try:
-            left, right = _operands_of_product(graph, variables, at, node, product)
-        except ApartError as error:
-            left, right = left.lost(left.value, error, node), right
-    return Scores(first=node, query=left, key=right, scale=product.factor)
+def _of_difference(place: _Place, subtract: op.Subtract) -> Scores | None:
+    left = place.back(subtract.left)
+    if left is not None:
+        if place.walk.is_row_maximum(place.operand(subtract.right), subtract.left):
+            return replace(left, shifted=left.sink is None)
+        return _summed(place, left, subtract.right, -1.0)
+    right = place.back(subtract.right)
+    negative = None if right is None else _times(right, -1.0)
+    return None if negative is None else _summed(place, negative, subtract.left, 1.0)
 
 
-def _operands_of_product(
-    graph: Graph, variables: Variables, at: At, node: Node, product: op.MatMul
-) -> tuple[At, At]:
-    assert at.axes is not None
-    if product.axes is None:
-        raise UnknownShapeError("which axes are multiplied is not known")
-    step = Step(graph, variables, node, at.value, at.axes)
-    axes = product.axes
-    left = At(product.left, product_axes(step, product.left, axes.first, axes))
-    right = At(product.right, product_axes(step, product.right, axes.second, axes))
-    keys = set(variables.names(KEYS))
-    of_left, of_right = (_names_in(variables, each.axes or ()) & keys for each in (left, right))
-    if of_left and not of_right:
-        left, right = right, left
-    elif of_left or (keys and not of_right and variables.sizes.get(KEYS, 1) != 1):
-        raise ApartError("query and keys cannot be told apart")
-    return left, right
+def _summed(place: _Place, found: Scores, value: Value, factor: float) -> Scores | None:
+    """Scores plus something, times a factor: more products, or a bias."""
+    at = place.operand(value)
+    other = place.walk.scores(at, place.depth)
+    if other is not None:
+        other = _times(other, factor)
+        return None if other is None else _with_products(place, found, other)
+    return _with_bias(found, BiasTerm("additive", value, factor=factor), at)
 
 
-def _names_in(variables: Variables, axes: Placement) -> set[str]:
-    return {name for axis in axes for atom in variables.current(axis) for name in atom.variables}
+def _with_products(place: _Place, found: Scores, other: Scores) -> Scores:
+    """The sum of two that are both made of products."""
+    mixed = "" if found.plain and other.plain else "it masks some of the products that it sums"
+    return replace(
+        found,
+        products=(*found.in_total, *other.in_total),
+        total=place.at,
+        at=place.node,
+        scale=1.0,
+        lost=found.lost or other.lost,
+        unsupported=found.unsupported or mixed,
+        nodes=(*found.nodes, *other.nodes),
+    )
 
 
-def _with_bias(found: Scores, term: BiasTerm, at: At) -> Scores:
-    query = found.query
-    if at.axes is None and not query.apart:
-        query = replace(at, value=query.value)
+def _of_selection(place: _Place, select: op.Select) -> Scores | None:
+    ways = (
+        (select.chosen, select.other, "boolean"),
+        (select.other, select.chosen, "blocked"),
+    )
+    for scores, fill, kind in ways:
+        level = _level(place.walk.graph, fill)
+        found = None if level is None else place.back(scores)
+        if found is not None and level is not None:
+            term = BiasTerm(kind, select.condition, fill=level)
+            return _with_bias(found, term, place.operand(select.condition))
+    return None
+
+
+def _with_bias(found: Scores, term: BiasTerm, at: At) -> Scores | None:
+    """Scores with one more addend or mask; the column of a sink would get it, too."""
+    if found.sink is not None:
+        return None
+    lost = at if at.axes is None and found.lost is None else found.lost
     axes = (*found.bias_axes, at.axes or ())
-    return replace(found, query=query, bias=(*found.bias, term), bias_axes=axes)
+    return replace(found, lost=lost, bias=(*found.bias, term), bias_axes=axes)
 
 
 def _level(graph: Graph, fill: Value) -> float | None:
@@ -147,51 +218,48 @@ def _level(graph: Graph, fill: Value) -> float | None:
     return level if level <= _NEVER else None
 
 
-def _is_row_maximum(graph: Graph, value: Value) -> bool:
-    node = graph.producer(value)
-    return node is not None and isinstance(graph.operation(node), op.RowMaximum)
+# Moves, and sinks
 
 
-def _through_layout(
-    graph: Graph, variables: Variables, at: At, node: Node, layout: op.Layout, depth: int
-) -> Scores | None:
+def _of_layout(place: _Place, layout: op.Layout) -> Scores | None:
     """The scores moved as a whole, or with one more column: the sink."""
-    data = layout.data
+    graph, data = place.walk.graph, layout.data
     if len(data) == 1:
-        return scores_of(graph, variables, _moved(graph, variables, at, node, layout), depth)
+        return place.walk.scores(_moved(place, layout), place.depth)
     if len(data) != 2:
         return None
     sink = _head_vector(graph, data[1])
-    inner = _without_column(graph, variables, at, node, layout)
-    found = None if sink is None else scores_of(graph, variables, inner, depth)
-    if found is None or found.sink is not None:
+    found = None if sink is None else place.walk.scores(_without_column(place, layout), place.depth)
+    if found is None or found.sink is not None or found.shifted:
         return None
     return replace(found, sink=sink)
 
 
-def _moved(graph: Graph, variables: Variables, at: At, node: Node, layout: op.Layout) -> At:
+def _moved(place: _Place, layout: op.Layout) -> At:
+    at, value = place.at, layout.data[0]
     if at.axes is None:
-        return replace(at, value=layout.data[0])
+        return replace(at, value=value)
+    step = Step(place.walk.graph, place.walk.variables, place.node, at.value, at.axes)
     try:
-        (operand,) = operands(Step(graph, variables, node, at.value, at.axes), layout) or (None,)
+        (operand,) = operands(step, layout) or (None,)
     except ApartError as error:
-        return at.lost(layout.data[0], error, node)
+        return at.lost(value, error, place.node)
     assert isinstance(operand, Operand)
     return replace(at, value=operand.value, axes=operand.axes)
 
 
-def _without_column(
-    graph: Graph, variables: Variables, at: At, node: Node, layout: op.Layout
-) -> At:
+def _without_column(place: _Place, layout: op.Layout) -> At:
     """The scores in front of a column of sinks: their tokens are one fewer."""
-    scores = layout.data[0]
+    at, scores = place.at, layout.data[0]
+    graph, variables = place.walk.graph, place.walk.variables
     if at.axes is None:
         return replace(at, value=scores)
     shape, column = graph.sizes(scores), graph.sizes(layout.data[1])
     last = len(at.axes) - 1
     keys = shape is not None and column is not None and column[-1] == 1
+    keys = keys and is_named(at.axes[last], KEYS)
     if not keys or shape is None or layout.move != op.Joined(last):
-        return at.lost(scores, "what is joined to the scores is no column of sinks", node)
+        return at.lost(scores, "what is joined to the scores is no column of sinks", place.node)
     variables.sizes[KEYS] = shape[-1]
     axes = (*at.axes[:-1], variables.new(KEYS, shape[-1]))
     return replace(at, value=scores, axes=axes)
@@ -209,3 +277,16 @@ def _head_vector(graph: Graph, value: Value) -> Value | None:
             case _:
                 return None
     return value
+
+
+_Rule = Callable[[_Place, Any], Scores | None]
+
+_RULES: dict[type, _Rule] = {
+    op.MatMul: _of_product,
+    op.Scaled: _of_scaled,
+    op.Cast: _of_cast,
+    op.Add: _of_sum,
+    op.Subtract: _of_difference,
+    op.Select: _of_selection,
+    op.Layout: _of_layout,
+}

@@ -1,4 +1,4 @@
-"""An attention in nodes of its own: a softmax between two matrix products."""
+"""An attention in nodes of its own: a softmax between products of query and keys and of values."""
 
 from __future__ import annotations
 
@@ -6,60 +6,78 @@ from dataclasses import replace
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Graph
-from mla_opt.handles import Node
 from mla_opt.matching.axes import Placement, Variables
 from mla_opt.matching.core_axes import KEYS, At, CoreAxes, ReadCore
-from mla_opt.matching.scores import peel_scale, peel_scales, scores_of
+from mla_opt.matching.normalised import Normalised
+from mla_opt.matching.score_product import peel_scale
+from mla_opt.matching.scores import Scores, ScoresWalk
 from mla_opt.matching.weighted_values import weighted_values, with_values
 from mla_opt.sites import AttentionCore
 
+_SUMMED = "its scores are a sum of products that cannot be written as one"
 
-def softmax_core(graph: Graph, node: Node, softmax: op.Softmax) -> ReadCore | None:
+
+def softmax_core(graph: Graph, softmax: Normalised) -> ReadCore | None:
     """The attention around a softmax; ``None`` if it is none."""
     variables = Variables()
-    made = graph.results(node)[0]
-    shape = graph.sizes(softmax.data)
-    axes = None if not shape else _score_axes(variables, shape)
-    start = At(softmax.data, axes)
-    if axes is None:
-        start = start.lost(softmax.data, "the shape of the scores is not known", node)
-    scores = scores_of(graph, variables, start, depth=12)
-    weighted = weighted_values(graph, made, depth=6)
-    if scores is None or weighted is None:
+    found = scores_before(graph, variables, softmax)
+    weighted = weighted_values(graph, softmax.made, depth=6)
+    if found is None or weighted is None:
         return None
+    scores, axes = found
     last, value = weighted
-    query, key, scale = peel_scales(graph, variables, scores)
+    product = scores.products[0]
     core = AttentionCore(
-        query=query.value,
-        key=key.value,
+        query=product.query.value,
+        key=product.key.value,
         value=value,
         output=graph.results(last)[0],
-        scale=scale,
-        first=scores.first,
+        scale=scores.scale * product.factor,
+        first=product.node,
         last=last,
         bias=scores.bias,
         sink=scores.sink,
-        nodes=(*scores.nodes, node, last),
+        unsupported=scores.unsupported or (_SUMMED if len(scores.products) > 1 else ""),
+        nodes=(*scores.nodes, *softmax.nodes, last),
     )
-    read = CoreAxes(
-        variables,
-        query.axes or (),
-        key.axes or (),
-        bias=scores.bias_axes,
-        apart=query.apart or key.apart,
-        at=query.lost_at or key.lost_at,
-        code=query.code if query.apart else key.code,
-    )
-    read = with_values(graph, core, made, axes, read)
+    read = with_values(graph, core, softmax.made, axes, _axes_before(variables, scores))
     return _without_widening(graph, variables, ReadCore(core, read))
 
 
-def _score_axes(variables: Variables, shape: tuple[object, ...]) -> Placement:
-    """A variable for each axis of the scores, the last of them the tokens attended to."""
-    axes = [variables.new(f"z{place}", size) for place, size in enumerate(shape[:-1])]
-    axes.append(variables.new(KEYS, shape[-1]))
+def scores_before(
+    graph: Graph, variables: Variables, softmax: Normalised
+) -> tuple[Scores, Placement | None] | None:
+    """What the scores of a softmax are a sum of, and their axes."""
+    shape = graph.sizes(softmax.scores)
+    axes = None if not shape else _score_axes(variables, shape, softmax.axis)
+    start = At(softmax.scores, axes)
+    if axes is None:
+        why = "the shape of the scores is not known"
+        start = start.lost(softmax.scores, why, softmax.nodes[0])
+    scores = ScoresWalk(graph, variables).scores(start, depth=12)
+    return None if scores is None else (scores, axes)
+
+
+def _score_axes(variables: Variables, shape: tuple[object, ...], keys: int) -> Placement:
+    """A variable for each axis of the scores, that of the tokens attended to among them."""
+    keys %= len(shape)
+    axes = tuple(
+        variables.new(KEYS if place == keys else f"z{place}", size)
+        for place, size in enumerate(shape)
+    )
     variables.whole.update(variables.sizes)
-    return tuple(axes)
+    return axes
+
+
+def _axes_before(variables: Variables, scores: Scores) -> CoreAxes:
+    product = scores.products[0]
+    lost = next((at for at in (product.query, product.key, scores.lost) if at and at.apart), None)
+    read = CoreAxes(
+        variables, product.query.axes or (), product.key.axes or (), bias=scores.bias_axes
+    )
+    return (
+        read if lost is None else replace(read, apart=lost.apart, at=lost.lost_at, code=lost.code)
+    )
 
 
 def _without_widening(graph: Graph, variables: Variables, read: ReadCore) -> ReadCore:

@@ -10,7 +10,7 @@ from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import ApartError, Atom, Axis, Placement, UnknownShapeError, Variables
 from mla_opt.matching.axis_rules import Step, broadcast_axes, operands, product_axes
-from mla_opt.matching.core_axes import KEYS, At, CoreAxes
+from mla_opt.matching.core_axes import KEYS, At, CoreAxes, is_keys, is_named
 from mla_opt.sites import AttentionCore
 
 
@@ -56,7 +56,8 @@ def with_values(
     if read.apart or axes is None:
         return read
     if core.sink is not None:  # its column is none of the keys
-        axes = (*axes[:-1], read.variables.new(KEYS, read.variables.sizes[KEYS]))
+        keys = read.variables.new(KEYS, read.variables.sizes[KEYS])
+        axes = tuple(keys if is_keys(axis) else axis for axis in axes)
     try:
         value, output = _value_axes(graph, core, made, axes, read.variables)
     except ApartError as error:
@@ -88,9 +89,16 @@ def _value_axes(
     right = _with_summed(step, product.right, labels.second, labels, summed[0], seen)
     found = _back_to(graph, own, At(product.left, left), made, core.sink is not None)
     names = _named(variables, own, found, axes)
+    if {names[name] for name in own.names("y") if name in names} != _names_of_keys(variables):
+        raise ApartError("the values are summed over another axis than the softmax")
     value = tuple(_renamed(own.current(axis), names, variables) for axis in right)
     output = tuple(_renamed(own.current(axis), names, variables) for axis in result)
     return value, output
+
+
+def _names_of_keys(variables: Variables) -> set[str]:
+    """The variables of the tokens attended to; none where that is one token."""
+    return set(variables.names(KEYS)) if variables.sizes.get(KEYS, 1) != 1 else set()
 
 
 def _with_summed(
@@ -118,7 +126,7 @@ def _back_to(graph: Graph, variables: Variables, at: At, end: Value, sink: bool)
             axes = broadcast_axes(step, operation.other)
             value = operation.other
             continue
-        if sink and _drops_last(graph, operation, value):
+        if sink and _drops_last(graph, operation, value) and is_named(axes[-1], "y"):
             assert isinstance(operation, op.Layout)
             (value,), sink = operation.data, False
             continue

@@ -57,6 +57,33 @@ FOUND = [
     *(f"model - {kind} 0" for kind in ("values_elsewhere", "past_returned")),
 ]
 
+PARTS = {
+    **{
+        f"{kind}, {mutation}": Plan(**{kind: "two_products"}, mutations=(mutation,))
+        for kind in ("key", "absorbed")
+        for mutation in (
+            "last_key t rolled 0",
+            "last_key b swapped 2",
+            "product t turned 1000",
+            "product s reversed 3",
+            "product b misread 0",
+            "model - subtracted 0",
+        )
+    },
+    **{
+        f"{kind}, {mutation}": Plan(exponential=kind, mutations=(f"model - {mutation} 0",))
+        for kind, mutation in (
+            ("by_hand", "denominator"),
+            ("reciprocal", "denominator"),
+            ("by_hand", "maximum"),
+            ("by_hand", "softmax_axis"),
+            ("logarithm", "softmax_axis"),
+        )
+    },
+    "masks scaled by less than nothing": Plan(mask="boolean", mutations=("masked b negated 0",)),
+}
+"""Of sums of products, and of softmax written out."""
+
 ASKED_FOR: dict[str, tuple[Plan, str]] = {
     "folded queries in reverse": (Plan(mutations=("made_query s scattered 100",)), "fold-q"),
     "folded queries mixed": (Plan(mutations=("query s mixed 3",)), "fold"),
@@ -83,6 +110,11 @@ ASKED_FOR: dict[str, tuple[Plan, str]] = {
 @pytest.mark.parametrize("mutation", FOUND)
 def test_what_only_looks_like_latent_attention(mutation: str) -> None:
     held(Plan(mutations=(mutation,)), "nothing")
+
+
+@pytest.mark.parametrize("plan", PARTS.values(), ids=PARTS)
+def test_parts_that_are_something_else(plan: Plan) -> None:
+    held(plan, "nothing")
 
 
 @pytest.mark.parametrize(("plan", "word"), ASKED_FOR.values(), ids=ASKED_FOR)

@@ -13,30 +13,18 @@ from tests.axes.writer import build
 
 SOME = SIZES[1:-3:3]
 
-#: Ways that are refused today: two products that are summed, a mask before the scale, a softmax
-#: written out, fused attention of ONNX Runtime or with its own cache, buffers of expanded rows,
-#: groups of heads with a latent each, complex rotary embedding.
+#: Ways that are refused today: fused attention of ONNX Runtime or with its own cache, buffers of
+#: expanded rows, groups of heads with a latent each.
 NOT_READ_YET = {
-    "absorbed scores matmul",
-    "absorbed two_products einsum",
-    "absorbed two_products matmul",
     "buffers of keys heads",
     "buffers of keys tokens",
-    "deepseek absorb",
-    "deepseek absorb prompt",
     "deepseek naive",
     "groups einsum",
     "groups joint",
-    "key two_products",
     "litgpt buffers",
-    "mask boolean before the scale",
-    "mask causal before the scale",
-    "mask lengths before the scale",
     "mobius",
     "onnxruntime fused",
     "product multi_head",
-    "qualcomm absorbed",
-    "softmax by_hand",
 }
 
 

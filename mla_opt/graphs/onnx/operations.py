@@ -131,6 +131,10 @@ def _cast(facts: Facts, node: ir.Node) -> op.Operation:
 
 def _multiply(facts: Facts, node: ir.Node) -> op.Operation:
     left, right = _operand(node, 0), _operand(node, 1)
+    for data, other in ((left, right), (right, left)):
+        divisor = _inverted(other)
+        if data is not None and divisor is not None:
+            return _by(facts, data, divisor)
     for data, factor in ((left, _scalar(facts, right)), (right, _scalar(facts, left))):
         if factor is not None and data is not None:
             return op.Scaled(data, factor)
@@ -140,11 +144,21 @@ def _multiply(facts: Facts, node: ir.Node) -> op.Operation:
     return OPAQUE
 
 
+def _inverted(value: ir.Value | None) -> ir.Value | None:
+    """What a value is one by."""
+    node = None if value is None else value.producer()
+    inverts = node is not None and node.op_type == "Reciprocal" and not node.domain
+    return _operand(node, 0) if node is not None and inverts else None
+
+
 def _divide(facts: Facts, node: ir.Node) -> op.Operation:
     data, other = _operand(node, 0), _operand(node, 1)
+    return OPAQUE if data is None or other is None else _by(facts, data, other)
+
+
+def _by(facts: Facts, data: ir.Value, other: ir.Value) -> op.Operation:
+    """One value divided by another."""
     divisor = _scalar(facts, other)
-    if data is None or other is None:
-        return OPAQUE
     if divisor:
         return op.Scaled(data, 1.0 / divisor)
     if facts.is_constant(other):
@@ -172,10 +186,10 @@ def _reduce_row(facts: Facts, node: ir.Node) -> op.Operation:
     if data is None or not _attribute(node, "keepdims", 1):
         return OPAQUE
     axes = _reduction_axes(facts, node)
-    last = axes is not None and len(axes) == 1 and axes[0] in _last_axis(facts, data)
-    if not last:
+    axis = None if axes is None or len(axes) != 1 else _from_end(facts, data, axes[0])
+    if axis is None:
         return OPAQUE
-    return op.RowMaximum(data) if node.op_type == "ReduceMax" else op.RowSum(data)
+    return op.RowMaximum(data, axis) if node.op_type == "ReduceMax" else op.RowSum(data, axis)
 
 
 def _exponential(facts: Facts, node: ir.Node) -> op.Operation:
@@ -192,9 +206,12 @@ def _reduction_axes(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:
     return None if array is None else tuple(int(axis) for axis in array.reshape(-1))
 
 
-def _last_axis(facts: Facts, value: ir.Value) -> tuple[int, ...]:
+def _from_end(facts: Facts, value: ir.Value, axis: int) -> int | None:
+    """An axis counted from the end; ``None`` where it cannot be told."""
     rank = facts.rank(value)
-    return (-1,) if rank is None else (-1, rank - 1)
+    if axis < 0 or rank is None:
+        return axis if axis < 0 else None
+    return axis - rank
 
 
 def _matmul(facts: Facts, node: ir.Node) -> op.Operation:
@@ -295,9 +312,19 @@ def _is_nan(facts: Facts, node: ir.Node) -> op.Operation:
 
 def _softmax(facts: Facts, node: ir.Node) -> op.Operation:
     data = _operand(node, 0)
-    if data is None or int(_attribute(node, "axis", -1)) not in _last_axis(facts, data):
+    if data is None:
         return OPAQUE
-    return op.Softmax(data)
+    whole = _opset(node) < 13  # all axes from this one on were one, and it was the second
+    axis = _from_end(facts, data, int(_attribute(node, "axis", 1 if whole else -1)))
+    if axis is None or (whole and axis != -1):
+        return OPAQUE
+    return op.Softmax(data, axis, logarithm=node.op_type == "LogSoftmax")
+
+
+def _opset(node: ir.Node) -> int:
+    """Version of the standard operators that the node is one of."""
+    graph = node.graph
+    return 13 if graph is None else graph.opset_imports.get("", 13)
 
 
 def _attention(facts: Facts, node: ir.Node) -> op.Operation:
@@ -396,5 +423,6 @@ READERS: dict[tuple[str, str], Reader] = {
     ("", "Where"): _select,
     ("", "IsNaN"): _is_nan,
     ("", "Softmax"): _softmax,
+    ("", "LogSoftmax"): _softmax,
     ("", "Attention"): _attention,
 }

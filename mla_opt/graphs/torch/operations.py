@@ -175,8 +175,9 @@ def _divide(facts: Facts, node: fx.Node) -> op.Operation:
     other = _value(_operand(node, 1, "other"))
     if data is None or node.kwargs.get("rounding_mode"):
         return OPAQUE
-    if divisor is None and other is not None and facts.is_constant(other):
-        return op.ScaledBy(_handle(data), _handle(other))
+    if divisor is None and other is not None:
+        kind = op.ScaledBy if facts.is_constant(other) else op.Quotient
+        return kind(_handle(data), _handle(other))
     if not divisor:
         return OPAQUE
     return op.Scaled(_handle(data), 1.0 / divisor)
@@ -206,12 +207,28 @@ def _subtract(facts: Facts, node: fx.Node) -> op.Operation:
 
 
 def _row_maximum(facts: Facts, node: fx.Node) -> op.Operation:
+    axis = _reduced_axis(node)
+    return OPAQUE if axis is None else op.RowMaximum(_handle(node.all_input_nodes[0]), axis)
+
+
+def _row_sum(facts: Facts, node: fx.Node) -> op.Operation:
+    data, axis = _value(_operand(node, 0)), _reduced_axis(node)
+    if axis is None or data is None or data.meta["val"].dtype != node.meta["val"].dtype:
+        return OPAQUE
+    return op.RowSum(_handle(data), axis)
+
+
+def _reduced_axis(node: fx.Node) -> int | None:
+    """The one axis, counted from the end, that an operator makes one place of."""
     data, dims = _value(_operand(node, 0)), _operand(node, 1, "dim")
     dims = [dims] if isinstance(dims, int) else list(dims or ())
-    keep = _operand(node, 2, "keepdim")
-    if data is None or not keep or dims not in ([-1], [_rank(data) - 1]):
-        return OPAQUE
-    return op.RowMaximum(_handle(data))
+    if data is None or not _operand(node, 2, "keepdim") or len(dims) != 1:
+        return None
+    return _from_end(data, dims[0])
+
+
+def _from_end(data: fx.Node, axis: int) -> int:
+    return axis - _rank(data) if axis >= 0 else axis
 
 
 def _rank(value: fx.Node) -> int:
@@ -243,6 +260,21 @@ def _matmul(facts: Facts, node: fx.Node) -> op.Operation:
     return op.MatMul(_handle(left), _handle(right), axes)
 
 
+def _baddbmm(facts: Facts, node: fx.Node) -> op.Operation:
+    """``beta * input + alpha * batch1 @ batch2``."""
+    addend, left, right = (_value(_operand(node, index)) for index in range(3))
+    alpha, beta = (node.kwargs.get(name, 1) for name in ("alpha", "beta"))
+    numbers = isinstance(alpha, (int, float)) and isinstance(beta, (int, float))
+    if addend is None or left is None or right is None or not numbers:
+        return OPAQUE
+    if facts.is_constant(left) or facts.is_constant(right):
+        return OPAQUE
+    axes = contractions.matmul(_rank(left), _rank(right))
+    alpha, beta = float(cast(float, alpha)), float(cast(float, beta))
+    added = None if beta == 0.0 else _handle(addend)
+    return op.MatMul(_handle(left), _handle(right), axes, alpha, added, beta)
+
+
 def _einsum(facts: Facts, node: fx.Node) -> op.Operation:
     """A product of two operands, as long as no letter is twice in one of them."""
     parts = [_value(each) for each in _operand(node, 1, "tensors") or ()]
@@ -256,6 +288,36 @@ def _einsum(facts: Facts, node: fx.Node) -> op.Operation:
     if facts.is_constant(left):
         return op.Linear(_handle(right), _handle(left), axes=contractions.swapped(axes))
     return op.MatMul(_handle(left), _handle(right), axes)
+
+
+def _convolution(facts: Facts, node: fx.Node) -> op.Operation:
+    """One whose kernel has one place is a product with a matrix."""
+    data, weight, bias = (_value(_operand(node, place)) for place in range(3))
+    if data is None or weight is None or not facts.is_constant(weight):
+        return OPAQUE
+    usual = all(
+        _is_all(_operand(node, place, name), number) for place, name, number in _usual(node)
+    )
+    shape = symbolic_shape(weight) or ()
+    alone = len(shape) == _rank(data) and all(size == 1 for size in shape[2:])
+    if not usual or not alone or (bias is not None and not facts.is_constant(bias)):
+        return OPAQUE
+    axes = contractions.pointwise_convolution(len(shape))
+    return op.Linear(_handle(data), _handle(weight), axes=axes)
+
+
+def _usual(node: fx.Node) -> tuple[tuple[int, str, int], ...]:
+    """Options of a convolution by place and name, and what they are where nothing is asked for."""
+    first = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+    if operator_name(node) == "convolution":
+        return (*first, (6, "transposed", 0), (7, "output_padding", 0), (8, "groups", 1))
+    return (*first, (6, "groups", 1))
+
+
+def _is_all(argument: Any, number: int) -> bool:
+    """Whether an option is left out, or is a number along every axis."""
+    given = argument if isinstance(argument, (list, tuple)) else [argument]
+    return all(each is None or each == number for each in given)
 
 
 def _addmm(facts: Facts, node: fx.Node) -> op.Operation:
@@ -299,9 +361,15 @@ def _is_nan(facts: Facts, node: fx.Node) -> op.Operation:
 
 def _softmax(facts: Facts, node: fx.Node) -> op.Operation:
     data, axis = _value(_operand(node, 0)), _operand(node, 1, "dim")
-    if data is None or axis not in (-1, _rank(data) - 1):
+    if data is None or not isinstance(axis, int):
         return OPAQUE
-    return op.Softmax(_handle(data))
+    logarithm = "log_softmax" in operator_name(node)
+    return op.Softmax(_handle(data), _from_end(data, axis), logarithm)
+
+
+def _exponential(facts: Facts, node: fx.Node) -> op.Operation:
+    data = _value(_operand(node, 0, "self"))
+    return OPAQUE if data is None else op.Exponential(_handle(data))
 
 
 def _dropout(facts: Facts, node: fx.Node) -> op.Operation:
@@ -449,6 +517,14 @@ READERS: dict[str, Reader] = {
     "softmax": _softmax,
     "_softmax": _softmax,
     "_safe_softmax": _softmax,
+    "log_softmax": _softmax,
+    "_log_softmax": _softmax,
+    "exp": _exponential,
+    "sum": _row_sum,
+    "baddbmm": _baddbmm,
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "convolution": _convolution,
     "dropout": _dropout,
     "scaled_dot_product_attention": _attention,
     "_scaled_dot_product_flash_attention_for_cpu": _flash_attention,
