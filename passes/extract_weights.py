@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mla_opt.emission.one_product import settle
+from mla_opt.emission.drafts import settle
 from mla_opt.errors import MlaOptError, PassError, Refusal
 from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.protocol import Graph

@@ -16,16 +16,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mla_opt.emission.one_product import draft_one_product, withdraw_unused
+from mla_opt.emission.drafts import withdraw_unused
+from mla_opt.emission.one_product import draft_one_product
+from mla_opt.emission.written_out import draft_written_out
 from mla_opt.errors import InputError, Refusal
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Graph
-from mla_opt.handles import Value
+from mla_opt.handles import Node, Value
 from mla_opt.matching.attention_core import attention_cores
+from mla_opt.matching.core_axes import ReadCore
 from mla_opt.matching.latent_region import NotLatentError, latent_site
 from mla_opt.matching.summed_products import summed_products
 from mla_opt.pipeline import Pass, PassResult
-from mla_opt.sites import CacheSlots, Ends, LatentAttentionSite
+from mla_opt.sites import AttentionCore, CacheSlots, Ends, LatentAttentionSite
 
 _MODULE_PATH = re.compile(r"(?:model\.)*(.*?(?:attn|attention)(?:\.\d+)?)\.", re.IGNORECASE)
 _NAMED_WITHIN = 40
@@ -40,10 +43,11 @@ class FindLatentAttention(Pass):
 
     def run(self, graph: Graph) -> PassResult:
         """Fill ``graph.sites``."""
+        own = frozenset(graph.nodes())
         _draft(graph)
         refusals: list[Refusal] = []
         names: set[str] = set()
-        for number, read in enumerate(attention_cores(graph)):
+        for number, read in enumerate(_undrafted(graph)):
             core = read.core
             try:
                 graph.nearest_binding(*EXAMPLE)  # inputs that contradict each other show here
@@ -51,7 +55,7 @@ class FindLatentAttention(Pass):
                 _check_causal(graph, site)
             except (NotLatentError, InputError) as error:
                 name = _unique(_site_name(graph, (core.value, core.key), number), names)
-                refusals.append(_refusal(graph, name, error))
+                refusals.append(_refusal(graph, name, _of_model(graph, core, error, own)))
                 continue
             site.name = _unique(_site_name(graph, (site.latent,), number), names)
             if site.name not in self.exclude:
@@ -63,11 +67,38 @@ class FindLatentAttention(Pass):
 
 
 def _draft(graph: Graph) -> None:
-    """Write every sum of products as one product, for now."""
-    found = tuple(summed_products(graph))
-    graph.drafts.extend(draft_one_product(graph, each) for each in found)
-    if found:
+    """Write sums of products as one, and attentions with caches of their own out, for now."""
+    for summed in tuple(summed_products(graph)):
+        graph.drafts.append(draft_one_product(graph, summed))
+    for node in graph.nodes():
+        fused = graph.operation(node)
+        if not isinstance(fused, op.FusedAttention) or fused.unsupported or fused.past is None:
+            continue
+        graph.drafts.append(draft_written_out(graph, node, fused, fused.past))
+    if graph.drafts:
         graph.refresh()
+
+
+def _undrafted(graph: Graph) -> list[ReadCore]:
+    """The attentions of the graph, but for nodes that are written in another way for now."""
+    replaced = {graph.producer(old) for draft in graph.drafts for old, _ in draft.replaced}
+    return [read for read in attention_cores(graph) if read.core.last not in replaced]
+
+
+def _of_model(
+    graph: Graph, core: AttentionCore, error: NotLatentError | InputError, own: frozenset[Node]
+) -> NotLatentError | InputError:
+    """The error with nodes that the model has: what a draft stands for, not what it is."""
+    if not isinstance(error, NotLatentError) or own.issuperset(error.nodes):
+        return error
+    drafted = (
+        graph.producer(old)
+        for draft in graph.drafts
+        if draft.first is core.first
+        for old, _ in draft.replaced
+    )
+    nodes = dict.fromkeys(node for node in (*error.nodes, *drafted) if node in own)
+    return NotLatentError(error.code, error.reason, tuple(nodes), error.remedy)
 
 
 def _refusal(graph: Graph, name: str, error: NotLatentError | InputError) -> Refusal:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from mla_opt.emission.layout import restored, standard
 from mla_opt.graphs.protocol import Builder, Graph
 from mla_opt.handles import Value
+from mla_opt.sites.drafts import Draft
 from mla_opt.sites.layout import KEYS, QUERY, SCORES, Layout, heads_of
-from mla_opt.sites.products import Draft, SummedProducts
+from mla_opt.sites.products import SummedProducts
 
 
 def draft_one_product(graph: Graph, found: SummedProducts) -> Draft:
-    """Let what reads the sum read one product; :func:`withdraw_unused` takes that back."""
+    """Let what reads the sum read one product."""
     for value in (found.total, *(v for each in found.products for v in (each.query, each.key))):
         graph.dtype(value)  # noted for what is emitted
     builder = graph.builder(found.node, f"{found.total.name}/mla")
@@ -29,37 +30,8 @@ def draft_one_product(graph: Graph, found: SummedProducts) -> Draft:
         new = builder.multiply(new, builder.scalar_like(factor, product, "scale"), "scores_scaled")
     if graph.dtype(found.total) != graph.dtype(found.products[0].query):
         new = builder.cast_like(new, found.total, "scores_cast")
-    graph.redirect(found.total, new)
-    return Draft(found.total, new, first)
-
-
-def withdraw_unused(graph: Graph) -> None:
-    """Take back the drafts that no site of the graph is made of."""
-    used = {site.core.first for site in graph.sites}
-    unused = [draft for draft in graph.drafts if draft.first not in used]
-    for draft in unused:
-        _withdraw(graph, draft)
-    if unused:
-        graph.drafts[:] = [draft for draft in graph.drafts if draft.first in used]
-        graph.refresh()
-
-
-def _withdraw(graph: Graph, draft: Draft) -> None:
-    """Let the graph be what it was before a draft."""
-    graph.redirect(draft.new, draft.old)
-    node = graph.producer(draft.new)
-    assert node is not None
-    graph.remove(node)
-
-
-def settle(graph: Graph) -> None:
-    """Make the drafts final: what they stand for goes, unless something else reads it."""
-    withdraw_unused(graph)
-    for draft in graph.drafts:
-        node = graph.producer(draft.old)
-        if node is not None:
-            graph.remove(node)
-    graph.drafts.clear()
+    graph.replace(found.total, new)
+    return Draft(((found.total, new),), first)
 
 
 def _queries(builder: Builder, found: SummedProducts) -> list[Value]:

@@ -239,6 +239,19 @@ class Quotient:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnCache:
+    """Past keys and values ``[B, H, P, D]`` that a node joins new ones to, and what it returns.
+
+    ``key``, ``value`` are the past, ``present_key``, ``present_value`` past and new ones.
+    """
+
+    key: Value
+    value: Value
+    present_key: Value
+    present_value: Value
+
+
+@dataclass(frozen=True, slots=True)
 class FusedAttention:
     """A whole scaled-dot-product attention in one node.
 
@@ -258,6 +271,7 @@ class FusedAttention:
     flat: bool = False
     heads: int | None = None
     key_heads: int | None = None
+    past: OwnCache | None = None
 
 
 @dataclass(frozen=True, slots=True)

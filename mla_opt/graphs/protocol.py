@@ -17,7 +17,7 @@ from mla_opt.graphs.operations import Operation
 from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Array, Node, Value
 from mla_opt.sites import LatentAttentionSite
-from mla_opt.sites.products import Draft
+from mla_opt.sites.drafts import Draft
 
 EXAMPLE = (2, 4, 3)
 """Batch, query length and past length at which example shapes are told and regions are run."""

@@ -26,6 +26,7 @@ from mla_opt.matching.axes import ApartError, Atom, Placement, Variables
 from mla_opt.matching.core_axes import CoreAxes, ReadCore
 from mla_opt.matching.cut import narrowest
 from mla_opt.matching.query_source import query_source_width
+from mla_opt.matching.readers import is_idle
 from mla_opt.matching.region import Join, Region, new_tokens, walk
 from mla_opt.sites import AttentionCore, LatentAttentionSite, PastConcat
 from mla_opt.sites.core import CoreLayouts
@@ -652,7 +653,7 @@ def _expanded_cache(
             (core.first, core.last),
         )
     for part in pair:
-        readers = [n for n in graph.consumers(part.past) if not graph.is_shape_reader(n)]
+        readers = [n for n in graph.consumers(part.past) if not is_idle(graph, n)]
         if len(readers) != 1:
             raise NotLatentError(
                 "cache_read_twice",

@@ -34,15 +34,3 @@ class SummedProducts:
     layout: Layout
     node: Node
     heads: int
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A rewriting that stays only if the attention that it is for is one of the graph's sites.
-
-    ``new`` is read where ``old`` was read. The attention's product of query and keys is ``first``.
-    """
-
-    old: Value
-    new: Value
-    first: Node

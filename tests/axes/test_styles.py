@@ -13,8 +13,7 @@ from tests.axes.writer import build
 
 SOME = SIZES[1:-3:3]
 
-#: Ways that are refused today: fused attention of ONNX Runtime or with its own cache, buffers of
-#: expanded rows, groups of heads with a latent each.
+#: Ways that are refused today: buffers of expanded rows, groups of heads with a latent each.
 NOT_READ_YET = {
     "buffers of keys heads",
     "buffers of keys tokens",
@@ -22,9 +21,6 @@ NOT_READ_YET = {
     "groups einsum",
     "groups joint",
     "litgpt buffers",
-    "mobius",
-    "onnxruntime fused",
-    "product multi_head",
 }
 
 

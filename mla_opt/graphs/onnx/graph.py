@@ -28,7 +28,7 @@ from mla_opt.operator import contract
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
 from mla_opt.operator.onnx.node import settle
 from mla_opt.sites import LatentAttentionSite
-from mla_opt.sites.products import Draft
+from mla_opt.sites.drafts import Draft
 
 _IR_VERSION_OF_FUNCTIONS = 8
 

@@ -33,7 +33,7 @@ from mla_opt.graphs.torch.values import Literal, numpy_dtype, torch_dtype
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
 from mla_opt.sites import LatentAttentionSite
-from mla_opt.sites.products import Draft
+from mla_opt.sites.drafts import Draft
 
 SMALL = 4096
 """Stored tensors of at most this many elements are read while matching; larger ones are not."""
