@@ -45,6 +45,7 @@ REMEDIES = {
     "no_shared_projection": "a latent row that both keys and values are made of",
     "head_count": "export the model with a fixed number of heads",
     "rope_in_values": _BY_DESIGN,
+    "sink_with_value_bias": "add the bias of the values to the bias of the output projection",
     "rope_mixed": "let every head hold the whole rotary row, in the same dims",
     "unknown_shape": "run shape inference on the model, or export it with shapes",
 }

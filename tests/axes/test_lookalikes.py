@@ -12,7 +12,8 @@ from onnx import helper
 
 import mla_opt
 from tests.axes.drawing import ASKED
-from tests.axes.harness import FEW, SIZES, Size, equal_or_refused
+from tests.axes.feeding import Feeds, understand
+from tests.axes.harness import FEW, SIZES, Runner, Size, deviation, equal_or_refused
 from tests.axes.plan import Plan, settled
 from tests.axes.writer import build
 
@@ -126,6 +127,30 @@ def held(plan: Plan, word: str) -> None:
     sizes = SOME if word != "static" else tuple(size for size in SOME if size.total < 1200)
     found = equal_or_refused(build(settled(plan)), sizes=sizes, **ASKED[word])
     assert found.status in ("equal", "refused"), found
+
+
+def test_a_bias_of_values_beside_sinks_is_refused() -> None:
+    """Probabilities do not add up to one."""
+    found = equal_or_refused(build(Plan(bias="value", sinks="some")), sizes=FEW)
+    assert (found.status, found.codes) == ("refused", ("sink_with_value_bias",))
+
+
+@pytest.mark.parametrize("word", ["factored", "expanded"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(bias="value", softmax="guarded", mask="boolean", fill="infinite"),
+        Plan(bias="value", product="attention", mask="boolean"),
+    ],
+    ids=["guarded", "operator"],
+)
+def test_a_query_that_sees_nothing_gets_no_bias_of_values(plan: Plan, word: str) -> None:
+    model = build(settled(plan))
+    made = ir.to_proto(mla_opt.optimize(model, verify=False, **ASKED[word]).model)
+    before, after = (Runner(each, understand(each)) for each in (model, made))
+    given = Feeds(before.inputs, Size(2, 3, 4)).draw()
+    given["mask"][1, 0, 1] = False
+    assert deviation(before.run(given)["y"], after.run(given)["y"]) < 1e-5
 
 
 def test_a_window_as_long_as_any_context() -> None:
