@@ -19,7 +19,7 @@ from typing import ClassVar
 from mla_opt.emission.drafts import withdraw_unused
 from mla_opt.emission.one_product import draft_one_product
 from mla_opt.emission.written_out import draft_written_out
-from mla_opt.errors import InputError, Refusal
+from mla_opt.errors import InputError, MlaOptError, Refusal
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Graph
 from mla_opt.handles import Node, Value
@@ -68,13 +68,15 @@ class FindLatentAttention(Pass):
 
 def _draft(graph: Graph) -> None:
     """Write sums of products as one, and attentions with caches of their own out, for now."""
-    for summed in tuple(summed_products(graph)):
-        graph.drafts.append(draft_one_product(graph, summed))
-    for node in graph.nodes():
-        fused = graph.operation(node)
-        if not isinstance(fused, op.FusedAttention) or fused.unsupported or fused.past is None:
-            continue
-        graph.drafts.append(draft_written_out(graph, node, fused, fused.past))
+    try:
+        for summed in tuple(summed_products(graph)):
+            graph.drafts.append(draft_one_product(graph, summed))
+        for node in graph.nodes():
+            fused = graph.operation(node)
+            if isinstance(fused, op.FusedAttention) and fused.past and not fused.unsupported:
+                graph.drafts.append(draft_written_out(graph, node, fused, fused.past))
+    except MlaOptError:
+        pass  # a type is not known: what is left is refused for being no single product
     if graph.drafts:
         graph.refresh()
 

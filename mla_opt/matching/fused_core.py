@@ -11,6 +11,8 @@ from mla_opt.matching.axes import Atom, Axis, Placement, UnknownShapeError, Vari
 from mla_opt.matching.core_axes import KEYS, CoreAxes, ReadCore
 from mla_opt.sites import AttentionCore, BiasTerm
 
+_OWN_CACHE = "it keeps its own cache"
+
 
 def fused_core(graph: Graph, node: Node, fused: op.FusedAttention) -> ReadCore:
     """The attention that a fused node is."""
@@ -25,7 +27,7 @@ def fused_core(graph: Graph, node: Node, fused: op.FusedAttention) -> ReadCore:
         last=node,
         bias=bias,
         causal=fused.causal,
-        unsupported=fused.unsupported,
+        unsupported=fused.unsupported or ("" if fused.past is None else _OWN_CACHE),
         nodes=(node,),
     )
     return ReadCore(core, _fused_axes(graph, node, fused))

@@ -67,13 +67,16 @@ def _roles(variables: Variables, total: Placement, keys: list[Placement]) -> _Ro
     only_query = [name for name in outer if not any(name in names for names in of_keys)]
     varying = [name for name in only_query if not isinstance(variables.sizes[name], int)]
     new = varying or only_query[-1:]
+    fixed = [n for n in outer if n not in new and isinstance(variables.sizes[n], int)]
+    in_all = {name for name in outer if all(name in names for names in of_keys)}
+    alike = in_all.issuperset(fixed)  # then those of sequences need not be told from heads
     roles: _Roles = dict.fromkeys(tokens, ("key", 0))
     for place, name in enumerate(outer):
         if name in new:
             roles[name] = ("query", place)
-        elif isinstance(variables.sizes[name], int):
+        elif name in fixed and (alike or name not in in_all):
             roles[name] = ("head", place)
-        elif all(name in names for names in of_keys):
+        elif name in in_all:
             roles[name] = ("batch", place)
         else:
             return None

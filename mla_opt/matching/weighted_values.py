@@ -20,8 +20,10 @@ def weighted_values(graph: Graph, value: Value, depth: int) -> tuple[Node, Value
         return None
     for node in graph.consumers(value):
         match graph.operation(node):
-            case op.MatMul() as product if product.left is value and product.factor == 1.0:
-                return node, product.right
+            case op.MatMul() as product if _is_plain(product):
+                probabilities, values = _operands(product, value)
+                if probabilities is value:
+                    return node, values
             case op.Cast() | op.Layout():
                 found = weighted_values(graph, graph.results(node)[0], depth - 1)
                 if found is not None:
@@ -33,6 +35,17 @@ def weighted_values(graph: Graph, value: Value, depth: int) -> tuple[Node, Value
             case _:
                 pass
     return None
+
+
+def _is_plain(product: op.MatMul) -> bool:
+    return product.factor == 1.0 and product.addend is None
+
+
+def _operands(product: op.MatMul, value: Value) -> tuple[Value, Value]:
+    """Operands of a product, ``value`` first if it is one of them."""
+    if product.right is value:
+        return product.right, product.left
+    return product.left, product.right
 
 
 def _makes_nan_zero(graph: Graph, select: op.Select, value: Value) -> bool:
@@ -79,15 +92,18 @@ def _value_axes(
     result = tuple(own.new(f"u{place}", size) for place, size in enumerate(shape))
     own.whole.update(own.sizes)
     step = Step(graph, own, core.last, core.output, result)
+    values, weights = _operands(product, core.value)
     labels = product.axes
+    if values is product.left:
+        labels = op.Contraction(labels.second, labels.first, labels.result)
     summed = [label for label in labels.first if label not in labels.result]
     if len(summed) != 1:
         raise ApartError("more than one axis is summed over")
-    seen = own.new("y", (graph.sizes(product.left) or ())[labels.first.index(summed[0])])
+    seen = own.new("y", (graph.sizes(weights) or ())[labels.first.index(summed[0])])
     own.whole.add("y")
-    left = _with_summed(step, product.left, labels.first, labels, summed[0], seen)
-    right = _with_summed(step, product.right, labels.second, labels, summed[0], seen)
-    found = _back_to(graph, own, At(product.left, left), made, core.sink is not None)
+    left = _with_summed(step, weights, labels.first, labels, summed[0], seen)
+    right = _with_summed(step, values, labels.second, labels, summed[0], seen)
+    found = _back_to(graph, own, At(weights, left), made, core.sink is not None)
     names = _named(variables, own, found, axes)
     if {names[name] for name in own.names("y") if name in names} != _names_of_keys(variables):
         raise ApartError("the values are summed over another axis than the softmax")

@@ -306,6 +306,17 @@ class TwoProducts(Latent):
         return scores.softmax(-1) @ value
 
 
+class AddedTo(Latent):
+    """A look-alike: something is added to the context by the product that makes it."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        batch = query.shape[0]
+        flat = [each.reshape(batch * HEADS, -1, each.shape[-1]) for each in (query, key, value)]
+        weights = (flat[0] @ flat[1].transpose(1, 2) / math.sqrt(WIDTH)).softmax(-1)
+        context = torch.baddbmm(flat[0][..., :VALUE], weights, flat[2])
+        return context.view(batch, HEADS, -1, VALUE)
+
+
 class MaskedFirst(Latent):
     """The mask before the scale, and the softmax by way of logarithms."""
 
@@ -315,12 +326,12 @@ class MaskedFirst(Latent):
 
 
 class KeysFirst(Latent):
-    """Scores `[B, H, T, S]`, and the softmax over the axis before the last."""
+    """Scores `[B, H, T, S]`, softmax over the axis before the last, values times weights."""
 
     def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
         scores = key @ query.transpose(-1, -2) * WIDTH**-0.5
         scores = scores + self.mask(query, key, start).transpose(0, 1)
-        return scores.softmax(-2).transpose(-1, -2) @ value
+        return (value.transpose(-1, -2) @ scores.softmax(-2)).transpose(-1, -2)
 
 
 class OtherProduct(Latent):
@@ -451,6 +462,7 @@ LOOKALIKES: dict[str, type[Latent]] = {
         OtherProduct,
         OtherDenominator,
         OtherAxis,
+        AddedTo,
     )
 }
 

@@ -15,11 +15,12 @@ SIZES = {
     "wide": (2, 9, 6, 5, 8, 17),
     "long": (4, 3, 2, 11, 14, 10),
     "narrow": (5, 4, 8, 3, 7, 12),
+    "real": (4, 128, 64, 128, 512, 96),
 }
 
 #: What a model computes.
 MEANING: dict[str, tuple[str, ...]] = {
-    "size": tuple(SIZES),
+    "size": ("tiny", "wide", "long", "narrow"),
     "source": ("hidden", "ids"),
     "norm": ("rms", "none", "tanh", "mean"),
     "query_rank": ("none", "some"),

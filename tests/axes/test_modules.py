@@ -13,7 +13,8 @@ from tests.axes import modules
 from tests.axes.harness import FEW, equal_or_refused
 from tests.axes.modules import LOOKALIKES, MODULES, Absorbed, Buffers, Latent
 
-QUICK = {"Naive", "Absorbed", "Grouped", "TokensFirst", "Folded", "Padded", "TwoProducts"}
+OFTEN = {"Cropped", "ReversedBeyond", "ThirdSwapped", "Windowed", "OtherProduct"}
+QUICK = {"Naive", "Absorbed", "Grouped", "TokensFirst", "Folded", "Padded", "TwoProducts", *OFTEN}
 SIZES = ((1, 1, 0), (2, 1, 7), (3, 4, 2), (5, 9, 31), (1, 230, 0), (1, 4, 1100))
 PROMPTS = ((1, 1, 0), (3, 4, 0), (5, 9, 0), (1, 300, 0))
 CALLS = ((4, 0), (1, 4), (30, 5), (1, 35))
@@ -62,7 +63,7 @@ def test_buffers_written_from_a_place_on_are_refused(kind: type[Latent]) -> None
         mla_opt.optimize(program, verify=False)
 
 
-@pytest.mark.parametrize("kind", LOOKALIKES.values(), ids=LOOKALIKES)
+@pytest.mark.parametrize("kind", params(LOOKALIKES))
 def test_a_program_that_only_looks_like_it_is_equal_or_refused(kind: type[Latent]) -> None:
     module = modules.made(kind)
     program = modules.exported(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,21 @@ def test_published_code_is_rewritten_and_equal(name: str, plan: Plan) -> None:
 @pytest.mark.parametrize(("name", "plan"), named(OTHERS))
 def test_ways_of_writing_are_rewritten_and_equal(name: str, plan: Plan) -> None:
     held(name, plan, SOME)
+
+
+REAL = {
+    "key two_products": Plan(key="two_products", scale_on="products"),
+    "absorbed two_products": Plan(absorbed="two_products", product="einsum"),
+    "mask before the scale": Plan(mask="boolean", mask_at="unscaled", exponential="by_hand"),
+    "multi_head": Plan(product="multi_head", cache="expanded"),
+    "own cache": PUBLISHED["mobius"],
+}
+"""One of each form, at the widths of released models."""
+
+
+@pytest.mark.parametrize(("name", "plan"), named(REAL))
+def test_the_widths_of_released_models(name: str, plan: Plan) -> None:
+    held(name, settled(replace(plan, size="real")), SOME[:2])
 
 
 def held(name: str, plan: Plan, sizes) -> None:
