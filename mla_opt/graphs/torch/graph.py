@@ -26,8 +26,9 @@ from mla_opt.graphs.torch.builder import Names, TorchBuilder
 from mla_opt.graphs.torch.inlining import inline_operator
 from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_real, rename, symbolic_shape
 from mla_opt.graphs.torch.no_ops import unchanged
-from mla_opt.graphs.torch.operations import operator_name, read
+from mla_opt.graphs.torch.operations import read
 from mla_opt.graphs.torch.order import drop_dead, in_order
+from mla_opt.graphs.torch.reading import operator_name
 from mla_opt.graphs.torch.skeleton import skeleton
 from mla_opt.graphs.torch.values import Literal, numpy_dtype, torch_dtype
 from mla_opt.handles import Array, Value
