@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mla_opt.emission.drafts import settle
 from mla_opt.errors import MlaOptError, PassError, Refusal
 from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.protocol import Graph
@@ -38,6 +39,7 @@ class ExtractWeights(Pass):
         ]
         matched = len(graph.sites)
         graph.sites[:] = [site for site in graph.sites if site.weights is not None]
+        settle(graph)
         return PassResult(matched=matched, refusals=tuple(refusals))
 
     def ensures(self, graph: Graph) -> None:

@@ -4,8 +4,9 @@
     k_pe [B,1,T,R] --- repeated for the heads ---------+            +--> attention
     c_kv --------------------- the same linear -------------> value +
 
-Nothing is rewritten: the sites are recorded on the graph. Their cache, where past rows and new rows
-are joined and returned, is recorded with them.
+Scores that are a sum of products are written as one product first; where that is no latent
+attention, it is taken back. Else nothing is rewritten: the sites are recorded on the graph. Their
+cache, where past rows and new rows are joined and returned, is recorded with them.
 """
 
 from __future__ import annotations
@@ -15,14 +16,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mla_opt.errors import InputError, Refusal
+from mla_opt.emission.drafts import withdraw_unused
+from mla_opt.emission.one_product import draft_one_product
+from mla_opt.emission.written_out import draft_written_out
+from mla_opt.errors import InputError, MlaOptError, Refusal
+from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Graph
-from mla_opt.handles import Value
+from mla_opt.handles import Node, Value
 from mla_opt.matching.attention_core import attention_cores
+from mla_opt.matching.core_axes import ReadCore
 from mla_opt.matching.latent_region import latent_site
 from mla_opt.matching.not_latent import NotLatentError
+from mla_opt.matching.summed_products import summed_products
 from mla_opt.pipeline import Pass, PassResult
-from mla_opt.sites import CachedTensor, CacheLayout, CacheSlots, Ends, LatentAttentionSite
+from mla_opt.sites import (
+    AttentionCore,
+    CachedTensor,
+    CacheLayout,
+    CacheSlots,
+    Ends,
+    LatentAttentionSite,
+)
 from mla_opt.sites.layout import KEYS, is_standard, parts_of
 
 _MODULE_PATH = re.compile(r"(?:model\.)*(.*?(?:attn|attention)(?:\.\d+)?)\.", re.IGNORECASE)
@@ -38,9 +52,11 @@ class FindLatentAttention(Pass):
 
     def run(self, graph: Graph) -> PassResult:
         """Fill ``graph.sites``."""
+        own = frozenset(graph.nodes())
+        _draft(graph)
         refusals: list[Refusal] = []
         names: set[str] = set()
-        for number, read in enumerate(attention_cores(graph)):
+        for number, read in enumerate(_undrafted(graph)):
             core = read.core
             try:
                 graph.nearest_binding(*EXAMPLE)  # inputs that contradict each other show here
@@ -48,7 +64,7 @@ class FindLatentAttention(Pass):
                 _check_causal(graph, site)
             except (NotLatentError, InputError) as error:
                 name = _unique(_site_name(graph, (core.value, core.key), number), names)
-                refusals.append(_refusal(graph, name, error))
+                refusals.append(_refusal(graph, name, _of_model(graph, core, error, own)))
                 continue
             site.name = _unique(_site_name(graph, (site.latent,), number), names)
             if site.name not in self.exclude:
@@ -56,7 +72,45 @@ class FindLatentAttention(Pass):
                 site.original_cache = _cache_names(site)
                 site.reordered = _is_reordered(site)
                 graph.sites.append(site)
+        withdraw_unused(graph)
         return PassResult(matched=len(graph.sites), refusals=tuple(refusals))
+
+
+def _draft(graph: Graph) -> None:
+    """Write sums of products as one, and attentions with caches of their own out, for now."""
+    try:
+        for summed in tuple(summed_products(graph)):
+            graph.drafts.append(draft_one_product(graph, summed))
+        for node in graph.nodes():
+            fused = graph.operation(node)
+            if isinstance(fused, op.FusedAttention) and fused.past and not fused.unsupported:
+                graph.drafts.append(draft_written_out(graph, node, fused, fused.past))
+    except MlaOptError:
+        pass  # a type is not known: what is left is refused for being no single product
+    if graph.drafts:
+        graph.refresh()
+
+
+def _undrafted(graph: Graph) -> list[ReadCore]:
+    """The attentions of the graph, but for nodes that are written in another way for now."""
+    replaced = {graph.producer(old) for draft in graph.drafts for old, _ in draft.replaced}
+    return [read for read in attention_cores(graph) if read.core.last not in replaced]
+
+
+def _of_model(
+    graph: Graph, core: AttentionCore, error: NotLatentError | InputError, own: frozenset[Node]
+) -> NotLatentError | InputError:
+    """The error with nodes that the model has: what a draft stands for, not what it is."""
+    if not isinstance(error, NotLatentError) or own.issuperset(error.nodes):
+        return error
+    drafted = (
+        graph.producer(old)
+        for draft in graph.drafts
+        if draft.first is core.first
+        for old, _ in draft.replaced
+    )
+    nodes = dict.fromkeys(node for node in (*error.nodes, *drafted) if node in own)
+    return NotLatentError(error.code, error.reason, tuple(nodes), error.remedy)
 
 
 def _refusal(graph: Graph, name: str, error: NotLatentError | InputError) -> Refusal:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mla_opt.emission.attend import additive, zero_where_blind
 from mla_opt.emission.rows import Rows
 from mla_opt.graphs.protocol import Builder
 from mla_opt.handles import Value
@@ -76,9 +77,20 @@ def projected(
     if operands.output_weight is not None:
         return _through_output(builder, output, operands.output_weight)
     values = by_head(builder, output, operands.weights.w_uv, "values")
+    return shifted(builder, operands, values)
+
+
+def shifted(builder: Builder, operands: Operands, values: Value) -> Value:
+    """Values plus their bias, if they have one, for every query that may attend to something.
+
+    A query that may not has no values to weigh: zeros are what it gets.
+    """
     if operands.weights.value_bias is None:
         return values
-    return builder.add(values, operands.weights.value_bias, "values_shifted")
+    made = builder.add(values, operands.weights.value_bias, "values_shifted")
+    if operands.bias is None:
+        return made
+    return zero_where_blind(builder, made, additive(builder, operands.bias, made))
 
 
 def _through_output(builder: Builder, output: Value, weight: Value) -> Value:

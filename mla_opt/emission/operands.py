@@ -192,6 +192,9 @@ def _addend(graph: Graph, builder: Builder, term: BiasTerm, query: Value) -> Val
     value = _as_scores(builder, term)
     if graph.example_shape(term.value) == ():
         value = builder.reshape(value, builder.integers(1), "bias_with_axis")
+    if term.factor != 1.0:
+        factor = builder.scalar_like(term.factor, term.value, "bias_scale")
+        value = builder.multiply(value, factor, "bias_scaled")
     return builder.cast_like(value, query, "bias_of_query_type") if wide else value
 
 

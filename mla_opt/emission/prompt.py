@@ -113,11 +113,9 @@ def _fused(
     )
     if missing:
         output = builder.slice(output, 0, geometry.v_head_dim, 3, "attention_values")
-    if bias is not None:
-        output = zero_where_blind(builder, output, bias)
-    if operands.weights.value_bias is None:
-        return output
-    return builder.add(output, operands.weights.value_bias, "attention_shifted")
+    if operands.weights.value_bias is not None:
+        output = builder.add(output, operands.weights.value_bias, "attention_shifted")
+    return output if bias is None else zero_where_blind(builder, output, bias)
 
 
 def _bounded(builder: TensorRTBuilder, bias: Value) -> Value:

@@ -191,9 +191,10 @@ class Subtract:
 
 @dataclass(frozen=True, slots=True)
 class RowMaximum:
-    """Maximum over the last axis, kept as an axis of size one."""
+    """Maximum over one axis, counted from the end, which is kept as one of size one."""
 
     data: Value
+    axis: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +222,11 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """Softmax over the last axis."""
+    """Softmax over one axis, counted from the end; or its ``logarithm``."""
 
     data: Value
+    axis: int = -1
+    logarithm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +238,10 @@ class Exponential:
 
 @dataclass(frozen=True, slots=True)
 class RowSum:
-    """Sum over the last axis, kept as an axis of size one."""
+    """Sum over one axis, counted from the end, which is kept as one of size one."""
 
     data: Value
+    axis: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +250,19 @@ class Quotient:
 
     left: Value
     right: Value
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCache:
+    """Past keys and values ``[B, H, P, D]`` that a node joins new ones to, and what it returns.
+
+    ``key``, ``value`` are the past, ``present_key``, ``present_value`` past and new ones.
+    """
+
+    key: Value
+    value: Value
+    present_key: Value
+    present_value: Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +285,7 @@ class FusedAttention:
     flat: bool = False
     heads: int | None = None
     key_heads: int | None = None
+    past: OwnCache | None = None
 
 
 @dataclass(frozen=True, slots=True)

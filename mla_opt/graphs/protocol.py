@@ -17,6 +17,7 @@ from mla_opt.graphs.operations import Operation
 from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Array, Node, Value
 from mla_opt.sites import LatentAttentionSite
+from mla_opt.sites.drafts import Draft
 
 EXAMPLE = (2, 4, 3)
 """Batch, query length and past length at which example shapes are told and regions are run."""
@@ -171,19 +172,24 @@ class Graph(Protocol):
     """What the passes may ask of a graph and do to it.
 
     ``sites`` are the latent attentions found so far; ``find_latent_attention`` fills it and the
-    later passes complete its entries.
+    later passes complete its entries. ``drafts`` are rewritings that stay only if it finds what
+    they are for.
     """
 
     sites: list[LatentAttentionSite]
+    drafts: list[Draft]
 
     def nodes(self) -> Sequence[Node]:
         """All nodes of the main graph, producers before consumers."""
 
     def position(self, node: Node) -> int:
-        """Place of a node in that order."""
+        """Place of a node in that order, as it was when the graph was looked at."""
 
     def operation(self, node: Node) -> Operation:
         """What the node means."""
+
+    def refresh(self) -> None:
+        """Look at the graph anew: nodes were put into it, or read other values now."""
 
     def label(self, node: Node) -> str:
         """How messages name the node: its name and operator."""

@@ -265,7 +265,7 @@ def product_axes(
             result.append(())
         elif label not in places:
             given = None if summed is None else summed.get(label)
-            result.append(_summed(size) if given is None else given)
+            result.append(_summed(size) if given is None else _of_size(given, size))
         elif sizes.same(size, after[places[label]]):
             result.append(step.axes[places[label]])
         else:

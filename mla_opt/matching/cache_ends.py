@@ -8,6 +8,7 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import ApartError, Placement, Variables
+from mla_opt.matching.readers import is_idle
 from mla_opt.matching.region import Join, is_rearranged, walk
 from mla_opt.sites.layout import Layout
 
@@ -23,7 +24,7 @@ def other_readers(graph: Graph, join: Join) -> tuple[Node, ...] | None:
         node
         for value, reader in wanted.items()
         for node in graph.consumers(value)
-        if node is not reader and not graph.is_shape_reader(node)
+        if node is not reader and not is_idle(graph, node)
     ]
     if not others and not any(graph.is_output(value) for value in wanted):
         return None

@@ -208,7 +208,7 @@ class _Case:
             if content is None:
                 content = self._random_bias(term)
                 feeds[term.value] = content
-            part = to_standard(_additive(term.kind, content), term.layout or (), SCORES)
+            part = to_standard(_additive(term, content), term.layout or (), SCORES)
             total = part if total is None else total + part
         return total
 
@@ -250,12 +250,12 @@ class _Case:
         return drawn.astype(np.float64)
 
 
-def _additive(kind: str, content: Array) -> Float64:
-    if kind == "blocked":
+def _additive(term: BiasTerm, content: Array) -> Float64:
+    if term.kind == "blocked":
         content = ~content.astype(bool)
     if content.dtype == np.bool_:
         return np.where(content, 0.0, -np.inf)
-    return content.astype(np.float64)
+    return content.astype(np.float64) * term.factor
 
 
 def _is_keys(parts: tuple[Part, ...]) -> bool:

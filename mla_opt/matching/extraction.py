@@ -266,6 +266,13 @@ def _weights(site: LatentAttentionSite, images: _Images, c: int, r: int) -> Late
     if factor != 1.0:
         w_uk = (w_uk.astype(np.float64) / factor).astype(w_uk.dtype)
     bias = images.value_offset
+    if site.core.sink is not None and np.any(bias):
+        raise NotLatentError(
+            "sink_with_value_bias",
+            "its values have a bias and its probabilities do not add up to one, for a sink has a"
+            " share: how much of the bias a query gets is not known after the attention",
+            (site.core.last,),
+        )
     return LatentWeights(
         w_uk=np.ascontiguousarray(w_uk.transpose(1, 2, 0)),
         w_uv=np.ascontiguousarray(images.values[:c].transpose(1, 0, 2)),

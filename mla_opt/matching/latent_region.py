@@ -18,8 +18,8 @@ import numpy as np
 
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
-from mla_opt.matching.attention_core import CoreAxes, ReadCore
 from mla_opt.matching.axes import Placement
+from mla_opt.matching.core_axes import CoreAxes, ReadCore
 from mla_opt.matching.held_rows import held_rows
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.roles import Roles

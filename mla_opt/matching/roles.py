@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
-from mla_opt.matching.attention_core import CoreAxes
 from mla_opt.matching.axes import Atom, Placement, Variables
+from mla_opt.matching.core_axes import CoreAxes
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.region import new_tokens, past_tokens
 from mla_opt.matching.shared_rows import SharedRows, atoms_of, end_of, makers, named

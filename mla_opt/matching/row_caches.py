@@ -9,8 +9,8 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
-from mla_opt.matching.attention_core import CoreAxes
 from mla_opt.matching.cache_ends import other_readers, returned
+from mla_opt.matching.core_axes import CoreAxes
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.region import Join, Region
 from mla_opt.matching.roles import Roles

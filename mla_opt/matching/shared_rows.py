@@ -13,8 +13,8 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
-from mla_opt.matching.attention_core import CoreAxes
 from mla_opt.matching.axes import ApartError, Atom, Placement, Variables
+from mla_opt.matching.core_axes import CoreAxes
 from mla_opt.matching.cut import narrowest
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.region import Region, new_tokens, walk

@@ -15,13 +15,14 @@ class BiasTerm:
     ``kind`` is ``additive``; or ``boolean``, true where attending is allowed; or ``blocked``, true
     where it is not. ``layout`` says which axes of ``[B, H, S, T]`` its own are. ``fill`` is what a
     mask puts in the place of a score: where it forbids every key, all of them weigh the same if
-    that is a number, and minus infinity leaves none.
+    that is a number, and minus infinity leaves none. ``factor`` is what an addend is multiplied by.
     """
 
     kind: str
     value: Value
     layout: Layout | None = None
     fill: float = float("-inf")
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

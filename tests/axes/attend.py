@@ -225,7 +225,12 @@ class Attention:
     def _core(self, query: list[Value], keys: list[Value], value: Value) -> Value:
         model = self.model
         query, keys = self._scaled_before(query, keys)
-        scores = self._sum([self._product(*each) for each in zip(query, keys)])
+        if len(keys) > 1:
+            keys = [*keys[:-1], model.at("last_key", keys[-1])]
+        products = [self._scaled_product(*each) for each in zip(query, keys)]
+        if len(products) > 1:
+            products[-1] = model.at("product", products[-1])
+        scores = self._sum(products)
         scores = self._scaled_after(scores, query)
         scores = model.at("masked", self._after_masks(scores))
         probs = model.at("probs", self._softmax(scores))
@@ -235,8 +240,16 @@ class Attention:
     def _sum(self, scores: Sequence[Value]) -> Value:
         first = scores[0]
         for other in scores[1:]:
-            first = self.model.tape.along("Add", first, other.name)
+            word = "Sub" if self.model.mutated("subtracted") else "Add"
+            first = self.model.tape.along(word, first, other.name)
         return first
+
+    def _scaled_product(self, query: Value, key: Value) -> Value:
+        """Scores of one part, with the scale if every part has it."""
+        scores = self._product(query, key)
+        if self.model.plan.scale_on != "products":
+            return scores
+        return self.model.tape.along("Mul", scores, self.model.tape.number(self.scale))
 
     def _scaled_before(
         self, query: list[Value], keys: list[Value]
@@ -318,18 +331,31 @@ class Attention:
         if plan.sinks == "some":
             name = self._with_sinks(name, scores, np.float32 if wide else tape.dtype)
         axis = 2 if model.mutated("softmax_axis") else -1
-        if plan.exponential == "by_hand":
-            top = tape.reduced("ReduceMax", name, axis)
-            name = tape.op("Exp", tape.op("Sub", name, top))
-            name = tape.op("Div", name, tape.reduced("ReduceSum", name, axis))
-        else:
-            name = tape.op("Softmax", name, axis=axis)
+        name = self._normalised(name, axis, np.float32 if wide else tape.dtype)
         if plan.sinks == "some":
             name = tape.op("Slice", name, tape.ints(0), tape.ints(-1), tape.ints(3))
         if plan.softmax == "guarded":
             zero = tape.number(0.0, np.float32 if wide else tape.dtype)
             name = tape.op("Where", tape.op("IsNaN", name), zero, name)
         return Value(tape.cast(name, tape.dtype) if wide else name, scores.axes)
+
+    def _normalised(self, name: str, axis: int, dtype: object) -> str:
+        """Softmax, in nodes of its own or not."""
+        model, tape, kind = self.model, self.model.tape, self.model.plan.exponential
+        if kind == "logarithm":
+            return tape.op("Exp", tape.op("LogSoftmax", name, axis=axis))
+        if kind not in ("by_hand", "no_maximum", "reciprocal"):
+            return tape.op("Softmax", name, axis=axis)
+        if kind != "no_maximum":
+            along = 2 if model.mutated("maximum") else axis
+            name = tape.op("Sub", name, tape.reduced("ReduceMax", name, along))
+        name = tape.op("Exp", name)
+        total = tape.reduced("ReduceSum", name, axis)
+        if model.mutated("denominator"):
+            total = tape.op("Add", total, tape.number(1.0, dtype))
+        if kind == "reciprocal":
+            return tape.op("Mul", name, tape.op("Reciprocal", total))
+        return tape.op("Div", name, total)
 
     def _with_sinks(self, name: str, scores: Value, dtype: object) -> str:
         """One more column, the same for every query of a head."""

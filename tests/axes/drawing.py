@@ -18,6 +18,9 @@ from tests.axes.writer import build
 WHOLE_MODEL = (
     "order",
     "softmax_axis",
+    "denominator",
+    "maximum",
+    "subtracted",
     "small",
     "small_k_pe",
     "counted",

@@ -294,6 +294,74 @@ class ByHand(Latent):
         return weights / weights.sum(-1, keepdim=True) @ value
 
 
+class TwoProducts(Latent):
+    """Scores of both parts summed, each with a scale of its own; one is turned round."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        nope, rope = query.split([NOPE, ROPE], dim=-1)
+        of_nope, of_rope = key.split([NOPE, ROPE], dim=-1)
+        scores = nope @ of_nope.transpose(-1, -2) / WIDTH**0.5
+        turned = (of_rope * 0.5) @ rope.transpose(-1, -2)
+        scores = scores + turned.transpose(-1, -2) + self.mask(query, key, start)
+        return scores.softmax(-1) @ value
+
+
+class AddedTo(Latent):
+    """A look-alike: something is added to the context by the product that makes it."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        batch = query.shape[0]
+        flat = [each.reshape(batch * HEADS, -1, each.shape[-1]) for each in (query, key, value)]
+        weights = (flat[0] @ flat[1].transpose(1, 2) / math.sqrt(WIDTH)).softmax(-1)
+        context = torch.baddbmm(flat[0][..., :VALUE], weights, flat[2])
+        return context.view(batch, HEADS, -1, VALUE)
+
+
+class MaskedFirst(Latent):
+    """The mask before the scale, and the softmax by way of logarithms."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        scores = query @ key.transpose(-1, -2) + self.mask(query, key, start)
+        return functional.log_softmax(scores * WIDTH**-0.5, dim=-1).exp() @ value
+
+
+class KeysFirst(Latent):
+    """Scores `[B, H, T, S]`, softmax over the axis before the last, values times weights."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        scores = key @ query.transpose(-1, -2) * WIDTH**-0.5
+        scores = scores + self.mask(query, key, start).transpose(0, 1)
+        return (value.transpose(-1, -2) @ scores.softmax(-2)).transpose(-1, -2)
+
+
+class OtherProduct(Latent):
+    """A look-alike: the second product is of keys in another order."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        nope, rope = query.split([NOPE, ROPE], dim=-1)
+        of_nope, of_rope = key.split([NOPE, ROPE], dim=-1)
+        scores = nope @ of_nope.transpose(-1, -2) + rope @ of_rope.roll(1, -2).transpose(-1, -2)
+        scores = scores / WIDTH**0.5 + self.mask(query, key, start)
+        return scores.softmax(-1) @ value
+
+
+class OtherDenominator(Latent):
+    """A look-alike: weights that do not add up to one."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        scores = query @ key.transpose(-1, -2) / math.sqrt(WIDTH) + self.mask(query, key, start)
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        return weights / (weights.sum(-1, keepdim=True) + 1.0) @ value
+
+
+class OtherAxis(Latent):
+    """A look-alike: weights that add up to one over the queries."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        scores = query @ key.transpose(-1, -2) / math.sqrt(WIDTH)
+        return scores.softmax(-2) @ value
+
+
 class Cropped(Latent):
     """A look-alike: what is beyond a thousand keys is not seen."""
 
@@ -378,11 +446,24 @@ MODULES: dict[str, type[Latent]] = {
         Biased,
         Matrices,
         ByHand,
+        TwoProducts,
+        MaskedFirst,
+        KeysFirst,
     )
 }
 
 LOOKALIKES: dict[str, type[Latent]] = {
-    each.__name__: each for each in (Cropped, ReversedBeyond, ThirdSwapped, Windowed)
+    each.__name__: each
+    for each in (
+        Cropped,
+        ReversedBeyond,
+        ThirdSwapped,
+        Windowed,
+        OtherProduct,
+        OtherDenominator,
+        OtherAxis,
+        AddedTo,
+    )
 }
 
 

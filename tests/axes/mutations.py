@@ -23,6 +23,8 @@ POINTS = {
     "kept_value": "bth",
     "made_query": "bsh",
     "query": "bsh",
+    "last_key": "bt",
+    "product": "bsth",
     "scores": "bsth",
     "masked": "bsth",
     "probs": "bsth",

@@ -15,11 +15,12 @@ SIZES = {
     "wide": (2, 9, 6, 5, 8, 17),
     "long": (4, 3, 2, 11, 14, 10),
     "narrow": (5, 4, 8, 3, 7, 12),
+    "real": (4, 128, 64, 128, 512, 96),
 }
 
 #: What a model computes.
 MEANING: dict[str, tuple[str, ...]] = {
-    "size": tuple(SIZES),
+    "size": ("tiny", "wide", "long", "narrow"),
     "source": ("hidden", "ids"),
     "norm": ("rms", "none", "tanh", "mean"),
     "query_rank": ("none", "some"),
@@ -82,9 +83,9 @@ WRITING: dict[str, tuple[str, ...]] = {
         "attention3",
         "multi_head",
     ),
-    "scale_on": ("scores", "divided", "query", "keys", "both", "shape"),
+    "scale_on": ("scores", "divided", "query", "keys", "both", "shape", "products"),
     "mask_at": ("scaled", "unscaled"),
-    "exponential": ("softmax", "float32", "by_hand"),
+    "exponential": ("softmax", "float32", "by_hand", "no_maximum", "reciprocal", "logarithm"),
     "out": ("matmul", "gemm", "einsum", "each_head"),
     "absorbed": ("no", "two_products", "one_product", "repeated", "scores"),
     "by_shapes": ("no", "yes"),
@@ -268,7 +269,11 @@ RULES: tuple[Rule, ...] = (
     (lambda p: p.mask not in ("boolean", "lengths", "causal") and not p.static, {"fill": "lowest"}),
     (lambda p: p.mask in ("none", "additive") and not p.static, {"mask_at": "scaled"}),
     (lambda p: p.fill == "large", {"mask_at": "scaled"}),
-    (lambda p: p.exponential == "by_hand", {"softmax": "plain", "sinks": "none"}),
+    (
+        lambda p: p.exponential in ("by_hand", "no_maximum", "reciprocal"),
+        {"softmax": "plain", "sinks": "none"},
+    ),
+    (lambda p: p.exponential == "no_maximum", {"dtype": "float32"}),
     (lambda p: p.cache == "joint" or p.cache == "static_joint", {"rotary_at": "new"}),
     (lambda p: p.layers != "one" and p.fill == "infinite", {"layers": "one"}),
     (lambda p: p.out == "each_head" and p.gate == "wide", {"out": "matmul"}),

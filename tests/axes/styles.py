@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.axes.plan import Plan
+from tests.axes.plan import CHOICES, Plan
 
 DEEPSEEK = Plan(
     source="ids",
@@ -224,7 +224,11 @@ OTHERS: dict[str, Plan] = {
         f"mask {kind} before the scale": Plan(mask=kind, fill=fill, mask_at="unscaled")
         for kind, fill in (("boolean", "infinite"), ("lengths", "lowest"), ("causal", "infinite"))
     },
-    **{f"softmax {kind}": Plan(exponential=kind) for kind in ("float32", "by_hand")},
+    **{f"softmax {kind}": Plan(exponential=kind) for kind in CHOICES["exponential"][1:]},
+    **{
+        f"products scaled {kind}": replace(FLAT, scale_on="products", **{kind: "two_products"})
+        for kind in ("key", "absorbed")
+    },
     **{
         f"absorbed {kind} {product}": replace(FLAT, absorbed=kind, product=product)
         for kind, product in (

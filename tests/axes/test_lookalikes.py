@@ -12,7 +12,8 @@ from onnx import helper
 
 import mla_opt
 from tests.axes.drawing import ASKED
-from tests.axes.harness import FEW, SIZES, Size, equal_or_refused
+from tests.axes.feeding import Feeds, understand
+from tests.axes.harness import FEW, SIZES, Runner, Size, deviation, equal_or_refused
 from tests.axes.plan import Plan, settled
 from tests.axes.writer import build
 
@@ -57,6 +58,33 @@ FOUND = [
     *(f"model - {kind} 0" for kind in ("values_elsewhere", "past_returned")),
 ]
 
+PARTS = {
+    **{
+        f"{kind}, {mutation}": Plan(**{kind: "two_products"}, mutations=(mutation,))
+        for kind in ("key", "absorbed")
+        for mutation in (
+            "last_key t rolled 0",
+            "last_key b swapped 2",
+            "product t turned 1000",
+            "product s reversed 3",
+            "product b misread 0",
+            "model - subtracted 0",
+        )
+    },
+    **{
+        f"{kind}, {mutation}": Plan(exponential=kind, mutations=(f"model - {mutation} 0",))
+        for kind, mutation in (
+            ("by_hand", "denominator"),
+            ("reciprocal", "denominator"),
+            ("by_hand", "maximum"),
+            ("by_hand", "softmax_axis"),
+            ("logarithm", "softmax_axis"),
+        )
+    },
+    "masks scaled by less than nothing": Plan(mask="boolean", mutations=("masked b negated 0",)),
+}
+"""Of sums of products, and of softmax written out."""
+
 ASKED_FOR: dict[str, tuple[Plan, str]] = {
     "folded queries in reverse": (Plan(mutations=("made_query s scattered 100",)), "fold-q"),
     "folded queries mixed": (Plan(mutations=("query s mixed 3",)), "fold"),
@@ -85,6 +113,11 @@ def test_what_only_looks_like_latent_attention(mutation: str) -> None:
     held(Plan(mutations=(mutation,)), "nothing")
 
 
+@pytest.mark.parametrize("plan", PARTS.values(), ids=PARTS)
+def test_parts_that_are_something_else(plan: Plan) -> None:
+    held(plan, "nothing")
+
+
 @pytest.mark.parametrize(("plan", "word"), ASKED_FOR.values(), ids=ASKED_FOR)
 def test_what_is_asked_for(plan: Plan, word: str) -> None:
     held(plan, word)
@@ -94,6 +127,30 @@ def held(plan: Plan, word: str) -> None:
     sizes = SOME if word != "static" else tuple(size for size in SOME if size.total < 1200)
     found = equal_or_refused(build(settled(plan)), sizes=sizes, **ASKED[word])
     assert found.status in ("equal", "refused"), found
+
+
+def test_a_bias_of_values_beside_sinks_is_refused() -> None:
+    """Probabilities do not add up to one."""
+    found = equal_or_refused(build(Plan(bias="value", sinks="some")), sizes=FEW)
+    assert (found.status, found.codes) == ("refused", ("sink_with_value_bias",))
+
+
+@pytest.mark.parametrize("word", ["factored", "expanded"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(bias="value", softmax="guarded", mask="boolean", fill="infinite"),
+        Plan(bias="value", product="attention", mask="boolean"),
+    ],
+    ids=["guarded", "operator"],
+)
+def test_a_query_that_sees_nothing_gets_no_bias_of_values(plan: Plan, word: str) -> None:
+    model = build(settled(plan))
+    made = ir.to_proto(mla_opt.optimize(model, verify=False, **ASKED[word]).model)
+    before, after = (Runner(each, understand(each)) for each in (model, made))
+    given = Feeds(before.inputs, Size(2, 3, 4)).draw()
+    given["mask"][1, 0, 1] = False
+    assert deviation(before.run(given)["y"], after.run(given)["y"]) < 1e-5
 
 
 def test_a_window_as_long_as_any_context() -> None:

@@ -13,7 +13,8 @@ from tests.axes import modules
 from tests.axes.harness import FEW, equal_or_refused
 from tests.axes.modules import LOOKALIKES, MODULES, Absorbed, Buffers, Latent
 
-QUICK = {"Naive", "Absorbed", "Grouped", "TokensFirst", "Folded", "Padded"}
+OFTEN = {"Cropped", "ReversedBeyond", "ThirdSwapped", "Windowed", "OtherProduct"}
+QUICK = {"Naive", "Absorbed", "Grouped", "TokensFirst", "Folded", "Padded", "TwoProducts", *OFTEN}
 SIZES = ((1, 1, 0), (2, 1, 7), (3, 4, 2), (5, 9, 31), (1, 230, 0), (1, 4, 1100))
 PROMPTS = ((1, 1, 0), (3, 4, 0), (5, 9, 0), (1, 300, 0))
 CALLS = ((4, 0), (1, 4), (30, 5), (1, 35))
@@ -32,7 +33,10 @@ def worst(before, after, calls) -> float:
     errors = []
     with torch.no_grad():
         for given in calls:
-            expected = torch.utils._pytree.tree_leaves(before(*given))
+            try:
+                expected = torch.utils._pytree.tree_leaves(before(*given))
+            except AssertionError:  # the export holds for shorter lengths only, and says so
+                continue
             seen = torch.utils._pytree.tree_leaves(after(*given))
             assert [each.shape for each in seen] == [each.shape for each in expected]
             for one, other in zip(expected, seen):
@@ -40,18 +44,10 @@ def worst(before, after, calls) -> float:
     return max(errors)
 
 
-#: Refused today: two products that are summed.
-NOT_READ_YET = {"Absorbed", "Folded"}
-
-
 @pytest.mark.parametrize("kind", params(MODULES))
 def test_a_program_is_rewritten_and_equal(kind: type[Latent]) -> None:
     module = modules.made(kind)
     program = modules.exported(module)
-    if kind.__name__ in NOT_READ_YET:
-        with pytest.raises(mla_opt.NothingMatchedError):
-            mla_opt.optimize(program, verify=False)
-        return
     result = mla_opt.optimize(program, verify=False)
     assert len(result.report.sites) == 1
     sizes = SIZES if module.caches else PROMPTS
@@ -67,7 +63,7 @@ def test_buffers_written_from_a_place_on_are_refused(kind: type[Latent]) -> None
         mla_opt.optimize(program, verify=False)
 
 
-@pytest.mark.parametrize("kind", LOOKALIKES.values(), ids=LOOKALIKES)
+@pytest.mark.parametrize("kind", params(LOOKALIKES))
 def test_a_program_that_only_looks_like_it_is_equal_or_refused(kind: type[Latent]) -> None:
     module = modules.made(kind)
     program = modules.exported(module)
@@ -89,7 +85,7 @@ def test_the_same_in_onnx(kind: type[Latent], tmp_path: Path) -> None:
     outputs = ["y", *(f"present.{place}" for place in range(len(module.caches)))]
     torch.onnx.export(program, (), str(path), input_names=names, output_names=outputs, dynamo=True)
     found = equal_or_refused(onnx.load(path), sizes=FEW)
-    if kind.__name__ in MODULES and kind.__name__ not in NOT_READ_YET:
+    if kind.__name__ in MODULES:
         assert (found.status, found.matched) == ("equal", 1), found
     else:
         assert not found.wrong, found

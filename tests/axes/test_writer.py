@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -102,6 +102,16 @@ def test_all_mutations_change_what_is_computed() -> None:
     _change_something(MUTATIONS)
 
 
+def _where_it_acts(mutation: str) -> Plan:
+    """A plan with products that are summed, or a softmax written out, where there has to be one."""
+    if mutation.startswith(("last_key ", "product ")) or mutation == "model - subtracted 0":
+        return Plan(key="two_products")
+    return Plan(exponential="by_hand" if mutation in _OF_EXPONENTIALS else "softmax")
+
+
+_OF_EXPONENTIALS = ("model - denominator 0", "model - maximum 0")
+
+
 def _change_something(names: list[str]) -> None:
     plain_model = build(Plan())
     before = Runner(plain_model, understand(plain_model))
@@ -109,7 +119,7 @@ def _change_something(names: list[str]) -> None:
     expected = [before.run(each)["y"] for each in given]
     idle = []
     for name in names:
-        model = build(Plan(mutations=(name,)))
+        model = build(replace(_where_it_acts(name), mutations=(name,)))
         after = Runner(model, before.inputs)
         if not any(
             deviation(one, after.run(each)["y"]) > 1e-4 for one, each in zip(expected, given)

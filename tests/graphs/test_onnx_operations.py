@@ -164,26 +164,43 @@ def test_linear_layers():
 
 
 @pytest.mark.parametrize(
-    ("attributes", "is_row_maximum"),
-    [({}, True), ({"keepdims": 0}, False)],
+    ("operator", "expected"), [("ReduceMax", op.RowMaximum), ("ReduceSum", op.RowSum)]
 )
-def test_the_maximum_of_rows(attributes, is_row_maximum):
-    assert (kind("ReduceMax", "x", "last", **attributes) is op.RowMaximum) == is_row_maximum
-    assert (kind("ReduceMax", "x", "third", **attributes) is op.RowMaximum) == is_row_maximum
-    assert kind("ReduceMax", "x", "first", **attributes) is op.Opaque
-    assert kind("ReduceMax", "x", **attributes) is op.Opaque
+@pytest.mark.parametrize(("place", "axis"), [("last", -1), ("third", -1), ("first", -3)])
+def test_reductions_along_one_axis_that_is_kept(operator, expected, place, axis):
+    found = read(operator, "x", place)
+    assert (type(found), found.axis) == (expected, axis)
+    assert kind(operator, "x", place, keepdims=0) is op.Opaque
+    assert kind(operator, "x") is op.Opaque
 
 
 def test_the_maximum_of_rows_as_older_files_write_it():
-    assert kind("ReduceMax", "x", opset=17, axes=[-1]) is op.RowMaximum
-    assert kind("ReduceMax", "x", opset=17, axes=[1]) is op.Opaque
+    assert read("ReduceMax", "x", opset=17, axes=[-1]).axis == -1
+    assert read("ReduceMax", "x", opset=17, axes=[1]).axis == -3
     assert kind("ReduceMax", "x", opset=17, axes=[2, 3]) is op.Opaque
 
 
-@pytest.mark.parametrize(("axis", "expected"), [(-1, op.Softmax), (3, op.Softmax), (1, op.Opaque)])
-def test_softmax_is_over_the_last_axis(axis, expected):
-    assert kind("Softmax", "x", axis=axis) is expected
-    assert kind("Softmax", "x") is op.Softmax
+@pytest.mark.parametrize(("axis", "expected"), [(-1, -1), (3, -1), (1, -3)])
+def test_softmax_is_over_one_axis(axis, expected):
+    found = read("Softmax", "x", axis=axis)
+    assert (found.axis, found.logarithm) == (expected, False)
+    found = read("LogSoftmax", "x", axis=axis)
+    assert (found.axis, found.logarithm) == (expected, True)
+    assert read("Softmax", "x").axis == -1
+
+
+def test_softmax_of_older_files_is_over_all_axes_from_one_on():
+    assert kind("Softmax", "x", opset=11) is op.Opaque
+    assert kind("Softmax", "x", opset=11, axis=1) is op.Opaque
+    assert read("Softmax", "x", opset=11, axis=3).axis == -1
+
+
+def test_a_product_with_what_is_inverted_is_a_quotient():
+    def named(found: Any) -> tuple[str, str]:
+        return found.left.name, found.right.name
+
+    assert named(read("Div", "x", "y")) == ("x", "y")
+    assert kind("Mul", "x", "y") is op.Opaque
 
 
 @pytest.mark.parametrize(
@@ -219,8 +236,47 @@ def test_fused_attention_without_scale():
     ("inputs", "attributes", "reason"),
     [
         (("x", "y", "q"), {"softcap": 5.0}, "softcap"),
-        (("x", "y", "q", "", "x", "y"), {}, "its own cache"),
+        (("x", "y", "q", "", "x", "y"), {}, "does not return them"),
+        (("x", "y", "q", "", "x", "y"), {"is_causal": 1, "outputs": 3}, "causal"),
+        (("x", "y", "q", "", "x", "y", "i"), {"outputs": 3}, "nonpad_kv_seqlen"),
     ],
 )
 def test_what_a_fused_attention_may_not_do(inputs, attributes, reason):
     assert reason in read("Attention", *inputs, **attributes).unsupported
+
+
+def test_fused_attention_with_its_own_cache():
+    found = read("Attention", "x", "y", "q", "", "x", "y", outputs=3)
+    past = found.past
+    names = [each.name for each in (past.key, past.value, past.present_key, past.present_value)]
+    assert (names, found.unsupported) == (["x", "y", "out1", "out2"], "")
+    assert read("Attention", "x", "y", "q").past is None
+
+
+MICROSOFT = {"domain": "com.microsoft", "num_heads": 3}
+
+
+def test_multi_head_attention():
+    found = read("MultiHeadAttention", "p3", "p3", "p3", "", "", "m", **MICROSOFT)
+    assert (found.flat, found.heads, found.key_heads) == (True, 3, 3)
+    assert found.scale == pytest.approx(8**-0.5)
+    assert (found.bias.name, found.unsupported, found.past) == ("m", "", None)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        (("p3",), "three operands"),
+        (("p3", "x", "x"), "three operands"),
+        (("p3", "p3", "p3", "bias"), "bias"),
+        (("p3", "p3", "p3", "", "m"), "key_padding_mask"),
+        (("p3", "p3", "p3", "", "", "", "x", "y"), "does not return them"),
+    ],
+)
+def test_what_multi_head_attention_may_not_do(inputs, reason):
+    assert reason in read("MultiHeadAttention", *inputs, **MICROSOFT).unsupported
+
+
+def test_group_query_attention_is_seen_and_refused():
+    found = read("GroupQueryAttention", "p3", "p3", "p3", "", "", "i", "i", **MICROSOFT)
+    assert "seqlens_k" in found.unsupported

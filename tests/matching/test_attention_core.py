@@ -11,7 +11,7 @@ from onnx import TensorProto
 from mla_opt.matching.attention_core import attention_cores
 from mla_opt.sites import AttentionCore
 from tests.graphs.latent_block import Block, Tape
-from tests.passes.harness import graph_of
+from tests.passes.harness import graph_of, run
 
 
 def cores(**options: Any) -> list[AttentionCore]:
@@ -92,8 +92,25 @@ def test_a_mask_that_chooses_an_ordinary_number_is_no_mask():
     assert cores(edits={"masked": half_masked}) == []
 
 
-def test_a_factor_outside_of_a_mask_would_scale_the_mask():
-    assert cores(edits={"masked": lambda tape, x: tape("Mul", x, tape.scalar(2.0))}) == []
+def test_a_factor_outside_of_an_addend_scales_the_addend():
+    found = core(edits={"masked": lambda tape, x: tape("Mul", x, tape.scalar(2.0))})
+    assert found.scale == pytest.approx(0.74)
+    assert [(term.kind, term.factor) for term in found.bias] == [("additive", 2.0)]
+
+
+@pytest.mark.parametrize(("factor", "fill"), [(2.0, float("-inf")), (-1.0, None), (0.0, None)])
+def test_a_factor_outside_of_a_mask_has_to_keep_what_is_forbidden(factor, fill):
+    found = cores(bias="boolean", edits={"masked": lambda t, x: t("Mul", x, t.scalar(factor))})
+    assert [term.fill for each in found for term in each.bias] == ([] if fill is None else [fill])
+
+
+def test_a_factor_that_lets_a_mask_through_is_refused():
+    def scaled(tape: Tape, scores: str) -> str:
+        mask = tape.input("choice", ("B", 1, "S", "T"), TensorProto.BOOL)
+        masked = tape("Where", mask, scores, tape.scalar(-1e5))
+        return tape("Mul", masked, tape.scalar(0.01))
+
+    assert cores(bias=None, edits={"masked": scaled}) == []
 
 
 def test_a_factor_on_the_probabilities_is_no_attention():
@@ -186,20 +203,43 @@ def test_a_computed_column_is_no_sink():
     assert cores(edits={"masked": column}) == []
 
 
-def test_less_than_the_maximum_subtracted_is_another_attention():
+def test_less_than_the_maximum_subtracted_is_a_bias_that_keys_make():
+    """As such it is refused, for it is computed from the rows."""
+
     def shifted(tape: Tape, scores: str) -> str:
         return tape("Sub", scores, tape("Tanh", scores))
 
-    assert cores(edits={"masked": shifted}) == []
+    found = core(edits={"masked": shifted})
+    assert [term.factor for term in found.bias] == [1.0, -1.0]
+    (result,) = run(graph_of(Block(edits={"masked": shifted})), "find_latent_attention")
+    assert [refusal.code for refusal in result.refusals] == ["query_from_latent"]
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_only_the_maximum_of_the_keys_drops_out(axis):
+    def shifted(tape: Tape, scores: str) -> str:
+        top = tape("ReduceMax", scores, tape.ints(axis), keepdims=1)
+        return tape("Sub", scores, top)
+
+    found = core(edits={"masked": shifted}, opset=18)
+    assert len(found.bias) == (1 if axis == 3 else 2)
+
+
+def test_a_maximum_that_sinks_are_not_lowered_by_does_not_drop_out():
+    def shifted(tape: Tape, scores: str) -> str:
+        return tape("Sub", scores, tape("ReduceMax", scores, tape.ints(-1), keepdims=1))
+
+    assert cores(sink=True, edits={"masked": shifted}, opset=18) == []
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_a_softmax_over_another_axis_is_no_attention(axis):
+def test_a_softmax_over_another_axis_is_not_that_of_the_values(axis):
     def turned(tape: Tape, scores: str) -> str:
         tape.nodes[-1].attribute[0].i = axis
         return scores
 
-    assert cores(edits={"probabilities": turned}) == []
+    (read,) = attention_cores(graph_of(Block(edits={"probabilities": turned})))
+    assert read.axes.apart
 
 
 def test_a_softmax_alone_is_no_attention():

@@ -83,6 +83,11 @@ def test_matrices_are_stored_in_the_type_of_the_query():
         assert stored.const_value.numpy().dtype == np.float16
 
 
+SEEING = (
+    "Greater(ReduceMax(Where(Greater(attention_mask, blind_level), blind_1, blind_0), -1), blind_0)"
+)
+BIASED = f"Add(MatMul(LatentAttention({QUERY}, {ROWS}, -, -, attention_mask), w_uv), value_bias)"
+
 TREES = {
     "no rotary part": (
         {"rope": 0},
@@ -95,8 +100,12 @@ TREES = {
         f"Gather({{q}}, 0_1_2_3)), {ROWS}, -, -, attention_mask), w_uv)",
     ),
     "a value bias": (
+        {"value_bias": True, "bias": None},
+        f"Add(MatMul(LatentAttention({QUERY}, {ROWS}), w_uv), value_bias)",
+    ),
+    "a value bias for queries that see something": (
         {"value_bias": True},
-        f"Add(MatMul(LatentAttention({QUERY}, {ROWS}, -, -, attention_mask), w_uv), value_bias)",
+        f"Where(Expand({SEEING}, Concat(1, 1, 1, Shape({BIASED}))), {BIASED}, blind_0)",
     ),
     "no mask": (
         {"bias": None},

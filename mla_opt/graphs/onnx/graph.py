@@ -28,6 +28,7 @@ from mla_opt.operator import contract
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
 from mla_opt.operator.onnx.node import settle
 from mla_opt.sites import LatentAttentionSite
+from mla_opt.sites.drafts import Draft
 
 _IR_VERSION_OF_FUNCTIONS = 8
 
@@ -47,6 +48,7 @@ class OnnxGraph(Bindings[OnnxBinding]):
         self.model = model
         self._style = style
         self.sites: list[LatentAttentionSite] = []
+        self.drafts: list[Draft] = []
         self._operations: dict[ir.Node, op.Operation] = {}
         self._constant: dict[ir.Value, bool] = {}
         self._positions: dict[ir.Node, int] = {}
@@ -77,10 +79,16 @@ class OnnxGraph(Bindings[OnnxBinding]):
         return tuple(self.model.graph)
 
     def position(self, node: ir.Node) -> int:
-        """Place of a node among those that the model came with."""
+        """Place of a node among those that the graph had when it was looked at."""
         if not self._positions:
             self._positions = {each: place for place, each in enumerate(self.model.graph)}
         return self._positions[node]
+
+    def refresh(self) -> None:
+        """Forget what was known of the graph as a whole."""
+        self._positions = {}
+        self._operations.clear()
+        self._bindings.clear()
 
     def operation(self, node: ir.Node) -> op.Operation:
         """What the node means; read once."""

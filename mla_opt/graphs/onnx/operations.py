@@ -6,37 +6,12 @@ a form that its function does not know is :class:`~mla_opt.graphs.operations.Opa
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Protocol
-
 import onnx_ir as ir
 
 from mla_opt.graphs import contractions
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.onnx import moves, numbers
-from mla_opt.handles import Array
-
-
-class Facts(moves.Facts, Protocol):
-    """What has to be known of values to read the nodes between them."""
-
-    def is_constant(self, value: ir.Value) -> bool:
-        """Whether the value depends on stored tensors only."""
-
-    def small_constant(self, value: ir.Value) -> Array | None:
-        """Content of a stored tensor that is small enough to be read while matching."""
-
-    def rank(self, value: ir.Value) -> int | None:
-        """Number of axes; ``None`` where it cannot be told."""
-
-    def width(self, value: ir.Value) -> int | None:
-        """Size of the last axis; ``None`` where it cannot be told."""
-
-
-Reader = Callable[[Facts, ir.Node], op.Operation]
-
-OPAQUE = op.Opaque()
+from mla_opt.graphs.onnx import attentions, moves, numbers
+from mla_opt.graphs.onnx.reading import OPAQUE, Facts, Reader, attribute, operand
 
 
 def read(facts: Facts, node: ir.Node) -> op.Operation:
@@ -44,15 +19,6 @@ def read(facts: Facts, node: ir.Node) -> op.Operation:
     domain = "" if node.domain == "ai.onnx" else node.domain
     reader = READERS.get((domain, node.op_type))
     return OPAQUE if reader is None else reader(facts, node)
-
-
-def _operand(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
-def _attribute(node: ir.Node, name: str, default: int | float) -> int | float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.value
 
 
 def _scalar(facts: Facts, value: ir.Value | None) -> float | None:
@@ -74,12 +40,12 @@ def _layout(facts: Facts, node: ir.Node, *data: ir.Value, axis: int | None = Non
 
 
 def _first_operand_layout(facts: Facts, node: ir.Node) -> op.Operation:
-    data = _operand(node, 0)
+    data = operand(node, 0)
     return OPAQUE if data is None else _layout(facts, node, data)
 
 
 def _gather(facts: Facts, node: ir.Node) -> op.Operation:
-    data, indices = _operand(node, 0), _operand(node, 1)
+    data, indices = operand(node, 0), operand(node, 1)
     if data is None or indices is None:
         return OPAQUE
     known = facts.is_constant(indices) or facts.integers(indices) is not None
@@ -87,7 +53,7 @@ def _gather(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _pad(facts: Facts, node: ir.Node) -> op.Operation:
-    fill = _operand(node, 2)
+    fill = operand(node, 2)
     mode = node.attributes.get("mode")
     zero = fill is None or _scalar(facts, fill) == 0.0
     plain = mode is None or mode.value == "constant"
@@ -96,7 +62,7 @@ def _pad(facts: Facts, node: ir.Node) -> op.Operation:
 
 def _concat(facts: Facts, node: ir.Node) -> op.Operation:
     parts = tuple(value for value in node.inputs if value is not None)
-    axis = int(_attribute(node, "axis", 0))
+    axis = int(attribute(node, "axis", 0))
     rank = facts.rank(node.outputs[0])
     if axis >= 0:
         axis = axis - rank if rank is not None else axis
@@ -107,12 +73,12 @@ def _scatter(facts: Facts, node: ir.Node) -> op.Operation:
     reduction = node.attributes.get("reduction")
     if reduction is not None and reduction.value != "none":
         return OPAQUE
-    data, updates = _operand(node, 0), _operand(node, 2)
+    data, updates = operand(node, 0), operand(node, 2)
     return OPAQUE if data is None or updates is None else _layout(facts, node, data, updates)
 
 
 def _expand(facts: Facts, node: ir.Node) -> op.Operation:
-    data = _operand(node, 0)
+    data = operand(node, 0)
     return OPAQUE if data is None else op.Broadcast(data)
 
 
@@ -121,16 +87,20 @@ def _filled(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _cast(facts: Facts, node: ir.Node) -> op.Operation:
-    data = _operand(node, 0)
+    data = operand(node, 0)
     if data is None:
         return OPAQUE
-    target = ir.DataType(int(_attribute(node, "to", 1)))
+    target = ir.DataType(int(attribute(node, "to", 1)))
     floating = target.is_floating_point() and (data.dtype is None or data.dtype.is_floating_point())
     return op.Cast(data) if floating else OPAQUE
 
 
 def _multiply(facts: Facts, node: ir.Node) -> op.Operation:
-    left, right = _operand(node, 0), _operand(node, 1)
+    left, right = operand(node, 0), operand(node, 1)
+    for data, other in ((left, right), (right, left)):
+        divisor = _inverted(other)
+        if data is not None and divisor is not None:
+            return _by(facts, data, divisor)
     for data, factor in ((left, _scalar(facts, right)), (right, _scalar(facts, left))):
         if factor is not None and data is not None:
             return op.Scaled(data, factor)
@@ -140,11 +110,21 @@ def _multiply(facts: Facts, node: ir.Node) -> op.Operation:
     return OPAQUE
 
 
+def _inverted(value: ir.Value | None) -> ir.Value | None:
+    """What a value is one by."""
+    node = None if value is None else value.producer()
+    inverts = node is not None and node.op_type == "Reciprocal" and not node.domain
+    return operand(node, 0) if node is not None and inverts else None
+
+
 def _divide(facts: Facts, node: ir.Node) -> op.Operation:
-    data, other = _operand(node, 0), _operand(node, 1)
+    data, other = operand(node, 0), operand(node, 1)
+    return OPAQUE if data is None or other is None else _by(facts, data, other)
+
+
+def _by(facts: Facts, data: ir.Value, other: ir.Value) -> op.Operation:
+    """One value divided by another."""
     divisor = _scalar(facts, other)
-    if data is None or other is None:
-        return OPAQUE
     if divisor:
         return op.Scaled(data, 1.0 / divisor)
     if facts.is_constant(other):
@@ -153,60 +133,63 @@ def _divide(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _negate(facts: Facts, node: ir.Node) -> op.Operation:
-    data = _operand(node, 0)
+    data = operand(node, 0)
     return OPAQUE if data is None else op.Scaled(data, -1.0)
 
 
 def _add(facts: Facts, node: ir.Node) -> op.Operation:
-    left, right = _operand(node, 0), _operand(node, 1)
+    left, right = operand(node, 0), operand(node, 1)
     return OPAQUE if left is None or right is None else op.Add(left, right)
 
 
 def _subtract(facts: Facts, node: ir.Node) -> op.Operation:
-    left, right = _operand(node, 0), _operand(node, 1)
+    left, right = operand(node, 0), operand(node, 1)
     return OPAQUE if left is None or right is None else op.Subtract(left, right)
 
 
 def _reduce_row(facts: Facts, node: ir.Node) -> op.Operation:
-    data = _operand(node, 0)
-    if data is None or not _attribute(node, "keepdims", 1):
+    data = operand(node, 0)
+    if data is None or not attribute(node, "keepdims", 1):
         return OPAQUE
     axes = _reduction_axes(facts, node)
-    last = axes is not None and len(axes) == 1 and axes[0] in _last_axis(facts, data)
-    if not last:
+    axis = None if axes is None or len(axes) != 1 else _from_end(facts, data, axes[0])
+    if axis is None:
         return OPAQUE
-    return op.RowMaximum(data) if node.op_type == "ReduceMax" else op.RowSum(data)
+    return op.RowMaximum(data, axis) if node.op_type == "ReduceMax" else op.RowSum(data, axis)
 
 
 def _exponential(facts: Facts, node: ir.Node) -> op.Operation:
-    data = _operand(node, 0)
+    data = operand(node, 0)
     return OPAQUE if data is None else op.Exponential(data)
 
 
 def _reduction_axes(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:
-    attribute = node.attributes.get("axes")
-    if attribute is not None:
-        return tuple(attribute.value)
-    operand = _operand(node, 1)
-    array = None if operand is None else facts.small_constant(operand)
+    stored = node.attributes.get("axes")
+    if stored is not None:
+        return tuple(stored.value)
+    given = operand(node, 1)
+    array = None if given is None else facts.small_constant(given)
     return None if array is None else tuple(int(axis) for axis in array.reshape(-1))
 
 
-def _last_axis(facts: Facts, value: ir.Value) -> tuple[int, ...]:
+def _from_end(facts: Facts, value: ir.Value, axis: int) -> int | None:
+    """An axis counted from the end; ``None`` where it cannot be told."""
     rank = facts.rank(value)
-    return (-1,) if rank is None else (-1, rank - 1)
+    if axis < 0 or rank is None:
+        return axis if axis < 0 else None
+    return axis - rank
 
 
 def _matmul(facts: Facts, node: ir.Node) -> op.Operation:
-    left, right = _operand(node, 0), _operand(node, 1)
+    left, right = operand(node, 0), operand(node, 1)
     if left is None or right is None:
         return OPAQUE
     ranks = facts.rank(left), facts.rank(right)
-    turned = bool(_attribute(node, "transA", 0)), bool(_attribute(node, "transB", 0))
+    turned = bool(attribute(node, "transA", 0)), bool(attribute(node, "transB", 0))
     axes = None
     if ranks[0] is not None and ranks[1] is not None:
         axes = contractions.matmul(ranks[0], ranks[1], turned)
-    factor = float(_attribute(node, "alpha", 1.0))
+    factor = float(attribute(node, "alpha", 1.0))
     plain = factor == 1.0 and not any(turned)
     if facts.is_constant(right):
         return op.Linear(left, right, plain=plain and ranks[1] == 2, axes=axes)
@@ -217,17 +200,17 @@ def _matmul(facts: Facts, node: ir.Node) -> op.Operation:
 
 def _fused_matmul(facts: Facts, node: ir.Node) -> op.Operation:
     """MatMul with a factor and transposed operands."""
-    mixed = any(_attribute(node, name, 0) for name in ("transBatchA", "transBatchB"))
+    mixed = any(attribute(node, name, 0) for name in ("transBatchA", "transBatchB"))
     return OPAQUE if mixed else _matmul(facts, node)
 
 
 def _einsum(facts: Facts, node: ir.Node) -> op.Operation:
     """A product of two operands, as long as no letter is twice in one of them."""
-    attribute = node.attributes.get("equation")
+    equation = node.attributes.get("equation")
     labels = (
-        None if attribute is None else contractions.einsum_labels(attribute.value, len(node.inputs))
+        None if equation is None else contractions.einsum_labels(equation.value, len(node.inputs))
     )
-    left, right = _operand(node, 0), _operand(node, 1)
+    left, right = operand(node, 0), operand(node, 1)
     if labels is None or left is None or right is None or len(node.inputs) != 2:
         return OPAQUE
     axes = op.Contraction(tuple(labels[0][0]), tuple(labels[0][1]), tuple(labels[1]))
@@ -240,7 +223,7 @@ def _einsum(facts: Facts, node: ir.Node) -> op.Operation:
 
 def _convolution(facts: Facts, node: ir.Node) -> op.Operation:
     """One whose kernel has one place is a product with a matrix."""
-    data, weight, bias = _operand(node, 0), _operand(node, 1), _operand(node, 2)
+    data, weight, bias = operand(node, 0), operand(node, 1), operand(node, 2)
     if data is None or weight is None or not facts.is_constant(weight):
         return OPAQUE
     shape = facts.shape(weight)
@@ -261,19 +244,19 @@ def _convolution(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _gemm(facts: Facts, node: ir.Node) -> op.Operation:
-    data, weight, bias = _operand(node, 0), _operand(node, 1), _operand(node, 2)
+    data, weight, bias = operand(node, 0), operand(node, 1), operand(node, 2)
     if data is None or weight is None or not facts.is_constant(weight):
         return OPAQUE
     if bias is not None and not facts.is_constant(bias):
         return OPAQUE
-    if _attribute(node, "transA", 0):
+    if attribute(node, "transA", 0):
         return OPAQUE
-    axes = contractions.matmul(2, 2, (False, bool(_attribute(node, "transB", 0))))
+    axes = contractions.matmul(2, 2, (False, bool(attribute(node, "transB", 0))))
     return op.Linear(data, weight, axes=axes)
 
 
 def _quantized_matmul(facts: Facts, node: ir.Node) -> op.Operation:
-    data, weight = _operand(node, 0), _operand(node, 1)
+    data, weight = operand(node, 0), operand(node, 1)
     if data is None or weight is None or not facts.is_constant(weight):
         return OPAQUE
     rank = facts.rank(data)
@@ -282,76 +265,32 @@ def _quantized_matmul(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _select(facts: Facts, node: ir.Node) -> op.Operation:
-    condition, chosen, other = (_operand(node, index) for index in range(3))
+    condition, chosen, other = (operand(node, index) for index in range(3))
     if condition is None or chosen is None or other is None:
         return OPAQUE
     return op.Select(condition, chosen, other)
 
 
 def _is_nan(facts: Facts, node: ir.Node) -> op.Operation:
-    data = _operand(node, 0)
+    data = operand(node, 0)
     return OPAQUE if data is None else op.IsNan(data)
 
 
 def _softmax(facts: Facts, node: ir.Node) -> op.Operation:
-    data = _operand(node, 0)
-    if data is None or int(_attribute(node, "axis", -1)) not in _last_axis(facts, data):
+    data = operand(node, 0)
+    if data is None:
         return OPAQUE
-    return op.Softmax(data)
-
-
-def _attention(facts: Facts, node: ir.Node) -> op.Operation:
-    """The ONNX operator of opset 23 and 24; operands of three axes hold the heads side by side."""
-    query, key, value = (_operand(node, index) for index in range(3))
-    if query is None or key is None or value is None:
+    whole = _opset(node) < 13  # all axes from this one on were one, and it was the second
+    axis = _from_end(facts, data, int(attribute(node, "axis", 1 if whole else -1)))
+    if axis is None or (whole and axis != -1):
         return OPAQUE
-    flat = facts.rank(query) == 3
-    heads, key_heads = _attention_heads(facts, node, query, key, flat)
-    width = facts.width(query)
-    if flat and width is not None and heads:
-        width //= heads
-    scale = node.attributes.get("scale")
-    if scale is None and width is None:
-        return OPAQUE
-    return op.FusedAttention(
-        query=query,
-        key=key,
-        value=value,
-        bias=_operand(node, 3),
-        scale=scale.value if scale is not None else 1.0 / math.sqrt(width or 1),
-        causal=bool(_attribute(node, "is_causal", 0)),
-        output=node.outputs[0],
-        unsupported=_beyond_plain_attention(facts, node, heads),
-        flat=flat,
-        heads=heads,
-        key_heads=key_heads,
-    )
+    return op.Softmax(data, axis, logarithm=node.op_type == "LogSoftmax")
 
 
-def _attention_heads(
-    facts: Facts, node: ir.Node, query: ir.Value, key: ir.Value, flat: bool
-) -> tuple[int | None, int | None]:
-    """Heads of the query, and of keys and values, where they are numbers."""
-    if flat:
-        counts = (_attribute(node, name, 0) for name in ("q_num_heads", "kv_num_heads"))
-        of_query, of_keys = (int(count) or None for count in counts)
-        return of_query, of_keys
-    shapes = facts.shape(query), facts.shape(key)
-    sizes = [shape[1] if shape is not None and len(shape) == 4 else None for shape in shapes]
-    of_query, of_keys = (size if isinstance(size, int) else None for size in sizes)
-    return of_query, of_keys
-
-
-def _beyond_plain_attention(facts: Facts, node: ir.Node, heads: int | None) -> str:
-    if heads is None:
-        return "how many heads it has is not a number"
-    if _attribute(node, "softcap", 0.0):
-        return "it caps its scores (softcap)"
-    if any(value is not None for value in node.inputs[4:]):
-        return "it keeps its own cache (past_key, past_value or nonpad_kv_seqlen)"
-    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
-        return "more than its first output is read"
-    return ""
+def _opset(node: ir.Node) -> int:
+    """Version of the standard operators that the node is one of."""
+    graph = node.graph
+    return 13 if graph is None else graph.opset_imports.get("", 13)
 
 
 READERS: dict[tuple[str, str], Reader] = {
@@ -396,5 +335,6 @@ READERS: dict[tuple[str, str], Reader] = {
     ("", "Where"): _select,
     ("", "IsNaN"): _is_nan,
     ("", "Softmax"): _softmax,
-    ("", "Attention"): _attention,
+    ("", "LogSoftmax"): _softmax,
+    **attentions.READERS,
 }

@@ -26,13 +26,15 @@ from mla_opt.graphs.torch.builder import Names, TorchBuilder
 from mla_opt.graphs.torch.inlining import inline_operator
 from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_real, rename, symbolic_shape
 from mla_opt.graphs.torch.no_ops import unchanged
-from mla_opt.graphs.torch.operations import operator_name, read
+from mla_opt.graphs.torch.operations import read
 from mla_opt.graphs.torch.order import drop_dead, in_order
+from mla_opt.graphs.torch.reading import operator_name
 from mla_opt.graphs.torch.skeleton import skeleton
 from mla_opt.graphs.torch.values import Literal, numpy_dtype, torch_dtype
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
 from mla_opt.sites import LatentAttentionSite
+from mla_opt.sites.drafts import Draft
 
 SMALL = 4096
 """Stored tensors of at most this many elements are read while matching; larger ones are not."""
@@ -44,11 +46,12 @@ class TorchGraph(Bindings[TorchBinding]):
     def __init__(self, program: LiftedProgram) -> None:
         self.program = program
         self.sites: list[LatentAttentionSite] = []
+        self.drafts: list[Draft] = []
         self._operations: dict[fx.Node, op.Operation] = {}
         self._constant: dict[fx.Node, bool] = {}
         self._retired: list[fx.Node] = []
         self._names = Names(program)
-        self._positions = {node: place for place, node in enumerate(program.graph.nodes)}
+        self._positions = _places(program)
 
     @cached_property
     def interface(self) -> ModelInterface:
@@ -62,8 +65,13 @@ class TorchGraph(Bindings[TorchBinding]):
         return tuple(node for node in self.program.graph.nodes if _is_node(node))
 
     def position(self, node: fx.Node) -> int:
-        """Place of a node among those that the program came with."""
+        """Place of a node among those that the graph had when it was looked at."""
         return self._positions[node]
+
+    def refresh(self) -> None:
+        """Forget what was known of the graph as a whole."""
+        self._positions = _places(self.program)
+        self._operations.clear()
 
     def operation(self, node: fx.Node) -> op.Operation:
         """What the node means; read once."""
@@ -353,6 +361,10 @@ class TorchGraph(Bindings[TorchBinding]):
     def text(self) -> str:
         """The graph as a person reads it."""
         return str(self.program.graph)
+
+
+def _places(program: LiftedProgram) -> dict[fx.Node, int]:
+    return {node: place for place, node in enumerate(program.graph.nodes)}
 
 
 def _is_node(node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from mla_opt.graphs.torch.lifted_program import expression, is_tensor
-from mla_opt.graphs.torch.operations import operator_name
+from mla_opt.graphs.torch.reading import operator_name
 
 
 class Facts(Protocol):

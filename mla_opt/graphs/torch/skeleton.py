@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_tensor, symbolic_shape
-from mla_opt.graphs.torch.operations import operator_name
+from mla_opt.graphs.torch.reading import operator_name
 from mla_opt.operator import contract
 
 _NAMES = {

@@ -1,0 +1,152 @@
+"""Attention operators: ONNX's own, and those of ONNX Runtime."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from mla_opt.graphs import operations as op
+from mla_opt.graphs.onnx.reading import OPAQUE, Facts, Reader, attribute, operand
+
+
+def _attention(facts: Facts, node: ir.Node) -> op.Operation:
+    """The ONNX operator of opset 23 and 24; operands of three axes hold the heads side by side."""
+    query, key, value = (operand(node, index) for index in range(3))
+    if query is None or key is None or value is None:
+        return OPAQUE
+    flat = facts.rank(query) == 3
+    heads, key_heads = _attention_heads(facts, node, query, key, flat)
+    width = facts.width(query)
+    if flat and width is not None and heads:
+        width //= heads
+    scale = node.attributes.get("scale")
+    if scale is None and width is None:
+        return OPAQUE
+    return op.FusedAttention(
+        query=query,
+        key=key,
+        value=value,
+        bias=operand(node, 3),
+        scale=scale.value if scale is not None else 1.0 / math.sqrt(width or 1),
+        causal=bool(attribute(node, "is_causal", 0)),
+        output=node.outputs[0],
+        unsupported=_beyond_plain_attention(facts, node, heads),
+        flat=flat,
+        heads=heads,
+        key_heads=key_heads,
+        past=_own_cache(node, (4, 5)) if heads and key_heads else None,
+    )
+
+
+def _own_cache(node: ir.Node, places: tuple[int, int]) -> op.OwnCache | None:
+    """The cache that a node joins rows to, where it has one and returns it."""
+    key, value = (operand(node, place) for place in places)
+    returned = [output for output in node.outputs[1:3] if output.name]
+    if key is None or value is None or len(returned) < 2:
+        return None
+    return op.OwnCache(key, value, *returned)
+
+
+def _attention_heads(
+    facts: Facts, node: ir.Node, query: ir.Value, key: ir.Value, flat: bool
+) -> tuple[int | None, int | None]:
+    """Heads of the query, and of keys and values, where they are numbers."""
+    if flat:
+        counts = (attribute(node, name, 0) for name in ("q_num_heads", "kv_num_heads"))
+        of_query, of_keys = (int(count) or None for count in counts)
+        return of_query, of_keys
+    shapes = facts.shape(query), facts.shape(key)
+    sizes = [shape[1] if shape is not None and len(shape) == 4 else None for shape in shapes]
+    of_query, of_keys = (size if isinstance(size, int) else None for size in sizes)
+    return of_query, of_keys
+
+
+def _beyond_plain_attention(facts: Facts, node: ir.Node, heads: int | None) -> str:
+    if heads is None:
+        return "how many heads it has is not a number"
+    if attribute(node, "softcap", 0.0):
+        return "it caps its scores (softcap)"
+    if any(value is not None for value in node.inputs[6:]):
+        return "how many keys there are depends on data (nonpad_kv_seqlen)"
+    own = _own_cache(node, (4, 5)) is not None
+    if own and attribute(node, "is_causal", 0):
+        return "its causal mask, with past keys, is another in each version of ONNX Runtime"
+    if not own and any(value is not None for value in node.inputs[4:]):
+        return "it reads past keys and values, and does not return them with the new ones"
+    if any(_is_read(value) for value in node.outputs[3 if own else 1 :]):
+        return "its scores or keys are read"
+    return ""
+
+
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def _multi_head_attention(facts: Facts, node: ir.Node) -> op.Operation:
+    """ONNX Runtime's operator of ``[B, S, H D]``."""
+    query = operand(node, 0)
+    heads, width = (
+        int(attribute(node, "num_heads", 0)),
+        None if query is None else facts.width(query),
+    )
+    if query is None or width is None or not heads or width % heads:
+        return OPAQUE
+    scale = float(attribute(node, "scale", 0.0)) or 1.0 / math.sqrt(width // heads)
+    past = _own_cache(node, (6, 7))
+    return op.FusedAttention(
+        query=query,
+        key=operand(node, 1) or query,
+        value=operand(node, 2) or query,
+        bias=operand(node, 5),
+        scale=scale,
+        causal=bool(attribute(node, "unidirectional", 0)),
+        output=node.outputs[0],
+        unsupported=_beyond_plain_heads(facts, node, past),
+        flat=True,
+        heads=heads,
+        key_heads=heads,
+        past=past,
+    )
+
+
+def _beyond_plain_heads(facts: Facts, node: ir.Node, past: op.OwnCache | None) -> str:
+    operands = [operand(node, place) for place in range(3)]
+    if any(value is None or facts.rank(value) != 3 for value in operands):
+        return "queries, keys and values are not three operands [B, S, H D]"
+    refused = {3: "bias", 4: "key_padding_mask", 8: "past_sequence_length", 9: "cache_indirection"}
+    given = [name for place, name in refused.items() if operand(node, place) is not None]
+    if given:
+        return f"what its operand {given[0]} does is not read"
+    if past is not None and attribute(node, "unidirectional", 0):
+        return "its causal mask, with past keys, is not read"
+    if past is None and any(operand(node, place) is not None for place in (6, 7)):
+        return "it reads past keys and values, and does not return them with the new ones"
+    if any(_is_read(value) for value in node.outputs[3 if past else 1 :]):
+        return "its scores or keys are read"
+    return ""
+
+
+def _group_query_attention(facts: Facts, node: ir.Node) -> op.Operation:
+    """ONNX Runtime's operator whose sequences end where an operand says: seen, and refused."""
+    query = operand(node, 0)
+    if query is None:
+        return OPAQUE
+    return op.FusedAttention(
+        query=query,
+        key=operand(node, 1) or query,
+        value=operand(node, 2) or query,
+        bias=None,
+        scale=float(attribute(node, "scale", 1.0)),
+        causal=True,
+        output=node.outputs[0],
+        unsupported="how many keys each sequence has depends on data (seqlens_k)",
+        flat=True,
+    )
+
+
+READERS: dict[tuple[str, str], Reader] = {
+    ("", "Attention"): _attention,
+    ("com.microsoft", "MultiHeadAttention"): _multi_head_attention,
+    ("com.microsoft", "GroupQueryAttention"): _group_query_attention,
+}
