@@ -54,9 +54,10 @@ class _Cones:
 
     @classmethod
     def of(cls, graph: Graph) -> _Cones:
-        cores = {node for site in graph.sites for node in _replaced(site)}
+        alive = _alive(graph)
+        cores = {node for site in graph.sites for node in _replaced(graph, site, alive)}
         joined = {each for site in graph.sites if site.cache for each in site.cache.joined}
-        return cls(_alive(graph), cores, joined)
+        return cls(alive, cores, joined)
 
     def hindering(self, graph: Graph) -> list[Node]:
         """Live shape readers of what is dead, or of what the operator will make.
@@ -89,10 +90,17 @@ class _Cones:
         return False
 
 
-def _replaced(site: LatentAttentionSite) -> tuple[Node, ...]:
-    """Nodes that a rewritten site does not need."""
-    projection = () if site.projection is None else (site.projection,)
-    return (*projection, *site.core.nodes)
+def _replaced(graph: Graph, site: LatentAttentionSite, alive: set[Node]) -> set[Node]:
+    """Nodes that a rewritten site does not need: its core, and what made keys and values for it."""
+    replaced = set(site.core.nodes)
+    pending = [graph.producer(value) for value in (site.core.key, site.core.value)]
+    while pending:
+        node = pending.pop()
+        if node is None or node in alive or node in replaced:
+            continue
+        replaced.add(node)
+        pending.extend(graph.producer(value) for value in graph.reads(node))
+    return replaced
 
 
 def _is_part_of(graph: Graph, value: Value, wholes: set[Value]) -> bool:

@@ -223,10 +223,20 @@ def _following_linear(graph: Graph, value: Value) -> tuple[Node, Value]:
             raise FoldBlockedError("more than the projection reads the output", tuple(readers))
         operation = graph.operation(readers[0])
         if isinstance(operation, op.Linear):
+            _check_one_sum(operation, readers[0])
             return readers[0], value
         if not isinstance(operation, op.Layout) or len(operation.data) != 1:
             raise FoldBlockedError("something lies between the output and W_O", (readers[0],))
         value = graph.results(readers[0])[0]
+
+
+def _check_one_sum(linear: op.Linear, node: Node) -> None:
+    """W_O is read as a matrix, of which heads and dims are the rows: one axis of its operand."""
+    if linear.axes is None:
+        return
+    data, result = linear.axes.first, linear.axes.result
+    if [label for label in data if label not in result] != [data[-1]]:
+        raise FoldBlockedError("W_O is summed over heads and dims as two axes", (node,))
 
 
 def _rows(graph: Graph, output: Value, data: Value) -> Array:

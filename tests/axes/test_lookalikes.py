@@ -105,6 +105,8 @@ ASKED_FOR: dict[str, tuple[Plan, str]] = {
     ),
     "probabilities read by an output": (Plan(mutations=("model - probs_returned 0",)), "static"),
     "an output by Gemm": (Plan(out="gemm"), "static"),
+    "W_O summed over two axes": (Plan(out="einsum"), "fold"),
+    "a mask by the shape of keys": (Plan(storage="separate", product="baddbmm"), "nothing"),
 }
 
 
