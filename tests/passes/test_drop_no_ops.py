@@ -51,6 +51,16 @@ NOTHING = {
     "Slice-size": lambda tape, x: tape(
         "Slice", x, tape.ints(0), tape("Shape", x, start=2, end=3), tape.ints(2)
     ),
+    "Slice-part": lambda tape, x: tape(
+        "Slice", tape("Concat", x, x, axis=1), tape.ints(-1), tape.ints(END), tape.ints(1)
+    ),
+    "Slice-part-size": lambda tape, x: tape(
+        "Slice",
+        tape("Concat", x, x, axis=2),
+        tape.ints(0),
+        tape("Shape", x, start=2, end=3),
+        tape.ints(2),
+    ),
     "Reshape": lambda tape, x: tape("Reshape", x, tape.ints(0, 0, 0, 0)),
     "Reshape-rest": lambda tape, x: tape("Reshape", x, tape.ints(0, 1, -1, 0)),
     "Reshape-shape": lambda tape, x: tape("Reshape", x, tape("Shape", x)),
@@ -92,6 +102,12 @@ SOMETHING = {
     ),
     "Slice-other": lambda tape, x: tape(
         "Slice", x, tape.ints(0), tape("Shape", x, start=0, end=1), tape.ints(2)
+    ),
+    "Slice-parts": lambda tape, x: tape(
+        "Slice", tape("Concat", x, x, x, axis=1), tape.ints(0), tape.ints(2), tape.ints(1)
+    ),
+    "Slice-part-other": lambda tape, x: tape(
+        "Slice", tape("Concat", x, x, axis=1), tape.ints(0), tape.ints(1), tape.ints(2)
     ),
     "Slice-order": lambda tape, x: tape(
         "Slice", x, tape.ints(0, 0), tape.ints(END, 3), tape.ints(3, 2)

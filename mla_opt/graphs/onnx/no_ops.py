@@ -1,4 +1,4 @@
-"""Which ONNX nodes return their first operand as it is, at every size.
+"""Which ONNX nodes return something that is there already, mostly their operand, at every size.
 
 One small function per operator, found by its name. It says yes only where attributes, stored
 operands or sizes prove it: sizes are expressions that hold at every size
@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mla_opt.graphs import sizes
+from mla_opt.graphs.onnx.concat_parts import part_of_concat
 from mla_opt.graphs.onnx.integers import Integers, vector
 from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Array
@@ -56,7 +57,9 @@ def unchanged(facts: Facts, node: ir.Node) -> ir.Value | None:
         return _other_of_neutral(facts, node)
     rule = RULES.get(node.op_type)
     data = node.inputs[0]
-    return data if rule is not None and data is not None and rule(facts, node) else None
+    if rule is not None and data is not None and rule(facts, node):
+        return data
+    return _joined_part(facts, node) if node.op_type == "Slice" else None
 
 
 # Rules by operator
@@ -145,6 +148,27 @@ def _slice(facts: Facts, node: ir.Node) -> bool:
     if last is None or own is None or axes is None or len(axes) != len(last):
         return False
     return all(_reaches_end(end, own[axis]) for end, axis in zip(last, axes))
+
+
+def _joined_part(facts: Facts, node: ir.Node) -> ir.Value | None:
+    """The operand of a Concat that is sliced out of it again."""
+    concat, shape = _data(node).producer(), facts.shape(_data(node))
+    axes = None if shape is None else _sliced_axes(facts, node, len(shape))
+    starts, ends = (_wanted(facts, _operand(node, place)) for place in (1, 2))
+    steps = _operand(node, 4)
+    if concat is None or concat.op_type != "Concat" or concat.domain not in ("", "ai.onnx"):
+        return None
+    if shape is None or axes is None or len(axes) != 1 or starts is None or ends is None:
+        return None
+    joined = concat.attributes["axis"].as_int() % len(shape)
+    if axes[0] != joined or not (steps is None or _holds_only(facts, steps, 1)):
+        return None
+    along = [None if each is None else facts.shape(each) for each in concat.inputs]
+    known = [each[joined] for each in along if each is not None]
+    if len(known) < len(along):
+        return None
+    end = shape[joined] if _reaches_end(ends[0], shape[joined]) else ends[0]
+    return part_of_concat(concat, known, starts[0], end)
 
 
 def _sliced_axes(facts: Facts, node: ir.Node, rank: int | None) -> tuple[int, ...] | None:
