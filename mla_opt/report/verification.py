@@ -20,7 +20,25 @@ def summary(verification: Mapping[str, object]) -> str:
     if applicable := [c for c in controls if c.get("applicable")]:
         noticed = sum(bool(control.get("detected")) for control in applicable)
         parts.append(f"{noticed} of {len(applicable)} broken copies noticed")
+    if drift := _drift(verification):
+        parts.append(drift)
     return ", ".join(parts)
+
+
+def _drift(verification: Mapping[str, object]) -> str:
+    """Both models as they are deployed, at the output that is farthest from floating point."""
+    drift = verification.get("drift")
+    outputs = _entries(drift, "outputs") if isinstance(drift, Mapping) else []
+    measured = [
+        (before, after)
+        for output in outputs
+        for before, after in [(output.get("original"), output.get("optimized"))]
+        if isinstance(before, float) and isinstance(after, float)
+    ]
+    if not measured:
+        return ""
+    before, after = max(measured, key=max)
+    return f"drift of quantized activations {before:.1e} before, {after:.1e} after (rms of spread)"
 
 
 def _entries(verification: Mapping[str, object], key: str) -> list[Mapping[str, Any]]:

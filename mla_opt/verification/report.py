@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mla_opt.verification.drift import Drift
 from mla_opt.verification.negative_controls import ControlResult
 from mla_opt.verification.parity import OutputParity, ScenarioParity, Tolerance
 
@@ -19,6 +20,7 @@ class ParityReport:
         tolerance: what error was tolerated.
         seed: what the inputs follow from.
         quantized: operators of quantization, where only the optimized model has some; else empty.
+        drift: of both models as they are deployed, where something rounds their activations.
     """
 
     outputs: tuple[OutputParity, ...]
@@ -27,6 +29,7 @@ class ParityReport:
     tolerance: Tolerance
     seed: int
     quantized: str = ""
+    drift: Drift = field(default_factory=Drift)
 
     @property
     def passed(self) -> bool:
@@ -68,6 +71,7 @@ class ParityReport:
             "tolerance": {"floor": self.tolerance.floor, "ceiling": self.tolerance.ceiling},
             "seed": self.seed,
             "quantized": self.quantized,
+            "drift": self.drift.as_dict() if self.drift else None,
         }
 
 

@@ -43,6 +43,9 @@ class Runnable(Protocol):
     def session(self, optimized: bool = True) -> Running:
         """Load it, with or without the runtime's own optimizations. Raises `RunError`."""
 
+    def twin(self) -> Runnable:
+        """The model with its activations in floating point; itself where nothing rounds them."""
+
     def breakable(self) -> Breakable:
         """The model, to be copied and broken."""
 

@@ -20,6 +20,7 @@ from mla_opt.files.model_io import check_order, from_proto, read_model
 from mla_opt.ort_values import from_ort_value, to_ort_value
 from mla_opt.verification.breakable import Breakable
 from mla_opt.verification.onnx.breaking import BreakableOnnx
+from mla_opt.verification.onnx.twins import ACCURACY_OF_FUSED, float_twin, may_be_fused
 from mla_opt.verification.running import RunError
 
 Array = npt.NDArray[Any]
@@ -47,12 +48,23 @@ class OpenModel:
         model: its graph; weights stay where they are until they are asked for.
         path: the file, if it came from one and is unchanged.
         libraries: custom-operator libraries to register.
+        settings: what sessions are configured with, beyond the defaults.
     """
 
     label: str
     model: ir.Model
     path: Path | None = None
     libraries: Sequence[Path] = field(default_factory=tuple)
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def twin(self) -> OpenModel:
+        """The model with its activations in floating point; itself where nothing rounds them."""
+        model = float_twin(self.model)
+        if model is not self.model:
+            return replace(self, model=model, path=None, settings=dict([ACCURACY_OF_FUSED]))
+        if may_be_fused(model):
+            return replace(self, settings=dict([ACCURACY_OF_FUSED]))
+        return self
 
     def breakable(self) -> BreakableOnnx:
         """The model, to be copied and broken."""
@@ -71,6 +83,8 @@ class OpenModel:
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
         )
+        for name, value in self.settings.items():
+            options.add_session_config_entry(name, value)
         for library in self.libraries:
             _guarded(self.label, "load", options.register_custom_ops_library, str(library))
         if self.path is not None:
@@ -100,13 +114,13 @@ class Session:
     """A loaded model."""
 
     label: str
-    _session: ort.InferenceSession
+    native: ort.InferenceSession
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name. Raises `RunError`."""
-        names = [output.name for output in self._session.get_outputs()]
+        names = [output.name for output in self.native.get_outputs()]
         tensors = {name: to_ort_value(feed) for name, feed in feeds.items()}
-        values = _guarded(self.label, "run", self._session.run_with_ort_values, names, tensors)
+        values = _guarded(self.label, "run", self.native.run_with_ort_values, names, tensors)
         return dict(zip(names, map(from_ort_value, values)))
 
 

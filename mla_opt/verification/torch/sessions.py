@@ -47,6 +47,10 @@ class OpenProgram:
             raise RunError(_said(self.label, "load", error)) from error
         return ProgramSession(self.label, module, self.opened.entrance, plain=not optimized)
 
+    def twin(self) -> OpenProgram:
+        """Itself: programs run as they are."""
+        return self
+
     def breakable(self) -> BreakableProgram:
         """The lifted program, to be copied and broken."""
         return BreakableProgram(self.opened.program)
