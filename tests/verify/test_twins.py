@@ -60,12 +60,14 @@ ROUNDING: dict[str, Callable[[], onnx.ModelProto]] = {
 def test_both_are_compared_without_roundings_and_the_drift_is_told(how: str) -> None:
     result = mla_opt.optimize(ROUNDING[how]())
     verification = result.report.verification
-    assert verification is not None and verification["passed"]
+    assert verification is not None
+    assert verification["passed"]
     outputs = verification["outputs"]
     assert max(output["relative"] for output in outputs) < 2e-5
     assert all(output["tolerance"] <= 2e-4 for output in outputs)
     controls = verification["controls"]
-    assert controls and all(each["applicable"] and each["detected"] for each in controls)
+    assert controls
+    assert all(each["applicable"] and each["detected"] for each in controls)
     drift = {each["name"]: each for each in verification["drift"]["outputs"]}
     assert 1e-4 < drift["logits"]["original"] < 0.1
     assert 1e-4 < drift["logits"]["optimized"] < 0.1
@@ -88,8 +90,10 @@ def test_a_twin_leaves_the_model_as_it_is() -> None:
         [n.attributes.get("accuracy_level") for n in each.graph if n.op_type == "MatMulNBits"]
         for each in (model, twin)
     ]
-    assert levels[0] and all(level is not None for level in levels[0])
-    assert len(levels[1]) == len(levels[0]) and not any(levels[1])
+    assert levels[0]
+    assert all(level is not None for level in levels[0])
+    assert len(levels[1]) == len(levels[0])
+    assert not any(levels[1])
 
 
 def test_weights_of_eight_bits_say_nothing_of_the_precision() -> None:

@@ -16,10 +16,11 @@ import onnx
 import onnx_ir as ir
 import onnx_shape_inference
 import onnxruntime as ort
-from onnx import numpy_helper
 
 from mla_opt.errors import MlaOptError
+from mla_opt.graphs.onnx.quantization.narrow import in_eight_bits, is_narrow
 from mla_opt.handles import Array
+from mla_opt.ort_values import from_ort_value, to_ort_value
 
 logger = logging.getLogger(__name__)
 
@@ -207,12 +208,14 @@ class _Part:
 
     def _content(self, value: ir.Value) -> Array | None:
         if value.is_initializer() and value.const_value is not None:
-            return np.asarray(value.const_value.numpy())
+            content = np.asarray(value.const_value.numpy())
+            widened = in_eight_bits(value, content)
+            return content if widened is None else widened
         return self._binding.known_data(value)
 
     def _store(self, value: ir.Value, content: Array) -> None:
         name = self._names[value] = f"v{len(self._names)}"
-        if content.size > _FED_AS_INPUT:
+        if content.size > _FED_AS_INPUT and not is_narrow(ir.DataType.from_numpy(content.dtype)):
             self._weights[name] = content
         else:
             self._embedded.append((name, content))
@@ -234,7 +237,9 @@ class _Part:
         fed = {**named, **self._weights}
         session = _session(self._proto(outputs, fed))
         try:
-            return list(session.run([self._names[value] for value in outputs], fed))
+            tensors = {name: to_ort_value(array) for name, array in fed.items()}
+            made = session.run_with_ort_values([self._names[value] for value in outputs], tensors)
+            return [from_ort_value(each) for each in made]
         except Exception as error:  # ONNX Runtime's own exception types share no public base
             reason = str(error).splitlines()[0]
             raise UnboundValueError(f"ONNX Runtime cannot run it alone: {reason}") from error
@@ -245,7 +250,7 @@ class _Part:
             "part",
             [_free_shape(name, array) for name, array in fed.items()],
             [onnx.ValueInfoProto(name=self._names[value]) for value in outputs],
-            [numpy_helper.from_array(array, name) for name, array in self._embedded],
+            [ir.serde.serialize_tensor(ir.Tensor(a, name=name)) for name, a in self._embedded],
         )
         return onnx.helper.make_model(
             graph,
@@ -272,7 +277,7 @@ class _Part:
 
 
 def _free_shape(name: str, array: Array) -> onnx.ValueInfoProto:
-    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    kind = int(ir.DataType.from_numpy(array.dtype))
     return onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim)
 
 

@@ -40,8 +40,14 @@ def rounds_activations(model: ir.Model) -> bool:
 
 
 def may_be_fused(model: ir.Model) -> bool:
-    """Whether ONNX Runtime may fuse stored weights that a model dequantizes into int8 products."""
-    return any(node.op_type == "DequantizeLinear" for node in _all_nodes(model))
+    """Whether ONNX Runtime may fuse stored weights that a model dequantizes into int8 products.
+
+    It does so with integers; floats of 8 bits it dequantizes.
+    """
+    kinds = [n.inputs[0] for n in _all_nodes(model) if n.op_type == "DequantizeLinear"]
+    return any(
+        value is not None and (value.dtype is None or value.dtype.is_integer()) for value in kinds
+    )
 
 
 def _rounds_inside(model: ir.Model) -> bool:
