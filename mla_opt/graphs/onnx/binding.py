@@ -18,6 +18,7 @@ import onnx_shape_inference
 import onnxruntime as ort
 
 from mla_opt.errors import MlaOptError
+from mla_opt.graphs.onnx.foreign_shapes import bound_shapes, is_foreign, named_sizes
 from mla_opt.graphs.onnx.quantization.narrow import in_eight_bits, is_narrow
 from mla_opt.handles import Array
 from mla_opt.ort_values import from_ort_value, to_ort_value
@@ -64,8 +65,10 @@ class OnnxBinding:
         self._values = {value.name: value for value in _values(model.graph)}
         bound = _shape_only_clone(model, input_shapes)
         self._infer(bound)
+        named = named_sizes(model.graph.inputs, input_shapes)
         for _ in range(_ROUNDS):
-            if not self._resolve(bound):
+            told = self._tell_foreign(bound, named)
+            if not self._resolve(bound) and not told:
                 break
             self._infer(bound)
 
@@ -82,6 +85,26 @@ class OnnxBinding:
             quiet.setLevel(level)
         for value in _values(bound.graph):
             self._record(value)
+
+    def _tell_foreign(self, bound: ir.Model, named: Mapping[str, int]) -> bool:
+        """Tell inference what operators make that it does not know, where it got stuck."""
+        copies = {value.name: value for value in _values(bound.graph)}
+        told = False
+        for node in filter(is_foreign, self._model.graph):
+            for output, shape in zip(node.outputs, bound_shapes(node, self.shape, named)):
+                if shape is None or output in self._shapes:
+                    continue
+                copy = copies[output.name]
+                self._shapes[output], copy.shape, told = shape, ir.Shape(shape), True
+                kind = copy.dtype or self._type_of_floats(node)
+                if kind is not None:
+                    copy.dtype = kind
+        return told
+
+    def _type_of_floats(self, node: ir.Node) -> ir.DataType | None:
+        """The type of the first operand in floating point: scales, where the rest is packed."""
+        kinds = (None if value is None else self._dtypes.get(value) for value in node.inputs)
+        return next((k for k in kinds if k is not None and k.is_floating_point()), None)
 
     def _resolve(self, bound: ir.Model) -> bool:
         """Compute the shape operands that inference does not follow, where it got stuck.

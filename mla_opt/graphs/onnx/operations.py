@@ -256,8 +256,10 @@ def _gemm(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _quantized_matmul(facts: Facts, node: ir.Node) -> op.Operation:
+    """A weight that is stored packed, with its scales, zero points and bias beside it."""
     data, weight = operand(node, 0), operand(node, 1)
-    if data is None or weight is None or not facts.is_constant(weight):
+    stored = all(facts.is_constant(value) for value in node.inputs[1:] if value is not None)
+    if data is None or weight is None or not stored:
         return OPAQUE
     rank = facts.rank(data)
     axes = None if rank is None else contractions.matmul(rank, 2)
@@ -332,6 +334,7 @@ READERS: dict[tuple[str, str], Reader] = {
     ("", "Conv"): _convolution,
     ("", "Gemm"): _gemm,
     ("com.microsoft", "MatMulNBits"): _quantized_matmul,
+    ("com.microsoft", "MatMulBnb4"): _quantized_matmul,
     ("", "Where"): _select,
     ("", "IsNaN"): _is_nan,
     ("", "Softmax"): _softmax,

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from mla_opt.graphs.onnx.quantization.operators import ROUNDING_OPERATORS
+from mla_opt.graphs.onnx.quantization.roundings import Roundings
+
 #: How ONNX Runtime computes DequantizeLinear and MatMul that it fuses; without it, in int8.
 ACCURACY_OF_FUSED = ("session.qdq_matmulnbits_accuracy_level", "1")
 
@@ -28,6 +31,7 @@ def float_twin(model: ir.Model) -> ir.Model:
     if not _rounds_inside(model):
         return model
     twin = model.clone()
+    Roundings.out_of(twin)
     for node in _all_nodes(twin):
         if _accuracy(node) not in _EXACT:
             del node.attributes["accuracy_level"]
@@ -51,7 +55,10 @@ def may_be_fused(model: ir.Model) -> bool:
 
 
 def _rounds_inside(model: ir.Model) -> bool:
-    return any(_accuracy(node) not in _EXACT for node in _all_nodes(model))
+    return any(
+        node.op_type in ROUNDING_OPERATORS or _accuracy(node) not in _EXACT
+        for node in _all_nodes(model)
+    )
 
 
 def _accuracy(node: ir.Node) -> int:

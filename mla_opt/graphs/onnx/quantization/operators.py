@@ -25,6 +25,8 @@ _OPERATORS = frozenset(
         "QuantizeLinear",
     }
 )
+#: Those that put activations on a grid.
+ROUNDING_OPERATORS = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QuantizeLinear"})
 #: QLinearMatMul, QLinearConv, QLinearConcat, ...
 _PREFIX = "QLinear"
 
