@@ -20,6 +20,7 @@ from mla_opt.graphs.onnx.foreign_shapes import declared
 from mla_opt.graphs.onnx.integers import Integers
 from mla_opt.graphs.onnx.no_ops import unchanged
 from mla_opt.graphs.onnx.operations import read
+from mla_opt.graphs.onnx.quantization.dequantized import dequantized
 from mla_opt.graphs.onnx.quantization.roundings import Rounding, Roundings
 from mla_opt.graphs.onnx.stored import StoredOnly
 from mla_opt.graphs.onnx.symbols import SymbolicShapes
@@ -136,7 +137,9 @@ class OnnxGraph(Bindings[OnnxBinding]):
     def small_constant(self, value: ir.Value) -> Array | None:
         """Like :meth:`constant`, for tensors small enough to be read while matching."""
         tensor = ir.convenience.get_const_tensor(value)
-        if tensor is None or value.is_graph_input() or tensor.size > SMALL:
+        if tensor is None:
+            return dequantized(value, SMALL)
+        if value.is_graph_input() or tensor.size > SMALL:
             return None
         return np.asarray(tensor.numpy())
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from mla_opt.graphs.onnx.quantization.unrounding import Unrounded, Unrounding
+from mla_opt.graphs.onnx.quantization.unrounding import MOVES, Unrounded, Unrounding
 
 _Inputs = tuple[ir.Value | None, ...]
 
@@ -47,6 +47,7 @@ class Roundings:
 
     taken: list[Rounding] = field(default_factory=list)
     _parked: dict[ir.Node, tuple[ir.Graph, _Inputs]] = field(default_factory=dict)
+    _known: set[ir.Node] = field(default_factory=set)
 
     @classmethod
     def out_of(cls, model: ir.Model) -> Roundings:
@@ -62,6 +63,7 @@ class Roundings:
                 node.graph.remove(node, safe=True)
         made = frozenset(state.made)
         found.taken = [replace(each, made=_made_for(each.real, made)) for each in found.taken]
+        found._known = {*ir.traversal.RecursiveGraphIterator(model.graph), *found._parked}
         return found
 
     def put_back(self, rounding: Rounding) -> bool:
@@ -73,6 +75,8 @@ class Roundings:
         real, rounded = rounding.real, rounding.rounded
         reads = rounding.reads if not rounding.made else _reads(real)
         left = [(n, i) for n, i in reads if n.graph is not None and n.inputs[i] is real]
+        if rounded.producer().op_type == "DequantizeLinear":
+            left = [(node, place) for node, place in left if not self._reaches_new(node)]
         returned = bool(rounding.names) and real.is_graph_output()
         if not left and not returned:
             return False
@@ -83,6 +87,23 @@ class Roundings:
             _return(rounded, real)
             rounded.name, real.name = rounding.names
         return True
+
+    def _reaches_new(self, node: ir.Node) -> bool:
+        """Whether what a node reads gets as it is, but for its order, to what was rewritten.
+
+        That reads floating point. Besides, ONNX Runtime 1.32 aborts where it moves a
+        DequantizeLinear to a value that a branch of an If captures.
+        """
+        pending, seen = [node], {node}
+        while pending:
+            each = pending.pop()
+            if each not in self._known:
+                return True
+            if each.op_type in MOVES or each.op_type == "Split":
+                ahead = {n for value in each.outputs for n in value.consumers()} - seen
+                seen |= ahead
+                pending.extend(ahead)
+        return False
 
     def _park(self, nodes: Iterable[ir.Node | None]) -> None:
         """Remove nodes that nothing reads any more, and those that only they read."""

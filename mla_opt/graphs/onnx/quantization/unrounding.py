@@ -68,7 +68,7 @@ class Unrounding:
 
     def know(self, integers: ir.Value, real: ir.Value, grid: Grid, kind: ir.DataType) -> None:
         """Note what integers of a grid stand for, as far as they can."""
-        settled = self._saturated(real, grid, kind)
+        settled = real if _is_only_weighed(integers) else self._saturated(real, grid, kind)
         if settled is not None:
             self._reals[integers] = settled, grid
 
@@ -169,7 +169,31 @@ class Unrounding:
         return self.emit("DequantizeLinear", integers, *parts, attributes=axis)
 
 
+MOVES = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile"}
+    | {"Transpose", "Unsqueeze"}
+)
+"""Operators that put elements in another order, and do nothing else to them."""
+
 Rule = Callable[[Unrounding, ir.Node], ir.Value | None]
+
+
+def _is_only_weighed(integers: ir.Value) -> bool:
+    """Whether all that becomes of integers is a softmax.
+
+    Scores that a mask has been added to are on a grid as wide as the mask's numbers, whose zero is
+    at its end: that cuts off no sign, but is how coarse the grid is.
+    """
+    readers = [
+        reader
+        for node in integers.consumers()
+        for reader in (
+            node.outputs[0].consumers() if node.op_type == "DequantizeLinear" else [node]
+        )
+    ]
+    return bool(readers) and all(
+        reader.op_type in ("Softmax", "QLinearSoftmax") for reader in readers
+    )
 
 
 def _range(kind: ir.DataType) -> tuple[int, int]:
@@ -373,13 +397,7 @@ _RULES: dict[tuple[str, str], Rule] = {
         for kind, rule in (("QuantizeLinear", _quantize), ("DequantizeLinear", _dequantize))
     },
     ("", "DynamicQuantizeLinear"): _quantize_dynamically,
-    **{
-        ("", kind): _move
-        for kind in (
-            *("Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice"),
-            *("Squeeze", "Tile", "Transpose", "Unsqueeze"),
-        )
-    },
+    **{("", kind): _move for kind in MOVES},
     ("", "Mul"): _product_of_integers,
     (_MICROSOFT, "DynamicQuantizeMatMul"): _dynamic_matmul,
     (_MICROSOFT, "MatMulIntegerToFloat"): _integer_matmul_to_float,
