@@ -48,6 +48,12 @@ class Builder(Protocol):
     def scalar_like(self, number: float, like: Value, name: str) -> Value:
         """A stored scalar of another value's element type."""
 
+    def scaled(self, value: Value, number: float, like: Value, name: str) -> Value:
+        """The value times a number, which is held more exactly than bfloat16 holds it.
+
+        Both are of the element type of ``like``.
+        """
+
     def declare_like(self, value: Value, like: Value) -> None:
         """Note that a value has another's element type, where the graph does not say."""
 

@@ -43,8 +43,15 @@ class Runnable(Protocol):
     def session(self, optimized: bool = True) -> Running:
         """Load it, with or without the runtime's own optimizations. Raises `RunError`."""
 
-    def twin(self) -> Runnable:
-        """The model with its activations in floating point; itself where nothing rounds them."""
+    @property
+    def narrow(self) -> bool:
+        """Whether it computes in a type that the runtime does not, bfloat16."""
+
+    def twin(self, wide: bool = False) -> Runnable:
+        """The model with its activations in floating point; itself where nothing rounds them.
+
+        ``wide``: what is bfloat16 is float32, too.
+        """
 
     def breakable(self) -> Breakable:
         """The model, to be copied and broken."""

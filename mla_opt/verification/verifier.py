@@ -139,7 +139,8 @@ class _Models:
 
     def twins(self) -> _Models:
         """Both without roundings of activations; these themselves where there are none."""
-        before, after = self.original.twin(), self.optimized.twin()
+        wide = self.original.narrow
+        before, after = self.original.twin(wide), self.optimized.twin(wide)
         same = before is self.original and after is self.optimized
         return self if same else _Models.of(before, after)
 

@@ -20,8 +20,9 @@ import onnxruntime as ort
 from mla_opt.errors import MlaOptError
 from mla_opt.graphs.onnx.foreign_shapes import bound_shapes, is_foreign, named_sizes
 from mla_opt.graphs.onnx.quantization.narrow import in_eight_bits, is_narrow
+from mla_opt.graphs.onnx.widening import uses_bfloat16, widen
 from mla_opt.handles import Array
-from mla_opt.ort_values import from_ort_value, to_ort_value
+from mla_opt.ort_values import BFLOAT16, from_ort_value, to_ort_value
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class OnnxBinding:
         self._shapes: dict[ir.Value, tuple[int, ...]] = {}
         self._integers: dict[ir.Value, Array] = {}
         self._dtypes: dict[ir.Value, ir.DataType] = {}
+        self.narrow = uses_bfloat16(model)
         self._values = {value.name: value for value in _values(model.graph)}
         bound = _shape_only_clone(model, input_shapes)
         self._infer(bound)
@@ -258,7 +260,10 @@ class _Part:
             self._names[value]: array for value, array in feeds.items() if value in self._names
         }
         fed = {**named, **self._weights}
-        session = _session(self._proto(outputs, fed))
+        proto = self._proto(outputs, fed)
+        if self._binding.narrow:
+            proto, fed = _wide(proto), {name: _in_float32(array) for name, array in fed.items()}
+        session = _session(proto)
         try:
             tensors = {name: to_ort_value(array) for name, array in fed.items()}
             made = session.run_with_ort_values([self._names[value] for value in outputs], tensors)
@@ -297,6 +302,17 @@ class _Part:
         for index, value in enumerate(node.outputs):
             proto.output[index] = self._names[value] if value.name else ""
         return proto
+
+
+def _wide(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same part in float32 where it is in bfloat16, for which there are few kernels."""
+    model = ir.from_proto(proto)
+    widen(model)
+    return ir.to_proto(model)
+
+
+def _in_float32(array: Array) -> Array:
+    return array.astype(np.float32) if array.dtype == BFLOAT16 else array
 
 
 def _free_shape(name: str, array: Array) -> onnx.ValueInfoProto:

@@ -676,7 +676,10 @@ RULES: dict[tuple[str, str], Rule] = {
     ("com.microsoft", "GatherBlockQuantized"): _gather_quantized,
     **{
         ("com.microsoft", name): _like_first
-        for name in ("FastGelu", "QuickGelu", "BiasGelu", "Gelu", "RotaryEmbedding")
+        for name in (
+            *("FastGelu", "QuickGelu", "BiasGelu", "Gelu", "RotaryEmbedding"),
+            *("QuantizeLinear", "DequantizeLinear", "QLinearSoftmax", "QLinearSigmoid"),
+        )
     },
     **{
         ("com.microsoft", name): _normalized

@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from mla_opt.errors import InputError
 from mla_opt.files.model_io import check_order, from_proto, read_model
+from mla_opt.graphs.onnx.widening import uses_bfloat16
 from mla_opt.ort_values import from_ort_value, to_ort_value
 from mla_opt.verification.breakable import Breakable
 from mla_opt.verification.onnx.breaking import BreakableOnnx
@@ -57,9 +58,14 @@ class OpenModel:
     libraries: Sequence[Path] = field(default_factory=tuple)
     settings: Mapping[str, str] = field(default_factory=dict)
 
-    def twin(self) -> OpenModel:
+    @property
+    def narrow(self) -> bool:
+        """Whether it computes in bfloat16."""
+        return uses_bfloat16(self.model)
+
+    def twin(self, wide: bool = False) -> OpenModel:
         """The model with its activations in floating point; itself where nothing rounds them."""
-        model = float_twin(self.model)
+        model = float_twin(self.model, wide=wide)
         if model is not self.model:
             return replace(self, model=model, path=None, settings=dict([ACCURACY_OF_FUSED]))
         if may_be_fused(model):

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from mla_opt.graphs.onnx.quantization.operators import ROUNDING_OPERATORS
 from mla_opt.graphs.onnx.quantization.roundings import Roundings
+from mla_opt.graphs.onnx.widening import uses_bfloat16, widen
 
 #: How ONNX Runtime computes DequantizeLinear and MatMul that it fuses; without it, in int8.
 ACCURACY_OF_FUSED = ("session.qdq_matmulnbits_accuracy_level", "1")
@@ -23,14 +24,18 @@ _EXACT = (0, 1)
 """Accuracy levels of MatMulNBits that leave activations as they are."""
 
 
-def float_twin(model: ir.Model) -> ir.Model:
+def float_twin(model: ir.Model, *, wide: bool = False) -> ir.Model:
     """The twin of a model; the very same where nothing rounds its activations.
 
-    A twin shares the stored tensors. It is to be run with `ACCURACY_OF_FUSED`.
+    ``wide``: bfloat16 becomes float32. A twin shares the stored tensors but for those. It is to be
+    run with `ACCURACY_OF_FUSED`.
     """
-    if not _rounds_inside(model):
+    wide = wide and uses_bfloat16(model)
+    if not wide and not _rounds_inside(model):
         return model
     twin = model.clone()
+    if wide:
+        widen(twin)
     Roundings.out_of(twin)
     for node in _all_nodes(twin):
         if _accuracy(node) not in _EXACT:

@@ -47,7 +47,12 @@ class OpenProgram:
             raise RunError(_said(self.label, "load", error)) from error
         return ProgramSession(self.label, module, self.opened.entrance, plain=not optimized)
 
-    def twin(self) -> OpenProgram:
+    @property
+    def narrow(self) -> bool:
+        """Never: PyTorch runs bfloat16 as it is."""
+        return False
+
+    def twin(self, wide: bool = False) -> OpenProgram:
         """Itself: programs run as they are."""
         return self
 

@@ -11,7 +11,7 @@ from mla_opt.handles import Array
 def dequantized(value: ir.Value, most: int) -> Array | None:
     """What DequantizeLinear makes of at most so many stored integers, where one scale is all."""
     node = value.producer()
-    if node is None or node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
+    if node is None or node.op_type != "DequantizeLinear":
         return None
     parts = [_stored(each, most) for each in node.inputs]
     if len(parts) < 2 or any(part is None for part in parts[:2]):

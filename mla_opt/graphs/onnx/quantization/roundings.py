@@ -7,7 +7,7 @@ still read the same; whatever came in the place of the others reads numbers that
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -52,8 +52,9 @@ class Roundings:
     @classmethod
     def out_of(cls, model: ir.Model) -> Roundings:
         """Take every rounding of activations out of a model, branches included."""
-        found, state = cls(), Unrounding()
-        for node in tuple(ir.traversal.RecursiveGraphIterator(model.graph)):
+        nodes = tuple(ir.traversal.RecursiveGraphIterator(model.graph))
+        found, state = cls(), Unrounding(_names(model, nodes))
+        for node in nodes:
             each = state.visit(node)
             if each is not None:
                 found.taken.append(_redirected(each))
@@ -75,7 +76,8 @@ class Roundings:
         real, rounded = rounding.real, rounding.rounded
         reads = rounding.reads if not rounding.made else _reads(real)
         left = [(n, i) for n, i in reads if n.graph is not None and n.inputs[i] is real]
-        if rounded.producer().op_type == "DequantizeLinear":
+        maker = rounded.producer()
+        if maker is not None and maker.op_type == "DequantizeLinear":
             left = [(node, place) for node, place in left if not self._reaches_new(node)]
         returned = bool(rounding.names) and real.is_graph_output()
         if not left and not returned:
@@ -99,7 +101,7 @@ class Roundings:
             each = pending.pop()
             if each not in self._known:
                 return True
-            if each.op_type in MOVES or each.op_type == "Split":
+            if each.op_type in MOVES:
                 ahead = {n for value in each.outputs for n in value.consumers()} - seen
                 seen |= ahead
                 pending.extend(ahead)
@@ -133,6 +135,16 @@ class Roundings:
                     graph.register_initializer(read)
             graph.append(node)
             pending.extend(read for read in inputs if read is not None)
+
+
+def _names(model: ir.Model, nodes: Iterable[ir.Node]) -> Iterator[str | None]:
+    """Every name in use."""
+    for graph in model.graphs():
+        yield from (value.name for value in graph.inputs)
+        yield from graph.initializers
+    for node in nodes:
+        yield node.name
+        yield from (value.name for value in node.outputs)
 
 
 def _redirected(each: Unrounded) -> Rounding:

@@ -13,7 +13,7 @@ where the value may have it; other numbers off the grid's ends are no longer cut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,8 @@ class Unrounded:
 class Unrounding:
     """Goes through a graph and its branches in order, and adds to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str | None] = ()) -> None:
+        self._names = set(names)
         self._stored = StoredOnly()
         self._reals: dict[ir.Value, tuple[ir.Value, Grid]] = {}
         self._place: ir.Node | None = None
@@ -131,15 +132,35 @@ class Unrounding:
         self, kind: str, *inputs: ir.Value | None, attributes: Sequence[ir.Attr] = ()
     ) -> ir.Value:
         """Put a standard operator in front of the node that is being visited."""
+        return self.emit_all(kind, inputs, attributes)[0]
+
+    def emit_all(
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Iterable[ir.Attr] = (),
+        like: Sequence[ir.Value] = (),
+    ) -> Sequence[ir.Value]:
+        """The same for one with as many outputs as ``like``, which they are as large as."""
         assert self._place is not None
-        name = f"{self._place.outputs[0].name}/unrounded_{len(self._made)}"
-        node = ir.Node("", kind, inputs, [*attributes], name=name)
-        node.outputs[0].name = name
+        name = self._new_name(f"{self._place.outputs[0].name}/unrounded")
+        count = max(len(like), 1)
+        node = ir.Node("", kind, inputs, [*attributes], num_outputs=count, name=name)
+        for place, output in enumerate(node.outputs):
+            output.name = f"{name}.{place}" if place else name
         self._made.append(node)
         owner = self._place.graph
         assert owner is not None
         owner.insert_before(self._place, node)
-        return node.outputs[0]
+        return node.outputs
+
+    def _new_name(self, wanted: str) -> str:
+        name, count = wanted, 0
+        while name in self._names:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._names.add(name)
+        return name
 
     def constant(self, array: Array) -> ir.Value:
         """A stored tensor."""
@@ -170,8 +191,8 @@ class Unrounding:
 
 
 MOVES = frozenset(
-    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile"}
-    | {"Transpose", "Unsqueeze"}
+    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
+    | {"Tile", "Transpose", "Unsqueeze"}
 )
 """Operators that put elements in another order, and do nothing else to them."""
 
@@ -278,11 +299,12 @@ def _move(state: Unrounding, node: ir.Node) -> None:
     if grid is None or grid.axis is not None:
         return
     reals = [state.real(value, grid) for value in data]
-    if any(real is None for real in reals) or len(node.outputs) != 1:
+    if any(real is None for real in reals):
         return
     rest = node.inputs[len(data) :]
-    real = state.emit(node.op_type, *reals, *rest, attributes=list(node.attributes.values()))
-    state.know(node.outputs[0], real, grid, ir.DataType.FLOAT)
+    moved = state.emit_all(node.op_type, (*reals, *rest), node.attributes.values(), node.outputs)
+    for integers, real in zip(node.outputs, moved):
+        state.know(integers, real, grid, ir.DataType.FLOAT)
 
 
 def _product_of_integers(state: Unrounding, node: ir.Node) -> ir.Value | None:
