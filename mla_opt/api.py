@@ -196,6 +196,7 @@ def _report(opened: Subject, records: Sequence[PassRecord], options: Options) ->
         refusals=tuple(each for record in records for each in record.result.refusals),
         passes=tuple(_pass(record) for record in records),
         interface_changes=interface_changes(before, after),
+        notes=tuple(each for record in records for each in record.result.warnings),
     )
 
 

@@ -17,6 +17,7 @@ from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite
 
 CODE = "activations_quantized"
+_LOST = "are read in floating point"
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class CheckRoundings(Pass):
             if readers:
                 site.notes.append(_note(len(readers)))
             kept.append(site)
-        matched = len(graph.sites)
+        matched, lost = len(graph.sites), sum(_LOST in note for s in kept for note in s.notes)
         graph.sites[:] = kept
-        return PassResult(matched=matched, refusals=tuple(refusals))
+        warnings = (_warning(lost),) if lost else ()
+        return PassResult(matched=matched, refusals=tuple(refusals), warnings=warnings)
 
 
 def _readers_inside(graph: Graph, site: LatentAttentionSite) -> list[Node]:
@@ -56,7 +58,15 @@ def _note(count: int) -> str:
     places = "place" if count == 1 else "places"
     return (
         f"its activations were quantized in {count} {places}, and are not any more: the latent rows"
-        " and the query are read in floating point"
+        f" and the query {_LOST}"
+    )
+
+
+def _warning(count: int) -> str:
+    which = "one attention" if count == 1 else f"{count} attentions"
+    return (
+        f"the activations inside {which} were quantized, and are not any more; those of the rest of"
+        " the model are as they were. --keep-activation-quantization refuses such attentions"
     )
 
 

@@ -276,9 +276,14 @@ class FusedAttention:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Anything else: no walk goes through it. ``product`` says that it is one of two values."""
+    """Anything else: no walk goes through it.
+
+    ``product`` says that it is one of two values, ``rounds`` that it computes with activations that
+    are quantized.
+    """
 
     product: bool = False
+    rounds: bool = False
 
 
 Operation = (

@@ -316,6 +316,14 @@ def _refuse_end(graph: Graph, rows: _Rows, what: str, value: Value) -> None:
             at,
             "store the projection weight in the model",
         )
+    if _rounds(graph, node):
+        raise NotLatentError(
+            "activations_quantized",
+            f"the {what} are made of quantized activations in a way that cannot be read without"
+            f" their rounding: {graph.label(node)}",
+            at,
+            "quantize only the weights, or quantize after optimizing",
+        )
     apart = leaf.kind == "apart"
     raise NotLatentError(
         "tokens_apart" if apart else "not_linear",
@@ -334,6 +342,12 @@ def _end(region: Region, value: Value) -> Value:
     while len(parts := region.made_of.get(value, ())) == 1:
         (value,) = parts
     return value
+
+
+def _rounds(graph: Graph, node: Node) -> bool:
+    """Whether a node computes with quantized activations."""
+    operation = graph.operation(node)
+    return isinstance(operation, op.Opaque) and operation.rounds
 
 
 def _is_product(graph: Graph, node: Node) -> bool:

@@ -53,6 +53,9 @@ class Runnable(Protocol):
         ``wide``: what is bfloat16 is float32, too.
         """
 
+    def with_weights_of(self, other: Runnable) -> tuple[Runnable, int]:
+        """The model with the layers that are quantized in the other, and how many those are."""
+
     def breakable(self) -> Breakable:
         """The model, to be copied and broken."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -83,10 +83,17 @@ def verify(
     after = _opened(optimized, "optimized", tuple(Path(library) for library in libraries))
     deployed = _Models.of(before, after)
     models = deployed.twins()
+    quantized = quantized_after(before.model, after.model)
+    borrowed = 0
+    if quantized:
+        borrowing, borrowed = models.original.with_weights_of(models.optimized)
+        models = _Models.of(borrowing, models.optimized)
     scenarios = plan(models.room())
     runs = 3 * len(scenarios) + (len(CONTROLS) if controls else 0) + 2 * (models is not deployed)
     counter = _Counter(progress, runs)
-    return _Verifier(models, deployed, seed, counter).report(scenarios, tolerance, controls)
+    verifier = _Verifier(models, deployed, seed, counter, borrowed)
+    report = verifier.report(scenarios, tolerance, controls)
+    return replace(report, quantized=quantized, borrowed=borrowed)
 
 
 def _opened(model: ModelLike, label: str, libraries: Sequence[Path] = ()) -> Runnable:
@@ -159,12 +166,16 @@ class _Models:
 
 @dataclass(frozen=True, slots=True)
 class _Verifier:
-    """Compares ``models``; ``deployed`` are the same, or the models that those are twins of."""
+    """Compares ``models``; ``deployed`` are the same, or the models that those are twins of.
+
+    ``borrowed``: how many layers of the optimized model the original that is compared has.
+    """
 
     models: _Models
     deployed: _Models
     seed: int
     counter: _Counter
+    borrowed: int = 0
 
     def report(
         self, scenarios: Sequence[Scenario], tolerance: float | None, controls: bool
@@ -180,34 +191,24 @@ class _Verifier:
         )
         outputs = worst_by_name(output for result in results for output in result.outputs)
         verdicts = self._controls(reference, limits) if controls else ()
-        quantized = quantized_after(self.deployed.original.model, self.deployed.optimized.model)
         drift = self._drift(_control_run(reference))
-        return ParityReport(outputs, results, verdicts, limits, self.seed, quantized, drift)
+        return ParityReport(outputs, results, verdicts, limits, self.seed, drift=drift)
 
     def _drift(self, reference: Run) -> Drift:
         """How far both are from the reference as they are deployed, where that differs."""
         if self.deployed is self.models:
             return Drift()
         deployed = _Verifier(self.deployed, self.deployed, self.seed, self.counter)
-        interface = self.deployed.before.interface
-        original = Deployed(
-            Aligner(interface, interface, InterfaceMap()),
-            deployed._deployed(lambda: deployed._reference([reference.scenario], True), reference),
+        scenarios, interface = [reference.scenario], self.deployed.before.interface
+        before = _one_run(lambda: deployed._reference(scenarios, True), reference)
+        if self.borrowed and before.error is None:  # what is compared has other weights than this
+            reference = before
+        after = _one_run(
+            lambda: deployed._candidate(self.deployed.optimized, [reference]), reference
         )
-        optimized = Deployed(
-            self.models.aligner,
-            deployed._deployed(
-                lambda: deployed._candidate(self.deployed.optimized, [reference]), reference
-            ),
-        )
+        original = Deployed(Aligner(interface, interface, InterfaceMap()), before)
+        optimized = Deployed(self.models.aligner, after)
         return measure_drift(reference, original, optimized)
-
-    def _deployed(self, run: Callable[[], Sequence[Run]], reference: Run) -> Run:
-        """One run; a model that the runtime does not take as it is has a twin all the same."""
-        try:
-            return run()[0]
-        except (InputError, VerificationError) as error:
-            return Run(reference.scenario, (), str(error))
 
     def _reference(self, scenarios: Iterable[Scenario], optimized: bool) -> tuple[Run, ...]:
         """Run the original, with or without ONNX Runtime's graph optimizations."""
@@ -309,6 +310,14 @@ def _merged(first: Limits, second: Limits) -> Limits:
         for name in ("batch", "query_len", "past_len", "total_len")
     )
     return Limits(*(b if a is None else a for a, b in pairs))
+
+
+def _one_run(run: Callable[[], Sequence[Run]], like: Run) -> Run:
+    """One run; a model that the runtime does not take as it is has a twin all the same."""
+    try:
+        return run()[0]
+    except (InputError, VerificationError) as error:
+        return Run(like.scenario, (), str(error))
 
 
 def _require_one(runs: Sequence[Run]) -> None:

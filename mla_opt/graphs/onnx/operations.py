@@ -11,6 +11,7 @@ import onnx_ir as ir
 from mla_opt.graphs import contractions
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.onnx import attentions, moves, numbers
+from mla_opt.graphs.onnx.quantization.operators import is_quantization
 from mla_opt.graphs.onnx.reading import OPAQUE, Facts, Reader, attribute, operand
 
 
@@ -18,7 +19,9 @@ def read(facts: Facts, node: ir.Node) -> op.Operation:
     """Translate one node; :class:`Opaque` when nothing is known of it."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     reader = READERS.get((domain, node.op_type))
-    return OPAQUE if reader is None else reader(facts, node)
+    if reader is None:
+        return op.Opaque(rounds=is_quantization(node.op_type))
+    return reader(facts, node)
 
 
 def _scalar(facts: Facts, value: ir.Value | None) -> float | None:

@@ -21,8 +21,9 @@ from mla_opt.graphs.onnx.widening import uses_bfloat16
 from mla_opt.ort_values import from_ort_value, to_ort_value
 from mla_opt.verification.breakable import Breakable
 from mla_opt.verification.onnx.breaking import BreakableOnnx
+from mla_opt.verification.onnx.same_weights import with_weights_of
 from mla_opt.verification.onnx.twins import ACCURACY_OF_FUSED, float_twin, may_be_fused
-from mla_opt.verification.running import RunError
+from mla_opt.verification.running import RunError, Runnable
 
 Array = npt.NDArray[Any]
 ModelLike = str | PathLike[str] | onnx.ModelProto | ir.Model
@@ -71,6 +72,14 @@ class OpenModel:
         if may_be_fused(model):
             return replace(self, settings=dict([ACCURACY_OF_FUSED]))
         return self
+
+    def with_weights_of(self, other: Runnable) -> tuple[OpenModel, int]:
+        """The model with the layers that are quantized in the other, and how many those are."""
+        model, count = with_weights_of(self.model, other.model)
+        if not count:
+            return self, 0
+        settings = dict([ACCURACY_OF_FUSED])
+        return replace(self, model=model, path=None, settings=settings), count
 
     def breakable(self) -> BreakableOnnx:
         """The model, to be copied and broken."""

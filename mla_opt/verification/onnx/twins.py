@@ -36,7 +36,8 @@ def float_twin(model: ir.Model, *, wide: bool = False) -> ir.Model:
     twin = model.clone()
     if wide:
         widen(twin)
-    Roundings.out_of(twin)
+    for rounding in Roundings.out_of(twin).taken:
+        rounding.keep_name()
     for node in _all_nodes(twin):
         if _accuracy(node) not in _EXACT:
             del node.attributes["accuracy_level"]

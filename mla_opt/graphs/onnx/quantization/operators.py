@@ -34,4 +34,9 @@ _PREFIX = "QLinear"
 def quantization_operators(model: ir.Model) -> Counter[str]:
     """Count the operators of quantization, those in branches included."""
     kinds = (node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph))
-    return Counter(kind for kind in kinds if kind in _OPERATORS or kind.startswith(_PREFIX))
+    return Counter(filter(is_quantization, kinds))
+
+
+def is_quantization(kind: str) -> bool:
+    """Whether an operator reads or makes quantized numbers."""
+    return kind in _OPERATORS or kind.startswith(_PREFIX)

@@ -40,6 +40,11 @@ class Rounding:
         """The nodes that read the rounded numbers."""
         return tuple(node for node, _ in self.reads)
 
+    def keep_name(self) -> None:
+        """Call what was made in the place of a rounded number as that was called, for good."""
+        if self.made and not self.names and self.rounded.name is not None:
+            self.rounded.name, self.real.name = f"{self.rounded.name}/rounded", self.rounded.name
+
 
 @dataclass(slots=True)
 class Roundings:
