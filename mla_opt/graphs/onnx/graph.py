@@ -286,7 +286,7 @@ class OnnxGraph(Bindings[OnnxBinding]):
         """Round again for those who read it so and are still there; in how many places?"""
         self.prune()
         back = sum(self._taken_out.put_back(each) for each in reversed(self._taken_out.taken))
-        self.model.graph.sort()
+        self.prune()
         return back
 
     def _forget(self) -> None:

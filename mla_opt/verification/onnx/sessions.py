@@ -31,6 +31,10 @@ T = TypeVar("T")
 
 #: Weights above this go to a file: one protobuf message holds less than 2 GiB.
 MAX_BYTES_IN_MEMORY = 1 << 30
+#: Tensors of as many bytes are given beside a message that would be too large.
+LARGE = 1 << 16
+#: What a message says of where these lie.
+GIVEN = "given_beside_the_message"
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 #: Everything ONNX Runtime raises; it has no base class of its own.
@@ -104,17 +108,34 @@ class OpenModel:
             _guarded(self.label, "load", options.register_custom_ops_library, str(library))
         if self.path is not None:
             return Session(self.label, _load(self.label, str(self.path), options))
-        return Session(self.label, self._load_from_memory(options))
+        return self._load_from_memory(options)
 
-    def _load_from_memory(self, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _load_from_memory(self, options: ort.SessionOptions) -> Session:
         tensors = _weights(self.model)
         folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
         own = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
         if own > MAX_BYTES_IN_MEMORY or len(folders) > 1:
-            return self._load_from_copy(options)
+            return self._load_beside(options)
         for folder in folders:
             options.add_session_config_entry(EXTERNAL_FOLDER, folder)
-        return _load(self.label, ir.to_proto(self.model).SerializeToString(), options)
+        proto = ir.to_proto(self.model).SerializeToString()
+        return Session(self.label, _load(self.label, proto, options))
+
+    def _load_beside(self, options: ort.SessionOptions) -> Session:
+        """Give the large tensors beside the message, which has no room for them."""
+        model = self.model.clone()
+        given = {v.name or "": v for v in model.graph.initializers.values() if _is_large(v)}
+        arrays = {name: value.const_value.numpy() for name, value in given.items()}  # type: ignore[union-attr]
+        for value in given.values():
+            value.const_value = _elsewhere(value)
+        rest = _weights(model)
+        inside = sum(t.nbytes for t in rest if not isinstance(t, ir.ExternalTensor))
+        if inside > MAX_BYTES_IN_MEMORY or any(_lies_in_file(tensor) for tensor in rest):
+            return Session(self.label, self._load_from_copy(options))
+        kept = {name: to_ort_value(array) for name, array in arrays.items()}
+        options.add_external_initializers(list(kept), list(kept.values()))
+        proto = ir.to_proto(model).SerializeToString()
+        return Session(self.label, _load(self.label, proto, options), (arrays, kept))
 
     def _load_from_copy(self, options: ort.SessionOptions) -> ort.InferenceSession:
         """Load by way of a file; once loaded, the session needs it no more."""
@@ -126,10 +147,11 @@ class OpenModel:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A loaded model."""
+    """A loaded model, and what has to live as long as it."""
 
     label: str
     native: ort.InferenceSession
+    kept: object = None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name. Raises `RunError`."""
@@ -172,6 +194,28 @@ def _from_proto(proto: onnx.ModelProto, label: str) -> ir.Model:
 def _weights(model: ir.Model) -> list[ir.TensorProtocol]:
     values = [v for graph in model.graphs() for v in graph.initializers.values()]
     return [v.const_value for v in values if v.const_value is not None]
+
+
+def _is_large(value: ir.Value) -> bool:
+    """Whether a stored tensor is worth giving beside the message, and can be."""
+    tensor = value.const_value
+    if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.dtype.bitwidth < 8:
+        return False
+    return bool(tensor.nbytes >= LARGE)
+
+
+def _elsewhere(value: ir.Value) -> ir.ExternalTensor:
+    """A stand-in for a tensor that is given beside the message."""
+    tensor = value.const_value
+    assert tensor is not None
+    shape, name = ir.Shape(tensor.shape.numpy()), value.name or ""
+    return ir.ExternalTensor(
+        GIVEN, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name, base_dir=""
+    )
+
+
+def _lies_in_file(tensor: ir.TensorProtocol) -> bool:
+    return isinstance(tensor, ir.ExternalTensor) and str(tensor.location) != GIVEN
 
 
 def _load(label: str, source: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
