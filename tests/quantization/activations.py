@@ -10,7 +10,7 @@ import onnx
 from onnxruntime import quantization as ort_quantization
 from onnxruntime.quantization import QuantFormat, QuantType
 
-from tests.graphs.latent_block import Block, feeds
+from tests.graphs.latent_block import Block, build, feeds
 
 
 class Prompts(ort_quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -69,3 +69,10 @@ FORMATS: dict[str, dict[str, Any]] = {
     },
     "operators on integers": {"quant_format": QuantFormat.QOperator},
 }
+
+
+def quantized(block: Block, folder: Path, how: str) -> onnx.ModelProto:
+    """A block's model, by ``quantize_dynamic`` or in one of `FORMATS`."""
+    if how == "dynamic":
+        return dynamic(build(block), folder)
+    return static(build(block), block, folder, **FORMATS[how])
