@@ -76,6 +76,18 @@ def test_it_is_refused_where_that_is_asked_for(tmp_path: Path) -> None:
     assert len(plain.report.sites) == 1
 
 
+def test_an_attention_on_integers_is_refused(tmp_path: Path) -> None:
+    """What ``quantize_dynamic`` makes of ONNX's own Attention; ONNX Runtime rejects the model."""
+    block = Block(core="fused", bias=None, opset=23)
+    model = dynamic(build(block), tmp_path)
+    assert counted(model, "QAttention") == 1
+    with pytest.raises(NothingMatchedError, match="activations_quantized") as caught:
+        mla_opt.optimize(model)
+    assert caught.value.report is not None
+    (refusal,) = caught.value.report.refusals
+    assert "Attention" in refusal.remedy
+
+
 def test_inspection_sees_through_roundings(tmp_path: Path) -> None:
     (attention,) = mla_opt.find(static(build(BLOCK), BLOCK, tmp_path))
     assert attention.matched

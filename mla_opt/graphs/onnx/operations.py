@@ -20,7 +20,8 @@ def read(facts: Facts, node: ir.Node) -> op.Operation:
     domain = "" if node.domain == "ai.onnx" else node.domain
     reader = READERS.get((domain, node.op_type))
     if reader is None:
-        return op.Opaque(rounds=is_quantization(node.op_type))
+        whole = node.op_type == "QAttention"
+        return op.Opaque(rounds=is_quantization(node.op_type), attention=whole)
     return reader(facts, node)
 
 
