@@ -28,17 +28,20 @@ def summary(verification: Mapping[str, object]) -> str:
 def _drift(verification: Mapping[str, object]) -> str:
     """Both models as they are deployed, at the output that is farthest from floating point."""
     drift = verification.get("drift")
-    outputs = _entries(drift, "outputs") if isinstance(drift, Mapping) else []
+    if not isinstance(drift, Mapping):
+        return ""
     measured = [
         (before, after)
-        for output in outputs
+        for output in _entries(drift, "outputs")
         for before, after in [(output.get("original"), output.get("optimized"))]
         if isinstance(before, float) and isinstance(after, float)
     ]
-    if not measured:
-        return ""
-    before, after = max(measured, key=max)
-    return f"drift of quantized activations {before:.1e} before, {after:.1e} after (rms of spread)"
+    if measured:
+        before, after = max(measured, key=max)
+        both = f"{before:.1e} before, {after:.1e} after"
+        return f"drift of quantized activations {both} (rms of spread)"
+    problems = drift.get("problems")
+    return f"drift not measured: {problems[0]}" if isinstance(problems, list) and problems else ""
 
 
 def _entries(verification: Mapping[str, object], key: str) -> list[Mapping[str, Any]]:
