@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from mla_opt.graphs.onnx.quantization.rules import RULES
 from mla_opt.graphs.onnx.quantization.unrounding import MOVES, Unrounded, Unrounding
 
 _Inputs = tuple[ir.Value | None, ...]
@@ -58,7 +59,7 @@ class Roundings:
     def out_of(cls, model: ir.Model) -> Roundings:
         """Take every rounding of activations out of a model, branches included."""
         nodes = tuple(ir.traversal.RecursiveGraphIterator(model.graph))
-        found, state = cls(), Unrounding(_names(model, nodes))
+        found, state = cls(), Unrounding(RULES, _names(model, nodes))
         for node in nodes:
             each = state.visit(node)
             if each is not None:
