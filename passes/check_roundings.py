@@ -54,10 +54,13 @@ def _readers_inside(graph: Graph, site: LatentAttentionSite) -> list[Node]:
     return list(dict.fromkeys(node for node in readers if node in inside))
 
 
+def _places(count: int) -> str:
+    return "one place" if count == 1 else f"{count} places"
+
+
 def _note(count: int) -> str:
-    places = "place" if count == 1 else "places"
     return (
-        f"its activations were quantized in {count} {places}, and are not any more: the latent rows"
+        f"its activations were quantized in {_places(count)}, and are not any more: the latent rows"
         f" and the query {_LOST}"
     )
 
@@ -74,7 +77,7 @@ def _refusal(graph: Graph, site: LatentAttentionSite, readers: list[Node]) -> Re
     return Refusal(
         site.name,
         CODE,
-        f"its activations are quantized in {len(readers)} places, which the latent form would not"
+        f"its activations are quantized in {_places(len(readers))}, which the latent form would not"
         " keep",
         tuple(graph.label(node) for node in readers),
         "do without --keep-activation-quantization (keep_activation_quantization)",
