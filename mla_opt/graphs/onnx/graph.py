@@ -291,9 +291,7 @@ class OnnxGraph(Bindings[OnnxBinding]):
 
     def _forget(self) -> None:
         """Read everything anew, as nodes and values are others."""
-        self._operations.clear()
-        self._bindings.clear()
-        self._positions.clear()
+        self.refresh()
         self._stored_only = StoredOnly()
         self.__dict__.pop("_symbols", None)
         self.__dict__.pop("_names", None)
