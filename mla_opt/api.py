@@ -38,7 +38,14 @@ if TYPE_CHECKING:
 
 
 #: The passes that find and decide, and rewrite no attention.
-LOOKING = ("drop_no_ops", "find_latent_attention", "extract_weights", "choose_form")
+LOOKING = (
+    "drop_no_ops",
+    "take_out_roundings",
+    "find_latent_attention",
+    "extract_weights",
+    "check_roundings",
+    "choose_form",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,7 @@ def optimize(
     passes: Sequence[str] | None = None,
     phase: Phase = "decode",
     plugin: bool = True,
+    keep_activation_quantization: bool = False,
     allow_unmatched: bool = False,
     observer: Observer | None = None,
 ) -> OptimizeResult:
@@ -86,6 +94,8 @@ def optimize(
         phase: for ``tensorrt``, ``prefill`` of whole prompts or ``decode``.
         plugin: for ``tensorrt``, whether the operator stays, for the plugin, where the plugin has
             a kernel for the widths C and R.
+        keep_activation_quantization: refuse attentions whose activations are quantized; if not,
+            they are rewritten without that, and the report says so.
         allow_unmatched: return the model as it is if nothing matches.
         observer: told of every pass and every verification run.
 
@@ -95,7 +105,17 @@ def optimize(
         RefusedError: the caches cannot all be what ``cache`` asks for; carries the report.
         VerificationError: the result computes something else; carries the report.
     """
-    options = Options(target, absorb, cache, prefill, cache_type, passes, phase, plugin)
+    options = Options(
+        target,
+        absorb,
+        cache,
+        prefill,
+        cache_type,
+        passes,
+        phase,
+        plugin,
+        keep_activation_quantization,
+    )
     opened = subject(model, target)
     opened.check(options)
     graph = opened.graph
@@ -176,6 +196,7 @@ def _report(opened: Subject, records: Sequence[PassRecord], options: Options) ->
         refusals=tuple(each for record in records for each in record.result.refusals),
         passes=tuple(_pass(record) for record in records),
         interface_changes=interface_changes(before, after),
+        notes=tuple(each for record in records for each in record.result.warnings),
     )
 
 

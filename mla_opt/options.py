@@ -32,6 +32,8 @@ class Options:
         cache_type: what the rows of a float32 model's cache are rounded to.
         passes: names of passes to run instead of the default ones.
         phase: which of the two graphs, for ``tensorrt``.
+        keep_activation_quantization: whether an attention whose activations are quantized is
+            refused, in place of being rewritten without that.
         plugin: whether TensorRT runs the operator by the plugin, where that has a kernel for the
             widths C and R, or by standard operators.
     """
@@ -44,6 +46,7 @@ class Options:
     passes: Sequence[str] | None = None
     phase: Phase = "decode"
     plugin: bool = True
+    keep_activation_quantization: bool = False
 
     def __post_init__(self) -> None:
         kinds = {
@@ -123,6 +126,7 @@ class Options:
                 "prefill": self.prefill,
                 "in_place": mode == "static",
             },
+            "check_roundings": {"keep": self.keep_activation_quantization},
             "compress_cache": {"mode": mode},
             "narrow_cache": {"cache_type": self.cache_type},
             "write_cache_in_place": {

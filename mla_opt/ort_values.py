@@ -1,7 +1,7 @@
-"""Tensors between NumPy and ONNX Runtime, bfloat16 among them.
+"""Tensors between NumPy and ONNX Runtime, bfloat16 and floats of 8 bits among them.
 
-ONNX Runtime's Python interface knows no NumPy type for bfloat16: its tensors are made from their
-bits and read by their address.
+ONNX Runtime's Python interface knows no NumPy types for these: their tensors are made from their
+bits, and those of bfloat16 are read by their address.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ import onnxruntime as ort
 
 Array = npt.NDArray[Any]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+#: Types that are given by their bits, with ONNX's number for each.
+BY_BITS = {
+    BFLOAT16: onnx.TensorProto.BFLOAT16,
+    np.dtype(ml_dtypes.float8_e4m3fn): onnx.TensorProto.FLOAT8E4M3FN,
+    np.dtype(ml_dtypes.float8_e4m3fnuz): onnx.TensorProto.FLOAT8E4M3FNUZ,
+    np.dtype(ml_dtypes.float8_e5m2): onnx.TensorProto.FLOAT8E5M2,
+    np.dtype(ml_dtypes.float8_e5m2fnuz): onnx.TensorProto.FLOAT8E5M2FNUZ,
+}
 #: Bytes of a cache line. Tensors of ONNX Runtime's own begin with one, NumPy's arrays need not: a
 #: kernel that reads rows by whole lines then reads two for one.
 LINE = 64
@@ -24,10 +32,11 @@ LINE = 64
 
 def to_ort_value(array: Array) -> ort.OrtValue:
     """Return a tensor that may share the array's memory: keep the array while it is used."""
-    if array.dtype != BFLOAT16:
+    kind = BY_BITS.get(array.dtype)
+    if kind is None:
         return ort.OrtValue.ortvalue_from_numpy(array)
-    bits = np.ascontiguousarray(array).view(np.uint16)
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
+    bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind)
 
 
 def aligned_zeros(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:

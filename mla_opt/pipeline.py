@@ -19,12 +19,16 @@ from mla_opt.graphs.protocol import Graph
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """What one pass did: sites it looked at, sites it changed, what it refused, what to tell."""
+    """What one pass did: sites it looked at, sites it changed, what it refused, what to tell.
+
+    ``notes`` are for those who ask for details, ``warnings`` for everybody.
+    """
 
     matched: int = 0
     rewritten: int = 0
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Pass(ABC):

@@ -1,19 +1,22 @@
 """The compiler, one pass a file, in the order they run.
 
 1. `drop_no_ops`: let nothing that does nothing lie between a value and its readers
-2. `find_latent_attention`: find every latent attention; say why the others are none
-3. `extract_weights`: read W_UK and W_UV off the graph by running it; prove each site
-4. `choose_form`: decide what is folded, and how long queries are served
-5. `compress_cache`: cache latent rows instead of expanded keys and values
-6. `absorb_weights`: put W_UK on the query and W_UV on the output, attend to latent rows
-7. `release_shapes`: let nothing be computed only for its shape to be read
-8. `fuse_cache_append`: let the operator append to the cache
-9. `narrow_cache`: on request, keep the rows of the cache in 16 bits
-10. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
-11. `write_cache_in_place`: for static caches, buffers that are written in place
-12. `lower_to_standard_ops`: for the portable target, no custom operator is left
-13. `lower_to_tensorrt`: for engines, the prefill or the decode graph
-14. `clean_up`: drop what nothing reads any more
+2. `take_out_roundings`: read quantized activations as they are before they are rounded
+3. `find_latent_attention`: find every latent attention; say why the others are none
+4. `extract_weights`: read W_UK and W_UV off the graph by running it; prove each site
+5. `check_roundings`: say which attentions lose the quantization of activations, or refuse
+6. `choose_form`: decide what is folded, and how long queries are served
+7. `compress_cache`: cache latent rows instead of expanded keys and values
+8. `absorb_weights`: put W_UK on the query and W_UV on the output, attend to latent rows
+9. `release_shapes`: let nothing be computed only for its shape to be read
+10. `fuse_cache_append`: let the operator append to the cache
+11. `narrow_cache`: on request, keep the rows of the cache in 16 bits
+12. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
+13. `write_cache_in_place`: for static caches, buffers that are written in place
+14. `lower_to_standard_ops`: for the portable target, no custom operator is left
+15. `lower_to_tensorrt`: for engines, the prefill or the decode graph
+16. `put_back_roundings`: quantize activations again outside of what was rewritten
+17. `clean_up`: drop what nothing reads any more
 
 Passes of other packages are found through the entry-point group ``mla_opt.passes``.
 """
@@ -35,8 +38,10 @@ ENTRY_POINT_GROUP = "mla_opt.passes"
 
 BUILT_IN: dict[str, str] = {
     "drop_no_ops": "DropNoOps",
+    "take_out_roundings": "TakeOutRoundings",
     "find_latent_attention": "FindLatentAttention",
     "extract_weights": "ExtractWeights",
+    "check_roundings": "CheckRoundings",
     "choose_form": "ChooseForm",
     "compress_cache": "CompressCache",
     "absorb_weights": "AbsorbWeights",
@@ -47,6 +52,7 @@ BUILT_IN: dict[str, str] = {
     "write_cache_in_place": "WriteCacheInPlace",
     "lower_to_standard_ops": "LowerToStandardOps",
     "lower_to_tensorrt": "LowerToTensorrt",
+    "put_back_roundings": "PutBackRoundings",
     "clean_up": "CleanUp",
 }
 """Pass names and their classes, in pipeline order. Modules are imported when they are used."""

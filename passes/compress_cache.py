@@ -241,8 +241,7 @@ def _in_original_dims(builder: Builder, site: LatentAttentionSite, keys: Value) 
         by_token = builder.gather(by_token, places, 3, "keys_in_order")
     if weights.key_scale == 1.0:
         return by_token
-    factor = builder.scalar_like(weights.key_scale, by_token, "key_scale")
-    return builder.multiply(by_token, factor, "keys_scaled")
+    return builder.scaled(by_token, weights.key_scale, by_token, "keys_scaled")
 
 
 def _declared_output(

@@ -12,7 +12,7 @@ cache, where past rows and new rows are joined and returned, is recorded with th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,6 +73,7 @@ class FindLatentAttention(Pass):
                 site.reordered = _is_reordered(site)
                 graph.sites.append(site)
         withdraw_unused(graph)
+        refusals += _on_integers(graph, names)
         return PassResult(matched=len(graph.sites), refusals=tuple(refusals))
 
 
@@ -111,6 +112,20 @@ def _of_model(
     )
     nodes = dict.fromkeys(node for node in (*error.nodes, *drafted) if node in own)
     return NotLatentError(error.code, error.reason, tuple(nodes), error.remedy)
+
+
+def _on_integers(graph: Graph, names: set[str]) -> Iterator[Refusal]:
+    """Attentions that are one operator on quantized activations: none can be read."""
+    for number, node in enumerate(graph.nodes()):
+        operation = graph.operation(node)
+        if isinstance(operation, op.Opaque) and operation.attention and operation.rounds:
+            yield Refusal(
+                _unique(_site_name(graph, graph.operands(node)[:1], number), names),
+                "activations_quantized",
+                "the whole attention is one operator on quantized activations",
+                (graph.label(node),),
+                "leave Attention out of what is quantized (op_types_to_quantize)",
+            )
 
 
 def _refusal(graph: Graph, name: str, error: NotLatentError | InputError) -> Refusal:
@@ -194,7 +209,7 @@ def _unique(name: str, names: set[str]) -> str:
     return chosen
 
 
-def _site_name(graph: Graph, near: tuple[Value, ...], number: int) -> str:
+def _site_name(graph: Graph, near: Sequence[Value], number: int) -> str:
     """The module path that a stored tensor near the attention still carries; else a number."""
     for name in _stored_names_upstream(graph, near):
         found = _MODULE_PATH.match(name)
@@ -203,7 +218,7 @@ def _site_name(graph: Graph, near: tuple[Value, ...], number: int) -> str:
     return f"attention.{number}"
 
 
-def _stored_names_upstream(graph: Graph, values: tuple[Value, ...]) -> Iterator[str]:
+def _stored_names_upstream(graph: Graph, values: Sequence[Value]) -> Iterator[str]:
     """Names of stored tensors, the nearest first."""
     pending: list[Value] = list(values)
     seen: set[Value] = set()

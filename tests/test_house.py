@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": WORDS,
     "operator": {"kernels", *WORDS},
     "cost_model": {"sites", *WORDS},
-    "graphs": {"sites", "operator", *WORDS},
+    "graphs": {"ort_values", "sites", "operator", *WORDS},
     "pipeline": {"graphs", "sites", *WORDS},
     "matching": {"graphs", "operator", "sites", *WORDS},
     "emission": {"graphs", "operator", "sites", *WORDS},

@@ -129,7 +129,7 @@ def test_passes_of_ones_own_choice():
 
 
 def test_a_pass_that_does_not_exist():
-    with pytest.raises(InputError, match="no pass is called 'fuse'; there are drop_no_ops, find"):
+    with pytest.raises(InputError, match="no pass is called 'fuse'; there are drop_no_ops, take"):
         Options(passes=("fuse",)).pipeline()
 
 
@@ -169,4 +169,5 @@ def test_as_dict_is_what_was_given():
         "passes": None,
         "phase": "decode",
         "plugin": True,
+        "keep_activation_quantization": False,
     }

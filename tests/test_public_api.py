@@ -101,6 +101,7 @@ SIGNATURES = {
         "passes": None,
         "phase": "decode",
         "plugin": True,
+        "keep_activation_quantization": False,
         "allow_unmatched": False,
         "observer": None,
     },

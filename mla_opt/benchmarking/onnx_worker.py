@@ -23,7 +23,7 @@ from mla_opt.benchmarking.memory import die_first, memory, reset_peak, resident_
 from mla_opt.benchmarking.pair import Pair, Side
 from mla_opt.benchmarking.points import Point
 from mla_opt.benchmarking.serving import serve
-from mla_opt.benchmarking.sessions import open_session
+from mla_opt.benchmarking.sessions import open_session, open_twin
 from mla_opt.ort_values import aligned, from_ort_value, to_ort_value
 from mla_opt.verification.feeds import Timeline
 from mla_opt.verification.onnx.sessions import Session
@@ -39,12 +39,14 @@ class Job:
 
     Attributes:
         kernel: whether the kernel library is to be used.
+        twin: whether to run the model with its activations in floating point, to be compared.
     """
 
     pair: Pair
     side: Side
     threads: int
     kernel: bool
+    twin: bool = False
 
     def write(self, path: Path) -> Path:
         """Save it for the process that is to do it."""
@@ -66,7 +68,11 @@ class OnnxWorker:
         self.pair, self.side = job.pair, job.side
         model = job.pair.model(job.side)
         self.driver = model.driver
-        self.session = open_session(model.path, job.threads, job.kernel)
+        self.session = (
+            open_twin(model.path, job.kernel)
+            if job.twin
+            else open_session(model.path, job.threads, job.kernel)
+        )
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.states: dict[str, ort.OrtValue] = {}
         self.done = 0

@@ -25,6 +25,7 @@ from mla_opt.report.inspection import AttentionReport
 from mla_opt.report.site import dtype_bytes
 from mla_opt.verification.alignment import Aligner
 from mla_opt.verification.interface_map import InterfaceMap, check_interfaces
+from mla_opt.verification.onnx.twins import rounds_activations
 from mla_opt.verification.oracle import Driver, optimized_driver, original_driver
 from mla_opt.verification.parity import Tolerance
 from mla_opt.verification.scenarios import Scenario
@@ -73,6 +74,8 @@ class Pair:
         attentions: the latent attentions of the original, as inspection tells of them.
         sites: those that the optimized model says were rewritten.
         has_operator: whether the optimized model holds the fused operator.
+        rounds: whether quantization rounds activations of either, so that twins without that are
+            compared (:mod:`mla_opt.verification.onnx.twins`).
     """
 
     original: Model
@@ -82,6 +85,7 @@ class Pair:
     attentions: tuple[AttentionReport, ...]
     sites: tuple[SiteRecord, ...]
     has_operator: bool
+    rounds: bool
 
     @classmethod
     def of(cls, original: Path, optimized: Path) -> Pair:
@@ -104,6 +108,7 @@ class Pair:
             attentions=tuple(a for a in api.inspect(before).attentions if a.matched),
             sites=read_sites(after),
             has_operator=_has_operator(after),
+            rounds=rounds_activations(before) or rounds_activations(after),
         )
         del before, after
         gc.collect()

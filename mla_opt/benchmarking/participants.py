@@ -60,8 +60,16 @@ class Variant:
 
     def start(self, folder: Path) -> WorkerProcess:
         """Load it in a process of its own."""
-        job = Job(self.pair, self.side, self.threads, self.kernel)
-        path = job.write(folder / f"{self.side}-{'kernel' if self.kernel else 'plain'}.job")
+        return self._start(folder, twin=False)
+
+    def start_twin(self, folder: Path) -> WorkerProcess:
+        """Load it with its activations in floating point, to be compared and not to be timed."""
+        return self._start(folder, twin=True)
+
+    def _start(self, folder: Path, *, twin: bool) -> WorkerProcess:
+        job = Job(self.pair, self.side, self.threads, self.kernel, twin)
+        kind = f"{self.side}-{'kernel' if self.kernel else 'plain'}"
+        path = job.write(folder / f"{kind}{'-twin' if twin else ''}.job")
         return WorkerProcess(self.name, "mla_opt.benchmarking.onnx_worker", [str(path)])
 
     @property

@@ -135,7 +135,7 @@ class PointRun:
         written = {who.name: self.folder / f"{who.name}.run" for who in ours}
         for who in ours:
             with as_bad_input(self.point):
-                self._write(workers[who.name], written[who.name], shared)
+                self._write_exact(who, workers[who.name], written[who.name], shared)
         for who in ours[1:]:
             how: Compared = "same past" if shared else "prompt"
             found[who.name] = agreement(self.pair, written[ORIGINAL], written[who.name], how)
@@ -143,6 +143,17 @@ class PointRun:
         if present:
             found |= self._peer_agreements(present, workers)
         return found
+
+    def _write_exact(self, who: Variant, worker: WorkerProcess, path: Path, shared: bool) -> None:
+        """Write what is compared: without roundings of activations, in a process that ends here."""
+        if not self.pair.rounds:
+            self._write(worker, path, shared)
+            return
+        with who.start_twin(self.folder) as twin:
+            place = {"context": self.point.context, "batch": self.point.batch}
+            twin.ask("setup", **place, query=self.point.query)
+            twin.step()
+            self._write(twin, path, shared)
 
     def _write(self, worker: WorkerProcess, path: Path, shared: bool) -> None:
         if shared:

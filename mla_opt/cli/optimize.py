@@ -44,6 +44,7 @@ class Settings:
     cache: str = "keep"
     cache_type: str = "keep"
     prefill: str = "auto"
+    keep_activation_quantization: bool = False
     verify: bool = True
     passes: tuple[str, ...] | None = None
     allow_unmatched: bool = False
@@ -113,6 +114,14 @@ def optimize(
             help="The form for long queries; auto: whichever is cheaper at each length.",
         ),
     ] = Prefill.AUTO,
+    keep_activation_quantization: Annotated[
+        bool,
+        typer.Option(
+            "--keep-activation-quantization",
+            help="Refuse attentions whose activations are quantized; if not given, they are "
+            "rewritten without that, and the report says so.",
+        ),
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run both models and compare.")
     ] = True,
@@ -152,6 +161,7 @@ def optimize(
             cache=cache,
             cache_type=cache_type.value,
             prefill=prefill.value,
+            keep_activation_quantization=keep_activation_quantization,
             verify=verify,
             passes=chosen,
             allow_unmatched=allow_unmatched,

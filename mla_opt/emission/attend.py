@@ -23,8 +23,7 @@ def attend(
     may attend to nothing gives zeros, as the fused operator does.
     """
     # on the scores, not on the query: ONNX Runtime makes it the factor of the product, for free
-    factor = builder.scalar_like(scale, query, "scale")
-    scores = builder.multiply(builder.matmul(query, keys, "products"), factor, "scores")
+    scores = builder.scaled(builder.matmul(query, keys, "products"), scale, query, "scores")
     addend = None if bias is None else additive(builder, bias, scores)
     if causal:
         addend = _causal(builder, query, values, addend)

@@ -290,9 +290,15 @@ class FusedAttention:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Anything else: no walk goes through it. ``product`` says that it is one of two values."""
+    """Anything else: no walk goes through it.
+
+    ``product`` says that it is one of two values, ``rounds`` that it computes with activations that
+    are quantized, ``attention`` that it is a whole attention.
+    """
 
     product: bool = False
+    rounds: bool = False
+    attention: bool = False
 
 
 Operation = (

@@ -48,6 +48,12 @@ class Builder(Protocol):
     def scalar_like(self, number: float, like: Value, name: str) -> Value:
         """A stored scalar of another value's element type."""
 
+    def scaled(self, value: Value, number: float, like: Value, name: str) -> Value:
+        """The value times a number, which is held more exactly than bfloat16 holds it.
+
+        Both are of the element type of ``like``.
+        """
+
     def declare_like(self, value: Value, like: Value) -> None:
         """Note that a value has another's element type, where the graph does not say."""
 
@@ -178,6 +184,7 @@ class Graph(Protocol):
 
     sites: list[LatentAttentionSite]
     drafts: list[Draft]
+    roundings: Sequence[Rounding]
 
     def nodes(self) -> Sequence[Node]:
         """All nodes of the main graph, producers before consumers."""
@@ -326,6 +333,15 @@ class Graph(Protocol):
     def replace_shape(self, reader: Node, sizes: Sequence[Size]) -> None:
         """Give the readers of a shape one put together from numbers and axes of other values."""
 
+    def take_out_roundings(self) -> Sequence[Rounding]:
+        """Let everything read activations as they are before quantization rounds them.
+
+        Returns the places where they were rounded; the graph keeps them as ``roundings``.
+        """
+
+    def put_back_roundings(self) -> int:
+        """Round again for those who read it so and are still there; returns in how many places."""
+
     def returned(self) -> Sequence[Value]:
         """Outputs of the graph."""
 
@@ -346,6 +362,14 @@ class Graph(Protocol):
 
     def text(self) -> str:
         """The graph as a person reads it."""
+
+
+class Rounding(Protocol):
+    """One place where quantization rounded activations."""
+
+    @property
+    def readers(self) -> tuple[Node, ...]:
+        """The nodes that read the rounded numbers."""
 
 
 class Binding(Protocol):

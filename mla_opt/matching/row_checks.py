@@ -81,6 +81,14 @@ def _refuse_end(graph: Graph, rows: SharedRows, what: str, value: Value) -> None
             at,
             "store the projection weight in the model",
         )
+    if _rounds(graph, node):
+        raise NotLatentError(
+            "activations_quantized",
+            f"the {what} are made of quantized activations in a way that cannot be read without"
+            f" their rounding: {graph.label(node)}",
+            at,
+            "quantize only the weights, or quantize after optimizing",
+        )
     apart = leaf.kind == "apart"
     raise NotLatentError(
         "tokens_apart" if apart else "not_linear",
@@ -92,6 +100,12 @@ def _refuse_end(graph: Graph, rows: SharedRows, what: str, value: Value) -> None
 
 def _readers(graph: Graph, value: Value) -> tuple[Node, ...]:
     return tuple(graph.consumers(value))
+
+
+def _rounds(graph: Graph, node: Node) -> bool:
+    """Whether a node computes with quantized activations."""
+    operation = graph.operation(node)
+    return isinstance(operation, op.Opaque) and operation.rounds
 
 
 def _is_product(graph: Graph, node: Node) -> bool:

@@ -20,7 +20,28 @@ def summary(verification: Mapping[str, object]) -> str:
     if applicable := [c for c in controls if c.get("applicable")]:
         noticed = sum(bool(control.get("detected")) for control in applicable)
         parts.append(f"{noticed} of {len(applicable)} broken copies noticed")
+    if drift := _drift(verification):
+        parts.append(drift)
     return ", ".join(parts)
+
+
+def _drift(verification: Mapping[str, object]) -> str:
+    """Both models as they are deployed, at the output that is farthest from floating point."""
+    drift = verification.get("drift")
+    if not isinstance(drift, Mapping):
+        return ""
+    measured = [
+        (before, after)
+        for output in _entries(drift, "outputs")
+        for before, after in [(output.get("original"), output.get("optimized"))]
+        if isinstance(before, float) and isinstance(after, float)
+    ]
+    if measured:
+        before, after = max(measured, key=max)
+        both = f"{before:.1e} before, {after:.1e} after"
+        return f"drift of quantized activations {both} (rms of spread)"
+    problems = drift.get("problems")
+    return f"drift not measured: {problems[0]}" if isinstance(problems, list) and problems else ""
 
 
 def _entries(verification: Mapping[str, object], key: str) -> list[Mapping[str, Any]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mla_opt.verification.drift import Drift
 from mla_opt.verification.negative_controls import ControlResult
 from mla_opt.verification.parity import OutputParity, ScenarioParity, Tolerance
 
@@ -19,6 +20,8 @@ class ParityReport:
         tolerance: what error was tolerated.
         seed: what the inputs follow from.
         quantized: operators of quantization, where only the optimized model has some; else empty.
+        borrowed: how many of its layers with quantized weights the original was given for that.
+        drift: of both models as they are deployed, where something rounds their activations.
     """
 
     outputs: tuple[OutputParity, ...]
@@ -27,6 +30,8 @@ class ParityReport:
     tolerance: Tolerance
     seed: int
     quantized: str = ""
+    borrowed: int = 0
+    drift: Drift = field(default_factory=Drift)
 
     @property
     def passed(self) -> bool:
@@ -50,11 +55,16 @@ class ParityReport:
         """What is to be known of the difference; empty where there is nothing."""
         if not self.quantized:
             return ""
+        after = f"the optimized model was quantized after it was optimized ({self.quantized})"
+        if self.borrowed and self.passed:
+            return (
+                f"{after}: it computes what the original computes whose {self.borrowed} layers have"
+                " the same quantized weights. The drift is that from the original as it is"
+            )
         return (
-            f"the optimized model was quantized after it was optimized ({self.quantized}): what is"
-            " measured is the drift of its quantization, behind which an error of the optimization"
-            " could hide. To check the optimization, verify the model as it was before it was"
-            " quantized, or quantize the original and optimize that"
+            f"{after}: what is measured is the drift of its quantization, behind which an error of"
+            " the optimization could hide. To check the optimization, verify the model as it was"
+            " before it was quantized, or quantize the original and optimize that"
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -68,6 +78,8 @@ class ParityReport:
             "tolerance": {"floor": self.tolerance.floor, "ceiling": self.tolerance.ceiling},
             "seed": self.seed,
             "quantized": self.quantized,
+            "borrowed": self.borrowed,
+            "drift": self.drift.as_dict() if self.drift else None,
         }
 
 

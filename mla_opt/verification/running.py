@@ -43,6 +43,19 @@ class Runnable(Protocol):
     def session(self, optimized: bool = True) -> Running:
         """Load it, with or without the runtime's own optimizations. Raises `RunError`."""
 
+    @property
+    def narrow(self) -> bool:
+        """Whether it computes in a type that the runtime does not, bfloat16."""
+
+    def twin(self, wide: bool = False) -> Runnable:
+        """The model with its activations in floating point; itself where nothing rounds them.
+
+        ``wide``: what is bfloat16 is float32, too.
+        """
+
+    def with_weights_of(self, other: Runnable) -> tuple[Runnable, int]:
+        """The model with the layers that are quantized in the other, and how many those are."""
+
     def breakable(self) -> Breakable:
         """The model, to be copied and broken."""
 

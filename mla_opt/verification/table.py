@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from mla_opt.verification.drift import Drift
 from mla_opt.verification.negative_controls import ControlResult
 from mla_opt.verification.parity import OutputParity, ScenarioParity
 from mla_opt.verification.report import ParityReport
@@ -14,6 +15,8 @@ from mla_opt.verification.report import ParityReport
 def render(report: ParityReport) -> Group:
     """Return the verdict, then outputs, scenarios and controls, each in a table."""
     parts: list[Table | Text] = [_verdict(report), _outputs(report), _scenarios(report)]
+    if report.drift:
+        parts.append(_drift(report.drift))
     if report.controls:
         parts.append(_controls(report))
     return Group(*parts)
@@ -79,6 +82,21 @@ def _scenario_cells(result: ScenarioParity) -> list[Text]:
         "" if worst is None else f"{worst:.1e}",
     ]
     return [*(Text(cell) for cell in cells), verdict]
+
+
+def _drift(drift: Drift) -> Table:
+    """What the roundings of quantized activations make of both models, as they are deployed."""
+    table = Table(title="drift as deployed, rms of spread (decides nothing)", title_justify="left")
+    table.add_column("output", overflow="fold")
+    for heading in ("original", "optimized"):
+        table.add_column(heading, justify="right")
+    for output in drift.outputs:
+        sides = (output.original, output.optimized)
+        numbers = ("not run" if side is None else f"{side:.1e}" for side in sides)
+        table.add_row(*map(Text, (output.name, *numbers)))
+    for problem in drift.problems:
+        table.add_row(Text(problem, style="yellow"))
+    return table
 
 
 def _controls(report: ParityReport) -> Table:

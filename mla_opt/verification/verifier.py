@@ -6,8 +6,8 @@ One session is open at a time: what the original said is kept, its session is no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +19,7 @@ from mla_opt.events import VerifyProgress
 from mla_opt.graphs.interface.interface import Limits, ModelInterface
 from mla_opt.programs.recognize import is_program, is_program_file
 from mla_opt.verification.alignment import Aligner, joined_name
+from mla_opt.verification.drift import Deployed, Drift, measure_drift
 from mla_opt.verification.interface_map import InterfaceMap, check_interfaces
 from mla_opt.verification.negative_controls import (
     CONTROLS,
@@ -80,10 +81,19 @@ def verify(
     """
     before = _opened(original, "original")
     after = _opened(optimized, "optimized", tuple(Path(library) for library in libraries))
-    models = _Models.of(before, after)
+    deployed = _Models.of(before, after)
+    models = deployed.twins()
+    quantized = quantized_after(before.model, after.model)
+    borrowed = 0
+    if quantized:
+        borrowing, borrowed = models.original.with_weights_of(models.optimized)
+        models = _Models.of(borrowing, models.optimized)
     scenarios = plan(models.room())
-    counter = _Counter(progress, 3 * len(scenarios) + (len(CONTROLS) if controls else 0))
-    return _Verifier(models, seed, counter).report(scenarios, tolerance, controls)
+    runs = 3 * len(scenarios) + (len(CONTROLS) if controls else 0) + 2 * (models is not deployed)
+    counter = _Counter(progress, runs)
+    verifier = _Verifier(models, deployed, seed, counter, borrowed)
+    report = verifier.report(scenarios, tolerance, controls)
+    return replace(report, quantized=quantized, borrowed=borrowed)
 
 
 def _opened(model: ModelLike, label: str, libraries: Sequence[Path] = ()) -> Runnable:
@@ -134,6 +144,13 @@ class _Models:
         sites = read_sites(optimized.model)
         return cls(original, optimized, before, after, aligner, sites, changes.prompts_only)
 
+    def twins(self) -> _Models:
+        """Both without roundings of activations; these themselves where there are none."""
+        wide = self.original.narrow
+        before, after = self.original.twin(wide), self.optimized.twin(wide)
+        same = before is self.original and after is self.optimized
+        return self if same else _Models.of(before, after)
+
     def room(self) -> Room:
         """What both models leave open."""
         long = [s.prefill_threshold for s in self.sites if s.prefill_threshold is not None]
@@ -149,9 +166,16 @@ class _Models:
 
 @dataclass(frozen=True, slots=True)
 class _Verifier:
+    """Compares ``models``; ``deployed`` are the same, or the models that those are twins of.
+
+    ``borrowed``: how many layers of the optimized model the original that is compared has.
+    """
+
     models: _Models
+    deployed: _Models
     seed: int
     counter: _Counter
+    borrowed: int = 0
 
     def report(
         self, scenarios: Sequence[Scenario], tolerance: float | None, controls: bool
@@ -167,10 +191,26 @@ class _Verifier:
         )
         outputs = worst_by_name(output for result in results for output in result.outputs)
         verdicts = self._controls(reference, limits) if controls else ()
-        quantized = quantized_after(self.models.original.model, self.models.optimized.model)
-        return ParityReport(outputs, results, verdicts, limits, self.seed, quantized)
+        drift = self._drift(_control_run(reference))
+        return ParityReport(outputs, results, verdicts, limits, self.seed, drift=drift)
 
-    def _reference(self, scenarios: Sequence[Scenario], optimized: bool) -> tuple[Run, ...]:
+    def _drift(self, reference: Run) -> Drift:
+        """How far both are from the reference as they are deployed, where that differs."""
+        if self.deployed is self.models:
+            return Drift()
+        deployed = _Verifier(self.deployed, self.deployed, self.seed, self.counter)
+        scenarios, interface = [reference.scenario], self.deployed.before.interface
+        before = _one_run(lambda: deployed._reference(scenarios, True), reference)
+        if self.borrowed and before.error is None:  # what is compared has other weights than this
+            reference = before
+        after = _one_run(
+            lambda: deployed._candidate(self.deployed.optimized, [reference]), reference
+        )
+        original = Deployed(Aligner(interface, interface, InterfaceMap()), before)
+        optimized = Deployed(self.models.aligner, after)
+        return measure_drift(reference, original, optimized)
+
+    def _reference(self, scenarios: Iterable[Scenario], optimized: bool) -> tuple[Run, ...]:
         """Run the original, with or without ONNX Runtime's graph optimizations."""
         try:
             session = self.models.original.session(optimized)
@@ -272,6 +312,14 @@ def _merged(first: Limits, second: Limits) -> Limits:
     return Limits(*(b if a is None else a for a, b in pairs))
 
 
+def _one_run(run: Callable[[], Sequence[Run]], like: Run) -> Run:
+    """One run; a model that the runtime does not take as it is has a twin all the same."""
+    try:
+        return run()[0]
+    except (InputError, VerificationError) as error:
+        return Run(like.scenario, (), str(error))
+
+
 def _require_one(runs: Sequence[Run]) -> None:
     errors = [run.error for run in runs if run.error is not None]
     if len(errors) == len(runs):
@@ -306,12 +354,20 @@ def rounded_cache_type(interface: ModelInterface) -> str | None:
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Bytes of the type that most float weights are stored in."""
+    """Bytes of the type that most float weights are stored in.
+
+    Types of less than 16 bits say nothing: those weights are computed with in the type of their
+    scales.
+    """
     counts: Counter[int] = Counter()
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is not None and tensor.dtype.is_floating_point():
+            if tensor is not None and _is_computed_with(tensor.dtype):
                 counts[int(tensor.dtype.itemsize)] += tensor.size
     likely = counts.most_common(1)[0][0] if counts else DEFAULT_WEIGHT_BYTES
     return min(max(likely, 2), 8)
+
+
+def _is_computed_with(kind: ir.DataType) -> bool:
+    return kind.is_floating_point() and kind.itemsize >= 2

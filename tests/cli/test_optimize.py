@@ -28,6 +28,7 @@ DEFAULTS = {
     "verify": True,
     "passes": None,
     "allow_unmatched": False,
+    "keep_activation_quantization": False,
 }
 
 
@@ -93,6 +94,7 @@ def test_options_reach_the_api(run: Run, api: FakeApi, model: Path) -> None:
         "optimize", model, "-o", model.with_name("o.onnx"), "--target", "portable",
         "--absorb", "fold-q", "--cache", "static:4096", "--prefill", "absorbed", "--no-verify",
         "--passes", "find_latent_attention, clean_up", "--allow-unmatched",
+        "--keep-activation-quantization",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert api.asked == {
@@ -100,6 +102,7 @@ def test_options_reach_the_api(run: Run, api: FakeApi, model: Path) -> None:
         "absorb": "fold-q",
         "cache": "static:4096",
         "cache_type": "keep",
+        "keep_activation_quantization": True,
         "prefill": "absorbed",
         "verify": False,
         "passes": ("find_latent_attention", "clean_up"),

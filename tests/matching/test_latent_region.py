@@ -49,6 +49,13 @@ def fused(point: str = "", edit: Any = None, **options: Any) -> Block:
 # Edits
 
 
+def on_another_grid(tape: Tape, value: str) -> str:
+    """Integers that are read back as other numbers than they were made of."""
+    steps = [tape.stored(np.float32(step).reshape(()), f"step_{step}") for step in (0.25, 0.5)]
+    zero = tape.stored(np.int8(3).reshape(()), "zero")
+    return tape("DequantizeLinear", tape("QuantizeLinear", value, steps[0], zero), steps[1], zero)
+
+
 def other_layer(tape: Tape, value: str) -> str:
     """Values of a linear layer of their own."""
     block = tape.block
@@ -276,6 +283,7 @@ CASES = [
     Case("causal_alignment", fused(bias=None, causal=True), ("Attention",)),
     Case("not_linear", edited("value", tanh), ("Tanh",)),
     Case("not_linear", edited("key", tanh), ("Tanh",)),
+    Case("activations_quantized", edited("value", on_another_grid), ("DequantizeLinear",)),
     Case("projection_not_constant", edited("kv_weight", weight_as_input), ("MatMul",)),
     Case("no_shared_projection", edited("values", lambda tape, value: _mixed(tape, value))),
     Case("separate_projections", edited("value", other_layer)),

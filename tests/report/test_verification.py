@@ -32,6 +32,22 @@ def test_what_could_not_be_measured_is_worst() -> None:
     assert "worst b: not measurable" in shown
 
 
+def test_the_drift_is_told_at_its_largest() -> None:
+    drift: dict[str, Any] = {
+        "outputs": [
+            {"name": "logits", "original": 0.02, "optimized": 0.01},
+            {"name": "cache", "original": 0.003, "optimized": 0.004},
+            {"name": "lost", "original": 1.0, "optimized": None},
+        ],
+        "problems": [],
+    }
+    shown = summary({"passed": True, "outputs": [], "drift": drift})
+    assert shown.endswith("activations 2.0e-02 before, 1.0e-02 after (rms of spread)")
+    drift = {"outputs": [], "problems": ["no kernel for that"]}
+    assert summary({"passed": True, "drift": drift}).endswith("not measured: no kernel for that")
+    assert "drift" not in summary({"passed": True, "drift": None})
+
+
 def test_any_error_is_too_much_where_none_is_tolerated() -> None:
     shown = summary({"outputs": [output("a", 1e-5), output("exact", 1e-9, 0.0)]})
     assert "worst exact" in shown

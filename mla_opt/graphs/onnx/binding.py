@@ -16,10 +16,13 @@ import onnx
 import onnx_ir as ir
 import onnx_shape_inference
 import onnxruntime as ort
-from onnx import numpy_helper
 
 from mla_opt.errors import MlaOptError
+from mla_opt.graphs.onnx.foreign_shapes import bound_shapes, is_foreign, named_sizes
+from mla_opt.graphs.onnx.quantization.narrow import in_eight_bits, is_narrow
+from mla_opt.graphs.onnx.widening import uses_bfloat16, widen
 from mla_opt.handles import Array
+from mla_opt.ort_values import BFLOAT16, from_ort_value, to_ort_value
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +63,14 @@ class OnnxBinding:
         self._shapes: dict[ir.Value, tuple[int, ...]] = {}
         self._integers: dict[ir.Value, Array] = {}
         self._dtypes: dict[ir.Value, ir.DataType] = {}
+        self.narrow = uses_bfloat16(model)
         self._values = {value.name: value for value in _values(model.graph)}
         bound = _shape_only_clone(model, input_shapes)
         self._infer(bound)
+        named = named_sizes(model.graph.inputs, input_shapes)
         for _ in range(_ROUNDS):
-            if not self._resolve(bound):
+            told = self._tell_foreign(bound, named)
+            if not self._resolve(bound) and not told:
                 break
             self._infer(bound)
 
@@ -81,6 +87,26 @@ class OnnxBinding:
             quiet.setLevel(level)
         for value in _values(bound.graph):
             self._record(value)
+
+    def _tell_foreign(self, bound: ir.Model, named: Mapping[str, int]) -> bool:
+        """Tell inference what operators make that it does not know, where it got stuck."""
+        copies = {value.name: value for value in _values(bound.graph)}
+        told = False
+        for node in filter(is_foreign, self._model.graph):
+            for output, shape in zip(node.outputs, bound_shapes(node, self.shape, named)):
+                if shape is None or output in self._shapes:
+                    continue
+                copy = copies[output.name]
+                self._shapes[output], copy.shape, told = shape, ir.Shape(shape), True
+                kind = copy.dtype or self._type_of_floats(node)
+                if kind is not None:
+                    copy.dtype = kind
+        return told
+
+    def _type_of_floats(self, node: ir.Node) -> ir.DataType | None:
+        """The type of the first operand in floating point: scales, where the rest is packed."""
+        kinds = (None if value is None else self._dtypes.get(value) for value in node.inputs)
+        return next((k for k in kinds if k is not None and k.is_floating_point()), None)
 
     def _resolve(self, bound: ir.Model) -> bool:
         """Compute the shape operands that inference does not follow, where it got stuck.
@@ -207,12 +233,14 @@ class _Part:
 
     def _content(self, value: ir.Value) -> Array | None:
         if value.is_initializer() and value.const_value is not None:
-            return np.asarray(value.const_value.numpy())
+            content = np.asarray(value.const_value.numpy())
+            widened = in_eight_bits(value, content)
+            return content if widened is None else widened
         return self._binding.known_data(value)
 
     def _store(self, value: ir.Value, content: Array) -> None:
         name = self._names[value] = f"v{len(self._names)}"
-        if content.size > _FED_AS_INPUT:
+        if content.size > _FED_AS_INPUT and not is_narrow(ir.DataType.from_numpy(content.dtype)):
             self._weights[name] = content
         else:
             self._embedded.append((name, content))
@@ -232,9 +260,14 @@ class _Part:
             self._names[value]: array for value, array in feeds.items() if value in self._names
         }
         fed = {**named, **self._weights}
-        session = _session(self._proto(outputs, fed))
+        proto = self._proto(outputs, fed)
+        if self._binding.narrow:
+            proto, fed = _wide(proto), {name: _in_float32(array) for name, array in fed.items()}
+        session = _session(proto)
         try:
-            return list(session.run([self._names[value] for value in outputs], fed))
+            tensors = {name: to_ort_value(array) for name, array in fed.items()}
+            made = session.run_with_ort_values([self._names[value] for value in outputs], tensors)
+            return [from_ort_value(each) for each in made]
         except Exception as error:  # ONNX Runtime's own exception types share no public base
             reason = str(error).splitlines()[0]
             raise UnboundValueError(f"ONNX Runtime cannot run it alone: {reason}") from error
@@ -245,7 +278,7 @@ class _Part:
             "part",
             [_free_shape(name, array) for name, array in fed.items()],
             [onnx.ValueInfoProto(name=self._names[value]) for value in outputs],
-            [numpy_helper.from_array(array, name) for name, array in self._embedded],
+            [ir.serde.serialize_tensor(ir.Tensor(a, name=name)) for name, a in self._embedded],
         )
         return onnx.helper.make_model(
             graph,
@@ -271,8 +304,19 @@ class _Part:
         return proto
 
 
+def _wide(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same part in float32 where it is in bfloat16, for which there are few kernels."""
+    model = ir.from_proto(proto)
+    widen(model)
+    return ir.to_proto(model)
+
+
+def _in_float32(array: Array) -> Array:
+    return array.astype(np.float32) if array.dtype == BFLOAT16 else array
+
+
 def _free_shape(name: str, array: Array) -> onnx.ValueInfoProto:
-    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    kind = int(ir.DataType.from_numpy(array.dtype))
     return onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim)
 
 

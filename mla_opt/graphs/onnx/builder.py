@@ -125,6 +125,19 @@ class OnnxBuilder:
             raise PassError(f"the element type of {like.name} is unknown where it has to be known")
         return self.constant(np.asarray(number, dtype=like.dtype.numpy()), name)
 
+    def scaled(self, value: ir.Value, number: float, like: ir.Value, name: str) -> ir.Value:
+        """The value times a number; of bfloat16, times its rounding and times the rest."""
+        factor = self.scalar_like(number, like, "scale")
+        if like.dtype != ir.DataType.BFLOAT16:
+            return self.multiply(value, factor, name)
+        rest = number - float(np.asarray(number, like.dtype.numpy()))
+        if not rest:
+            return self.multiply(value, factor, name)
+        correction = self.multiply(
+            value, self.scalar_like(rest, like, "scale_rest"), f"{name}_rest"
+        )
+        return self.add(self.multiply(value, factor, f"{name}_rounded"), correction, name)
+
     def declare_like(self, value: ir.Value, like: ir.Value) -> None:
         """Note that a value has another's element type, where the file does not say."""
         if value.dtype is None:

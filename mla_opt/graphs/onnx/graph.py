@@ -13,13 +13,16 @@ from onnx_ir.passes import common
 from mla_opt.errors import InputError
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.bindings import Bindings, Shapes, Sizes
-from mla_opt.graphs.dependence import depends_on_stored_only
 from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.graphs.onnx.binding import OnnxBinding, UnboundValueError
 from mla_opt.graphs.onnx.builder import OnnxBuilder
+from mla_opt.graphs.onnx.foreign_shapes import declared
 from mla_opt.graphs.onnx.integers import Integers
 from mla_opt.graphs.onnx.no_ops import unchanged
 from mla_opt.graphs.onnx.operations import read
+from mla_opt.graphs.onnx.quantization.dequantized import dequantized
+from mla_opt.graphs.onnx.quantization.roundings import Rounding, Roundings
+from mla_opt.graphs.onnx.stored import StoredOnly
 from mla_opt.graphs.onnx.symbols import SymbolicShapes
 from mla_opt.graphs.protocol import EXAMPLE, Size
 from mla_opt.graphs.sizes import Expression
@@ -49,8 +52,10 @@ class OnnxGraph(Bindings[OnnxBinding]):
         self._style = style
         self.sites: list[LatentAttentionSite] = []
         self.drafts: list[Draft] = []
+        self.roundings: Sequence[Rounding] = ()
+        self._taken_out = Roundings()
         self._operations: dict[ir.Node, op.Operation] = {}
-        self._constant: dict[ir.Value, bool] = {}
+        self._stored_only = StoredOnly()
         self._positions: dict[ir.Node, int] = {}
 
     @cached_property
@@ -134,13 +139,15 @@ class OnnxGraph(Bindings[OnnxBinding]):
     def small_constant(self, value: ir.Value) -> Array | None:
         """Like :meth:`constant`, for tensors small enough to be read while matching."""
         tensor = ir.convenience.get_const_tensor(value)
-        if tensor is None or value.is_graph_input() or tensor.size > SMALL:
+        if tensor is None:
+            return dequantized(value, SMALL)
+        if value.is_graph_input() or tensor.size > SMALL:
             return None
         return np.asarray(tensor.numpy())
 
     def is_constant(self, value: ir.Value) -> bool:
         """Whether the value depends on stored tensors only, through any operators."""
-        return depends_on_stored_only(value, self._constant, _is_stored, _operands)
+        return self._stored_only(value)
 
     def stored_name(self, value: ir.Value) -> str | None:
         """Name of a stored tensor."""
@@ -182,7 +189,10 @@ class OnnxGraph(Bindings[OnnxBinding]):
 
     @cached_property
     def _symbols(self) -> SymbolicShapes:
-        return SymbolicShapes()
+        symbols = SymbolicShapes(
+            lambda value: declared(value, self.model.graph.inputs, symbols.unknown)
+        )
+        return symbols
 
     def sizes(self, value: ir.Value) -> tuple[Expression, ...] | None:
         """Shape as expressions of the model's own symbols, at every size."""
@@ -282,6 +292,30 @@ class OnnxGraph(Bindings[OnnxBinding]):
             retired = f"{name}/replaced_{count}"
         self._names.add(retired)
         return retired
+
+    # Quantized activations
+
+    def take_out_roundings(self) -> Sequence[Rounding]:
+        """Let everything read activations as they are before they are rounded; returns where."""
+        self._taken_out = Roundings.out_of(self.model)
+        self.roundings = self._taken_out.taken
+        if self.roundings:
+            self._forget()
+        return self.roundings
+
+    def put_back_roundings(self) -> int:
+        """Round again for those who read it so and are still there; in how many places?"""
+        self.prune()
+        back = sum(self._taken_out.put_back(each) for each in reversed(self._taken_out.taken))
+        self.prune()
+        return back
+
+    def _forget(self) -> None:
+        """Read everything anew, as nodes and values are others."""
+        self.refresh()
+        self._stored_only = StoredOnly()
+        self.__dict__.pop("_symbols", None)
+        self.__dict__.pop("_names", None)
 
     # The interface
 
@@ -484,22 +518,6 @@ def _part_of_size(builder: OnnxBuilder, part: int | tuple[Value, int | None]) ->
     value, axis = part
     known = cast(ir.Value, value)
     return known if axis is None else builder.dimension(known, axis)
-
-
-def _is_stored(value: ir.Value) -> bool | None:
-    """Whether a value is constant by itself; ``None`` if its operands decide."""
-    if value.is_initializer():
-        return not value.is_graph_input()
-    node = value.producer()
-    if node is None or node.op_type.startswith("Random"):
-        return False
-    return None if _operands(value) else node.op_type == "Constant"
-
-
-def _operands(value: ir.Value) -> list[ir.Value]:
-    """What the node that makes a value reads."""
-    node = value.producer()
-    return [] if node is None else [each for each in node.inputs if each is not None]
 
 
 def _take_over(new: ir.Value, old: ir.Value) -> None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from mla_opt.graphs import contractions
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.onnx import attentions, moves, numbers
+from mla_opt.graphs.onnx.quantization.operators import is_quantization
 from mla_opt.graphs.onnx.reading import OPAQUE, Facts, Reader, attribute, operand
 
 
@@ -18,7 +19,10 @@ def read(facts: Facts, node: ir.Node) -> op.Operation:
     """Translate one node; :class:`Opaque` when nothing is known of it."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     reader = READERS.get((domain, node.op_type))
-    return OPAQUE if reader is None else reader(facts, node)
+    if reader is None:
+        whole = node.op_type == "QAttention"
+        return op.Opaque(rounds=is_quantization(node.op_type), attention=whole)
+    return reader(facts, node)
 
 
 def _scalar(facts: Facts, value: ir.Value | None) -> float | None:
@@ -256,8 +260,10 @@ def _gemm(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _quantized_matmul(facts: Facts, node: ir.Node) -> op.Operation:
+    """A weight that is stored packed, with its scales, zero points and bias beside it."""
     data, weight = operand(node, 0), operand(node, 1)
-    if data is None or weight is None or not facts.is_constant(weight):
+    stored = all(facts.is_constant(value) for value in node.inputs[1:] if value is not None)
+    if data is None or weight is None or not stored:
         return OPAQUE
     rank = facts.rank(data)
     axes = None if rank is None else contractions.matmul(rank, 2)
@@ -332,6 +338,7 @@ READERS: dict[tuple[str, str], Reader] = {
     ("", "Conv"): _convolution,
     ("", "Gemm"): _gemm,
     ("com.microsoft", "MatMulNBits"): _quantized_matmul,
+    ("com.microsoft", "MatMulBnb4"): _quantized_matmul,
     ("", "Where"): _select,
     ("", "IsNaN"): _is_nan,
     ("", "Softmax"): _softmax,

@@ -312,6 +312,18 @@ def _gather(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
     return () if axis is None else ((*shape[:axis], *indices, *shape[axis + 1 :]),)
 
 
+def _gather_quantized(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
+    """Rows of a packed matrix; bytes hold several numbers of the last axis each."""
+    shape, indices = shape_at(facts, node, 0), shape_at(facts, node, 1)
+    data = operand(node, 0)
+    if not shape or indices is None or data is None:
+        return ()
+    if data.dtype == ir.DataType.UINT8:
+        shape = (*shape[:-1], shape[-1] * (8 // attribute(node, "bits", 4)))
+    axis = axis_of(attribute(node, "gather_axis", 0), len(shape))
+    return () if axis is None else ((*shape[:axis], *indices, *shape[axis + 1 :]),)
+
+
 def _compressed(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
     """How much is kept depends on data."""
     shape = shape_at(facts, node, 0)
@@ -660,10 +672,14 @@ RULES: dict[tuple[str, str], Rule] = {
     ("com.microsoft", "MultiHeadAttention"): _multi_head_attention,
     ("com.microsoft", "FusedMatMul"): _matmul,
     ("com.microsoft", "MatMulNBits"): _quantized_matmul,
-    ("com.microsoft", "GatherBlockQuantized"): _gather,
+    ("com.microsoft", "MatMulBnb4"): _quantized_matmul,
+    ("com.microsoft", "GatherBlockQuantized"): _gather_quantized,
     **{
         ("com.microsoft", name): _like_first
-        for name in ("FastGelu", "QuickGelu", "BiasGelu", "Gelu", "RotaryEmbedding")
+        for name in (
+            *("FastGelu", "QuickGelu", "BiasGelu", "Gelu", "RotaryEmbedding"),
+            *("QuantizeLinear", "DequantizeLinear", "QLinearSoftmax", "QLinearSigmoid"),
+        )
     },
     **{
         ("com.microsoft", name): _normalized

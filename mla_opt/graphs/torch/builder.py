@@ -123,6 +123,11 @@ class TorchBuilder:
             aten.full.default, ([], number), name, dtype=example.dtype, device=example.device
         )
 
+    def scaled(self, value: fx.Node, number: float, like: fx.Node, name: str) -> fx.Node:
+        """The value times a number."""
+        made: fx.Node = self.multiply(value, self.scalar_like(number, like, "scale"), name)
+        return made
+
     def declare_like(self, value: fx.Node, like: fx.Node) -> None:
         """Nothing to do: every value has a type."""
 

@@ -20,7 +20,7 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.bindings import Bindings, Shapes, Sizes
 from mla_opt.graphs.dependence import depends_on_stored_only
 from mla_opt.graphs.interface.interface import ModelInterface
-from mla_opt.graphs.protocol import EXAMPLE, Size
+from mla_opt.graphs.protocol import EXAMPLE, Rounding, Size
 from mla_opt.graphs.torch.binding import TorchBinding, UnboundError
 from mla_opt.graphs.torch.builder import Names, TorchBuilder
 from mla_opt.graphs.torch.inlining import inline_operator
@@ -47,6 +47,7 @@ class TorchGraph(Bindings[TorchBinding]):
         self.program = program
         self.sites: list[LatentAttentionSite] = []
         self.drafts: list[Draft] = []
+        self.roundings: Sequence[Rounding] = ()
         self._operations: dict[fx.Node, op.Operation] = {}
         self._constant: dict[fx.Node, bool] = {}
         self._retired: list[fx.Node] = []
@@ -329,6 +330,16 @@ class TorchGraph(Bindings[TorchBinding]):
         axis = cast(int, reader.args[1])
         builder = self.builder(reader, reader.name)
         reader.replace_all_uses_with(builder.size(sizes[axis]))  # type: ignore[arg-type]
+
+    # Quantized activations
+
+    def take_out_roundings(self) -> Sequence[Rounding]:
+        """None: programs are read as they are."""
+        return ()
+
+    def put_back_roundings(self) -> int:
+        """None."""
+        return 0
 
     # Tidying
 

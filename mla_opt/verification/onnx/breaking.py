@@ -11,8 +11,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
+from mla_opt.graphs.onnx.quantization.operators import quantization_operators
 from mla_opt.operator.onnx.body_tape import CAST_LIKE_SINCE
-from mla_opt.verification.onnx.quantized import quantization_operators, quantized_name
+from mla_opt.verification.onnx.quantized import quantized_name
 from mla_opt.verification.site_records import METADATA_KEY, SiteRecord
 
 

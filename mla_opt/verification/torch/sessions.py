@@ -16,7 +16,7 @@ from mla_opt.graphs.torch.values import to_array, to_tensor
 from mla_opt.programs.calling import Entrance
 from mla_opt.programs.frontends import Opened
 from mla_opt.verification.breakable import Breakable
-from mla_opt.verification.running import Array, RunError
+from mla_opt.verification.running import Array, RunError, Runnable
 from mla_opt.verification.torch.breaking import BreakableProgram
 
 
@@ -46,6 +46,19 @@ class OpenProgram:
         except Exception as error:  # whatever torch.export raises
             raise RunError(_said(self.label, "load", error)) from error
         return ProgramSession(self.label, module, self.opened.entrance, plain=not optimized)
+
+    @property
+    def narrow(self) -> bool:
+        """Never: PyTorch runs bfloat16 as it is."""
+        return False
+
+    def twin(self, wide: bool = False) -> OpenProgram:
+        """Itself: programs run as they are."""
+        return self
+
+    def with_weights_of(self, other: Runnable) -> tuple[OpenProgram, int]:
+        """Itself: quantized programs are compared as they are."""
+        return self, 0
 
     def breakable(self) -> BreakableProgram:
         """The lifted program, to be copied and broken."""

@@ -1,0 +1,104 @@
+"""How far quantized activations take both models from what they compute in floating point.
+
+Whether the optimized model computes what the original does is told by twins without roundings. What
+is deployed rounds, each model in its own places: that drift is reported, and decides nothing. It is
+a root mean square, as one token that a router sends to another expert is all of a maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from mla_opt.verification.alignment import Aligner, Pair
+from mla_opt.verification.oracle import Run
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDrift:
+    """Root mean square distance of one output or state from the original's, in floating point.
+
+    Relative to the spread (standard deviation) of that; ``None`` where a model could not be run.
+    """
+
+    name: str
+    original: float | None
+    optimized: float | None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The drift of both models as they are deployed; ``problems`` say what could not be run."""
+
+    outputs: tuple[OutputDrift, ...] = ()
+    problems: tuple[str, ...] = ()
+    scenario: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields, for JSON."""
+        outputs = [output.as_dict() for output in self.outputs]
+        return {"scenario": self.scenario, "outputs": outputs, "problems": list(self.problems)}
+
+    def __bool__(self) -> bool:
+        """Whether anything was measured, or kept from being measured."""
+        return bool(self.outputs or self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """One model as it is deployed: its run, and how that corresponds to the reference's."""
+
+    aligner: Aligner
+    run: Run
+
+    def drift(self, reference: Run) -> dict[str, float]:
+        """The root mean square distance from the reference of every output."""
+        return rms_by_name(self.aligner.pairs(reference, self.run))
+
+
+def measure_drift(reference: Run, original: Deployed, optimized: Deployed) -> Drift:
+    """Compare both models as they are deployed with the original in floating point."""
+    sides = [side.drift(reference) for side in (original, optimized)]
+    names = dict.fromkeys(name for side in sides for name in side)
+    outputs = tuple(OutputDrift(name, *(side.get(name) for side in sides)) for name in names)
+    problems = tuple(side.run.error for side in (original, optimized) if side.run.error)
+    return Drift(outputs, problems, reference.scenario.name)
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Of one output, over several calls: squared errors, and squared spreads, by element."""
+
+    errors: float = 0.0
+    spread: float = 0.0
+    count: int = 0
+
+    def add(self, pair: Pair) -> None:
+        """Count in one pair, as far as it is valid and finite in the reference."""
+        reference, candidate = (x.astype(np.float64) for x in (pair.reference, pair.candidate))
+        valid = np.broadcast_to(pair.valid, reference.shape) & np.isfinite(reference)
+        if not valid.any():
+            return
+        self.errors += float(np.sum((reference - candidate)[valid] ** 2))
+        self.spread += float(np.var(reference[valid])) * int(valid.sum())
+        self.count += int(valid.sum())
+
+    @property
+    def rms(self) -> float:
+        """Relative to the spread; of values that are all the same, as it is."""
+        return float(np.sqrt(self.errors / (self.spread or self.count)))
+
+
+def rms_by_name(pairs: Iterable[Pair]) -> dict[str, float]:
+    """Root mean square errors of floating-point outputs, relative to the reference's spread."""
+    sums: dict[str, _Sums] = {}
+    for pair in pairs:
+        if pair.reference.dtype.kind in "fV" and pair.reference.shape == pair.candidate.shape:
+            sums.setdefault(pair.name, _Sums()).add(pair)
+    return {name: each.rms for name, each in sums.items() if each.count}

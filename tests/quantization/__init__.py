@@ -1,0 +1,1 @@
+"""Models that are quantized before they are optimized, or after."""
