@@ -44,8 +44,9 @@ _EXPECTED: tuple[tuple[type[Exception], ExitCode], ...] = (
 def exit_on_error(*, verbose: bool) -> Iterator[None]:
     """Turn what goes wrong inside into one line on standard error and an exit code.
 
-    Errors raised on purpose are told as they are. Any other comes with how to get its traceback,
-    or with the traceback itself if ``verbose`` or the debug variable asks for it.
+    Errors raised on purpose are told as they are; so is a lack of memory, of which no model is to
+    blame. Any other comes with how to get its traceback, or with the traceback itself if
+    ``verbose`` or the debug variable asks for it.
     """
     try:
         yield
@@ -53,6 +54,9 @@ def exit_on_error(*, verbose: bool) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         raise fail("interrupted", ExitCode.INTERRUPTED) from None
+    except MemoryError as error:
+        told = f"out of memory: {one_line(error)}; give the process more, or a smaller model"
+        raise fail(told, ExitCode.BAD_INPUT) from None
     except Exception as error:
         for kind, code in _EXPECTED:
             if isinstance(error, kind):

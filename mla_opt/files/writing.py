@@ -167,7 +167,14 @@ def _same_file(one: Path, other: Path) -> bool:
 
 def _weight_bytes(model: ir.Model) -> int:
     seen = {id(v.const_value): v.const_value for v in _initializers(model)}
-    return sum(tensor.nbytes for tensor in seen.values() if tensor is not None)
+    return sum(
+        tensor.nbytes for tensor in seen.values() if tensor is not None and _has_bytes(tensor)
+    )
+
+
+def _has_bytes(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is numbers; a tensor of texts stays in the model file."""
+    return tensor.dtype != ir.DataType.STRING
 
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
@@ -192,25 +199,49 @@ def _write(model: ir.Model, path: Path, data: Path | None, transaction: _Transac
 def _externalized(model: ir.Model, stream: IO[bytes], data: Path) -> Iterator[None]:
     """Write large initializers to ``stream``; inside the context the model refers to them there."""
     original = [(value, value.const_value) for value in _initializers(model)]
-    written: dict[int, ir.TensorProtocol] = {}
+    written: dict[object, int] = {}
     try:
         for value, tensor in original:
             assert tensor is not None
-            # Initializers that share a tensor share its bytes too.
-            if id(tensor) not in written:
-                written[id(tensor)] = _moved(tensor, stream, data)
-            value.const_value = written[id(tensor)]
+            value.const_value = _moved(tensor, stream, data, written)
         yield
     finally:
         for value, tensor in original:
             value.const_value = tensor
 
 
-def _moved(tensor: ir.TensorProtocol, stream: IO[bytes], data: Path) -> ir.TensorProtocol:
-    if tensor.dtype == ir.DataType.STRING:
+def _moved(
+    tensor: ir.TensorProtocol, stream: IO[bytes], data: Path, written: dict[object, int]
+) -> ir.TensorProtocol:
+    """The tensor as the new file has it; ``written`` tells where what came before it lies."""
+    if not _has_bytes(tensor):
         return tensor
     if tensor.nbytes < _EXTERNAL_FROM:
         return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+    source = _source(tensor)
+    # Initializers that share a tensor, or its range of a file, share its bytes too.
+    if source not in written:
+        written[source] = _append(tensor, stream)
+    return ir.ExternalTensor(
+        data.name,
+        written[source],
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+        base_dir=str(data.absolute().parent),
+    )
+
+
+def _source(tensor: ir.TensorProtocol) -> object:
+    """What is equal for two tensors that are the same bytes."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return id(tensor)
+    return (tensor.path, tensor.offset or 0, tensor.nbytes)
+
+
+def _append(tensor: ir.TensorProtocol, stream: IO[bytes]) -> int:
+    """Write the bytes of a tensor; returns where they begin."""
     stream.write(bytes(-stream.tell() % _ALIGNMENT))
     offset = stream.tell()
     # Tensors of onnx_ir stream themselves; the protocol alone does not promise it.
@@ -218,15 +249,7 @@ def _moved(tensor: ir.TensorProtocol, stream: IO[bytes], data: Path) -> ir.Tenso
         tofile(stream)
     else:
         stream.write(tensor.tobytes())
-    return ir.ExternalTensor(
-        data.name,
-        offset,
-        tensor.nbytes,
-        tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()),
-        name=tensor.name or "",
-        base_dir=str(data.absolute().parent),
-    )
+    return offset
 
 
 @contextlib.contextmanager

@@ -9,13 +9,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from mla_opt.errors import InputError
+from mla_opt.errors import InputError, require_memory
 from mla_opt.files.model_io import check_order, from_proto, read_model
 from mla_opt.ort_values import from_ort_value, to_ort_value
 from mla_opt.verification.breakable import Breakable
@@ -107,7 +108,7 @@ class Session:
         names = [output.name for output in self._session.get_outputs()]
         tensors = {name: to_ort_value(feed) for name, feed in feeds.items()}
         values = _guarded(self.label, "run", self._session.run_with_ort_values, names, tensors)
-        return dict(zip(names, map(from_ort_value, values)))
+        return {name: _own(from_ort_value(value), feeds) for name, value in zip(names, values)}
 
 
 def open_model(model: ModelLike, label: str, libraries: Sequence[Path] = ()) -> OpenModel:
@@ -140,6 +141,12 @@ def _from_proto(proto: onnx.ModelProto, label: str) -> ir.Model:
         raise InputError(f"the {label} model {error}") from error
 
 
+def _own(output: Array, feeds: Mapping[str, Array]) -> Array:
+    """An output in memory of its own: where a model returns an input, it is that of the feed."""
+    shared = any(np.may_share_memory(output, feed) for feed in feeds.values())
+    return output.copy() if shared else output
+
+
 def _weights(model: ir.Model) -> list[ir.TensorProtocol]:
     values = [v for graph in model.graphs() for v in graph.initializers.values()]
     return [v.const_value for v in values if v.const_value is not None]
@@ -157,5 +164,6 @@ def _guarded(label: str, verb: str, action: Callable[..., T], *arguments: object
     try:
         return action(*arguments)
     except ORT_ERRORS as error:
+        require_memory(error)
         reason = " ".join(str(error).split())[:400]
         raise RunError(f"ONNX Runtime does not {verb} the {label} model: {reason}") from error
