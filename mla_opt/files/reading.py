@@ -19,7 +19,7 @@ from mla_opt.errors import InputError, require_memory
 from mla_opt.files.calls import check_calls, check_loops
 from mla_opt.files.order import put_in_order
 from mla_opt.files.schemas import check_nodes
-from mla_opt.files.tensors import check_beside, check_inside, load_attributes, tensors
+from mla_opt.files.tensors import check_inside, find_beside, tensors
 from mla_opt.files.text import check_text
 
 # Opset 13 still has Softmax and friends in flux; no exporter of an MLA model ever wrote one.
@@ -54,10 +54,9 @@ def read_model(path: str | Path) -> ir.Model:
     _check_header(path, proto)
     try:
         model = from_proto(proto)
-        check_beside(model, path.absolute().parent)
+        find_beside(model, path.absolute().parent)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    load_attributes(model)
     return model
 
 

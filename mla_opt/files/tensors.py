@@ -76,31 +76,27 @@ def check_inside(model: ir.Model) -> None:
             _check_inline(where, tensor, tensor.raw)
 
 
-def check_beside(model: ir.Model, folder: Path) -> None:
-    """Check that external data lies in ``folder`` and is as long as the shapes say.
+def find_beside(model: ir.Model, folder: Path) -> None:
+    """Find external data in ``folder``, and check that it is as long as the shapes say.
+
+    Tensors of attributes and functions are brought into memory: only initializers of the graph and
+    its branches are written external.
 
     Raises:
-        InputError: it does not, or is not; the message names the tensor and the file.
+        InputError: it is not there, or not whole; the message names the tensor and the file.
     """
-    for tensor in tensors(model):
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.base_dir = str(folder)
-            _check_external(f"tensor {tensor.name!r}", folder, tensor)
-
-
-def load_attributes(model: ir.Model) -> None:
-    """Bring external tensors of attributes and functions into memory.
-
-    Only initializers of the graph and its branches are written external.
-    """
-    for graph in _graphs_of_functions(model):
+    for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = _in_memory(value.const_value)
+                value.const_value = _found(value.const_value, folder)
+    for graph in _graphs_of_functions(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = _loaded(value.const_value, folder)
     for attributes, attribute in list(_tensor_attributes(model)):
         held = _attribute_tensors(attribute)
         if any(isinstance(tensor, ir.ExternalTensor) for tensor in held):
-            loaded = [_in_memory(tensor) for tensor in held]
+            loaded = [_loaded(tensor, folder) for tensor in held]
             attributes[attribute.name] = _tensor_attribute(attribute, loaded)
 
 
@@ -132,8 +128,11 @@ def _attribute_tensors(attribute: ir.Attr) -> tuple[ir.TensorProtocol, ...]:
     return tuple(value) if attribute.type == ir.AttributeType.TENSORS else (value,)
 
 
-def _in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return ir.Tensor(tensor.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
+def _loaded(tensor: ir.TensorProtocol, folder: Path) -> ir.TensorProtocol:
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    found = _found(tensor, folder)
+    return ir.Tensor(found.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
 
 
 def _tensor_attribute(attribute: ir.Attr, held: list[ir.TensorProtocol]) -> ir.Attr:
@@ -156,11 +155,11 @@ def _check_inline(where: str, tensor: ir.TensorProtocol, proto: onnx.TensorProto
         raise InputError(f"{where} holds {held} {unit}, its shape needs {needed}; export it again")
 
 
-def _check_external(where: str, folder: Path, tensor: ir.ExternalTensor) -> None:
+def _found(tensor: ir.ExternalTensor, folder: Path) -> ir.ExternalTensor:
+    """The tensor where its file really is."""
+    where = f"tensor {tensor.name!r}"
     if tensor.dtype == ir.DataType.STRING:
-        raise InputError(
-            f"{where} holds texts and lies in another file; export it inside the model"
-        )
+        raise InputError(f"{where} holds texts in another file; export them inside the model")
     file = _contained(where, folder, str(tensor.location))
     offset, length = tensor.offset or 0, tensor.length
     if offset < 0 or (length is not None and length != tensor.nbytes):
@@ -169,6 +168,20 @@ def _check_external(where: str, folder: Path, tensor: ir.ExternalTensor) -> None
             "export the model again"
         )
     _check_extent(where, file, offset + tensor.nbytes)
+    tensor.base_dir = str(folder)
+    real = Path(os.path.realpath(file))
+    if real.is_relative_to(os.path.realpath(folder)):
+        return tensor
+    # onnx_ir follows no link out of the folder that it is told.
+    return ir.ExternalTensor(
+        real.name,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+        base_dir=str(real.parent),
+    )
 
 
 def _contained(where: str, folder: Path, location: str) -> Path:
