@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mla_opt.cli import bench, build_kernels, demo, export, inspect, optimize, verify
-from mla_opt.cli._exit import EXIT_CODE_HELP
+from mla_opt.cli._exit import EXIT_CODE_HELP, stop_on_signals
 
 app = typer.Typer(
     name="mla-opt",
@@ -61,6 +61,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; leaves by ``SystemExit``."""
+    stop_on_signals()
     # Graphs are millions of small objects that live to the end: looking through them all for
     # garbage, again and again, takes a third of the time.
     gc.set_threshold(*_GARBAGE)

@@ -8,6 +8,7 @@ when they are used.
 from __future__ import annotations
 
 import mmap
+import os
 import stat
 from pathlib import Path
 
@@ -107,6 +108,24 @@ def external_files(model: ir.Model) -> tuple[Path, ...]:
     """Return the external data files that a model refers to, by name, each once."""
     paths = {Path(t.path) for t in tensors(model) if isinstance(t, ir.ExternalTensor)}
     return tuple(sorted(paths))
+
+
+def referred_files(path: Path) -> frozenset[str]:
+    """Return the names of the data files that the model at ``path`` refers to; none without one.
+
+    Raises:
+        InputError: there is a file, and it cannot be read.
+    """
+    if not os.path.lexists(path):
+        return frozenset()
+    proto = _parse(path)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        require_memory(error)
+        raise InputError(f"{path}: is malformed: {_root_cause(error)}") from error
+    found = (tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor))
+    return frozenset(Path(tensor.location).name for tensor in found)
 
 
 # The file and its protobuf.
