@@ -19,7 +19,7 @@ import onnx_shape_inference
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from mla_opt.errors import MlaOptError, require_memory
+from mla_opt.errors import InputError, require_memory
 from mla_opt.graphs.onnx.effort import MOST_ELEMENTS, MOST_STEPS, steps
 from mla_opt.handles import Array
 
@@ -44,8 +44,8 @@ _sessions: dict[bytes, ort.InferenceSession] = {}
 _SESSION_LIMIT = 64
 
 
-class UnboundValueError(MlaOptError):
-    """A part of a graph depends on the data of something outside it."""
+class UnboundValueError(InputError):
+    """A part of a graph depends on the data of something outside it, or cannot be run."""
 
 
 class OnnxBinding:
