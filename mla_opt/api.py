@@ -16,6 +16,7 @@ from mla_opt.errors import (
     CACHE_NOT_RECOGNIZED,
     InputError,
     NothingMatchedError,
+    PassError,
     Refusal,
     RefusedError,
     VerificationError,
@@ -25,6 +26,7 @@ from mla_opt.events import Observer, PassFinished, PassStarted
 from mla_opt.graphs.protocol import Graph
 from mla_opt.options import Absorb, CacheType, Options, Phase, Target
 from mla_opt.pipeline import Pass, PassRecord, Pipeline
+from mla_opt.programs.recognize import is_program
 from mla_opt.report.inspection import AttentionReport, InspectionReport
 from mla_opt.report.interface_changes import interface_changes
 from mla_opt.report.report import OptimizationReport, PassReport, SiteReport
@@ -32,6 +34,8 @@ from mla_opt.report.site import SiteFacts, site_report
 from mla_opt.sites import LatentAttentionSite, PrefillForm
 from mla_opt.subject import Subject, load, subject
 from mla_opt.verification import verify as run_verification
+from mla_opt.verification.onnx.sessions import open_model
+from mla_opt.verification.running import RunError
 
 if TYPE_CHECKING:
     from mla_opt.subject import ModelLike
@@ -121,7 +125,7 @@ def optimize(
     graph = opened.graph
     with ThreadPoolExecutor(1) as aside:  # hashing a large file takes as long as the passes
         described = aside.submit(opened.file)
-        records = options.pipeline().run(graph, _narrate(observer))
+        records = _passed(opened, options, observer)
         source = described.result()
     report = replace(_report(opened, records, options), input=source)
     if not graph.sites and not allow_unmatched:
@@ -133,6 +137,33 @@ def optimize(
     if verify and graph.sites and opened.has_content:
         report = _verified(opened.original(), result, report, observer)
     return OptimizeResult(result, report)
+
+
+def _passed(opened: Subject, options: Options, observer: Observer | None) -> tuple[PassRecord, ...]:
+    """Run the passes.
+
+    Raises:
+        InputError: a pass failed on a model that its own runtime does not load either.
+        PassError: a pass failed on a good model.
+    """
+    try:
+        return options.pipeline().run(opened.graph, _narrate(observer))
+    except PassError:
+        complaint = _complaint(opened.original())
+        if complaint is None:
+            raise
+        raise InputError(complaint) from None
+
+
+def _complaint(model: Any) -> str | None:
+    """What ONNX Runtime says against a model that it does not load; ``None``: nothing."""
+    if is_program(model):
+        return None
+    try:
+        open_model(model, "original").session(optimized=False)
+    except (RunError, InputError) as error:
+        return str(error)
+    return None
 
 
 def _check_caches(report: OptimizationReport) -> None:
@@ -161,7 +192,7 @@ def inspect(model: ModelLike) -> InspectionReport:
     opened = subject(model)
     graph = opened.graph
     # Before they change anything: those that decide are the passes of optimize itself.
-    records = Options(passes=LOOKING).pipeline().run(graph)
+    records = _passed(opened, Options(passes=LOOKING), None)
     matched = [_attention(graph, site) for site in graph.sites]
     refused = [_refused(each) for record in records for each in record.result.refusals]
     attentions = sorted((*matched, *refused), key=lambda each: _natural(each.name))

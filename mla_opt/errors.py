@@ -92,6 +92,28 @@ def nothing_matched(refusals: Sequence[Refusal]) -> str:
     return f"none of {len(refusals)} attentions is latent ({', '.join(codes)})"
 
 
+_MEMORY_WORDS = ("bad_alloc", "bad allocation", "allocate memory", "arena alloc", "out of memory")
+"""How C++, ONNX Runtime, the C library, protobuf and PyTorch say that there is no memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was not enough memory, in the words of any library."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _MEMORY_WORDS)
+
+
+def require_memory(error: BaseException) -> None:
+    """Raise `MemoryError` in the place of an error that says that there was not enough memory.
+
+    Raises:
+        MemoryError: it does. No model is wrong because of it, so nothing else may catch it.
+    """
+    if is_out_of_memory(error):
+        raise MemoryError(one_line(error)) from error
+
+
 _LONGEST = 300
 
 

@@ -94,6 +94,8 @@ def _run_one(step: Pass, graph: Graph, before: list[str]) -> PassRecord:
     except MlaOptError as error:
         after = f" after {', '.join(before)}" if before else ""
         raise type(error)(f"pass {step.name}{after}: {error}") from error
+    except MemoryError:
+        raise  # says nothing of the pass, nor of the model
     except Exception as error:
         after = f" after {', '.join(before)}" if before else ""
         raise PassError(f"pass {step.name}{after} failed: {one_line(error)}") from error

@@ -65,6 +65,14 @@ def _refusal(graph: Graph, site: LatentAttentionSite) -> Refusal | None:
             str(error),
             remedy="compute keys and values from the latent rows and stored tensors alone",
         )
+    except ValueError as error:
+        site.weights = None
+        return Refusal(
+            site.name,
+            "region_not_closed",
+            f"what its rows are made into is not of the shape that its graph says: {error}",
+            remedy="export the model again",
+        )
     site.certificate_error = certificate.error
     if not certificate.holds:
         site.weights = None

@@ -19,7 +19,7 @@ from typing import ClassVar
 from mla_opt.emission.drafts import withdraw_unused
 from mla_opt.emission.one_product import draft_one_product
 from mla_opt.emission.written_out import draft_written_out
-from mla_opt.errors import InputError, MlaOptError, Refusal
+from mla_opt.errors import MlaOptError, Refusal
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Graph
 from mla_opt.handles import Node, Value
@@ -62,7 +62,7 @@ class FindLatentAttention(Pass):
                 graph.nearest_binding(*EXAMPLE)  # inputs that contradict each other show here
                 site = latent_site(graph, read)
                 _check_causal(graph, site)
-            except (NotLatentError, InputError) as error:
+            except (NotLatentError, MlaOptError) as error:
                 name = _unique(_site_name(graph, (core.value, core.key), number), names)
                 refusals.append(_refusal(graph, name, _of_model(graph, core, error, own)))
                 continue
@@ -99,8 +99,8 @@ def _undrafted(graph: Graph) -> list[ReadCore]:
 
 
 def _of_model(
-    graph: Graph, core: AttentionCore, error: NotLatentError | InputError, own: frozenset[Node]
-) -> NotLatentError | InputError:
+    graph: Graph, core: AttentionCore, error: NotLatentError | MlaOptError, own: frozenset[Node]
+) -> NotLatentError | MlaOptError:
     """The error with nodes that the model has: what a draft stands for, not what it is."""
     if not isinstance(error, NotLatentError) or own.issuperset(error.nodes):
         return error
@@ -128,7 +128,7 @@ def _on_integers(graph: Graph, names: set[str]) -> Iterator[Refusal]:
             )
 
 
-def _refusal(graph: Graph, name: str, error: NotLatentError | InputError) -> Refusal:
+def _refusal(graph: Graph, name: str, error: NotLatentError | MlaOptError) -> Refusal:
     if isinstance(error, NotLatentError):
         return error.refusal(graph, name)
     return Refusal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,6 +15,30 @@ import typer
 from mla_opt.errors import InputError, NothingMatchedError, VerificationError, one_line
 
 DEBUG_VARIABLE = "MLA_OPT_DEBUG"
+
+
+class Stopped(BaseException):
+    """The system asks the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+def stop_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the process as an error would: what is half-written is removed.
+
+    A signal that the caller has chosen to ignore, as nohup does, stays ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: object) -> None:
+    del frame
+    signal.signal(number, signal.SIG_IGN)  # one is enough; the next would disturb the clearing up
+    raise Stopped(number)
 
 
 class ExitCode(IntEnum):
@@ -27,10 +52,13 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+SIGNALLED = 128
+"""A process that a signal ends exits with this and the signal's number."""
+
 EXIT_CODE_HELP = (
     "Exit codes: 0 done; 1 unexpected error; 2 bad usage or bad input; 3 nothing matched, or the "
     "cache that was asked for was refused; 4 verification failed (and nothing written); "
-    "130 interrupted."
+    "130 interrupted, 129 and 143 stopped by SIGHUP and SIGTERM."
 )
 
 _EXPECTED: tuple[tuple[type[Exception], ExitCode], ...] = (
@@ -44,8 +72,9 @@ _EXPECTED: tuple[tuple[type[Exception], ExitCode], ...] = (
 def exit_on_error(*, verbose: bool) -> Iterator[None]:
     """Turn what goes wrong inside into one line on standard error and an exit code.
 
-    Errors raised on purpose are told as they are. Any other comes with how to get its traceback,
-    or with the traceback itself if ``verbose`` or the debug variable asks for it.
+    Errors raised on purpose are told as they are; so is a lack of memory, of which no model is to
+    blame. Any other comes with how to get its traceback, or with the traceback itself if
+    ``verbose`` or the debug variable asks for it.
     """
     try:
         yield
@@ -53,6 +82,11 @@ def exit_on_error(*, verbose: bool) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         raise fail("interrupted", ExitCode.INTERRUPTED) from None
+    except Stopped as stopped:
+        raise fail(str(stopped), SIGNALLED + stopped.number) from None
+    except MemoryError as error:
+        told = f"out of memory: {one_line(error)}; give the process more, or a smaller model"
+        raise fail(told, ExitCode.BAD_INPUT) from None
     except Exception as error:
         for kind, code in _EXPECTED:
             if isinstance(error, kind):
@@ -60,7 +94,7 @@ def exit_on_error(*, verbose: bool) -> Iterator[None]:
         raise _unexpected(error, verbose) from None
 
 
-def fail(message: str, code: ExitCode) -> typer.Exit:
+def fail(message: str, code: int) -> typer.Exit:
     """Print ``message`` as one line on standard error; raise what is returned to leave."""
     prefix = typer.style("error:", fg=typer.colors.RED, bold=True)
     line = " ".join(message.split())

@@ -197,6 +197,7 @@ def _check_outputs(settings: Settings) -> None:
     from mla_opt.files import model_io
 
     model_io.check_input(settings.model)
+    model_io.clear_up(settings.output)
     check_output(settings.output, force=settings.force, source=settings.model)
     if settings.report is not None:
         model_io.check_output(settings.report, force=settings.force, inputs=[settings.model])
@@ -208,8 +209,10 @@ def _check_outputs(settings: Settings) -> None:
 
 def _protect(settings: Settings, opened: OpenFile) -> None:
     """Check that nothing that will be written is the model or holds its weights."""
-    from mla_opt.files.model_io import check_no_input, data_path
+    from mla_opt.files.model_io import check_no_input, check_output, data_path
 
+    if len(opened.files()) > 1:
+        check_output(data_path(settings.output), force=settings.force, inputs=opened.files())
     for path in (settings.output, data_path(settings.output), settings.report):
         if path is not None:
             check_no_input(path, opened.files())

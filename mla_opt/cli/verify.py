@@ -9,7 +9,7 @@ import typer
 
 from mla_opt.cli._console import Screen
 from mla_opt.cli._exit import exit_on_error
-from mla_opt.cli._options import Quiet, Verbose
+from mla_opt.cli._options import Quiet, Verbose, count
 
 if TYPE_CHECKING:
     from mla_opt.verification import ParityReport
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 def verify(
     original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The model as it was.")],
     optimized: Annotated[Path, typer.Argument(metavar="OPTIMIZED", help="The optimized model.")],
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            parser=count(0),
+            metavar="N",
+            help="Repeat a verification: its report names the seed.  [default: a fresh one]",
+        ),
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -29,13 +37,15 @@ def verify(
     """
     with exit_on_error(verbose=verbose):
         screen = Screen(quiet=quiet, verbose=verbose)
-        report = compare(original, optimized, screen)
+        report = compare(original, optimized, screen, seed)
         show(report, screen)
         require(report)
 
 
-def compare(original: Path, optimized: Path, screen: Screen) -> ParityReport:
-    """Verify two files.
+def compare(
+    original: Path, optimized: Path, screen: Screen, seed: int | None = None
+) -> ParityReport:
+    """Verify two files, on inputs that follow from ``seed``.
 
     Raises:
         InputError: a file cannot be used, or the two do not belong together.
@@ -49,7 +59,7 @@ def compare(original: Path, optimized: Path, screen: Screen) -> ParityReport:
         for path in (original, optimized):
             if not is_program_file(path):
                 read_model(path)
-        return run(original, optimized, progress=activity.observe)
+        return run(original, optimized, seed=seed, progress=activity.observe)
 
 
 def show(report: ParityReport, screen: Screen) -> None:

@@ -52,6 +52,7 @@ from mla_opt.files.model_io import (
     write_text,
 )
 from mla_opt.geometry import MlaGeometry
+from mla_opt.kernels.trust import remember
 from mla_opt.operator.contract import OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION, is_operator
 from mla_opt.options import Phase
 from mla_opt.passes.lower_to_tensorrt import LowerToTensorrt
@@ -419,6 +420,7 @@ def _plugin(options: ExportOptions, tools: _Tools, folder: Path) -> Plugin:
     if tools.plugin is not None and not options.embed_plugin:
         beside = folder / tools.plugin.name
         shutil.copyfile(tools.plugin, beside)
+        remember(beside)
     return Plugin(
         PLUGIN_NAMESPACE, OP_TYPE, PLUGIN_VERSION, None if beside is None else _file(beside)
     )

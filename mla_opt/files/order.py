@@ -66,11 +66,11 @@ def _check_closed(body: ir.Graph | ir.Function) -> None:
         for value in _read(node):
             if not _has_source(value):
                 raise InputError(
-                    f"node {_named(node)} reads {value.name!r}, which no node makes and the model"
+                    f"node {named(node)} reads {value.name!r}, which no node makes and the model"
                     " does not store; export the model again"
                 )
         for branch in _branches(node):
-            _check_outputs(branch, f"a branch of node {_named(node)}")
+            _check_outputs(branch, f"a branch of node {named(node)}")
     _check_outputs(
         body, f"function {body.name!r}" if isinstance(body, ir.Function) else "the graph"
     )
@@ -100,9 +100,9 @@ def _check_no_circle(body: ir.Graph | ir.Function) -> None:
         graphlib.TopologicalSorter(waits).prepare()
     except graphlib.CycleError as error:
         first, *others = error.args[1][:-1]
-        through = f", by way of node {_named(others[0])}" if others else ""
+        through = f", by way of node {named(others[0])}" if others else ""
         raise InputError(
-            f"node {_named(first)} waits for its own result{through}: no order of the nodes exists;"
+            f"node {named(first)} waits for its own result{through}: no order of the nodes exists;"
             " export the model again"
         ) from None
 
@@ -121,6 +121,7 @@ def _branches(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
-def _named(node: ir.Node) -> str:
+def named(node: ir.Node) -> str:
+    """Name and operator of a node, for messages."""
     made = next((value.name for value in node.outputs if value.name), "")
     return f"{node.name or made!r} ({node.op_type})"

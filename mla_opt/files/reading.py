@@ -1,8 +1,8 @@
 """Read an ONNX model from a file that may be damaged or hostile.
 
-Every claim that the file makes about sizes and other files is checked before memory is spent on it:
-external data must lie in the model's own folder and be as long as the shapes say. Initializers
-stay on disk and are mapped when they are used.
+Every claim that the file makes is checked before anything is built on it, one kind a module: its
+tensors, its text, its operators, what running it takes. Initializers stay on disk and are mapped
+when they are used.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from mla_opt.errors import InputError
-from mla_opt.files.order import bodies, put_in_order
+from mla_opt.errors import InputError, require_memory
+from mla_opt.files.calls import check_calls, check_loops
+from mla_opt.files.order import put_in_order
+from mla_opt.files.schemas import check_nodes
+from mla_opt.files.tensors import check_inside, find_beside, tensors
+from mla_opt.files.text import check_text
 
 # Opset 13 still has Softmax and friends in flux; no exporter of an MLA model ever wrote one.
 MIN_OPSET = 14
@@ -39,15 +42,6 @@ _LOOKS_LIKE = (
     (b"GGUF", "a GGUF model; export the original model to ONNX"),
     (b"{", "JSON or safetensors; give the .onnx file"),
 )
-_TYPED_FIELDS: dict[int, str] = {
-    onnx.TensorProto.FLOAT: "float_data",
-    onnx.TensorProto.DOUBLE: "double_data",
-    onnx.TensorProto.INT64: "int64_data",
-    onnx.TensorProto.INT32: "int32_data",
-    onnx.TensorProto.BOOL: "int32_data",
-    onnx.TensorProto.FLOAT16: "int32_data",
-    onnx.TensorProto.BFLOAT16: "int32_data",
-}
 
 
 def read_model(path: str | Path) -> ir.Model:
@@ -61,12 +55,9 @@ def read_model(path: str | Path) -> ir.Model:
     _check_header(path, proto)
     try:
         model = from_proto(proto)
+        find_beside(model, path.absolute().parent)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    folder = path.absolute().parent
-    for tensor in _tensors(model):
-        _check_tensor(path, folder, tensor)
-    _load_attribute_tensors(model)
     return model
 
 
@@ -74,14 +65,20 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     """Return the model of a message, its nodes in order.
 
     Raises:
-        InputError: the message is malformed, or its nodes have no order.
+        InputError: the message is malformed, its nodes have no order, or running it has no end.
     """
+    check_text(proto)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
+        require_memory(error)
         # The deserializer raises many types on malformed input, none of them its own.
         raise InputError(f"is malformed: {_root_cause(error)}; export it again") from error
+    check_inside(model)
     put_in_order(model)
+    check_nodes(model)
+    check_calls(model)
+    check_loops(model)
     return model
 
 
@@ -109,8 +106,26 @@ def check_input(path: Path) -> int:
 
 def external_files(model: ir.Model) -> tuple[Path, ...]:
     """Return the external data files that a model refers to, by name, each once."""
-    paths = {Path(t.path) for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
+    paths = {Path(t.path) for t in tensors(model) if isinstance(t, ir.ExternalTensor)}
     return tuple(sorted(paths))
+
+
+def referred_files(path: Path) -> frozenset[str]:
+    """Return the names of the data files that the model at ``path`` refers to; none without one.
+
+    Raises:
+        InputError: there is a file, and it cannot be read.
+    """
+    if not os.path.lexists(path):
+        return frozenset()
+    proto = _parse(path)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        require_memory(error)
+        raise InputError(f"{path}: is malformed: {_root_cause(error)}") from error
+    found = (tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor))
+    return frozenset(Path(tensor.location).name for tensor in found)
 
 
 # The file and its protobuf.
@@ -135,6 +150,7 @@ def _parse_mapped(path: Path, descriptor: int, size: int, head: bytes) -> onnx.M
         try:
             proto.ParseFromString(view)
         except DecodeError as error:
+            require_memory(error)
             raise InputError(f"{path}: {_why_undecodable(head)}") from error
     return proto
 
@@ -188,120 +204,3 @@ def _root_cause(error: BaseException) -> str:
         error = earlier
     text = " ".join(str(error).split())
     return text[:200] or type(error).__name__
-
-
-# Tensors: those inside the file and those beside it.
-
-
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-    for _, attribute in _tensor_attributes(model):
-        yield from _attribute_tensors(attribute)
-
-
-def _tensor_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:
-    kinds = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
-    for body in bodies(model):
-        for node in ir.traversal.RecursiveGraphIterator(body):
-            for attribute in node.attributes.values():
-                if attribute.type in kinds and not attribute.is_ref():
-                    yield node, attribute
-
-
-def _attribute_tensors(attribute: ir.Attr) -> tuple[ir.TensorProtocol, ...]:
-    if attribute.type == ir.AttributeType.TENSORS:
-        return tuple(attribute.as_tensors())
-    return (attribute.as_tensor(),)
-
-
-def _check_tensor(path: Path, folder: Path, tensor: ir.TensorProtocol) -> None:
-    where = f"{path}: tensor {tensor.name!r}"
-    if any(not isinstance(dim, int) or dim < 0 for dim in tensor.shape):
-        raise InputError(f"{where} has the impossible shape {tensor.shape}; export it again")
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.base_dir = str(folder)
-        _check_external(where, folder, tensor)
-    elif isinstance(tensor.raw, onnx.TensorProto):
-        _check_inline(where, tensor, tensor.raw)
-
-
-def _check_inline(where: str, tensor: ir.TensorProtocol, proto: onnx.TensorProto) -> None:
-    if proto.HasField("raw_data"):
-        held, needed, unit = len(proto.raw_data), tensor.nbytes, "bytes"
-    elif proto.data_type in _TYPED_FIELDS:
-        held, needed = len(getattr(proto, _TYPED_FIELDS[proto.data_type])), tensor.size
-        unit = "elements"
-    else:
-        return
-    if held != needed:
-        raise InputError(f"{where} holds {held} {unit}, its shape needs {needed}; export it again")
-
-
-def _check_external(where: str, folder: Path, tensor: ir.ExternalTensor) -> None:
-    file = _contained(where, folder, str(tensor.location))
-    offset, length = tensor.offset or 0, tensor.length
-    if offset < 0 or (length is not None and length != tensor.nbytes):
-        raise InputError(
-            f"{where} claims {length} bytes at offset {offset}, its shape needs {tensor.nbytes}; "
-            "export the model again"
-        )
-    _check_extent(where, file, offset + tensor.nbytes)
-
-
-def _contained(where: str, folder: Path, location: str) -> Path:
-    """Return the file at ``location`` if it is in ``folder``, links followed."""
-    if not location or "\0" in location or Path(location).is_absolute():
-        raise InputError(f"{where} has the external data path {location!r}, which is not relative")
-    file = folder / location
-    if ".." in Path(location).parts:
-        raise InputError(f"{where} has external data outside the model's folder: {location!r}")
-    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
-        raise InputError(
-            f"{where} has external data behind a link out of the model's folder: {location!r}; "
-            "copy the file itself into the folder"
-        )
-    return file
-
-
-def _check_extent(where: str, file: Path, needed: int) -> None:
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise InputError(
-            f"{where} needs the external data file {file.name!r}: {error.strerror}; "
-            "copy it next to the model"
-        ) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{where} has external data in {file.name!r}, which is no regular file")
-    if status.st_nlink > 1:
-        raise InputError(
-            f"{where} has external data in {file.name!r}, which has several hard links and could "
-            "be a file from elsewhere; copy it"
-        )
-    if status.st_size < needed:
-        raise InputError(
-            f"{where} needs {needed} bytes of {file.name!r}, which has {status.st_size}: "
-            "truncated; copy it again"
-        )
-
-
-def _load_attribute_tensors(model: ir.Model) -> None:
-    """Bring external tensors of attributes into memory: only initializers are written external."""
-    for node, attribute in list(_tensor_attributes(model)):
-        tensors = _attribute_tensors(attribute)
-        if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
-            loaded = [_in_memory(tensor) for tensor in tensors]
-            node.attributes[attribute.name] = _tensor_attribute(attribute, loaded)
-
-
-def _in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return ir.Tensor(tensor.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
-
-
-def _tensor_attribute(attribute: ir.Attr, tensors: list[ir.TensorProtocol]) -> ir.Attr:
-    if attribute.type == ir.AttributeType.TENSORS:
-        return ir.AttrTensors(attribute.name, tensors)
-    return ir.AttrTensor(attribute.name, tensors[0])

@@ -1,24 +1,24 @@
 """Write a model so that it appears whole or not at all.
 
-Every file is written under a temporary name in its own folder, flushed to the disk, and renamed
-when all files of the model are complete. A failure at any point removes what was written and leaves
-what was there before.
+The model and its data are one transaction (:mod:`mla_opt.files.transaction`). A model that replaces
+another has its weights in a file of another name, so that no moment shows new weights beside an old
+graph.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
-from mla_opt.files.reading import external_files
+from mla_opt.files.reading import external_files, referred_files
+from mla_opt.files.transaction import Transaction
 
 # Protobuf ends at 2 GiB; serializing needs room beside the weights.
 INLINE_LIMIT = 1_500_000_000
@@ -39,7 +39,9 @@ def write_model(
     """Write ``model`` to ``path``, large weights to ``path`` + ``.data`` beside it.
 
     Weights go to the data file when they take more than ``inline_limit`` bytes or when the model
-    refers to external data already. The model is unchanged afterwards.
+    refers to external data already. Where that file is there already, and ``force`` allows to
+    replace it, they go to ``path`` + ``.1.data``, and back when that is replaced; what was replaced
+    is removed. The model is unchanged afterwards.
 
     Args:
         model: the model.
@@ -53,19 +55,56 @@ def write_model(
         The files written: the model, and its data file if there is one.
 
     Raises:
-        InputError: the file exists, cannot be written, or the disk is full.
+        InputError: the file exists, another run is writing it, it cannot be written, or the disk
+            is full.
     """
     path = Path(path)
     read = (*inputs, *external_files(model))
     external = _weight_bytes(model) > inline_limit or bool(external_files(model))
     check_output(path, force=force, inputs=read)
-    data = data_path(path) if external else None
-    if data is not None:
-        check_output(data, force=force, inputs=read)
-    with _one_line_errors(path), _Transaction() as transaction:
+    with _one_line_errors(path), Transaction(path, lambda: referred_files(path)) as transaction:
+        check_output(path, force=force, inputs=read)  # another run may have made it meanwhile
+        data, replaced = _data_paths(path, force, read) if external else (None, _left(path, read))
         _write(model, path, data, transaction)
-        transaction.commit()
+        transaction.commit(replaced)
     return (path,) if data is None else (path, data)
+
+
+def _data_paths(
+    path: Path, force: bool, inputs: Sequence[str | Path]
+) -> tuple[Path, tuple[Path, ...]]:
+    """Where the weights go, which is no file yet, and which files will be theirs no more."""
+    first = data_path(path)
+    check_output(first, force=force, inputs=inputs)
+    names = [first, *(path.with_name(f"{path.name}.{count}.data") for count in range(1, 4))]
+    free = [name for name in names if not os.path.lexists(name)]
+    if not free:
+        raise InputError(f"{path}: {names[-1].name} and those before it exist; remove them first")
+    for name in names:
+        check_no_input(name, inputs)
+    return free[0], tuple(name for name in names if name not in free) if force else ()
+
+
+def _left(path: Path, inputs: Sequence[str | Path]) -> tuple[Path, ...]:
+    """The data file of the model at ``path``, where one without takes its place."""
+    with contextlib.suppress(InputError):
+        names = (path.with_name(name) for name in referred_files(path))
+        pattern = re.compile(rf"{re.escape(path.name)}(\.\d)?\.data")
+        ours = [each for each in names if pattern.fullmatch(each.name)]
+        return tuple(each for each in ours if not any(_same_file(each, Path(i)) for i in inputs))
+    return ()
+
+
+def clear_up(path: str | Path) -> None:
+    """Remove what a run that was killed while it wrote ``path`` has left beside it.
+
+    Raises:
+        InputError: a run is writing it now, or the folder is not writable.
+    """
+    path = Path(path)
+    _check_folder(path)
+    with _one_line_errors(path), Transaction(path, lambda: referred_files(path)):
+        pass
 
 
 def check_output(
@@ -137,7 +176,8 @@ def whole_file(path: str | Path, *, force: bool = False) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     check_output(path, force=force)
-    with _one_line_errors(path), _Transaction() as transaction:
+    with _one_line_errors(path), Transaction(path) as transaction:
+        check_output(path, force=force)  # another run may have made it meanwhile
         with transaction.open(path) as stream:
             yield stream
         transaction.commit()
@@ -167,7 +207,14 @@ def _same_file(one: Path, other: Path) -> bool:
 
 def _weight_bytes(model: ir.Model) -> int:
     seen = {id(v.const_value): v.const_value for v in _initializers(model)}
-    return sum(tensor.nbytes for tensor in seen.values() if tensor is not None)
+    return sum(
+        tensor.nbytes for tensor in seen.values() if tensor is not None and _has_bytes(tensor)
+    )
+
+
+def _has_bytes(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is numbers; a tensor of texts stays in the model file."""
+    return tensor.dtype != ir.DataType.STRING
 
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
@@ -178,7 +225,7 @@ def _initializers(model: ir.Model) -> Iterator[ir.Value]:
 # Writing.
 
 
-def _write(model: ir.Model, path: Path, data: Path | None, transaction: _Transaction) -> None:
+def _write(model: ir.Model, path: Path, data: Path | None, transaction: Transaction) -> None:
     with contextlib.ExitStack() as stack:
         if data is not None:
             stream = stack.enter_context(transaction.open(data))
@@ -192,25 +239,49 @@ def _write(model: ir.Model, path: Path, data: Path | None, transaction: _Transac
 def _externalized(model: ir.Model, stream: IO[bytes], data: Path) -> Iterator[None]:
     """Write large initializers to ``stream``; inside the context the model refers to them there."""
     original = [(value, value.const_value) for value in _initializers(model)]
-    written: dict[int, ir.TensorProtocol] = {}
+    written: dict[object, int] = {}
     try:
         for value, tensor in original:
             assert tensor is not None
-            # Initializers that share a tensor share its bytes too.
-            if id(tensor) not in written:
-                written[id(tensor)] = _moved(tensor, stream, data)
-            value.const_value = written[id(tensor)]
+            value.const_value = _moved(tensor, stream, data, written)
         yield
     finally:
         for value, tensor in original:
             value.const_value = tensor
 
 
-def _moved(tensor: ir.TensorProtocol, stream: IO[bytes], data: Path) -> ir.TensorProtocol:
-    if tensor.dtype == ir.DataType.STRING:
+def _moved(
+    tensor: ir.TensorProtocol, stream: IO[bytes], data: Path, written: dict[object, int]
+) -> ir.TensorProtocol:
+    """The tensor as the new file has it; ``written`` tells where what came before it lies."""
+    if not _has_bytes(tensor):
         return tensor
     if tensor.nbytes < _EXTERNAL_FROM:
         return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+    source = _source(tensor)
+    # Initializers that share a tensor, or its range of a file, share its bytes too.
+    if source not in written:
+        written[source] = _append(tensor, stream)
+    return ir.ExternalTensor(
+        data.name,
+        written[source],
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+        base_dir=str(data.absolute().parent),
+    )
+
+
+def _source(tensor: ir.TensorProtocol) -> object:
+    """What is equal for two tensors that are the same bytes."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return id(tensor)
+    return (tensor.path, tensor.offset or 0, tensor.nbytes)
+
+
+def _append(tensor: ir.TensorProtocol, stream: IO[bytes]) -> int:
+    """Write the bytes of a tensor; returns where they begin."""
     stream.write(bytes(-stream.tell() % _ALIGNMENT))
     offset = stream.tell()
     # Tensors of onnx_ir stream themselves; the protocol alone does not promise it.
@@ -218,15 +289,7 @@ def _moved(tensor: ir.TensorProtocol, stream: IO[bytes], data: Path) -> ir.Tenso
         tofile(stream)
     else:
         stream.write(tensor.tobytes())
-    return ir.ExternalTensor(
-        data.name,
-        offset,
-        tensor.nbytes,
-        tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()),
-        name=tensor.name or "",
-        base_dir=str(data.absolute().parent),
-    )
+    return offset
 
 
 @contextlib.contextmanager
@@ -239,100 +302,3 @@ def _one_line_errors(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path}: cannot be written: {reason}; nothing was left behind, give another place"
         ) from error
-
-
-@dataclass
-class _Pending:
-    temporary: Path
-    target: Path
-    saved: Path | None = None
-    renamed: bool = False
-
-
-@dataclass
-class _Transaction:
-    """Files that become visible together, or not at all."""
-
-    pending: list[_Pending] = field(default_factory=list)
-    committed: bool = False
-
-    def __enter__(self) -> _Transaction:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self.committed:
-            for file in reversed(self.pending):
-                _undo(file)
-
-    @contextlib.contextmanager
-    def open(self, target: Path) -> Iterator[IO[bytes]]:
-        """Open a new file that will become ``target``; on leaving, its bytes are on the disk."""
-        file = _Pending(_temporary(target), target)
-        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(file.temporary, flags, 0o666)
-        self.pending.append(file)
-        with os.fdopen(descriptor, "w+b") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    def commit(self) -> None:
-        """Rename every file to its target, in the order in which they were opened.
-
-        The last rename decides: until it has happened, the earlier ones are taken back on failure.
-        Only a power cut between two renames can leave new weights beside an old model.
-        """
-        *earlier, last = self.pending
-        for file in earlier:
-            file.saved = _keep(file.target)
-            file.temporary.replace(file.target)
-            file.renamed = True
-        last.temporary.replace(last.target)
-        self.committed = True
-        for file in self.pending:
-            _discard(file.saved)
-            _sync_folder(file.target.parent)
-
-
-def _keep(target: Path) -> Path | None:
-    """Give a file that is about to be replaced a second name."""
-    if not os.path.lexists(target):
-        return None
-    saved = _temporary(target)
-    try:
-        os.link(target, saved, follow_symlinks=False)
-    except OSError:
-        # Not every file system has hard links.
-        target.replace(saved)
-    return saved
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-
-
-def _undo(file: _Pending) -> None:
-    _discard(file.temporary)
-    if file.saved is not None:
-        with contextlib.suppress(OSError):
-            file.saved.replace(file.target)
-        # Still there when it was a second name of the untouched target.
-        _discard(file.saved)
-    elif file.renamed:
-        _discard(file.target)
-
-
-def _discard(path: Path | None) -> None:
-    if path is not None:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames durable; not every system can, and the files are complete without it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -18,6 +18,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from mla_opt.errors import InputError, KernelUnavailableError
+from mla_opt.kernels.trust import check_library
 
 CUDA_ABI_VERSION = 1
 CUDA_LIBRARY_NAME = "libmla_opt_cuda.so"
@@ -241,7 +242,10 @@ def load_cuda_library(folder: Path) -> CudaLibrary:
     Raises:
         KernelUnavailableError: it was not built, or cannot be used by this release.
     """
-    return CudaLibrary(folder / CUDA_LIBRARY_NAME)
+    path = folder / CUDA_LIBRARY_NAME
+    if path.exists():
+        check_library(path)
+    return CudaLibrary(path)
 
 
 def workspace_bytes(problem: CudaProblem, multiprocessors: int) -> int:

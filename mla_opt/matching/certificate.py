@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mla_opt.errors import InputError
 from mla_opt.graphs.protocol import EXAMPLE, Binding, Graph
 from mla_opt.handles import Array, Float64, Value
 from mla_opt.matching.extraction import Region
@@ -274,7 +275,8 @@ def _relative(expected: Float64, seen: Array) -> float:
 
 def _shape(binding: Binding, value: Value) -> tuple[int, ...]:
     shape = binding.shape(value)
-    assert shape is not None, value.name
+    if shape is None:
+        raise InputError(f"the shape of {value.name!r} cannot be told")
     return shape
 
 

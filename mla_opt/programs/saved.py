@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mla_opt.errors import InputError
+from mla_opt.errors import InputError, require_memory
 from mla_opt.files.model_io import check_input, check_output, sha256
 from mla_opt.files.writing import whole_file
 from mla_opt.programs.archive import Archive, read_archive
@@ -59,6 +59,7 @@ def read_program(path: Path) -> SavedProgram:
         try:
             program = torch.export.load(path)
         except Exception as error:  # torch's errors here share no base
+            require_memory(error)
             raise InputError(f"{path}: {_why(archive, records, error)}") from error
     return SavedProgram(program, archive.torch_version, archive.extra_files)
 
@@ -96,6 +97,7 @@ def write_program(
         except OSError:
             raise
         except Exception as error:  # torch's errors here share no base
+            require_memory(error)
             raise InputError(f"{path}: PyTorch cannot save the program: {_line(error)}") from error
     return str(torch.__version__)
 

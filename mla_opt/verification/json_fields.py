@@ -68,13 +68,13 @@ class Fields:
             raise self._wrong(key, "true or false", value)
         return value
 
-    def positive(self, key: str) -> float:
-        """Return a finite number above 0."""
+    def number(self, key: str) -> float:
+        """Return a number; of its size, that it is finite and of an order that factors have."""
         value = self._get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._wrong(key, "a number above 0", value)
-        if not 0 < value < MAX_COUNT:
-            raise self._wrong(key, "a number above 0", value)
+            raise self._wrong(key, "a number", value)
+        if not -MAX_COUNT < value < MAX_COUNT:
+            raise self._wrong(key, f"a number between -{MAX_COUNT} and {MAX_COUNT}", value)
         return float(value)
 
     def objects(self, key: str) -> tuple[Fields, ...]:

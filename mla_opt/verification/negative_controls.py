@@ -110,6 +110,8 @@ def _broken(control: Control, model: Breakable, sites: Sequence[SiteRecord]) -> 
 
 
 def _scale_obstacle(model: Breakable, site: SiteRecord) -> str | None:
+    if site.scale == 0:
+        return "the scale is 0: no factor makes another of it"
     if abs(site.default_scale / site.scale - 1) < SAME_SCALE:
         return "the scale is 1/sqrt(C + R) itself"
     return model.lost_query(site)

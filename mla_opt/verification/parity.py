@@ -39,16 +39,25 @@ ROUNDED_FLOORS = {"float16": 2e-2, "bfloat16": 1.5e-1}
 class Tolerance:
     """What error is tolerated in each output, relative to its spread.
 
-    ``noise`` holds the noise floor of each output, by name.
+    ``noise`` holds the noise floor of each output, by name. Where there is a ``narrower`` one, that
+    is for all outputs but the ``wide`` ones.
     """
 
     floor: float
     ceiling: float
     noise: Mapping[str, float] = field(default_factory=dict)
+    narrower: Tolerance | None = None
+    wide: frozenset[str] = frozenset()
 
     def of(self, name: str) -> float:
         """Tolerance for the output ``name``."""
+        if self.narrower is not None and name not in self.wide:
+            return self.narrower.of(name)
         return min(max(self.floor, NOISE_FACTOR * self.noise.get(name, 0.0)), self.ceiling)
+
+    def only_for(self, names: frozenset[str], others: Tolerance) -> Tolerance:
+        """This tolerance for the outputs ``names``, and that of ``others`` for all else."""
+        return self if self.floor <= others.floor else replace(self, narrower=others, wide=names)
 
     @classmethod
     def for_bytes(cls, size: int, noise: Mapping[str, float]) -> Tolerance:

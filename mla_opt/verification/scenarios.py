@@ -1,8 +1,8 @@
 """What verification runs: how many sequences, which calls, how much padding.
 
 Prefill then decode for one sequence and for a ragged batch, a chunk on a past that is not empty,
-and a prompt long enough for the expanded branch where the optimized model has one; as far as the
-static dimensions of the model allow.
+decode behind a long past, and a prompt long enough for the expanded branch where the optimized
+model has one; as far as the static dimensions of the model allow.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Room:
         padded: whether there is a mask to say what is padding.
         capacity: most tokens that fit, if there is a bound.
         long_query: a query length that takes the expanded branch, if there is one.
+        long_past: tokens of a long past, if there is room for one.
         can_make_up_past: whether both models can be given one made-up past.
     """
 
@@ -67,6 +68,7 @@ class Room:
     padded: bool
     capacity: int | None = None
     long_query: int | None = None
+    long_past: int | None = None
     can_make_up_past: bool = True
 
 
@@ -89,13 +91,15 @@ def _stateful(room: Room) -> list[Scenario]:
     steps = (1,) * DECODE_STEPS
     scenarios = [
         Scenario("prompt and decode", 1, (7, *steps), (0,)),
-        Scenario("ragged batch", 3, (9, *steps), (5, 2, 0)),
+        Scenario("ragged batch", 5, (9, *steps), (5, 2, 7, 1, 0)),
         Scenario("chunk on a past", 2, (4, 5, *steps), (3, 0)),
         Scenario("token by token", 2, (1, *steps), (0, 0)),
     ]
     if room.can_make_up_past:
         past = room.limits.past_len or _fixed_past(room.limits) or MADE_UP_PAST
         scenarios.append(Scenario("made-up past", 2, steps, (2, 0), past))
+        if room.long_past is not None:
+            scenarios.append(Scenario("long past", 2, (1, 3, 1), (0, 2), room.long_past))
     return scenarios + _long(room, steps)
 
 
@@ -109,7 +113,7 @@ def _fixed_past(limits: Limits) -> int:
 def _stateless(room: Room) -> list[Scenario]:
     scenarios = [
         Scenario("one sequence", 1, (8,), (0,)),
-        Scenario("ragged batch", 3, (9,), (5, 2, 0)),
+        Scenario("ragged batch", 5, (9,), (5, 2, 7, 1, 0)),
         Scenario("one token", 1, (1,), (0,)),
     ]
     return scenarios + _long(room, ())

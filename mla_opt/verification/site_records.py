@@ -56,7 +56,7 @@ class SiteRecord:
             name=fields.text("name"),
             query=fields.text("query"),
             w_uk=fields.optional_text("w_uk"),
-            scale=fields.positive("scale"),
+            scale=fields.number("scale"),
             kv_lora_rank=fields.count("kv_lora_rank", 1),
             qk_rope_head_dim=fields.count("qk_rope_head_dim"),
             w_uv=fields.optional_text("w_uv"),

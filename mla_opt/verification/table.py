@@ -25,9 +25,10 @@ def render(report: ParityReport) -> Group:
 def _verdict(report: ParityReport) -> Text:
     if report.passed:
         verdict = Text("verification passed", style="bold green")
+        verdict.append(f" (--seed {report.seed} repeats it)", style="none")
     else:
         lines = "".join(f"\n  {failure}" for failure in report.failures)
-        verdict = Text(f"verification failed{lines}", style="bold red")
+        verdict = Text(f"verification failed (--seed {report.seed} repeats it){lines}", "bold red")
     return verdict.append(f"\nnote: {report.note}", style="yellow") if report.note else verdict
 
 

@@ -5,6 +5,8 @@ One session is open at a time: what the original said is kept, its session is no
 
 from __future__ import annotations
 
+import math
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +18,18 @@ import onnx_ir as ir
 
 from mla_opt.errors import InputError, VerificationError
 from mla_opt.events import VerifyProgress
-from mla_opt.graphs.interface.interface import Limits, ModelInterface
+from mla_opt.graphs.interface.interface import Limits, ModelInterface, State
 from mla_opt.programs.recognize import is_program, is_program_file
 from mla_opt.verification.alignment import Aligner, joined_name
 from mla_opt.verification.drift import Deployed, Drift, measure_drift
-from mla_opt.verification.interface_map import InterfaceMap, check_interfaces
+from mla_opt.verification.graph_facts import (
+    LENGTHS,
+    has_branches,
+    lengths,
+    reached,
+    with_fused,
+)
+from mla_opt.verification.interface_map import METADATA_KEY, InterfaceMap, check_interfaces
 from mla_opt.verification.negative_controls import (
     CONTROLS,
     BrokenModel,
@@ -51,6 +60,11 @@ Progress = Callable[[VerifyProgress], None]
 
 LONG_SCENARIO = "long prompt"
 DEFAULT_WEIGHT_BYTES = 4
+#: Query length of a long prompt, where the model says none that could be tried.
+UNTOLD_QUERY = 512
+#: Rows of the long past where the graph names no length, and what it may take at most.
+LEAST_LONG_PAST = 300
+MOST_PAST_BYTES = 1 << 26
 
 
 def verify(
@@ -59,7 +73,7 @@ def verify(
     *,
     tolerance: float | None = None,
     controls: bool = True,
-    seed: int = 0,
+    seed: int | None = None,
     progress: Progress | None = None,
     libraries: Sequence[str | Path] = (),
 ) -> ParityReport:
@@ -70,7 +84,7 @@ def verify(
         optimized: the same, with the metadata that tells what changed.
         tolerance: the error to tolerate, relative to the spread of an output; measured if ``None``.
         controls: whether broken copies of ``optimized`` must be noticed, too.
-        seed: what all inputs follow from.
+        seed: what all inputs follow from; a fresh one, which the report names, if ``None``.
         progress: called before each run.
         libraries: custom-operator libraries for the optimized model.
 
@@ -89,6 +103,8 @@ def verify(
         borrowing, borrowed = models.original.with_weights_of(models.optimized)
         models = _Models.of(borrowing, models.optimized)
     scenarios = plan(models.room())
+    _check_decodes(models, scenarios)
+    seed = secrets.randbelow(1 << 31) if seed is None else seed
     runs = 3 * len(scenarios) + (len(CONTROLS) if controls else 0) + 2 * (models is not deployed)
     counter = _Counter(progress, runs)
     verifier = _Verifier(models, deployed, seed, counter, borrowed)
@@ -141,8 +157,13 @@ class _Models:
         after = optimized_driver(optimized.model, changes)
         check_interfaces(before.interface, after.interface, changes)
         aligner = Aligner(before.interface, after.interface, changes)
-        sites = read_sites(optimized.model)
-        return cls(original, optimized, before, after, aligner, sites, changes.prompts_only)
+        sites = with_fused(optimized.model, read_sites(optimized.model))
+        past = [state.input.name for state in after.interface.states]
+        told = reached(optimized.model, past) - after.interface.state_outputs
+        prompts_only = changes.prompts_only and not told
+        _check_past(before.interface, after.interface)
+        _check_capacity(after)
+        return cls(original, optimized, before, after, aligner, sites, prompts_only)
 
     def twins(self) -> _Models:
         """Both without roundings of activations; these themselves where there are none."""
@@ -153,14 +174,101 @@ class _Models:
 
     def room(self) -> Room:
         """What both models leave open."""
-        long = [s.prefill_threshold for s in self.sites if s.prefill_threshold is not None]
         return Room(
             limits=_merged(self.before.interface.limits(), self.after.interface.limits()),
             stateful=bool(self.before.interface.states) and not self.prompts_only,
             padded=self.before.interface.attention_mask is not None,
             capacity=self.after.capacity,
-            long_query=max(long, default=None),
+            long_query=self._long_query(),
+            long_past=self._long_past(),
             can_make_up_past=self.aligner.can_share_a_past(),
+        )
+
+    def tolerance(self, noise: dict[str, float]) -> Tolerance:
+        """The tolerance of each output: a wider one only where a rounded cache reaches it."""
+        before, after = self.before.interface, self.after.interface
+        limits = tolerance_for(self.original.model, after, noise)
+        kept = {state.input.dtype for state in before.states}
+        rounded = [s for s in after.states if s.input.dtype not in kept and _is_rounded(s)]
+        names = reached(self.optimized.model, [state.input.name for state in rounded])
+        joined = {
+            joined_name(change)
+            for change in self.aligner.changes.states
+            if names.intersection(change.optimized.outputs)
+        }
+        plain = Tolerance.for_bytes(weight_bytes(self.original.model), noise)
+        return limits.only_for(names | joined, plain)
+
+    def _long_query(self) -> int | None:
+        """A query length that takes the expanded branch: what the model says, as far as it may."""
+        hints = [s.prefill_threshold for s in self.sites if s.prefill_threshold is not None]
+        trusted = [hint for hint in hints if hint < LENGTHS.stop]
+        if trusted and len(trusted) == len(hints):
+            return max(trusted)
+        return UNTOLD_QUERY if hints or has_branches(self.optimized.model) else None
+
+    def _long_past(self) -> int | None:
+        """More rows of past than any length that the optimized graph could compare with."""
+        row = sum(_row_bytes(state) for state in self.before.interface.states)
+        most = MOST_PAST_BYTES // max(row, 1)
+        longest = max(lengths(self.optimized.model), default=0)
+        wanted = max(longest, LEAST_LONG_PAST) + 1
+        return wanted if wanted <= most else (most if most > LEAST_LONG_PAST else None)
+
+
+def _is_rounded(state: State) -> bool:
+    return state.input.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _row_bytes(state: State) -> int:
+    """Bytes that one token takes in a state."""
+    sizes = [size for size in state.input.sizes if isinstance(size, int)]
+    kind = state.input.dtype
+    return math.prod(sizes) * (DEFAULT_WEIGHT_BYTES if kind is None else int(kind.itemsize))
+
+
+def _check_past(original: ModelInterface, optimized: ModelInterface) -> None:
+    """A past of any length must not have become one of a fixed length.
+
+    Raises:
+        InputError: it has.
+    """
+    before, after = original.limits().past_len, optimized.limits().past_len
+    if original.states and before is None and after is not None and optimized.states:
+        raise InputError(
+            f"the optimized model takes a past of {after} tokens only, the original one of any"
+            " length; verify an optimized model against the file it was made from"
+        )
+
+
+def _check_capacity(driver: Driver) -> None:
+    """How many rows a buffer has is what the graph declares.
+
+    Raises:
+        InputError: the metadata says another number.
+    """
+    for state in driver.interface.states:
+        if driver.capacity is not None and state.kind == "buffer" and state.growth_axis is not None:
+            rows = state.input.sizes[state.growth_axis]
+            if rows != driver.capacity:
+                raise InputError(
+                    f"{METADATA_KEY} says that buffers have {driver.capacity} rows, and input"
+                    f" {state.input.name!r} has {rows}; verify the file as mla-opt wrote it"
+                )
+
+
+def _check_decodes(models: _Models, scenarios: Sequence[Scenario]) -> None:
+    """Something must run on a past, unless the graph has none.
+
+    Raises:
+        InputError: nothing would.
+    """
+    if not models.room().stateful or models.before.interface.limits().past_len == 0:
+        return
+    if not any(scenario.initial_past or len(scenario.calls) > 1 for scenario in scenarios):
+        raise InputError(
+            "the sizes that the models fix leave no room for a decode step, so nothing would be"
+            " proved of decoding; re-export with dynamic dimensions"
         )
 
 
@@ -271,7 +379,7 @@ class _Verifier:
     def _tolerance(self, given: float | None, noise: dict[str, float]) -> Tolerance:
         if given is not None:
             return Tolerance.fixed(given, noise)
-        return tolerance_for(self.models.original.model, self.models.after.interface, noise)
+        return self.models.tolerance(noise)
 
     def _controls(self, reference: Sequence[Run], limits: Tolerance) -> tuple[ControlResult, ...]:
         run = _control_run(reference)

@@ -278,6 +278,26 @@ def test_a_plugin_that_was_changed(copy, machine, unread):
         load(folder)
 
 
+def test_a_plugin_that_was_not_built_here(copy, machine, monkeypatch):
+    """The manifest vouches for nothing: who can change the plugin can change it, too."""
+    content, loaded = b"code", []
+    digest = hashlib.sha256(content).hexdigest()
+    folder = copy(lambda manifest: manifest.update(plugin(File("plugin.so", digest, 4))))
+    (folder / "plugin.so").write_bytes(content)
+    monkeypatch.setattr(loading, "check_plugins", lambda _: None)
+    monkeypatch.setattr(loading, "load_plugin", lambda _, path: loaded.append(path))
+    with pytest.raises(InputError, match=r"plugin\.so: is code that was not built here"):
+        load(folder)
+    assert not loaded
+    monkeypatch.setenv("MLA_OPT_LIBRARY_HASHES", digest)
+    load(folder)
+    (folder / "plugin.so").chmod(0o666)
+    with pytest.raises(InputError, match="others can write"):
+        load(folder)
+    load(folder, allow_host_code=True)
+    assert len(loaded) == 2
+
+
 def test_a_plugin_that_would_end_the_process(copy, machine, unread, monkeypatch):
     trt = TensorRT(machine.module, "rtx", SimpleNamespace(sink=None))
     monkeypatch.setattr(loading, "load_tensorrt", lambda _: trt)

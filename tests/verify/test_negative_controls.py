@@ -155,16 +155,15 @@ def test_controls_reach_into_branches():
     assert all(control.detected for control in report.controls)
 
 
-def test_the_expanded_branch_is_run_if_the_record_says_how_long_it_takes():
+@pytest.mark.parametrize("threshold", [21, None, 10**9])
+def test_the_expanded_branch_is_run_whatever_the_record_says(threshold):
     wrong = toys.with_initializer(
-        in_a_branch(toys.optimized(prefill_threshold=21)), "w_uk_t", toys.weights()["w_uk_t"] * 2
+        in_a_branch(toys.optimized(prefill_threshold=threshold)),
+        "w_uk_t",
+        toys.weights()["w_uk_t"] * 2,
     )
     report = verify(toys.original(), wrong, controls=False)
     assert {s.scenario.name for s in report.scenarios if not s.passed} == {"long prompt"}
-    silent = toys.with_initializer(
-        in_a_branch(toys.optimized()), "w_uk_t", toys.weights()["w_uk_t"] * 2
-    )
-    assert verify(toys.original(), silent, controls=False).passed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,8 @@ import onnx_ir as ir
 import onnx_shape_inference
 import onnxruntime as ort
 
-from mla_opt.errors import MlaOptError
+from mla_opt.errors import InputError, require_memory
+from mla_opt.graphs.onnx.effort import MOST_ELEMENTS, MOST_STEPS, steps
 from mla_opt.graphs.onnx.foreign_shapes import bound_shapes, is_foreign, named_sizes
 from mla_opt.graphs.onnx.quantization.narrow import in_eight_bits, is_narrow
 from mla_opt.graphs.onnx.widening import uses_bfloat16, widen
@@ -45,8 +47,8 @@ _sessions: dict[bytes, ort.InferenceSession] = {}
 _SESSION_LIMIT = 64
 
 
-class UnboundValueError(MlaOptError):
-    """A part of a graph depends on the data of something outside it."""
+class UnboundValueError(InputError):
+    """A part of a graph depends on the data of something outside it, or cannot be run."""
 
 
 class OnnxBinding:
@@ -64,6 +66,7 @@ class OnnxBinding:
         self._integers: dict[ir.Value, Array] = {}
         self._dtypes: dict[ir.Value, ir.DataType] = {}
         self.narrow = uses_bfloat16(model)
+        self.functions = dict(model.functions)
         self._values = {value.name: value for value in _values(model.graph)}
         bound = _shape_only_clone(model, input_shapes)
         self._infer(bound)
@@ -205,7 +208,7 @@ class _Part:
         self._nodes: list[ir.Node] = []
         self._embedded: list[tuple[str, Array]] = []
         self._weights: dict[str, Array] = {}
-        self._functions: set[ir.OperatorIdentifier] = set()
+        self._steps = 0.0
 
     def visit(self, value: ir.Value) -> None:
         """Take in a value and everything it needs, producers first."""
@@ -250,9 +253,23 @@ class _Part:
             return
         node = value.producer()
         assert node is not None
+        self._check_effort(node)
         self._nodes.append(node)
         for output in node.outputs:
             self._names.setdefault(output, f"v{len(self._names)}")
+
+    def _check_effort(self, node: ir.Node) -> None:
+        """Check that the part still takes a bounded time and bounded memory.
+
+        Raises:
+            UnboundValueError: it does not.
+        """
+        self._steps += steps(node, self._content, self._binding.functions)
+        if self._steps > MOST_STEPS:
+            raise UnboundValueError(f"{node.name} takes more than {MOST_STEPS} steps to run")
+        for output in node.outputs:
+            if math.prod(self._binding.shape(output) or ()) > MOST_ELEMENTS:
+                raise UnboundValueError(f"{output.name} has more than {MOST_ELEMENTS} elements")
 
     def run(self, outputs: Sequence[ir.Value], feeds: Mapping[ir.Value, Array]) -> list[Array]:
         """Run the part; ``feeds`` are arrays of the values' own element types."""
@@ -269,6 +286,7 @@ class _Part:
             made = session.run_with_ort_values([self._names[value] for value in outputs], tensors)
             return [from_ort_value(each) for each in made]
         except Exception as error:  # ONNX Runtime's own exception types share no public base
+            require_memory(error)
             reason = str(error).splitlines()[0]
             raise UnboundValueError(f"ONNX Runtime cannot run it alone: {reason}") from error
 
@@ -331,6 +349,7 @@ def _session(proto: onnx.ModelProto) -> ort.InferenceSession:
         try:
             _sessions[key] = ort.InferenceSession(key, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types share no public base
+            require_memory(error)
             reason = str(error).splitlines()[0]
             raise UnboundValueError(f"ONNX Runtime cannot run it alone: {reason}") from error
     return _sessions[key]

@@ -181,8 +181,11 @@ class OnnxGraph(Bindings[OnnxBinding]):
         operand = unchanged(self, node)
         if operand is None:
             return None
-        shapes = [self.example_shape(value) for value in (operand, node.outputs[0])]
+        both = (operand, node.outputs[0])
         # A file that contradicts itself proves nothing.
+        if node.op_type == "Identity":  # what it makes has no shape but by a claim
+            return None if _contradict(*map(self.declared_shape, both)) else operand
+        shapes = [self.example_shape(value) for value in both]
         return None if None not in shapes and shapes[0] != shapes[1] else operand
 
     # Shapes
@@ -500,6 +503,14 @@ def _of_same_operator(one: ir.Value, other: ir.Value) -> list[tuple[ir.Value, ir
     if [each is None for each in first.inputs] != [each is None for each in second.inputs]:
         return None
     return [(a, b) for a, b in zip(first.inputs, second.inputs) if a is not None and b is not None]
+
+
+def _contradict(one: Sequence[int | str | None], other: Sequence[int | str | None]) -> bool:
+    """Whether two claims of one shape cannot both be true; no claim contradicts nothing."""
+    if not one or not other:
+        return False
+    numbers = [pair for pair in zip(one, other) if all(isinstance(size, int) for size in pair)]
+    return len(one) != len(other) or any(a != b for a, b in numbers)
 
 
 def _size(builder: OnnxBuilder, size: Size) -> ir.Value:

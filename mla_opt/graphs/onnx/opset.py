@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx import version_converter
 
-from mla_opt.errors import InputError
+from mla_opt.errors import InputError, require_memory
 
 #: The first opset with TensorScatter; Attention is there since 23.
 TENSORRT_OPSET = 24
@@ -35,6 +35,7 @@ def at_least(model: ir.Model, opset: int = TENSORRT_OPSET) -> ir.Model:
     try:
         proto = version_converter.convert_version(_outline(model), opset)
     except Exception as error:
+        require_memory(error)
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"the model cannot be raised to opset {opset}, which TensorRT needs: {reason}; export"

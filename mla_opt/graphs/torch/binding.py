@@ -14,7 +14,7 @@ import sympy
 import torch
 from torch import fx
 
-from mla_opt.errors import MlaOptError
+from mla_opt.errors import MlaOptError, require_memory
 from mla_opt.graphs.torch.lifted_program import (
     LiftedProgram,
     expression,
@@ -122,6 +122,7 @@ class _Part:
         try:
             return node.target(*args, **_on_cpu(kwargs))  # type: ignore[operator]
         except Exception as error:  # whatever PyTorch's operators raise
+            require_memory(error)
             reason = " ".join(str(error).split())[:200]
             raise UnboundError(f"PyTorch cannot run {node.name} alone: {reason}") from error
 

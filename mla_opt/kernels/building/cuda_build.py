@@ -23,6 +23,7 @@ from mla_opt.kernels.building.build import HOME
 from mla_opt.kernels.building.elf import needed_libraries
 from mla_opt.kernels.building.nvcc import Nvcc, Resources, find_nvcc, read_resources, read_warnings
 from mla_opt.kernels.cuda_library import CUDA_LIBRARY_NAME
+from mla_opt.kernels.trust import remember
 
 TENSORRT_LIBRARY_NAME = "libmla_opt_tensorrt.so"
 CUDA_FOLDERS = ("cuda",)
@@ -193,6 +194,7 @@ def _build(
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to: {error.strerror}") from error
     said = "".join(text for _, text in compiled)
+    remember(folder / name)
     return Built(folder / name, read_resources(said), read_warnings(said))
 
 

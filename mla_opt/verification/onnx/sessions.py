@@ -9,13 +9,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from mla_opt.errors import InputError
+from mla_opt.errors import InputError, require_memory
 from mla_opt.files.model_io import check_order, from_proto, read_model
 from mla_opt.graphs.onnx.widening import uses_bfloat16
 from mla_opt.ort_values import from_ort_value, to_ort_value
@@ -158,7 +159,7 @@ class Session:
         names = [output.name for output in self.native.get_outputs()]
         tensors = {name: to_ort_value(feed) for name, feed in feeds.items()}
         values = _guarded(self.label, "run", self.native.run_with_ort_values, names, tensors)
-        return dict(zip(names, map(from_ort_value, values)))
+        return {name: _own(from_ort_value(value), feeds) for name, value in zip(names, values)}
 
 
 def open_model(model: ModelLike, label: str, libraries: Sequence[Path] = ()) -> OpenModel:
@@ -189,6 +190,12 @@ def _from_proto(proto: onnx.ModelProto, label: str) -> ir.Model:
         return from_proto(proto)
     except InputError as error:
         raise InputError(f"the {label} model {error}") from error
+
+
+def _own(output: Array, feeds: Mapping[str, Array]) -> Array:
+    """An output in memory of its own: where a model returns an input, it is that of the feed."""
+    shared = any(np.may_share_memory(output, feed) for feed in feeds.values())
+    return output.copy() if shared else output
 
 
 def _weights(model: ir.Model) -> list[ir.TensorProtocol]:
@@ -230,5 +237,6 @@ def _guarded(label: str, verb: str, action: Callable[..., T], *arguments: object
     try:
         return action(*arguments)
     except ORT_ERRORS as error:
+        require_memory(error)
         reason = " ".join(str(error).split())[:400]
         raise RunError(f"ONNX Runtime does not {verb} the {label} model: {reason}") from error

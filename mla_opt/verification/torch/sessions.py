@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mla_opt.errors import require_memory
 from mla_opt.graphs.torch.skeleton import skeleton
 from mla_opt.graphs.torch.values import to_array, to_tensor
 from mla_opt.programs.calling import Entrance
@@ -44,6 +45,7 @@ class OpenProgram:
         try:
             module = self.opened.module()
         except Exception as error:  # whatever torch.export raises
+            require_memory(error)
             raise RunError(_said(self.label, "load", error)) from error
         return ProgramSession(self.label, module, self.opened.entrance, plain=not optimized)
 
@@ -93,6 +95,7 @@ class ProgramSession:
                     stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
                 outputs = self.entrance.call(self.module, tensors)
         except Exception as error:  # whatever PyTorch's operators and guards raise
+            require_memory(error)
             raise RunError(_said(self.label, "run", error)) from error
         finally:
             with torch.no_grad():

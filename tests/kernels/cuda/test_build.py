@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import os
 import re
@@ -32,6 +33,7 @@ from mla_opt.kernels.cuda_library import (
     cuda_kernel_available,
     cuda_kernel_library,
 )
+from mla_opt.kernels.trust import HASHES_VARIABLE
 from mla_opt.operator import Signature, latent_attention
 from tests.kernels.cuda.problems import Case, expected, operands, problem_of, results
 from tests.operator import cases
@@ -187,6 +189,9 @@ def test_not_built(tmp_path, monkeypatch):
     with pytest.raises(KernelUnavailableError, match="are not there: run `mla-opt build-kernels"):
         cuda_kernel_library()
     (tmp_path / "libmla_opt_cuda.so").write_bytes(b"no library")
+    with pytest.raises(KernelUnavailableError, match="was not built here"):
+        cuda_kernel_library()
+    monkeypatch.setenv(HASHES_VARIABLE, hashlib.sha256(b"no library").hexdigest())
     with pytest.raises(KernelUnavailableError, match="cannot be loaded"):
         cuda_kernel_library()
 
