@@ -57,7 +57,8 @@ def function_body(
     inputs = {name: ir.Value(name=name) for name in signature.slots}
     tape = BodyTape(inputs["query"], opset_version, element_type)
     rows = store_rows(tape, signature, inputs, style)
-    output = _attend(tape, signature, inputs, rows, style.adaptive)
+    bias = additive_bias(tape, signature, inputs, rows)
+    output = attend(tape, signature, inputs, rows, bias, style.adaptive)
     outputs = (output, *rows.stored) if signature.writes_cache else (output,)
     for name, value in zip(signature.outputs, outputs):
         value.name = name
@@ -72,16 +73,16 @@ def _declared_attributes() -> list[ir.Attr]:
     return [ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in ATTRIBUTES]
 
 
-def _attend(
+def attend(
     tape: BodyTape,
     signature: Signature,
     inputs: Mapping[str, ir.Value],
     rows: Rows,
+    bias: ir.Value | None,
     adaptive: bool,
 ) -> ir.Value:
-    """Record the attention itself."""
+    """Record the attention itself, from an absorbed ``query``; of the inputs, that and ``sink``."""
     query = inputs["query"]
-    bias = additive_bias(tape, signature, inputs, rows)
     scores = _scores(tape, query, rows, adaptive)
     if bias is not None or signature.sink:
         scores = _unfold(tape, scores, query)
@@ -90,9 +91,9 @@ def _attend(
     weights = tape.op("Softmax", scores, axis=-1)
     output = _unfold(tape, _weighted_sum(tape, weights, rows), query)
     if signature.sink:
-        output = tape.op("Mul", output, _share_kept(tape, scores, weights, inputs["sink"]))
+        output = tape.op("Mul", output, share_kept(tape, scores, weights, inputs["sink"]))
     if bias is not None and may_see_nothing(signature):
-        output = _zero_where_blind(tape, output, bias)
+        output = zero_where_blind(tape, output, bias)
     return output
 
 
@@ -142,7 +143,7 @@ def _weighted_sum(tape: BodyTape, weights: ir.Value, rows: Rows) -> ir.Value:
     return tape.columns_before(context, tape.int_attribute("kv_lora_rank"))
 
 
-def _share_kept(tape: BodyTape, scores: ir.Value, weights: ir.Value, sink: ir.Value) -> ir.Value:
+def share_kept(tape: BodyTape, scores: ir.Value, weights: ir.Value, sink: ir.Value) -> ir.Value:
     """Return the part of the probability that the sink leaves, [B, H, S, 1].
 
     It is sigmoid(logsumexp(scores) - sink), and the largest weight gives the logsumexp: two maxima
@@ -153,7 +154,7 @@ def _share_kept(tape: BodyTape, scores: ir.Value, weights: ir.Value, sink: ir.Va
     return tape.op("Sigmoid", tape.op("Sub", log_sum, tape.reshape(sink, 1, -1, 1, 1)))
 
 
-def _zero_where_blind(tape: BodyTape, output: ir.Value, bias: ir.Value) -> ir.Value:
+def zero_where_blind(tape: BodyTape, output: ir.Value, bias: ir.Value) -> ir.Value:
     """Replace the NaN of a softmax over nothing but -inf; the bias has no heads, so it tells.
 
     The maximum is taken of 0 and 1: OpenVINO's maximum of nothing but -inf is a finite number.

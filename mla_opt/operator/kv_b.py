@@ -1,0 +1,176 @@
+"""How ``W_UK`` and ``W_UV`` are stored: one matrix ``kv_b``, in the bits that a model keeps.
+
+Row ``h (N + V) + n`` of ``kv_b`` is row n of head h's ``W_UK [N, C]``, row ``h (N + V) + N + v`` is
+row v of its ``W_UV^T [V, C]``: ``keys = c_kv @ W_UK^T``, ``values = c_kv @ W_UV``. Every number
+is ``(code - zero point) * scale``, computed in float32. With W for ``H (N + V)`` rows, and K for
+the ``C / block_size`` blocks of a row:
+
+| storage | ``kv_b`` | ``kv_b_scales`` |
+|---|---|---|
+| plain | [W, C] float32, float16, bfloat16, float64 | absent: 1 |
+| scaled | [W, C] int8, uint8, float8e4m3fn, float8e5m2 | [W / block_rows, K] |
+| packed | [W, K, block_size * bits / 8] uint8 | [W, K] |
+
+| storage | ``kv_b_zero_points`` |
+|---|---|
+| plain | absent: 0 |
+| scaled | absent: 0; or as the scales, and of the type of ``kv_b`` |
+| packed | absent: 2^(bits-1); or [W, K * bits / 8] uint8, packed; or as the scales in all |
+
+Divisions round up: the last block of a row, and of a column, may be a part of one. *Packed* is the
+form of ``com.microsoft::MatMulNBits``: of 2, 4 or 8 bits, the lowest ones first. Scales are
+float32, float16 or bfloat16. A scale for each row has ``block_rows`` 1 and ``block_size`` C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from mla_opt.errors import InputError
+
+PACKED_BITS = (2, 4, 8)
+
+StorageKind = Literal["plain", "scaled", "packed"]
+ZeroPoints = Literal["none", "packed", "plain"]
+Array = npt.NDArray[np.float64]
+AnyArray = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What is to be known of ``kv_b`` beyond its shape and its element type.
+
+    Attributes:
+        bits: of a packed number; 0: each number is an element of its own.
+        block_size: columns that share a scale; 0: there are no scales.
+        block_rows: rows that share a scale.
+        zero_points: ``packed`` as the numbers are, or ``plain``: one element each.
+    """
+
+    bits: int = 0
+    block_size: int = 0
+    block_rows: int = 1
+    zero_points: ZeroPoints = "none"
+
+    def __post_init__(self) -> None:
+        if self.bits not in (0, *PACKED_BITS):
+            raise InputError(f"kv_b: {self.bits} bits; supported are {PACKED_BITS}")
+        if self.zero_points not in get_args(ZeroPoints):
+            raise InputError(f"kv_b: zero points are {self.zero_points!r}")
+        if self.block_size < 0 or self.block_rows < 1:
+            raise InputError(f"kv_b: a block has {self.block_rows} rows of {self.block_size}")
+        self._check_packed()
+
+    def _check_packed(self) -> None:
+        if self.zero_points != "none" and not self.block_size:
+            raise InputError("kv_b: zero points are given without scales")
+        if self.zero_points == "packed" and not self.bits:
+            raise InputError("kv_b: zero points are packed, but kv_b is not")
+        if not self.bits:
+            return
+        if self.block_rows != 1:
+            raise InputError("kv_b: packed numbers have scales of one row")
+        if not self.block_size or self.block_size * self.bits % 8:
+            raise InputError(f"kv_b: {self.block_size} numbers of {self.bits} bits fill no bytes")
+
+    @property
+    def kind(self) -> StorageKind:
+        """The row of the table above."""
+        if self.bits:
+            return "packed"
+        return "scaled" if self.block_size else "plain"
+
+    @property
+    def overload(self) -> str:
+        """Short name, different for every storage, such as ``packed4_32``; plain: nothing."""
+        if self.kind == "plain":
+            return ""
+        rows = "" if self.block_rows == 1 else f"x{self.block_rows}"
+        zeros = "" if self.zero_points == "none" else f"_{self.zero_points}_zeros"
+        return f"{self.kind}{self.bits or ''}_{self.block_size}{rows}{zeros}"
+
+
+#: Numbers as they are.
+PLAIN = Storage()
+
+
+def numbers(
+    storage: Storage,
+    kv_b: AnyArray,
+    scales: AnyArray | None,
+    zero_points: AnyArray | None,
+    columns: int,
+) -> Array:
+    """Return the numbers that ``kv_b`` stores, ``[W, columns]``, in float64.
+
+    Raises:
+        InputError: the operands are not those of the storage, or their shapes do not fit.
+    """
+    _check(storage, kv_b, scales, zero_points, columns)
+    codes = kv_b.astype(np.float64) if not storage.bits else _unpacked(kv_b, storage.bits, columns)
+    if scales is None:
+        return codes
+    zeros = _zeros(storage, zero_points, scales.shape)
+    return (codes - _spread(storage, zeros, codes.shape)) * _spread(
+        storage, scales.astype(np.float64), codes.shape
+    )
+
+
+def _unpacked(packed: AnyArray, bits: int, columns: int) -> Array:
+    """Return the codes of rows of bytes, ``[rows, columns]``."""
+    shifts = np.arange(0, 8, bits)
+    codes = (packed.reshape(packed.shape[0], -1, 1).astype(np.int64) >> shifts) & (2**bits - 1)
+    wide: Array = codes.reshape(packed.shape[0], -1)[:, :columns].astype(np.float64)
+    return wide
+
+
+def _zeros(storage: Storage, zero_points: AnyArray | None, shape: tuple[int, ...]) -> Array:
+    """Return a zero point for each scale."""
+    if zero_points is None:
+        return np.full(shape, 2.0 ** (storage.bits - 1) if storage.bits else 0.0)
+    if storage.zero_points == "packed":
+        return _unpacked(zero_points, storage.bits, shape[1])
+    return zero_points.astype(np.float64)
+
+
+def _spread(storage: Storage, of_blocks: Array, shape: tuple[int, ...]) -> Array:
+    """Return the number of its block for every element."""
+    rows = of_blocks.repeat(storage.block_rows, axis=0)[: shape[0]]
+    return rows.repeat(storage.block_size, axis=1)[:, : shape[1]]
+
+
+def _check(
+    storage: Storage,
+    kv_b: AnyArray,
+    scales: AnyArray | None,
+    zero_points: AnyArray | None,
+    columns: int,
+) -> None:
+    blocks = -(-columns // storage.block_size) if storage.block_size else 0
+    bytes_of_block = storage.block_size * storage.bits // 8
+    expected = (blocks, bytes_of_block) if storage.bits else (columns,)
+    if kv_b.shape[1:] != expected:
+        raise InputError(f"kv_b has rows of {list(kv_b.shape[1:])}, expected {list(expected)}")
+    _check_given("kv_b_scales", scales, storage.block_size > 0)
+    _check_given("kv_b_zero_points", zero_points, storage.zero_points != "none")
+    of_scales = (-(-kv_b.shape[0] // storage.block_rows), blocks)
+    if scales is not None:
+        _check_shape("kv_b_scales", scales, of_scales)
+    if zero_points is not None:
+        packed = (kv_b.shape[0], -(-blocks * storage.bits // 8))
+        shape = packed if storage.zero_points == "packed" else of_scales
+        _check_shape("kv_b_zero_points", zero_points, shape)
+
+
+def _check_given(name: str, value: AnyArray | None, wanted: bool) -> None:
+    if (value is not None) != wanted:
+        raise InputError(f"{name}: {'missing' if wanted else 'given, but the storage has none'}")
+
+
+def _check_shape(name: str, value: AnyArray, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise InputError(f"{name} has shape {list(value.shape)}, expected {list(shape)}")

@@ -1,0 +1,149 @@
+"""The body of ``MultiHeadLatentAttention`` in ONNX Runtime against its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.inliner
+import pytest
+
+from mla_opt.errors import InputError
+from mla_opt.operator import Signature
+from mla_opt.operator.contract import OUTPUTS
+from mla_opt.operator.kv_b import Storage
+from mla_opt.operator.multi_head import ATTRIBUTES, INPUTS, MultiHeadSignature
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME
+from mla_opt.operator.onnx.multi_head_body import multi_head_function_body
+from tests.operator import cases
+from tests.operator.multi_head_cases import (
+    PLAIN,
+    REAL_STORAGES,
+    SMALL_STORAGES,
+    V2_LITE,
+    expected,
+    model,
+    operands,
+    real_operands,
+    weights,
+)
+from tests.operator.multi_head_cases import SMALL as SMALL_DIMS
+
+FORMS = ("absorbed", "expanded")
+TOLERANCE = {np.float16: 4e-3, np.float32: 3e-6, np.float64: 1e-13}
+PLAIN_WEIGHTS = weights(*SMALL_STORAGES["float32"], SMALL_DIMS)
+
+
+def assert_matches(outputs, signature, feeds, **options):
+    wanted = expected(signature, feeds, **options)
+    assert len(outputs) == len(signature.outputs)
+    limit = TOLERANCE[feeds["query"].dtype.type]
+    assert cases.difference(outputs[0], wanted.output) <= limit
+    for actual, cache in zip(outputs[1:], wanted[1:]):
+        np.testing.assert_array_equal(actual, cache)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("attention", cases.ALL_SIGNATURES, ids=cases.name)
+def test_every_signature_matches_the_reference(attention, form):
+    signature = MultiHeadSignature(attention, form=form)
+    runtime = cases.session(model(signature, operands(signature, PLAIN_WEIGHTS)))
+    for query_len in (1, 5):
+        for past in (cases.PAST, 0) if attention.has_latent else (cases.PAST,):
+            feeds = operands(signature, PLAIN_WEIGHTS, query_len=query_len, past=past)
+            assert_matches(runtime.run(None, feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("storage", SMALL_STORAGES)
+def test_every_storage_matches_the_reference(storage, form):
+    how, *types = SMALL_STORAGES[storage]
+    signature = MultiHeadSignature(Signature(has_cache=True, causal=True), how, form)
+    stored = weights(how, *types, SMALL_DIMS)
+    feeds = operands(signature, stored)
+    proto = model(signature, feeds, opset=21, constant=True)
+    given = {name: feed for name, feed in feeds.items() if not name.startswith("kv_b")}
+    assert_matches(cases.run(proto, given), signature, feeds)
+
+
+@pytest.mark.parametrize("opset", [14, 15, 18, 23, 24])
+@pytest.mark.parametrize("attention", cases.REDUCED_SIGNATURES, ids=cases.name)
+def test_every_opset_matches_the_reference(attention, opset):
+    how, *types = SMALL_STORAGES["packed4_zeros"]
+    signature = MultiHeadSignature(attention, how)
+    feeds = operands(signature, weights(how, *types, SMALL_DIMS))
+    proto = model(signature, feeds, opset=opset, style=ONNX_RUNTIME)
+    onnx.checker.check_model(proto, full_check=True)
+    assert_matches(cases.run(proto, feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("attention", cases.NARROW_SIGNATURES, ids=cases.name)
+@pytest.mark.parametrize("form", FORMS)
+def test_narrow_caches_match_the_reference(attention, form):
+    signature = MultiHeadSignature(attention, form=form)
+    feeds = operands(signature, PLAIN_WEIGHTS)
+    assert_matches(cases.run(model(signature, feeds), feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("form", FORMS)
+def test_other_types_of_queries(dtype, form):
+    signature = MultiHeadSignature(Signature(has_cache=True, causal=True), PLAIN, form)
+    feeds = operands(signature, weights(PLAIN, dtype, None, SMALL_DIMS), dtype=dtype)
+    assert_matches(cases.run(model(signature, feeds), feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("query_len", [1, 40])
+@pytest.mark.parametrize("storage", ["packed4_32_zeros", "fp8_128x128"])
+def test_real_head_widths(storage, query_len):
+    signature, feeds = real_operands(storage, query_len=query_len, past=10)
+    proto = model(
+        signature, feeds, geometry=V2_LITE, opset=21, scale=0.07, constant=True, style=ONNX_RUNTIME
+    )
+    given = {name: feed for name, feed in feeds.items() if not name.startswith("kv_b")}
+    outputs = cases.run(proto, given)
+    assert_matches(outputs, signature, feeds, geometry=V2_LITE, scale=0.07)
+    assert REAL_STORAGES[storage][0] == signature.storage
+
+
+def test_a_choice_of_forms_is_made_by_the_products():
+    """C (N + V) / (2 C - N - V) = 48 / 4 = 12; on 40 rows, 12 * 40 / 52 = 9.2 new ones."""
+    signature = MultiHeadSignature(Signature(has_cache=True))
+    body = multi_head_function_body(signature, 18)
+    (choice,) = (node for node in body if node.op_type == "If")
+    assert choice.inputs[0].producer().op_type == "Reshape"
+    proto = model(signature, operands(signature, PLAIN_WEIGHTS))
+    inlined = onnx.inliner.inline_local_functions(proto)
+    (choice,) = (node for node in inlined.graph.node if node.op_type == "If")
+    inlined.graph.output.append(onnx.helper.make_tensor_value_info(choice.input[0], 9, []))
+    runtime = cases.session(inlined)
+    for query_len, absorbed in ((1, True), (9, True), (10, False), (30, False)):
+        feeds = operands(signature, PLAIN_WEIGHTS, query_len=query_len, past=40 - query_len)
+        *outputs, chosen = runtime.run(None, feeds)
+        assert_matches(outputs, signature, feeds)
+        assert bool(chosen) is absorbed
+
+
+def test_a_wrong_scale_and_swapped_weights_show():
+    signature = MultiHeadSignature(Signature(has_cache=True))
+    feeds = operands(signature, PLAIN_WEIGHTS)
+    wrong = cases.run(model(signature, feeds, scale=cases.SCALE * 1.01), feeds)
+    with pytest.raises(AssertionError):
+        assert_matches(wrong, signature, feeds)
+    swapped = feeds | {"kv_b": feeds["kv_b"][::-1].copy()}
+    with pytest.raises(AssertionError):
+        assert_matches(cases.run(model(signature, feeds), swapped), signature, feeds)
+
+
+def test_the_function_declares_the_contract():
+    storage = Storage(bits=4, block_size=32, zero_points="packed")
+    signature = MultiHeadSignature(Signature(has_cache=True, split=True), storage)
+    body = multi_head_function_body(signature, 21, "any")
+    assert body.identifier() == ("mla_opt", "MultiHeadLatentAttention", "any")
+    assert tuple(value.name for value in body.inputs) == signature.slots == INPUTS
+    assert tuple(value.name for value in body.outputs) == OUTPUTS
+    assert tuple(attribute.name for attribute in body.attributes.values()) == ATTRIBUTES
+
+
+def test_an_opset_without_a_body_is_refused():
+    with pytest.raises(InputError, match="no body for opset 13, only for 14 to 25"):
+        multi_head_function_body(MultiHeadSignature(), 13)
