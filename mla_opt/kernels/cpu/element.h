@@ -16,6 +16,13 @@ struct Half {
 struct BFloat16 {
   uint16_t bits;
 };
+// 8-bit floats, of weights: 4 bits of exponent and no infinity, 5 bits of exponent.
+struct Float8E4M3FN {
+  uint8_t bits;
+};
+struct Float8E5M2 {
+  uint8_t bits;
+};
 
 inline size_t element_size(int32_t type) {
   switch (type) {
@@ -71,6 +78,19 @@ inline float to_float(Half value) {
   float result = float_of_bits(magnitude << 13) * 0x1p112f;
   if (magnitude >= 0x7c00u) result = float_of_bits(0x7f800000u | (magnitude & 0x3ffu) << 13);
   return float_of_bits(float_bits(result) | sign << 16);
+}
+
+inline float to_float(Float8E4M3FN value) {
+  const uint32_t magnitude = value.bits & 0x7fu;
+  // The exponent is 120 too small; a multiplication mends it, and normalises subnormal numbers.
+  float result = float_of_bits(magnitude << 20) * 0x1p120f;
+  if (magnitude == 0x7fu) result = float_of_bits(0x7fc00000u);
+  return value.bits & 0x80u ? -result : result;
+}
+
+// The upper half of a half-precision number.
+inline float to_float(Float8E5M2 value) {
+  return to_float(Half{static_cast<uint16_t>(value.bits << 8)});
 }
 
 inline void from_float(float value, float& result) { result = value; }

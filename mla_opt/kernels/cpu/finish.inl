@@ -20,9 +20,9 @@ void write_output(const Problem& p, const float* row, float factor, int64_t offs
     write_row(row, factor, static_cast<BFloat16*>(p.output) + offset, rank);
 }
 
-inline float sink_of(const Problem& p, int64_t m) {
+inline float sink_of(const Problem& p, int64_t sequence, int64_t m) {
   if (!p.sink) return kMinusInfinity;
-  const int64_t head = m % p.heads;
+  const int64_t head = sequence * p.sink_stride + m % p.heads;
   if (p.type == MLA_OPT_FLOAT32) return static_cast<const float*>(p.sink)[head];
   if (p.type == MLA_OPT_FLOAT16) return to_float(static_cast<const Half*>(p.sink)[head]);
   return to_float(static_cast<const BFloat16*>(p.sink)[head]);
@@ -32,7 +32,7 @@ inline float sink_of(const Problem& p, int64_t m) {
 void finish_row(const Problem& p, const Tile& tile, const Partial& first, int64_t count,
                 size_t stride, int64_t row) {
   const int64_t m = tile.first + row, width = padded(p.kv_lora_rank);
-  const float sink = sink_of(p, m);
+  const float sink = sink_of(p, tile.sequence, m);
   float highest = sink;
   for (int64_t i = 0; i < count; ++i) {
     const float maximum = first.maximum[i * stride + row];

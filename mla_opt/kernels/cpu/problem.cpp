@@ -118,9 +118,9 @@ Segment rows_of(const Problem& p, const void* packed_or_c_kv, const void* k_pe, 
 bool check(const Problem& problem, mla_opt_failure& failure) {
   failure.message[0] = '\0';
   failure.host_error = nullptr;
-  if (problem.struct_size != sizeof(Problem))
+  if (problem.struct_size != sizeof(mla_opt_latent_attention))
     return refuse(failure, "the host was built for another version: its struct has %zu bytes, not %zu",
-                  problem.struct_size, sizeof(Problem));
+                  problem.struct_size, sizeof(mla_opt_latent_attention));
   if (!std::isfinite(problem.scale))
     return refuse(failure, "scale is %g, which is not a finite number", problem.scale);
   return check_sizes(problem, failure) && check_types(problem, failure) &&

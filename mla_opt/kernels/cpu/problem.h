@@ -8,13 +8,22 @@
 
 namespace mla_opt {
 
-using Problem = mla_opt_latent_attention;
+// What a host asks for, and what the expanded form (expanded.cpp) asks of the same kernel: a head's
+// values in the place of c_kv and its keys in the place of k_pe.
+struct Problem : mla_opt_latent_attention {
+  bool scores_c_kv = true;   // false: scores are those of k_pe alone, the query is [B, H, S, R]
+  int64_t sink_stride = 0;   // elements from the sinks of a sequence to those of the next
+};
 
 // Fills failure and returns false for a problem that cannot be computed. Reads past_len, nothing
 // else that a pointer leads to.
 bool check(const Problem& problem, mla_opt_failure& failure);
 
-inline int64_t row_width(const Problem& p) { return p.kv_lora_rank + p.rope_dim; }
+// Dims of c_kv that a query has.
+inline int64_t scored_rank(const Problem& p) { return p.scores_c_kv ? p.kv_lora_rank : 0; }
+
+// Dims of a query.
+inline int64_t row_width(const Problem& p) { return scored_rank(p) + p.rope_dim; }
 
 inline bool in_place(const Problem& p) { return p.past_len != nullptr; }
 

@@ -19,7 +19,7 @@ struct KeyTile {
   Part part[2];
 
   KeyTile(const Problem& p, const Block& block, int key)
-      : part{{block.c_kv + key * block.c_kv_stride, block.c_kv_stride, p.kv_lora_rank},
+      : part{{block.c_kv + key * block.c_kv_stride, block.c_kv_stride, scored_rank(p)},
              {block.k_pe + key * block.k_pe_stride, block.k_pe_stride, p.rope_dim}} {}
 };
 

@@ -117,7 +117,7 @@ Block block_of(const Problem&, const Segment& rows, int64_t first, int keys, flo
 // 32 dims of all keys of a block, in parts: [parts, keys, pairs]. Zeros behind the last key.
 template <class T>
 void split_keys(const Problem& p, const Block& block, int64_t step, uint32_t* parts) {
-  const int64_t dim = step * kTileDims, in_k_pe = dim - p.kv_lora_rank;
+  const int64_t dim = step * kTileDims, in_k_pe = dim - scored_rank(p);
   const T* from = in_k_pe < 0 ? reinterpret_cast<const T*>(block.c_kv) + dim
                               : reinterpret_cast<const T*>(block.k_pe) + in_k_pe;
   const ptrdiff_t stride = in_k_pe < 0 ? block.c_kv_stride : block.k_pe_stride;

@@ -138,10 +138,10 @@ void score_tile(const Problem& p, const Block& block, int key, const float* quer
                 int64_t score_stride, Ahead& ahead) {
   Vector tile[KEYS][VECTORS] = {};
   multiply<KEYS, VECTORS, STRIDE>(tile, block.c_kv + key * block.c_kv_stride, block.c_kv_stride,
-                                  query, p.kv_lora_rank, ahead);
+                                  query, scored_rank(p), ahead);
   if (p.rope_dim)
     multiply<KEYS, VECTORS, STRIDE>(tile, block.k_pe + key * block.k_pe_stride, block.k_pe_stride,
-                                    query + p.kv_lora_rank * VECTORS * LANES, p.rope_dim, ahead);
+                                    query + scored_rank(p) * VECTORS * LANES, p.rope_dim, ahead);
 #pragma GCC unroll 32
   for (int k = 0; k < KEYS; ++k)
 #pragma GCC unroll 8
@@ -179,10 +179,12 @@ void score_block(const Problem& p, const Block& block, const float* query, int64
 void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
            float* scores, int64_t stride, float* /*buffer*/, Ahead& ahead) {
   const auto* query = static_cast<const float*>(packed);
-  const bool joined = block.c_kv_stride == block.k_pe_stride || p.rope_dim == 0;
-  if (joined && block.c_kv_stride == 576) return score_block<576>(p, block, query, vectors, scores, stride, ahead);
-  if (joined && block.c_kv_stride == 512) return score_block<512>(p, block, query, vectors, scores, stride, ahead);
-  if (joined && block.c_kv_stride == 288) return score_block<288>(p, block, query, vectors, scores, stride, ahead);
+  const bool joined = block.c_kv_stride == block.k_pe_stride || p.rope_dim == 0 || !p.scores_c_kv;
+  const ptrdiff_t step = p.scores_c_kv ? block.c_kv_stride : block.k_pe_stride;
+  if (joined && step == 576) return score_block<576>(p, block, query, vectors, scores, stride, ahead);
+  if (joined && step == 512) return score_block<512>(p, block, query, vectors, scores, stride, ahead);
+  if (joined && step == 288) return score_block<288>(p, block, query, vectors, scores, stride, ahead);
+  if (joined && step == 192) return score_block<192>(p, block, query, vectors, scores, stride, ahead);
   return score_block<0>(p, block, query, vectors, scores, stride, ahead);
 }
 

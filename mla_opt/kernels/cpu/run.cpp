@@ -7,6 +7,7 @@
 #include "plain.h"
 #include "plan.h"
 #include "problem.h"
+#include "run.h"
 #include "tier.h"
 
 namespace mla_opt {
@@ -22,8 +23,7 @@ struct Run {
   const Problem& problem;
   const Tier& tier;
   Plan plan;
-  mla_opt_parallel_for parallel_for;
-  void* host;
+  Host host;
   char* packed = nullptr;      // all packed tiles, when several tasks read them
   float* partials = nullptr;   // all partial results, when they are to be merged
   std::atomic<bool> no_memory{false};
@@ -32,15 +32,7 @@ struct Run {
 // One step of the run, on all threads. Returns the host's error.
 template <void (*Body)(Run&, int64_t)>
 void* for_each(Run& run, int64_t count) {
-  if (count <= 0) return nullptr;
-  if (count == 1) {
-    Body(run, 0);
-    return nullptr;
-  }
-  return run.parallel_for(
-      run.host,
-      [](void* state, size_t i) { Body(*static_cast<Run*>(state), static_cast<int64_t>(i)); },
-      static_cast<size_t>(count), &run);
+  return on_host<Run, Body>(run.host, run, count);
 }
 
 Tile tile_of(const Run& run, int64_t index) {
@@ -165,25 +157,37 @@ int fail(mla_opt_failure& failure, const char* message) {
   return 1;
 }
 
-int run(const Problem& problem, mla_opt_parallel_for parallel_for, void* host,
-        mla_opt_failure& failure) {
-  if (!check(problem, failure)) return 1;
-  const Tier& tier = current_tier();
-  Run state{problem, tier, make_plan(problem, tier), parallel_for, host};
-  failure.host_error = store(state);
-  if (!failure.host_error) failure.host_error = attend(state);
-  if (failure.host_error) return fail(failure, "the host could not run the tasks");
-  if (state.no_memory) return fail(failure, "no memory for the scratch buffers of a thread");
+}  // namespace
+
+int verdict(void* host_error, bool no_memory, mla_opt_failure& failure) {
+  failure.host_error = host_error;
+  if (host_error) return fail(failure, "the host could not run the tasks");
+  if (no_memory) return fail(failure, "no memory for the scratch buffers of a thread");
   return 0;
 }
 
-}  // namespace
+int run(const Problem& problem, const Host& host, mla_opt_failure& failure) {
+  if (!check(problem, failure)) return 1;
+  const Tier& tier = current_tier();
+  Run state{problem, tier, make_plan(problem, tier), host};
+  void* error = store(state);
+  if (!error) error = attend(state);
+  return verdict(error, state.no_memory, failure);
+}
+
+int store_rows(const Problem& problem, const Host& host, mla_opt_failure& failure) {
+  Run state{problem, current_tier(), {}, host};
+  void* error = store(state);
+  if (!error && grows(problem)) error = for_each<copy_past>(state, problem.batch);
+  return verdict(error, false, failure);
+}
+
 }  // namespace mla_opt
 
 extern "C" int mla_opt_latent_attention_run(const mla_opt_latent_attention* problem,
                                             mla_opt_parallel_for parallel_for, void* host,
                                             mla_opt_failure* failure) {
-  return mla_opt::run(*problem, parallel_for, host, *failure);
+  return mla_opt::run(mla_opt::Problem{*problem}, {parallel_for, host}, *failure);
 }
 
 extern "C" int mla_opt_kernel_abi_version(void) { return 2; }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "heads.h"
 #include "problem.h"
 
 // Compilers that know the tiles of AMX, on the system that lets them be used.
@@ -61,6 +62,9 @@ struct Tier {
                  int64_t end_key, bool copy, const Partial&, Scratch&);
   // Merges partials, one behind the other, `stride` floats apart, and writes the output rows.
   void (*finish)(const Problem&, const Tile&, const Partial& first, int64_t count, size_t stride);
+
+  // The products around the attention.
+  const HeadProducts* heads;
 };
 
 

@@ -4,6 +4,7 @@
 
 #include "copy.h"
 #include "element.h"
+#include "heads.h"
 #include "tier.h"
 
 #if MLA_OPT_HAS_AMX
@@ -25,6 +26,9 @@
 #define LANES 16
 
 namespace mla_opt {
+namespace avx512 {
+extern const HeadProducts head_products;
+}
 namespace avx512bf16 {
 extern const Tier tier;
 }
@@ -67,7 +71,7 @@ bool fits_tiles(const Problem& p) { return fits(p) && p.rope_dim % kTileDims == 
 
 extern const Tier tier = {"amx",          runs_here,           LANES,
                           partial_stride, query_bytes_or_below, pack_query_or_below,
-                          attend_or_below, finish};
+                          attend_or_below, finish, &avx512::head_products};
 }  // namespace amx
 }  // namespace mla_opt
 

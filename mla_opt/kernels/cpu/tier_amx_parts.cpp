@@ -4,6 +4,7 @@
 
 #include "copy.h"
 #include "element.h"
+#include "heads.h"
 #include "tier.h"
 
 #if MLA_OPT_HAS_AMX
@@ -22,6 +23,9 @@
 #define LANES 16
 
 namespace mla_opt {
+namespace avx512 {
+extern const HeadProducts head_products;
+}
 namespace avx512bf16 {
 extern const Tier tier;
 }
@@ -45,7 +49,7 @@ bool runs_here() { return false; }
 
 extern const Tier tier = {"amx_parts",    runs_here,            LANES,
                           partial_stride, query_bytes_or_below, pack_query_or_below,
-                          attend_or_below, finish};
+                          attend_or_below, finish, &avx512::head_products};
 }  // namespace amx_parts
 }  // namespace mla_opt
 

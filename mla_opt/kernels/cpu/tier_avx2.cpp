@@ -3,6 +3,7 @@
 
 #include "copy.h"
 #include "element.h"
+#include "heads.h"
 #include "tier.h"
 
 #if defined(__x86_64__)
@@ -27,12 +28,16 @@ namespace {
 #include "vectors.inl"
 #include "products_fp32.inl"
 #include "flash.inl"
+#include "unpack.inl"
+#include "few_rows.inl"
+#include "many_rows.inl"
 
 bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 }  // namespace
 
+extern const HeadProducts head_products = kHeadProducts;
 extern const Tier tier = {"avx2",       runs_here, LANES,  partial_stride, query_bytes,
-                          pack_query, attend,    finish};
+                          pack_query, attend,    finish, &head_products};
 }  // namespace avx2
 }  // namespace mla_opt
 

@@ -3,6 +3,7 @@
 
 #include "copy.h"
 #include "element.h"
+#include "heads.h"
 #include "tier.h"
 
 #if defined(__x86_64__)
@@ -22,6 +23,7 @@
 namespace mla_opt {
 namespace avx512 {
 extern const Tier tier;
+extern const HeadProducts head_products;
 }
 namespace avx512bf16 {
 namespace {
@@ -40,7 +42,7 @@ bool runs_here() { return avx512::tier.runs_here() && __builtin_cpu_supports("av
 
 extern const Tier tier = {"avx512bf16",   runs_here,           LANES,
                           partial_stride, query_bytes_or_below, pack_query_or_below,
-                          attend_or_below, finish};
+                          attend_or_below, finish, &avx512::head_products};
 }  // namespace avx512bf16
 }  // namespace mla_opt
 

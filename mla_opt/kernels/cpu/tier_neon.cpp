@@ -3,6 +3,7 @@
 
 #include "copy.h"
 #include "element.h"
+#include "heads.h"
 #include "tier.h"
 
 #if defined(__aarch64__)
@@ -20,12 +21,16 @@ namespace {
 #include "vectors.inl"
 #include "products_fp32.inl"
 #include "flash.inl"
+#include "unpack.inl"
+#include "few_rows.inl"
+#include "many_rows.inl"
 
 bool runs_here() { return true; }
 }  // namespace
 
+extern const HeadProducts head_products = kHeadProducts;
 extern const Tier tier = {"neon",     runs_here, LANES,  partial_stride, query_bytes,
-                          pack_query, attend,    finish};
+                          pack_query, attend,    finish, &head_products};
 }  // namespace neon
 }  // namespace mla_opt
 

@@ -3,6 +3,7 @@
 
 #include "copy.h"
 #include "element.h"
+#include "heads.h"
 #include "tier.h"
 
 #define LANES 4
@@ -18,11 +19,15 @@ namespace {
 #include "vectors.inl"
 #include "products_fp32.inl"
 #include "flash.inl"
+#include "unpack.inl"
+#include "few_rows.inl"
+#include "many_rows.inl"
 
 bool runs_here() { return true; }
 }  // namespace
 
+extern const HeadProducts head_products = kHeadProducts;
 extern const Tier tier = {"portable", runs_here, LANES,  partial_stride, query_bytes,
-                          pack_query, attend,    finish};
+                          pack_query, attend,    finish, &head_products};
 }  // namespace portable
 }  // namespace mla_opt

@@ -51,6 +51,7 @@ enum Place : int {
   kAllocatorFree = 76,
   kKernelInfoGetAttributeFloat = 85,
   kKernelInfoGetAttributeInt64 = 86,
+  kKernelInfoGetAttributeString = 87,
   kKernelContextGetInputCount = 88,
   kKernelContextGetOutputCount = 89,
   kKernelContextGetInput = 90,

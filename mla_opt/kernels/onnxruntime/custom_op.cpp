@@ -6,19 +6,13 @@
 #include "../onnxruntime_cuda/cuda_operators.h"
 #else
 #include "crossover.h"
+#include "multi_head_node.h"
 #endif
 
 namespace mla_opt {
 namespace {
 
 using namespace ort;
-
-void* parallel_for(void* context, void (*body)(void*, size_t), size_t count, void* state) {
-  // Without batches every task is handed out by itself, to whichever thread is free.
-  const size_t batches = 0;
-  return call<Status*>(api, kKernelContextParallelFor, static_cast<const KernelContext*>(context),
-                       body, count, batches, state);
-}
 
 Status* compute(void* kernel, KernelContext* context) {
   mla_opt_latent_attention problem;
@@ -54,6 +48,7 @@ Status* register_all(SessionOptions* options) {
   // What this says of the CPU is nothing to a model that may run on CUDA: there its body says what
   // counting says.
   RETURN_IF_ERROR(add(domain, kCrossoverOperator));
+  for (const MultiHeadOperator& op : kMultiHeadOperators) RETURN_IF_ERROR(add(domain, op));
 #endif
   return call<Status*>(api, kAddCustomOpDomain, options, domain);
 }

@@ -13,9 +13,9 @@ Status* error(ErrorCode code, const char* message) {
   return call<Status*>(api, kCreateStatus, static_cast<int>(code), message);
 }
 
-Status* failed(const mla_opt_failure& failure) {
+Status* failed(const mla_opt_failure& failure, const char* name) {
   char message[sizeof failure.message + 32];
-  std::snprintf(message, sizeof message, "LatentAttention: %s", failure.message);
+  std::snprintf(message, sizeof message, "%s: %s", name, failure.message);
   return error(kInvalidArgument, message);
 }
 
@@ -58,17 +58,6 @@ Status* read_operand(const Value* value, Operand& operand) {
   return call<Status*>(api, kGetTensorMutableData, const_cast<Value*>(value), &operand.data);
 }
 
-Status* read_inputs(const KernelContext* context, Operand (&operands)[kInputCount]) {
-  size_t count;
-  RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetInputCount, context, &count)));
-  for (size_t i = 0; i < count && i < kInputCount; ++i) {
-    const Value* value = nullptr;
-    RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetInput, context, i, &value)));
-    if (value) RETURN_IF_ERROR(read_operand(value, operands[i]));
-  }
-  return nullptr;
-}
-
 Status* make_output(KernelContext* context, Output output, const OutputShapes& shapes,
                     void** data) {
   Value* value = nullptr;
@@ -77,27 +66,6 @@ Status* make_output(KernelContext* context, Output output, const OutputShapes& s
                                  size_t{4}, &value)));
   if (!value) return nullptr;
   return call<Status*>(api, kGetTensorMutableData, value, data);
-}
-
-// The contract's outputs, no more and no less: a node that drops its new rows has another meaning.
-Status* make_outputs(KernelContext* context, const OutputShapes& shapes,
-                     mla_opt_latent_attention& problem) {
-  size_t count;
-  void* data[kOutputCount] = {};
-  RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetOutputCount, context, &count)));
-  for (size_t i = 0; i < kOutputCount; ++i) {
-    if (!shapes.has[i]) continue;
-    if (i < count)
-      RETURN_IF_ERROR(make_output(context, static_cast<Output>(i), shapes, &data[i]));
-    if (!data[i])
-      return error(kInvalidArgument,
-                   "LatentAttention: latent and cache are given, so the node must have the outputs"
-                   " that return the cache");
-  }
-  problem.output = data[kOutput];
-  problem.new_cache = data[kNewCache];
-  problem.new_rope_cache = data[kNewRopeCache];
-  return nullptr;
 }
 
 // ---- the operator, once for each pair of types ----------------------------------------------------
@@ -163,14 +131,53 @@ Operator make_operator(const char* name, const char* provider, Types types, Comp
 
 }  // namespace
 
+Status* read_inputs(const KernelContext* context, Operand* operands, size_t most) {
+  size_t count;
+  RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetInputCount, context, &count)));
+  for (size_t i = 0; i < count && i < most; ++i) {
+    const Value* value = nullptr;
+    RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetInput, context, i, &value)));
+    if (value) RETURN_IF_ERROR(read_operand(value, operands[i]));
+  }
+  return nullptr;
+}
+
+Status* make_outputs(KernelContext* context, const OutputShapes& shapes, const char* name,
+                     mla_opt_latent_attention& problem) {
+  size_t count;
+  void* data[kOutputCount] = {};
+  RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetOutputCount, context, &count)));
+  for (size_t i = 0; i < kOutputCount; ++i) {
+    if (!shapes.has[i]) continue;
+    if (i < count)
+      RETURN_IF_ERROR(make_output(context, static_cast<Output>(i), shapes, &data[i]));
+    if (!data[i])
+      return failed({"latent and cache are given, so the node must have the outputs that return the "
+                     "cache",
+                     nullptr},
+                    name);
+  }
+  problem.output = data[kOutput];
+  problem.new_cache = data[kNewCache];
+  problem.new_rope_cache = data[kNewRopeCache];
+  return nullptr;
+}
+
+void* parallel_for(void* context, void (*body)(void*, size_t), size_t count, void* state) {
+  // Without batches every task is handed out by itself, to whichever thread is free.
+  const size_t batches = 0;
+  return call<Status*>(api, kKernelContextParallelFor, static_cast<const KernelContext*>(context),
+                       body, count, batches, state);
+}
+
 Status* prepare(const Attributes& attributes, KernelContext* context,
                 mla_opt_latent_attention& problem) {
   Operand operands[kInputCount];
   OutputShapes shapes;
   mla_opt_failure failure;
-  RETURN_IF_ERROR(read_inputs(context, operands));
+  RETURN_IF_ERROR(read_inputs(context, operands, kInputCount));
   if (!make_problem(operands, attributes, problem, shapes, failure)) return failed(failure);
-  return make_outputs(context, shapes, problem);
+  return make_outputs(context, shapes, "LatentAttention", problem);
 }
 
 std::vector<Operator> make_operators(const char* provider, std::initializer_list<Types> types,

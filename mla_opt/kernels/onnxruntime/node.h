@@ -18,7 +18,14 @@ extern const ort::Api* api;
   if (ort::Status* failed_status = (expression)) return failed_status
 
 ort::Status* error(ort::ErrorCode code, const char* message);
-ort::Status* failed(const mla_opt_failure& failure);
+ort::Status* failed(const mla_opt_failure& failure, const char* name = "LatentAttention");
+
+// The first `most` inputs of a call; absent ones stay as they are.
+ort::Status* read_inputs(const ort::KernelContext* context, Operand* operands, size_t most);
+
+// The contract's outputs, no more and no less: a node that drops its new rows has another meaning.
+ort::Status* make_outputs(ort::KernelContext* context, const OutputShapes& shapes, const char* name,
+                          mla_opt_latent_attention& problem);
 
 // Fills the problem of one call, and makes its outputs.
 ort::Status* prepare(const Attributes& attributes, ort::KernelContext* context,
@@ -37,6 +44,9 @@ struct Operator : ort::CustomOp {
   int type;
   int cache_type;
 };
+
+// A mla_opt_parallel_for whose host is the context of a call.
+void* parallel_for(void* context, void (*body)(void*, size_t), size_t count, void* state);
 
 // Computes a node; `kernel` is its Attributes.
 using Compute = ort::Status* (*)(void* kernel, ort::KernelContext* context);

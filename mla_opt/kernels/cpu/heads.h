@@ -1,0 +1,44 @@
+// The products of a head with its weights, compiled for an instruction set: float32 sums, exact for
+// the bits that are stored.
+#pragma once
+
+#include <cstdint>
+
+#include "kv_b.h"
+
+namespace mla_opt {
+
+class Scratch;
+
+// Memory of the thread that computes: for rows, and for what is unpacked.
+struct HeadScratch {
+  Scratch& rows;
+  Scratch& packed;
+};
+
+// Rows of numbers, `stride` floats apart.
+struct FloatRows {
+  const float* at;
+  int64_t stride, count;
+};
+
+struct HeadProducts {
+  // Floats between rows of results, at least: full groups of vectors.
+  int64_t (*padded_columns)(int64_t columns);
+
+  // out[i, c] = sum over r of a[i, r] W[r, c]: the matrix stands as it is stored.
+  bool (*sum_rows)(const Matrix& matrix, const FloatRows& a, float* out, int64_t stride,
+                   const HeadScratch&);
+  // out[i, r] = sum over c of a[i, c] W[r, c]: the matrix is turned over.
+  bool (*dot_rows)(const Matrix& matrix, const FloatRows& a, float* out, int64_t stride,
+                   const HeadScratch&);
+
+  // dot_rows in two steps, for matrices that many tasks multiply with: their numbers in vectors of
+  // rows, and products with those.
+  int64_t (*packed_floats)(const Matrix& matrix);
+  bool (*pack)(const Matrix& matrix, float* packed, Scratch&);
+  void (*multiply)(const Matrix& matrix, const float* packed, const FloatRows& a, float* out,
+                   int64_t stride);
+};
+
+}  // namespace mla_opt

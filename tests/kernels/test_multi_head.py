@@ -1,0 +1,188 @@
+"""The kernel of ``MultiHeadLatentAttention`` in ONNX Runtime against its definition."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+from mla_opt.operator import Signature
+from mla_opt.operator.kv_b import PLAIN, Storage
+from mla_opt.operator.multi_head import MultiHeadSignature
+from tests.kernels.host import BFLOAT16, run, session
+from tests.operator import cases
+from tests.operator.multi_head_cases import (
+    REAL_STORAGES,
+    SMALL,
+    SMALL_STORAGES,
+    V2_LITE,
+    expected,
+    model,
+    operands,
+    real_operands,
+    weights,
+)
+
+TOLERANCE = {
+    np.dtype(np.float64): 1e-13,
+    np.dtype(np.float32): 4e-6,
+    np.dtype(np.float16): 4e-3,
+    BFLOAT16: 3e-2,
+}
+FORMS = ("absorbed", "expanded")
+PLAIN_WEIGHTS = weights(*SMALL_STORAGES["float32"], SMALL)
+
+
+def matches(outputs, signature, feeds, **options):
+    wanted = expected(signature, feeds, **options)
+    assert len(outputs) == len(signature.outputs)
+    for actual, cache in zip(outputs[1:], wanted[1:]):
+        np.testing.assert_array_equal(actual.astype(np.float64), cache)
+    return cases.difference(outputs[0], wanted.output) <= TOLERANCE[feeds["query"].dtype]
+
+
+class Runtime:
+    """A session in which the kernel has to stand for the node: there is no body."""
+
+    def __init__(self, signature, feeds, **options):
+        proto = model(signature, feeds, opset=21, constant=True, **options)
+        del proto.functions[:]
+        self._session = session(proto)
+
+    def run(self, feeds):
+        """All outputs; the weights are the session's."""
+        given = {name: feed for name, feed in feeds.items() if not name.startswith("kv_b")}
+        return run(self._session, given)
+
+
+def test_the_kernel_takes_the_place_of_the_node(tmp_path):
+    signature = MultiHeadSignature(Signature(has_cache=True), SMALL_STORAGES["packed4_zeros"][0])
+    stored = weights(*SMALL_STORAGES["packed4_zeros"], SMALL)
+    proto = model(signature, operands(signature, stored), opset=21, constant=True)
+    session(proto, optimized=tmp_path / "out.onnx")
+    graph = onnx.load(tmp_path / "out.onnx").graph
+    assert [node.op_type for node in graph.node] == ["MultiHeadLatentAttention"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("attention", cases.ALL_SIGNATURES, ids=cases.name)
+def test_every_signature(attention, form):
+    signature = MultiHeadSignature(attention, form=form)
+    runtime = Runtime(signature, operands(signature, PLAIN_WEIGHTS))
+    for query_len in (1, 5):
+        for past in (cases.PAST, 0) if attention.has_latent else (cases.PAST,):
+            feeds = operands(signature, PLAIN_WEIGHTS, query_len=query_len, past=past)
+            assert matches(runtime.run(feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("attention", cases.REDUCED_SIGNATURES, ids=cases.name)
+@pytest.mark.parametrize("form", FORMS)
+def test_types_of_queries(form, attention, dtype):
+    signature = MultiHeadSignature(attention, form=form)
+    feeds = operands(signature, weights(PLAIN, dtype, None, SMALL), dtype=dtype)
+    assert matches(Runtime(signature, feeds).run(feeds), signature, feeds)
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float16, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__
+)
+@pytest.mark.parametrize("attention", cases.NARROW_SIGNATURES, ids=cases.name)
+@pytest.mark.parametrize("form", FORMS)
+def test_narrow_caches(form, attention, dtype):
+    signature = MultiHeadSignature(attention, form=form)
+    feeds = operands(signature, PLAIN_WEIGHTS, cache_dtype=dtype)
+    assert matches(Runtime(signature, feeds).run(feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("query_len", [1, 9])
+@pytest.mark.parametrize("storage", SMALL_STORAGES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_storage(tier, form, storage, query_len):
+    """Rows and blocks that fill no vector."""
+    how, *types = SMALL_STORAGES[storage]
+    signature = MultiHeadSignature(Signature(has_cache=True, causal=True), how, form)
+    feeds = operands(signature, weights(how, *types, SMALL), query_len=query_len)
+    assert matches(Runtime(signature, feeds).run(feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("storage", REAL_STORAGES)
+@pytest.mark.parametrize(
+    ("query_len", "form"), [(1, "absorbed"), (40, "absorbed"), (40, "expanded")]
+)
+def test_real_head_widths(tier, query_len, form, storage):
+    signature, feeds = real_operands(storage, query_len=query_len, past=150)
+    signature = MultiHeadSignature(signature.attention, signature.storage, form)
+    runtime = Runtime(signature, feeds, geometry=V2_LITE, scale=0.07)
+    assert matches(runtime.run(feeds), signature, feeds, geometry=V2_LITE, scale=0.07)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        Signature(has_cache=True, in_place=True, bias="additive", sink=True, causal=True),
+        Signature(has_cache=True, in_place=True, split=True, bias="boolean", causal=True),
+    ],
+    ids=cases.name,
+)
+def test_prompts_on_buffers_of_every_length(tier, attention):
+    """Tiles, blocks and tasks of the expanded form that are no full ones, ragged pasts, masks."""
+    signature = MultiHeadSignature(attention, form="expanded")
+    feeds = operands(signature, PLAIN_WEIGHTS, query_len=150, past=130)
+    assert matches(Runtime(signature, feeds).run(feeds), signature, feeds)
+
+
+def test_a_wrong_scale_and_swapped_heads_show():
+    signature = MultiHeadSignature(Signature(has_cache=True))
+    feeds = operands(signature, PLAIN_WEIGHTS)
+    assert not matches(Runtime(signature, feeds, scale=0.26).run(feeds), signature, feeds)
+    swapped = feeds | {"kv_b": np.roll(feeds["kv_b"], 8, axis=0)}
+    assert not matches(Runtime(signature, swapped).run(feeds), signature, feeds)
+
+
+PACKED = Storage(bits=4, block_size=4, zero_points="packed")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("query", (3, 2, 5, 2), "qk_nope_head_dim is 3, but query has width 2"),
+        ("kv_b", (16, 2), "kv_b has rank 2, expected 3"),
+        ("kv_b", (15, 2, 2), "kv_b has size 15 on axis 0, expected 16"),
+        ("kv_b", (16, 2, 3), "kv_b has size 3 on axis 2, expected 2"),
+        ("kv_b_scales", (16, 1), "kv_b_scales has size 1 on axis 1, expected 2"),
+        ("kv_b_zero_points", (16, 2), "kv_b_zero_points has size 2 on axis 1, expected 1"),
+        ("latent", (3, 1, 5, 9), "latent has width 9, expected 10"),
+        ("cache", (2, 1, 5, 10), "cache has batch 2, expected 3"),
+    ],
+)
+def test_wrong_shapes_are_refused(name, shape, message):
+    signature = MultiHeadSignature(Signature(has_cache=True), PACKED)
+    good = operands(signature, weights(PACKED, np.uint8, np.float32, SMALL))
+    proto = model(signature, good)
+    del proto.functions[:]
+    for value in [*proto.graph.input, *proto.graph.output]:
+        value.type.tensor_type.ClearField("shape")
+    with pytest.raises(Exception, match=f"MultiHeadLatentAttention: {message}"):
+        run(session(proto), good | {name: np.zeros(shape, good[name].dtype)})
+
+
+@pytest.mark.parametrize(
+    ("storage", "kinds", "message"),
+    [
+        (PLAIN, {"kv_b": np.int8}, "kv_b without kv_b_scales must be float32"),
+        (PLAIN, {"kv_b": np.float64}, "or float64 as the query"),
+        (PACKED, {"kv_b": np.int8}, "packed kv_b must be uint8"),
+        (PACKED, {"kv_b_scales": np.float64}, "kv_b_scales must be float32, float16 or bfloat16"),
+        (Storage(block_size=6), {"kv_b": np.int16}, "must be int8, uint8, float8e4m3fn"),
+    ],
+)
+def test_wrong_types_are_refused(storage, kinds, message):
+    signature = MultiHeadSignature(Signature(has_cache=True), storage)
+    types = (np.uint8, np.float32) if storage.bits else (np.int8, np.float32)
+    stored = PLAIN_WEIGHTS if storage == PLAIN else weights(storage, *types, SMALL)
+    feeds = operands(signature, stored)
+    feeds |= {name: feeds[name].astype(kind) for name, kind in kinds.items()}
+    with pytest.raises(Exception, match=message):
+        Runtime(signature, feeds).run(feeds)
