@@ -24,9 +24,10 @@ NATIVE = Path(__file__).parent / "native"
 FUZZ = [
     *sorted((HOME / "cpu").glob("*.cpp")),
     HOME / "onnxruntime" / "operands.cpp",
+    HOME / "onnxruntime" / "multi_head_operands.cpp",
     *(
         NATIVE / f"{name}.cpp"
-        for name in ("allocations", "definition", "fuzz", "hosts", "problems")
+        for name in ("allocations", "definition", "fuzz", "hosts", "problems", "random_multi_head")
     ),
 ]
 OPTIONS = ["-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]

@@ -11,20 +11,25 @@ constexpr int64_t kFewRows = 6;
 constexpr int kSums = LANES == 16 ? 8 : 4;
 constexpr int kRowsAtOnce = 4;
 
-// Where the numbers of one product are kept.
+// What a matrix is read with, and where the numbers of one product are kept.
 struct FewRows {
+  Blocks of;
   float* factors;  // [rows, blocks]: what the codes of a block are multiplied with
   float* shifts;   // [blocks]
-  float* vectors;  // [columns]: a row in the order of the codec
+  float* ordered;  // [columns]: a row in the order of the codec
 };
 
-bool reserve_few(const Matrix& m, Scratch& scratch, FewRows& few) {
+bool prepare_few(const Matrix& m, Scratch& scratch, FewRows& few) {
   const int64_t blocks = blocks_of_row(*m.kv_b, m.columns);
-  const int64_t sizes[] = {in_lines(m.rows * blocks), in_lines(blocks), in_lines(m.columns)};
-  auto* start = reinterpret_cast<float*>(
-      scratch.reserve(static_cast<size_t>(sizes[0] + sizes[1] + sizes[2]) * sizeof(float)));
+  const int64_t numbers = in_lines(m.rows * blocks), columns = in_lines(m.columns);
+  const int64_t floats = blocks_floats(m) + numbers + in_lines(blocks) + columns;
+  auto* start =
+      reinterpret_cast<float*>(scratch.reserve(static_cast<size_t>(floats) * sizeof(float)));
   if (!start) return false;
-  few = {start, start + sizes[0], start + sizes[0] + sizes[1]};
+  few.of = read_blocks(m, start);
+  few.factors = start + blocks_floats(m);
+  few.shifts = few.factors + numbers;
+  few.ordered = few.shifts + in_lines(blocks);
   return true;
 }
 
@@ -34,19 +39,19 @@ bool reserve_few(const Matrix& m, Scratch& scratch, FewRows& few) {
 void weigh_rows(const Matrix& m, const float* a, const FewRows& few) {
   const int64_t blocks = blocks_of_row(*m.kv_b, m.columns);
   fill(few.shifts, blocks, 0.0f);
-  for (int64_t r = 0; r < m.rows; ++r)
-    for (int64_t b = 0; b < blocks; ++b) {
-      const float factor = a[r] * scale_of(m, r, b);
-      few.factors[r * blocks + b] = factor;
-      few.shifts[b] += factor * zero_point_of(m, r, b);
-    }
+  for (int64_t r = 0; r < m.rows; ++r) {
+    float* factors = few.factors + r * blocks;
+    for (int64_t b = 0; b < blocks; ++b)
+      factors[b] = few.of.scales ? a[r] * few.of.scales[r * blocks + b] : a[r];
+    for (int64_t b = 0; b < blocks; ++b)
+      few.shifts[b] += factors[b] * (few.of.zeros ? few.of.zeros[r * blocks + b] : few.of.zero);
+  }
 }
 
 // Sums of STEPS steps of columns from `column` on.
 template <class Codec, int STEPS>
 void sum_strip(const Matrix& m, const FewRows& few, int64_t column, float* out) {
-  const int64_t blocks = blocks_of_row(*m.kv_b, m.columns);
-  const int64_t block = m.kv_b->block_size ? m.kv_b->block_size : m.columns;
+  const int64_t blocks = blocks_of_row(*m.kv_b, m.columns), block = block_size_of(m);
   const int64_t stride = bytes_of_row(*m.kv_b, m.columns);
   int64_t block_of[STEPS];
   for (int s = 0; s < STEPS; ++s) block_of[s] = (column + s * kStep<Codec>) / block;
@@ -65,7 +70,9 @@ void sum_strip(const Matrix& m, const FewRows& few, int64_t column, float* out) 
     from += stride;
     factors += blocks;
   }
+#pragma GCC unroll 8
   for (int s = 0; s < STEPS; ++s)
+#pragma GCC unroll 4
     for (int p = 0; p < Codec::kPhases; ++p) {
       const Vector sum = sums[s][p] - broadcast(few.shifts[block_of[s]]);
       float* to = out + column + s * kStep<Codec> + p;
@@ -85,23 +92,21 @@ void sum_row(const Matrix& m, const float* a, const FewRows& few, float* out) {
 
 // ---- out[r] = sum over c -------------------------------------------------------------------------
 
-// A row in the order in which the codec gives columns, and what zero points take off: the sums of its
-// blocks.
+// A row in the order in which the codec gives columns, and the sums of its blocks.
 template <class Codec>
 void order_row(const Matrix& m, const float* a, const FewRows& few) {
-  const int64_t block = m.kv_b->block_size ? m.kv_b->block_size : m.columns;
-  float* to = few.vectors;
+  float* to = few.ordered;
   for (int64_t c = 0; c < m.columns; c += kStep<Codec>)
     for (int p = 0; p < Codec::kPhases; ++p)
       for (int lane = 0; lane < LANES; ++lane) *to++ = a[c + lane * Codec::kPhases + p];
-  fill(few.shifts, blocks_of_row(*m.kv_b, m.columns), 0.0f);
-  for (int64_t c = 0; c < m.columns; ++c) few.shifts[c / block] += a[c];
-}
-
-void read_scales(const Matrix& m, const FewRows& few) {
-  const int64_t blocks = blocks_of_row(*m.kv_b, m.columns);
-  for (int64_t r = 0; r < m.rows; ++r)
-    for (int64_t b = 0; b < blocks; ++b) few.factors[r * blocks + b] = scale_of(m, r, b);
+  const int64_t blocks = blocks_of_row(*m.kv_b, m.columns), block = block_size_of(m);
+  for (int64_t b = 0; b < blocks; ++b) {
+    Vector sum = {};
+    for (int64_t c = b * block; c < least((b + 1) * block, m.columns); c += LANES)
+      sum += load(a + c);
+    few.shifts[b] = 0.0f;
+    for (int lane = 0; lane < LANES; ++lane) few.shifts[b] += sum[lane];
+  }
 }
 
 inline float sum_of(Vector vector) {
@@ -110,13 +115,24 @@ inline float sum_of(Vector vector) {
   return sum;
 }
 
+// What the zero points of a row take off its sum.
+inline float shift_of(const Matrix& m, const FewRows& few, int64_t row) {
+  const int64_t blocks = blocks_of_row(*m.kv_b, m.columns);
+  if (!few.of.zeros && few.of.zero == 0.0f) return 0.0f;
+  float shift = 0.0f;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const float zero = few.of.zeros ? few.of.zeros[row * blocks + b] : few.of.zero;
+    shift += few.of.scales[row * blocks + b] * zero * few.shifts[b];
+  }
+  return shift;
+}
+
 template <class Codec, int ROWS>
 void dot_strip(const Matrix& m, const FewRows& few, int64_t row, float* out) {
-  const int64_t blocks = blocks_of_row(*m.kv_b, m.columns);
-  const int64_t block = m.kv_b->block_size ? m.kv_b->block_size : m.columns;
+  const int64_t blocks = blocks_of_row(*m.kv_b, m.columns), block = block_size_of(m);
   const int64_t stride = bytes_of_row(*m.kv_b, m.columns);
   const uint8_t* from = row_of(m, row);
-  const float* vectors = few.vectors;
+  const float* ordered = few.ordered;
   Vector sums[ROWS] = {};
   for (int64_t b = 0; b < blocks; ++b) {
     Vector of_block[ROWS] = {};
@@ -128,22 +144,17 @@ void dot_strip(const Matrix& m, const FewRows& few, int64_t row, float* out) {
         Codec::decode(from + r * stride, codes);
 #pragma GCC unroll 4
         for (int p = 0; p < Codec::kPhases; ++p)
-          of_block[r] += codes[p] * load(vectors + p * LANES);
+          of_block[r] += codes[p] * load(ordered + p * LANES);
       }
       from += Codec::kBytes;
-      vectors += kStep<Codec>;
+      ordered += kStep<Codec>;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
-      sums[r] += of_block[r] * few.factors[(row + r) * blocks + b];
+      sums[r] += few.of.scales ? of_block[r] * few.of.scales[(row + r) * blocks + b] : of_block[r];
   }
-  for (int r = 0; r < ROWS; ++r) {
-    out[row + r] = sum_of(sums[r]);
-    if (!has_zero_points(*m.kv_b)) continue;
-    for (int64_t b = 0; b < blocks; ++b)
-      out[row + r] -=
-          few.factors[(row + r) * blocks + b] * zero_point_of(m, row + r, b) * few.shifts[b];
-  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r) out[row + r] = sum_of(sums[r]) - shift_of(m, few, row + r);
 }
 
 template <class Codec>
@@ -157,17 +168,33 @@ void dot_row(const Matrix& m, const float* a, const FewRows& few, float* out) {
 
 // ---- both ----------------------------------------------------------------------------------------
 
-bool fills_steps_of_codec(const Matrix& m) {
-  return with_codec(*m.kv_b, [&](auto codec) { return fills_steps<decltype(codec)>(m); });
+// A row times a number, where the blocks of the matrix are parts of a codec's steps.
+void sum_unpacked_row(const Matrix& m, const float* a, const FewRows& few, float* out) {
+  fill(out, m.columns, 0.0f);
+  for (int64_t r = 0; r < m.rows; ++r) {
+    unpack_row(m, few.of, r, few.ordered);
+    for (int64_t c = 0; c < m.columns; ++c) out[c] += a[r] * few.ordered[c];
+  }
+}
+
+void dot_unpacked_row(const Matrix& m, const float* a, const FewRows& few, float* out) {
+  const int64_t whole = m.columns / LANES * LANES;
+  for (int64_t r = 0; r < m.rows; ++r) {
+    unpack_row(m, few.of, r, few.ordered);
+    Vector sum = {};
+    for (int64_t c = 0; c < whole; c += LANES) sum += load(a + c) * load(few.ordered + c);
+    out[r] = sum_of(sum);
+    for (int64_t c = whole; c < m.columns; ++c) out[r] += a[c] * few.ordered[c];
+  }
 }
 
 bool sum_few_rows(const Matrix& m, const FloatRows& a, float* out, int64_t stride,
                   Scratch& scratch) {
   FewRows few;
-  if (!reserve_few(m, scratch, few)) return false;
+  if (!prepare_few(m, scratch, few)) return false;
   with_codec(*m.kv_b, [&](auto codec) {
-    for (int64_t i = 0; i < a.count; ++i)
-      sum_row<decltype(codec)>(m, a.at + i * a.stride, few, out + i * stride);
+    const auto sum = fills_steps<decltype(codec)>(m) ? sum_row<decltype(codec)> : sum_unpacked_row;
+    for (int64_t i = 0; i < a.count; ++i) sum(m, a.at + i * a.stride, few, out + i * stride);
   });
   return true;
 }
@@ -175,11 +202,10 @@ bool sum_few_rows(const Matrix& m, const FloatRows& a, float* out, int64_t strid
 bool dot_few_rows(const Matrix& m, const FloatRows& a, float* out, int64_t stride,
                   Scratch& scratch) {
   FewRows few;
-  if (!reserve_few(m, scratch, few)) return false;
-  read_scales(m, few);
+  if (!prepare_few(m, scratch, few)) return false;
   with_codec(*m.kv_b, [&](auto codec) {
-    for (int64_t i = 0; i < a.count; ++i)
-      dot_row<decltype(codec)>(m, a.at + i * a.stride, few, out + i * stride);
+    const auto dot = fills_steps<decltype(codec)>(m) ? dot_row<decltype(codec)> : dot_unpacked_row;
+    for (int64_t i = 0; i < a.count; ++i) dot(m, a.at + i * a.stride, few, out + i * stride);
   });
   return true;
 }

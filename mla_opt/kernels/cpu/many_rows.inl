@@ -49,14 +49,21 @@ void multiply_packed(const float* packed, int64_t inner, int64_t columns, const 
   }
 }
 
+// Something even where a matrix has no row: null says that there is no memory.
+float* reserve_floats(int64_t floats, Scratch& scratch) {
+  floats = greatest(floats, LANES);
+  return reinterpret_cast<float*>(scratch.reserve(static_cast<size_t>(floats) * sizeof(float)));
+}
+
 // Columns of the matrix into lanes; the inner dims are its rows.
 bool pack_as_stored(const Matrix& m, float* packed, Scratch& scratch) {
-  auto* row = reinterpret_cast<float*>(
-      scratch.reserve(static_cast<size_t>(in_groups(m.columns)) * sizeof(float)));
-  if (!row) return false;
+  float* room = reserve_floats(blocks_floats(m) + in_groups(m.columns), scratch);
+  if (!room) return false;
+  const Blocks of = read_blocks(m, room);
+  float* row = room + blocks_floats(m);
   fill(row + m.columns, in_groups(m.columns) - m.columns, 0.0f);
   for (int64_t r = 0; r < m.rows; ++r) {
-    unpack_row(m, r, row);
+    unpack_row(m, of, r, row);
     for (int64_t column = 0; column < in_groups(m.columns); column += kGroup)
       __builtin_memcpy(packed + column * m.rows + r * kGroup, row + column, kGroup * sizeof(float));
   }
@@ -66,13 +73,14 @@ bool pack_as_stored(const Matrix& m, float* packed, Scratch& scratch) {
 // Rows of the matrix into lanes; the inner dims are its columns.
 bool pack_turned(const Matrix& m, float* packed, Scratch& scratch) {
   const int64_t stride = in_lines(m.columns) + 16;
-  auto* rows = reinterpret_cast<float*>(
-      scratch.reserve(static_cast<size_t>(LANES * stride) * sizeof(float)));
-  if (!rows) return false;
+  float* room = reserve_floats(blocks_floats(m) + LANES * stride, scratch);
+  if (!room) return false;
+  const Blocks of = read_blocks(m, room);
+  float* rows = room + blocks_floats(m);
   for (int64_t first = 0; first < in_groups(m.rows); first += LANES) {
     for (int lane = 0; lane < LANES; ++lane) {
       if (first + lane < m.rows)
-        unpack_row(m, first + lane, rows + lane * stride);
+        unpack_row(m, of, first + lane, rows + lane * stride);
       else
         fill(rows + lane * stride, m.columns, 0.0f);
     }
@@ -90,15 +98,11 @@ void multiply_turned(const Matrix& m, const float* packed, const FloatRows& a, f
   multiply_packed(packed, m.columns, m.rows, a, out, stride);
 }
 
-float* reserve_packed(int64_t floats, Scratch& scratch) {
-  return reinterpret_cast<float*>(scratch.reserve(static_cast<size_t>(floats) * sizeof(float)));
-}
-
 bool sum_rows(const Matrix& m, const FloatRows& a, float* out, int64_t stride,
               const HeadScratch& scratch) {
-  if (a.count <= kFewRows && fills_steps_of_codec(m))
+  if (a.count <= kFewRows)
     return sum_few_rows(m, a, out, stride, scratch.rows);
-  float* packed = reserve_packed(in_groups(m.columns) * m.rows, scratch.packed);
+  float* packed = reserve_floats(in_groups(m.columns) * m.rows, scratch.packed);
   if (!packed || !pack_as_stored(m, packed, scratch.rows)) return false;
   multiply_packed(packed, m.rows, m.columns, a, out, stride);
   return true;
@@ -106,9 +110,9 @@ bool sum_rows(const Matrix& m, const FloatRows& a, float* out, int64_t stride,
 
 bool dot_rows(const Matrix& m, const FloatRows& a, float* out, int64_t stride,
               const HeadScratch& scratch) {
-  if (a.count <= kFewRows && fills_steps_of_codec(m))
+  if (a.count <= kFewRows)
     return dot_few_rows(m, a, out, stride, scratch.rows);
-  float* packed = reserve_packed(packed_floats(m), scratch.packed);
+  float* packed = reserve_floats(packed_floats(m), scratch.packed);
   if (!packed || !pack_turned(m, packed, scratch.rows)) return false;
   multiply_turned(m, packed, a, out, stride);
   return true;

@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -28,6 +30,7 @@ namespace {
 #include "vectors.inl"
 #include "products_fp32.inl"
 #include "flash.inl"
+#include "widen_avx2.inl"
 #include "unpack.inl"
 #include "few_rows.inl"
 #include "many_rows.inl"

@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), \
                              apply_to = function)
@@ -29,6 +31,7 @@ namespace {
 #include "vectors.inl"
 #include "products_fp32.inl"
 #include "flash.inl"
+#include "widen_avx512.inl"
 #include "unpack.inl"
 #include "few_rows.inl"
 #include "many_rows.inl"

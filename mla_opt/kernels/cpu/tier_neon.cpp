@@ -21,6 +21,7 @@ namespace {
 #include "vectors.inl"
 #include "products_fp32.inl"
 #include "flash.inl"
+#include "widen_any.inl"
 #include "unpack.inl"
 #include "few_rows.inl"
 #include "many_rows.inl"

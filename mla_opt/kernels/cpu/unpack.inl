@@ -1,25 +1,10 @@
-// Numbers of kv_b as vectors of floats. Included by a tier after vectors.inl.
+// Numbers of kv_b as vectors of floats. Included by a tier after vectors.inl and one of the widen_*.inl.
 //
 // A codec takes kPhases vectors from a run of bytes: lane j of vector p is the code of column
 // j kPhases + p, because neighbours share a byte.
 
-typedef uint8_t ByteVector __attribute__((vector_size(LANES)));
-typedef int8_t SignedByteVector __attribute__((vector_size(LANES)));
-typedef uint16_t ShortVector __attribute__((vector_size(LANES * 2)));
-
-template <class Narrow>
-inline __attribute__((always_inline)) Integers widened_integers(const uint8_t* from) {
-  Narrow narrow;
-  __builtin_memcpy(&narrow, from, sizeof narrow);
-  return __builtin_convertvector(narrow, Integers);
-}
-
 inline __attribute__((always_inline)) Vector to_floats(Integers values) {
   return __builtin_convertvector(values, Vector);
-}
-
-inline __attribute__((always_inline)) Vector as_floats(Integers bits) {
-  return reinterpret_cast<Vector>(bits);
 }
 
 template <int BITS>
@@ -28,7 +13,7 @@ struct PackedCodec {
   static constexpr int kBytes = LANES;
   static inline __attribute__((always_inline)) void decode(const uint8_t* from,
                                                            Vector (&to)[kPhases]) {
-    const Integers bytes = widened_integers<ByteVector>(from);
+    const Integers bytes = widen_bytes(from);
 #pragma GCC unroll 4
     for (int p = 0; p < kPhases; ++p) {
       const Integers above = p ? bytes >> (p * BITS) : bytes;
@@ -49,28 +34,15 @@ struct BFloat16Codec {
   static constexpr int kPhases = 1;
   static constexpr int kBytes = LANES * 2;
   static inline __attribute__((always_inline)) void decode(const uint8_t* from, Vector (&to)[1]) {
-    to[0] = as_floats(widened_integers<ShortVector>(from) << 16);
+    to[0] = as_floats(widen_shorts(from) << 16);
   }
 };
-
-// The exponent is too small; a multiplication mends it, and normalises subnormal numbers.
-template <int EXPONENT, int MAGNITUDE_BITS, int SHIFT>
-inline __attribute__((always_inline)) Vector small_floats(Integers bits, float factor) {
-  const Integers magnitude = bits & ((1 << MAGNITUDE_BITS) - 1);
-  const Integers sign = (bits >> MAGNITUDE_BITS & 1) << 31;
-  const Vector number = as_floats(magnitude << SHIFT) * factor;
-  // Infinity, and what is none: all ones in the exponent.
-  const Integers beyond = magnitude << SHIFT | 0x7f800000;
-  const Integers chosen =
-      magnitude >= EXPONENT ? beyond : reinterpret_cast<Integers>(number);
-  return as_floats(chosen | sign);
-}
 
 struct HalfCodec {
   static constexpr int kPhases = 1;
   static constexpr int kBytes = LANES * 2;
   static inline __attribute__((always_inline)) void decode(const uint8_t* from, Vector (&to)[1]) {
-    to[0] = small_floats<0x7c00, 15, 13>(widened_integers<ShortVector>(from), 0x1p112f);
+    to[0] = widen_halves(from);
   }
 };
 
@@ -78,7 +50,7 @@ struct E4M3Codec {
   static constexpr int kPhases = 1;
   static constexpr int kBytes = LANES;
   static inline __attribute__((always_inline)) void decode(const uint8_t* from, Vector (&to)[1]) {
-    to[0] = small_floats<0x7f, 7, 20>(widened_integers<ByteVector>(from), 0x1p120f);
+    to[0] = small_floats<0x7f, 7, 20>(widen_bytes(from), 0x1p120f);
   }
 };
 
@@ -86,7 +58,7 @@ struct E5M2Codec {
   static constexpr int kPhases = 1;
   static constexpr int kBytes = LANES;
   static inline __attribute__((always_inline)) void decode(const uint8_t* from, Vector (&to)[1]) {
-    to[0] = small_floats<0x7c, 7, 21>(widened_integers<ByteVector>(from), 0x1p112f);
+    to[0] = small_floats<0x7c, 7, 21>(widen_bytes(from), 0x1p112f);
   }
 };
 
@@ -94,7 +66,7 @@ struct Int8Codec {
   static constexpr int kPhases = 1;
   static constexpr int kBytes = LANES;
   static inline __attribute__((always_inline)) void decode(const uint8_t* from, Vector (&to)[1]) {
-    to[0] = to_floats(widened_integers<SignedByteVector>(from));
+    to[0] = to_floats(widen_signed_bytes(from));
   }
 };
 
@@ -123,38 +95,129 @@ bool fills_steps(const Matrix& m) {
   return m.columns % kStep<Codec> == 0 && (block % kStep<Codec> == 0 || block >= m.columns);
 }
 
-inline float* write_in_order(const float* from, int64_t count, int64_t step, float* to) {
-  for (int64_t i = 0; i < count; ++i) to[i * step] = from[i];
-  return to;
+// Vectors a and b by turns.
+inline void interleave(Vector a, Vector b, Vector (&to)[2]) {
+#if defined(__clang__)
+  for (int lane = 0; lane < LANES; ++lane) {
+    to[0][lane] = lane % 2 ? b[lane / 2] : a[lane / 2];
+    to[1][lane] = lane % 2 ? b[(LANES + lane) / 2] : a[(LANES + lane) / 2];
+  }
+#else
+  Integers first, second;
+  for (int lane = 0; lane < LANES; ++lane) {
+    first[lane] = lane / 2 + lane % 2 * LANES;
+    second[lane] = (LANES + lane) / 2 + lane % 2 * LANES;
+  }
+  to[0] = __builtin_shuffle(a, b, first);
+  to[1] = __builtin_shuffle(a, b, second);
+#endif
 }
 
-// A row of full steps as floats.
+// Codes of a step into the order of their columns.
+inline void store_in_order(const Vector (&codes)[1], float* to) { store(to, codes[0]); }
+
+inline void store_in_order(const Vector (&codes)[2], float* to) {
+  Vector ordered[2];
+  interleave(codes[0], codes[1], ordered);
+  store(to, ordered[0]);
+  store(to + LANES, ordered[1]);
+}
+
+inline void store_in_order(const Vector (&codes)[4], float* to) {
+  Vector even[2], odd[2];
+  interleave(codes[0], codes[2], even);
+  interleave(codes[1], codes[3], odd);
+  for (int half = 0; half < 2; ++half)
+    store_in_order({even[half], odd[half]}, to + half * 2 * LANES);
+}
+
+// Codes of `count` columns, a multiple of the step, as floats in their order.
 template <class Codec>
-void unpack_steps(const Matrix& m, int64_t row, float* to) {
-  const uint8_t* from = row_of(m, row);
-  const int64_t block = m.kv_b->block_size ? m.kv_b->block_size : m.columns;
-  for (int64_t first = 0; first < m.columns; first += block) {
-    const Vector scale = broadcast(scale_of(m, row, first / block));
-    const Vector zero = broadcast(zero_point_of(m, row, first / block));
-    for (int64_t c = first; c < least(first + block, m.columns); c += kStep<Codec>) {
-      Vector codes[Codec::kPhases];
-      Codec::decode(from, codes);
-      from += Codec::kBytes;
-      float ordered[kStep<Codec>];
-#pragma GCC unroll 4
-      for (int p = 0; p < Codec::kPhases; ++p) {
-        const Vector number = (codes[p] - zero) * scale;
-        for (int lane = 0; lane < LANES; ++lane) ordered[lane * Codec::kPhases + p] = number[lane];
-      }
-      __builtin_memcpy(to + c, ordered, sizeof ordered);
-    }
+void unpack_codes(const uint8_t* from, int64_t count, float* to) {
+  for (int64_t c = 0; c < count; c += kStep<Codec>) {
+    Vector codes[Codec::kPhases];
+    Codec::decode(from, codes);
+    from += Codec::kBytes;
+    store_in_order(codes, to + c);
   }
 }
 
+// ---- scales and zero points ----------------------------------------------------------------------
+
+struct Blocks {
+  const float* scales;  // [rows, blocks]; null: 1
+  const float* zeros;   // [rows, blocks]; null: `zero` everywhere
+  float zero;
+};
+
+inline int64_t block_size_of(const Matrix& m) {
+  return m.kv_b->block_size ? m.kv_b->block_size : m.columns;
+}
+
+// Scales of all rows as floats, where they lie if they can be read there.
+const float* read_scales(const Matrix& m, int64_t blocks, float* room) {
+  const KvB& w = *m.kv_b;
+  if (!w.scales) return nullptr;
+  const int64_t first = m.first_row * blocks, count = m.rows * blocks;
+  if (w.block_rows != 1) {
+    for (int64_t i = 0; i < count; ++i) room[i] = scale_of(m, i / blocks, i % blocks);
+    return room;
+  }
+  if (w.scales_type == MLA_OPT_FLOAT32) return static_cast<const float*>(w.scales) + first;
+  for (int64_t i = 0; i < count; ++i) room[i] = number_in(w.scales, w.scales_type, first + i);
+  return room;
+}
+
+// Zero points of all rows as floats; null where all are the same.
+const float* read_zeros(const Matrix& m, int64_t blocks, float* room) {
+  const KvB& w = *m.kv_b;
+  if (!w.zero_points) return nullptr;
+  int64_t done = 0;
+  const int64_t count = m.rows * blocks;
+  const bool runs_on = w.bits && w.zero_points_type == MLA_OPT_UINT8 && blocks * w.bits % 8 == 0;
+  if (runs_on)
+    with_codec(w, [&](auto codec) {
+      done = count / kStep<decltype(codec)> * kStep<decltype(codec)>;
+      unpack_codes<decltype(codec)>(static_cast<const uint8_t*>(w.zero_points) +
+                                        m.first_row * blocks * w.bits / 8,
+                                    done, room);
+    });
+  for (int64_t i = done; i < count; ++i) room[i] = zero_point_of(m, i / blocks, i % blocks);
+  return room;
+}
+
+int64_t blocks_floats(const Matrix& m) {
+  return 2 * in_lines(m.rows * blocks_of_row(*m.kv_b, m.columns));
+}
+
+// Those of all rows; `room` has blocks_floats.
+Blocks read_blocks(const Matrix& m, float* room) {
+  const int64_t blocks = blocks_of_row(*m.kv_b, m.columns);
+  Blocks of;
+  of.scales = read_scales(m, blocks, room);
+  of.zeros = read_zeros(m, blocks, room + in_lines(m.rows * blocks));
+  of.zero = of.zeros ? 0.0f : zero_point_of(m, 0, 0);
+  return of;
+}
+
+// ---- rows ----------------------------------------------------------------------------------------
+
 // A row as floats, whatever its form.
-void unpack_row(const Matrix& m, int64_t row, float* to) {
-  with_codec(*m.kv_b, [&](auto codec) {
-    if (fills_steps<decltype(codec)>(m)) return unpack_steps<decltype(codec)>(m, row, to);
-    for (int64_t c = 0; c < m.columns; ++c) to[c] = static_cast<float>(number_at(m, row, c));
-  });
+template <class Codec>
+void unpack_row_of(const Matrix& m, const Blocks& of, int64_t row, float* to) {
+  const int64_t whole = m.columns / kStep<Codec> * kStep<Codec>;
+  unpack_codes<Codec>(row_of(m, row), whole, to);
+  for (int64_t c = whole; c < m.columns; ++c) to[c] = static_cast<float>(number_at(m, row, c));
+  if (!of.scales) return;
+  const int64_t block = block_size_of(m), blocks = blocks_of_row(*m.kv_b, m.columns);
+  for (int64_t b = 0; b * block < whole; ++b) {
+    const float scale = of.scales[row * blocks + b];
+    const float zero = of.zeros ? of.zeros[row * blocks + b] : of.zero;
+    for (int64_t c = b * block; c < least((b + 1) * block, whole); ++c)
+      to[c] = (to[c] - zero) * scale;
+  }
+}
+
+void unpack_row(const Matrix& m, const Blocks& of, int64_t row, float* to) {
+  with_codec(*m.kv_b, [&](auto codec) { unpack_row_of<decltype(codec)>(m, of, row, to); });
 }

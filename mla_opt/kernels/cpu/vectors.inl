@@ -33,6 +33,25 @@ inline Vector exp2_nonpositive(Vector x) {
   return x > lowest ? scaled : Vector{};
 }
 
+inline __attribute__((always_inline)) Vector as_floats(Integers bits) {
+  return reinterpret_cast<Vector>(bits);
+}
+
+// Floats of MAGNITUDE_BITS and a sign, whose exponent is all ones from ONES on; the shift puts their
+// significand where that of a float is.
+// Their exponent is too small; a multiplication mends it, and normalises subnormal numbers.
+template <int ONES, int MAGNITUDE_BITS, int SHIFT>
+inline __attribute__((always_inline)) Vector small_floats(Integers bits, float factor) {
+  const Integers magnitude = bits & ((1 << MAGNITUDE_BITS) - 1);
+  const Integers sign = (bits >> MAGNITUDE_BITS & 1) << 31;
+  const Vector number = as_floats(magnitude << SHIFT) * factor;
+  // Infinity, and what is none: all ones in the exponent.
+  const Integers beyond = magnitude << SHIFT | 0x7f800000;
+  const Integers chosen =
+      magnitude >= ONES ? beyond : reinterpret_cast<Integers>(number);
+  return as_floats(chosen | sign);
+}
+
 // Not the standard library's: templates of another namespace that are compiled for a tier's
 // instructions could become the copy that the linker keeps for everyone.
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -16,6 +16,7 @@
 #include "allocations.h"
 #include "definition.h"
 #include "hosts.h"
+#include "random_multi_head.h"
 
 using namespace mla_opt;
 
@@ -186,6 +187,10 @@ std::vector<std::string> tiers() {
 
 std::string run_one(uint64_t seed, uint64_t index) {
   Dice dice(seed, index);
+  if (sabotage.empty() && index / 2 % 3 == 0) {
+    Host host = draw_host(dice);
+    return run_multi_head(dice, host);
+  }
   Case problem = legal_case(dice);
   if (sabotage.empty() && dice.one_in(4)) break_case(dice, problem);
   Host host = draw_host(dice);
