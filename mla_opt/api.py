@@ -24,7 +24,7 @@ from mla_opt.errors import (
 )
 from mla_opt.events import Observer, PassFinished, PassStarted
 from mla_opt.graphs.protocol import Graph
-from mla_opt.options import Absorb, CacheType, Options, Phase, Target
+from mla_opt.options import Absorb, CacheType, Options, Phase, Target, Weights
 from mla_opt.pipeline import Pass, PassRecord, Pipeline
 from mla_opt.programs.recognize import is_program
 from mla_opt.report.inspection import AttentionReport, InspectionReport
@@ -77,6 +77,7 @@ def optimize(
     phase: Phase = "decode",
     plugin: bool = True,
     keep_activation_quantization: bool = False,
+    weights: Weights = "float",
     allow_unmatched: bool = False,
     observer: Observer | None = None,
 ) -> OptimizeResult:
@@ -100,6 +101,8 @@ def optimize(
             a kernel for the widths C and R.
         keep_activation_quantization: refuse attentions whose activations are quantized; if not,
             they are rewritten without that, and the report says so.
+        weights: ``keep`` lets one operator hold W_UK and W_UV in the bits that the model stores
+            them in, for ONNX files; ``float`` stores them in the type of the queries.
         allow_unmatched: return the model as it is if nothing matches.
         observer: told of every pass and every verification run.
 
@@ -119,6 +122,7 @@ def optimize(
         phase,
         plugin,
         keep_activation_quantization,
+        weights,
     )
     opened = subject(model, target)
     opened.check(options)

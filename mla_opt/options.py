@@ -16,6 +16,7 @@ from mla_opt.sites import PrefillForm
 Target = Literal["onnxruntime", "portable", "tensorrt"]
 Phase = Literal["prefill", "decode"]
 CacheType = Literal["keep", "float16", "bfloat16"]
+Weights = Literal["float", "keep"]
 Absorb = Literal["auto", "factored", "fold-q", "fold-o", "fold", "none"]
 
 
@@ -36,6 +37,8 @@ class Options:
             refused, in place of being rewritten without that.
         plugin: whether TensorRT runs the operator by the plugin, where that has a kernel for the
             widths C and R, or by standard operators.
+        weights: ``keep`` lets one operator hold W_UK and W_UV in the bits that the model stores
+            them in, ``float`` stores them anew in the type of the queries.
     """
 
     target: Target = "onnxruntime"
@@ -47,6 +50,7 @@ class Options:
     phase: Phase = "decode"
     plugin: bool = True
     keep_activation_quantization: bool = False
+    weights: Weights = "float"
 
     def __post_init__(self) -> None:
         kinds = {
@@ -55,6 +59,7 @@ class Options:
             "prefill": PrefillForm,
             "cache_type": CacheType,
             "phase": Phase,
+            "weights": Weights,
         }
         for name, kind in kinds.items():
             allowed = get_args(kind)
@@ -65,6 +70,7 @@ class Options:
         if self.cache_type != "keep" and self.absorb == "none":
             raise InputError(f"cache type {self.cache_type} needs absorbed attention, not 'none'")
         self._check_prefill()
+        self._check_weights()
         if self.target == "tensorrt":
             self._check_tensorrt()
 
@@ -72,10 +78,10 @@ class Options:
         """What was asked for by name is done, or refused."""
         prompts_only = self.target == "tensorrt" and self.phase == "prefill"
         if self.prefill == "expanded" and not prompts_only:
-            if self.cache_mode()[0] == "static":
+            if self.cache_mode()[0] == "static" and self.weights != "keep":
                 raise InputError(
                     "prefill expanded is not for cache static, whose buffers are attended to as"
-                    " they are, absorbed; use cache keep or packed, or prefill auto"
+                    " they are, absorbed; use weights keep, cache keep or packed, or prefill auto"
                 )
             if self.absorb in ("fold-q", "fold-o", "fold"):
                 raise InputError(
@@ -84,6 +90,14 @@ class Options:
                 )
         if self.prefill == "absorbed" and self.absorb == "none":
             raise InputError("prefill absorbed needs absorbed attention; absorb is 'none'")
+
+    def _check_weights(self) -> None:
+        if self.weights == "float":
+            return
+        if self.absorb not in ("auto", "factored"):
+            raise InputError(f"weights keep is not for absorb {self.absorb}, which stores others")
+        if self.target != "onnxruntime":
+            raise InputError(f"weights keep is for target onnxruntime, not {self.target}")
 
     def _check_tensorrt(self) -> None:
         mode, capacity = self.cache_mode()
@@ -111,6 +125,7 @@ class Options:
                 portable=self.target == "portable",
                 static=static,
                 narrow=self.cache_type != "keep",
+                hold_weights=self.weights == "keep",
                 tensorrt=self.phase if self.target == "tensorrt" else None,
             )
         _check_order(names)
@@ -122,13 +137,14 @@ class Options:
         expands = tensorrt and self.phase == "prefill"
         given: dict[str, dict[str, Any]] = {
             "choose_form": {
-                "absorb": "factored" if expands else self.absorb,
-                "prefill": self.prefill,
+                "absorb": "factored" if expands or self.weights == "keep" else self.absorb,
+                "prefill": "absorbed" if self.weights == "keep" else self.prefill,
                 "in_place": mode == "static",
             },
             "check_roundings": {"keep": self.keep_activation_quantization},
             "compress_cache": {"mode": mode},
             "narrow_cache": {"cache_type": self.cache_type},
+            "hold_weights": {"prefill": self.prefill},
             "write_cache_in_place": {
                 "capacity": capacity,
                 "count": "shapes" if tensorrt else "lengths",

@@ -13,10 +13,11 @@
 11. `narrow_cache`: on request, keep the rows of the cache in 16 bits
 12. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
 13. `write_cache_in_place`: for static caches, buffers that are written in place
-14. `lower_to_standard_ops`: for the portable target, no custom operator is left
-15. `lower_to_tensorrt`: for engines, the prefill or the decode graph
-16. `put_back_roundings`: quantize activations again outside of what was rewritten
-17. `clean_up`: drop what nothing reads any more
+14. `hold_weights`: on request, one operator that holds W_UK and W_UV as the model stores them
+15. `lower_to_standard_ops`: for the portable target, no custom operator is left
+16. `lower_to_tensorrt`: for engines, the prefill or the decode graph
+17. `put_back_roundings`: quantize activations again outside of what was rewritten
+18. `clean_up`: drop what nothing reads any more
 
 Passes of other packages are found through the entry-point group ``mla_opt.passes``.
 """
@@ -50,6 +51,7 @@ BUILT_IN: dict[str, str] = {
     "narrow_cache": "NarrowCache",
     "add_prefill_branch": "AddPrefillBranch",
     "write_cache_in_place": "WriteCacheInPlace",
+    "hold_weights": "HoldWeights",
     "lower_to_standard_ops": "LowerToStandardOps",
     "lower_to_tensorrt": "LowerToTensorrt",
     "put_back_roundings": "PutBackRoundings",
@@ -94,16 +96,18 @@ def names(
     portable: bool = False,
     static: bool = False,
     narrow: bool = False,
+    hold_weights: bool = False,
     tensorrt: Literal["prefill", "decode"] | None = None,
 ) -> Sequence[str]:
-    """The passes that run by default, in order; four of them only when asked for.
+    """The passes that run by default, in order; some of them only when asked for.
 
     ``tensorrt`` names the phase whose graph is made; that of prefill makes its own buffers.
     """
     optional = {
         "lower_to_standard_ops": portable,
         "lower_to_tensorrt": tensorrt is not None,
-        "add_prefill_branch": tensorrt is None,
+        "add_prefill_branch": tensorrt is None and not hold_weights,
+        "hold_weights": hold_weights,
         "write_cache_in_place": static and tensorrt != "prefill",
         "narrow_cache": narrow,
     }

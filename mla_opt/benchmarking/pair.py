@@ -21,6 +21,7 @@ from mla_opt.errors import InputError
 from mla_opt.files.model_io import model_files, read_model
 from mla_opt.graphs.interface.feeds import numpy_dtype
 from mla_opt.operator.contract import is_operator
+from mla_opt.operator.multi_head import is_multi_head
 from mla_opt.report.inspection import AttentionReport
 from mla_opt.report.site import dtype_bytes
 from mla_opt.verification.alignment import Aligner
@@ -231,4 +232,7 @@ def _noise(driver: Driver, scenario: Scenario) -> dict[str, Array]:
 
 def _has_operator(model: ir.Model) -> bool:
     nodes = (n for graph in model.graphs() for n in graph)
-    return any(is_operator(node.domain, node.op_type) for node in nodes)
+    return any(
+        is_operator(node.domain, node.op_type) or is_multi_head(node.domain, node.op_type)
+        for node in nodes
+    )

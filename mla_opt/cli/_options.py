@@ -42,6 +42,13 @@ class CacheType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Weights(StrEnum):
+    """What becomes of the bits of W_UK and W_UV."""
+
+    FLOAT = "float"
+    KEEP = "keep"
+
+
 class Prefill(StrEnum):
     """The form for long queries."""
 

@@ -20,6 +20,7 @@ from mla_opt.cli._options import (
     Quiet,
     Target,
     Verbose,
+    Weights,
     choice,
     names,
     parse_passes,
@@ -45,6 +46,7 @@ class Settings:
     cache_type: str = "keep"
     prefill: str = "auto"
     keep_activation_quantization: bool = False
+    weights: str = "float"
     verify: bool = True
     passes: tuple[str, ...] | None = None
     allow_unmatched: bool = False
@@ -122,6 +124,15 @@ def optimize(
             "rewritten without that, and the report says so.",
         ),
     ] = False,
+    weights: Annotated[
+        Weights,
+        typer.Option(
+            parser=choice(Weights),
+            metavar=names(Weights),
+            help="float: store W_UK and W_UV in the type of the queries. keep: one operator holds "
+            "them in the bits that the model stores them in.",
+        ),
+    ] = Weights.FLOAT,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run both models and compare.")
     ] = True,
@@ -162,6 +173,7 @@ def optimize(
             cache_type=cache_type.value,
             prefill=prefill.value,
             keep_activation_quantization=keep_activation_quantization,
+            weights=weights.value,
             verify=verify,
             passes=chosen,
             allow_unmatched=allow_unmatched,

@@ -16,7 +16,8 @@ from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.operations import Operation
 from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Array, Node, Value
-from mla_opt.sites import LatentAttentionSite
+from mla_opt.operator.kv_b import KvB, Storage
+from mla_opt.sites import LatentAttentionSite, PrefillForm
 from mla_opt.sites.drafts import Draft
 
 EXAMPLE = (2, 4, 3)
@@ -148,6 +149,23 @@ class Builder(Protocol):
     ) -> tuple[Value, ...]:
         """One ``LatentAttention``: its outputs, in the order of the contract."""
 
+    def multi_head_latent_attention(
+        self,
+        operands: Mapping[str, Value],
+        *,
+        storage: Storage,
+        scale: float,
+        geometry: MlaGeometry,
+        causal: bool,
+        form: PrefillForm,
+        name: str,
+    ) -> tuple[Value, ...]:
+        """One ``MultiHeadLatentAttention``: its outputs, in the order of the contract.
+
+        Raises:
+            InputError: this kind of graph has no such operator.
+        """
+
     def prefill_crossover(
         self, geometry: MlaGeometry, counted: int, rows: Value, name: str
     ) -> Value:
@@ -220,6 +238,13 @@ class Graph(Protocol):
         """The operand that is all the node returns, as it is and at every size.
 
         ``None`` where that is not proved, or where more than the first result is read.
+        """
+
+    def stored_rows(self, rows: Array) -> KvB | None:
+        """Where the graph keeps these rows ``[W, C]`` in fewer bits, number by number.
+
+        They may lie in any order among others; what comes back is in the order of ``rows``, bit
+        for bit as it is stored. ``None``: they are kept nowhere, or only as they are.
         """
 
     def is_input(self, value: Value) -> bool:

@@ -120,6 +120,43 @@ def numbers(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class KvB:
+    """Rows of numbers in the form that a file keeps them in; operands as in the table above."""
+
+    storage: Storage
+    codes: AnyArray
+    scales: AnyArray | None = None
+    zero_points: AnyArray | None = None
+
+    def numbers(self, columns: int) -> Array:
+        """Return what they are, ``[rows, columns]``."""
+        return numbers(self.storage, self.codes, self.scales, self.zero_points, columns)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> KvB:
+        """Return these rows, bit for bit; each has scales of its own (``block_rows`` 1)."""
+        return KvB(
+            self.storage,
+            self.codes[rows],
+            None if self.scales is None else self.scales[rows],
+            None if self.zero_points is None else self.zero_points[rows],
+        )
+
+    def operands(self) -> dict[str, AnyArray]:
+        """Return the tensors by the names of the operator's inputs."""
+        given = {
+            "kv_b": self.codes,
+            "kv_b_scales": self.scales,
+            "kv_b_zero_points": self.zero_points,
+        }
+        return {name: tensor for name, tensor in given.items() if tensor is not None}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(tensor.nbytes for tensor in self.operands().values())
+
+
 def _unpacked(packed: AnyArray, bits: int, columns: int) -> Array:
     """Return the codes of rows of bytes, ``[rows, columns]``."""
     shifts = np.arange(0, 8, bits)

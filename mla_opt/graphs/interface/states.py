@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from mla_opt.graphs.interface.dims import AxisRole, Port, Size, is_expression
 from mla_opt.operator import contract
+from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPES
 
 #: ``growing`` gains S rows a call, ``recurrent`` keeps its shape, ``buffer`` is a cache of fixed
 #: capacity that is written in place.
@@ -30,6 +31,7 @@ LAYOUT = frozenset({"Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "Sq
 #: Fused attention operators: input index of a state to the index of its output.
 FUSED: dict[tuple[str, str], dict[int, int]] = {
     **{(contract.DOMAIN, name): {2: 1, 6: 2} for name in contract.OP_TYPES},
+    **{(contract.DOMAIN, name): {3: 1, 7: 2} for name in MULTI_HEAD_OP_TYPES},
     ("", "Attention"): {4: 1, 5: 2},
     ("com.microsoft", "GroupQueryAttention"): {3: 1, 4: 2},
     ("com.microsoft", "MultiHeadAttention"): {6: 1, 7: 2},
@@ -38,6 +40,7 @@ FUSED: dict[tuple[str, str], dict[int, int]] = {
 #: Input that turns a fused operator's cache into a buffer of fixed capacity.
 BUFFER_INPUT: dict[tuple[str, str], int] = {
     **{(contract.DOMAIN, name): 3 for name in contract.OP_TYPES},
+    **{(contract.DOMAIN, name): 4 for name in MULTI_HEAD_OP_TYPES},
     ("", "TensorScatter"): 1,
 }
 

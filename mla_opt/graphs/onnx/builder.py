@@ -14,8 +14,12 @@ from mla_opt.graphs.protocol import BranchBody, Builder
 from mla_opt.handles import Array
 from mla_opt.operator import contract
 from mla_opt.operator.crossover import CROSSOVER_OP_TYPE, crossover_attributes, define_crossover
+from mla_opt.operator.kv_b import Storage
+from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
+from mla_opt.operator.onnx.multi_head_node import define_multi_head, multi_head_signature_of
 from mla_opt.operator.onnx.node import define, signature_of
+from mla_opt.sites import PrefillForm
 
 
 class OnnxBuilder:
@@ -350,6 +354,37 @@ class OnnxBuilder:
             signature.arrange(operands),
             name,
             signature.node_attributes(scale, kv_lora_rank),
+            outputs=[f"/{each}" for each in signature.outputs],
+            domain=contract.DOMAIN,
+            overload=overload,
+        )
+        output, *caches = values
+        _set_dtype(output, operands["query"].dtype)
+        for cache in caches:
+            _set_dtype(cache, operands["cache"].dtype)
+        return values
+
+    def multi_head_latent_attention(
+        self,
+        operands: Mapping[str, ir.Value],
+        *,
+        storage: Storage,
+        scale: float,
+        geometry: MlaGeometry,
+        causal: bool,
+        form: PrefillForm,
+        name: str,
+    ) -> tuple[ir.Value, ...]:
+        """One ``MultiHeadLatentAttention`` with its body; outputs in the contract's order."""
+        signature = multi_head_signature_of(operands, storage, form, causal)
+        overload = define_multi_head(
+            self._model, signature, operands["query"].dtype, style=self._style
+        )
+        values = self._emit(
+            MULTI_HEAD_OP_TYPE,
+            signature.arrange(operands),
+            name,
+            signature.node_attributes(scale, geometry),
             outputs=[f"/{each}" for each in signature.outputs],
             domain=contract.DOMAIN,
             overload=overload,

@@ -23,11 +23,13 @@ from mla_opt.graphs.onnx.operations import read
 from mla_opt.graphs.onnx.quantization.dequantized import dequantized
 from mla_opt.graphs.onnx.quantization.roundings import Rounding, Roundings
 from mla_opt.graphs.onnx.stored import StoredOnly
+from mla_opt.graphs.onnx.stored_rows import StoredMatrices
 from mla_opt.graphs.onnx.symbols import SymbolicShapes
 from mla_opt.graphs.protocol import EXAMPLE, Size
 from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
+from mla_opt.operator.kv_b import KvB
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
 from mla_opt.operator.onnx.node import settle
 from mla_opt.sites import LatentAttentionSite
@@ -122,6 +124,14 @@ class OnnxGraph(Bindings[OnnxBinding]):
     def results(self, node: ir.Node) -> Sequence[ir.Value]:
         """What the node makes."""
         return tuple(node.outputs)
+
+    @cached_property
+    def _stored(self) -> StoredMatrices:
+        return StoredMatrices(self.model)
+
+    def stored_rows(self, rows: Array) -> KvB | None:
+        """Rows of a matrix that MatMulNBits or DequantizeLinear reads."""
+        return self._stored.find(rows)
 
     def is_input(self, value: ir.Value) -> bool:
         """Whether the value is an input, and not a stored tensor that may be overridden."""

@@ -14,7 +14,7 @@ import sympy
 import torch
 from torch import fx
 
-from mla_opt.errors import PassError
+from mla_opt.errors import InputError, PassError
 from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.protocol import BranchBody, Builder, Size
 from mla_opt.graphs.torch.branches import Conditional
@@ -23,7 +23,9 @@ from mla_opt.graphs.torch.names import Names
 from mla_opt.graphs.torch.values import Sizes, to_tensor
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
+from mla_opt.operator.kv_b import Storage
 from mla_opt.operator.torch.op import NAME
+from mla_opt.sites import PrefillForm
 
 __all__ = ["Names", "TorchBuilder"]
 
@@ -340,6 +342,24 @@ class TorchBuilder:
         appends = "latent" in operands and "cache" in operands
         present = 1 + appends + (appends and "rope_cache" in operands)
         return self._parts(node, contract.OUTPUTS[:present])
+
+    def multi_head_latent_attention(
+        self,
+        operands: Mapping[str, fx.Node],
+        *,
+        storage: Storage,
+        scale: float,
+        geometry: MlaGeometry,
+        causal: bool,
+        form: PrefillForm,
+        name: str,
+    ) -> tuple[fx.Node, ...]:
+        """Programs have no such operator.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("weights keep is for ONNX files; a PyTorch program takes weights float")
 
     def branch(
         self,

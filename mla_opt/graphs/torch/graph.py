@@ -33,6 +33,7 @@ from mla_opt.graphs.torch.skeleton import skeleton
 from mla_opt.graphs.torch.values import Literal, numpy_dtype, torch_dtype
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
+from mla_opt.operator.kv_b import KvB
 from mla_opt.sites import LatentAttentionSite
 from mla_opt.sites.drafts import Draft
 
@@ -111,6 +112,11 @@ class TorchGraph(Bindings[TorchBinding]):
     def unchanged(self, node: fx.Node) -> fx.Node | None:
         """The operand that the node returns as it is, at every size; ``None`` where not proved."""
         return unchanged(self, node)
+
+    def stored_rows(self, rows: Array) -> KvB | None:
+        """Programs keep tensors as they are."""
+        del rows
+        return None
 
     def is_input(self, value: Value) -> bool:
         """Whether the value is an input, and not a stored tensor."""

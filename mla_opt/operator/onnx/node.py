@@ -7,7 +7,7 @@ which the file has it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -20,6 +20,7 @@ from mla_opt.operator.contract import (
     Signature,
     is_operator,
 )
+from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPES, is_multi_head
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
 from mla_opt.operator.onnx.body_tape import CAST_LIKE_SINCE
 from mla_opt.operator.onnx.function_body import function_body
@@ -62,13 +63,20 @@ def settle(model: ir.Model) -> None:
     Where there are more bodies than names, the rarest are put in the place of their calls, which
     then no kernel stands for.
     """
-    calls = [node for node in _all_nodes(model) if is_operator(node.domain, node.op_type)]
+    _settle_operator(model, is_operator, OP_TYPES)
+    _settle_operator(model, is_multi_head, MULTI_HEAD_OP_TYPES)
+
+
+def _settle_operator(
+    model: ir.Model, is_ours: Callable[[str, str], bool], op_types: Sequence[str]
+) -> None:
+    calls = [node for node in _all_nodes(model) if is_ours(node.domain, node.op_type)]
     uses = Counter(node.op_identifier() for node in calls)
-    ours = [key for key in model.functions if is_operator(*key[:2])]
+    ours = [key for key in model.functions if is_ours(*key[:2])]
     bodies = {key: model.functions.pop(key) for key in ours}
     called = sorted((key for key in ours if uses[key]), key=lambda key: -uses[key])
-    rare = called[len(OP_TYPES) :]
-    names = dict(zip(called, OP_TYPES))
+    rare = called[len(op_types) :]
+    names = dict(zip(called, op_types))
     for key, name in names.items():
         bodies[key].name, bodies[key].overload = name, ""
         model.functions[bodies[key].identifier()] = bodies[key]

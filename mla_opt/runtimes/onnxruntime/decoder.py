@@ -15,6 +15,7 @@ import onnxruntime as ort
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface.interface import ModelInterface, Port
 from mla_opt.operator.contract import is_operator
+from mla_opt.operator.multi_head import is_multi_head
 from mla_opt.runtimes.onnxruntime.attention import Attention, read_attention
 from mla_opt.runtimes.onnxruntime.fingerprint import Fingerprint, fingerprint
 from mla_opt.verification.interface_map import InterfaceMap
@@ -163,7 +164,10 @@ def _logits(interface: ModelInterface, label: str) -> Port:
 
 def _has_operator(model: ir.Model) -> bool:
     nodes = model.graph.all_nodes()
-    return any(is_operator(node.domain, node.op_type) for node in nodes)
+    return any(
+        is_operator(node.domain, node.op_type) or is_multi_head(node.domain, node.op_type)
+        for node in nodes
+    )
 
 
 def _outline(session: ort.InferenceSession) -> ir.Model:

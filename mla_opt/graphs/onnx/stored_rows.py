@@ -1,0 +1,216 @@
+"""Matrices that a file keeps in few bits, and where among their rows the rows of another one lie.
+
+Read are the weights of ``com.microsoft::MatMulNBits`` and what ``DequantizeLinear`` makes of a
+stored matrix, each as rows ``[W, C]`` in the form of :mod:`mla_opt.operator.kv_b`. Whether they are
+what is looked for is told by their numbers, one by one, and by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from mla_opt.handles import Array
+from mla_opt.operator.kv_b import PACKED_BITS, KvB, Storage
+
+#: Numbers are the same up to the rounding of what ran the model: of a product of the code and the
+#: scale, and of another one of the zero point and the scale.
+ROUNDING = 4e-7
+
+_PACKED_TYPES = {
+    ir.DataType.INT4: (4, 8),
+    ir.DataType.UINT4: (4, 0),
+    ir.DataType.INT2: (2, 2),
+    ir.DataType.UINT2: (2, 0),
+}
+_BYTE_TYPES = (
+    ir.DataType.INT8,
+    ir.DataType.UINT8,
+    ir.DataType.FLOAT8E4M3FN,
+    ir.DataType.FLOAT8E5M2,
+)
+
+
+class StoredMatrices:
+    """Those of one model; each is read when rows of its width are looked for."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._readers = [
+            (node, reader)
+            for node in ir.traversal.RecursiveGraphIterator(model.graph)
+            if (reader := _READERS.get((node.domain, node.op_type))) is not None
+        ]
+        self._of_width: dict[int, list[KvB]] = {}
+
+    def find(self, rows: Array) -> KvB | None:
+        """Return where rows ``[W, C]`` are kept, in their order; None: nowhere."""
+        columns = rows.shape[1]
+        if columns not in self._of_width:
+            self._of_width[columns] = [
+                each for node, read in self._readers for each in read(node, columns)
+            ]
+        for stored in self._of_width[columns]:
+            places = _places(stored, rows.astype(np.float64))
+            if places is not None:
+                return stored.take(places)
+        return None
+
+
+def _places(stored: KvB, rows: Array) -> npt.NDArray[np.int64] | None:
+    """Return which stored rows these are; None where one of them is not there."""
+    if len(stored.codes) < 1 or not _holds(stored, rows[:1]):
+        return None
+    numbers = stored.numbers(rows.shape[1])
+    # Rows that are the same have the same product with any vector, and others hardly ever.
+    probe = np.random.default_rng(0).standard_normal(rows.shape[1])
+    keys = numbers @ probe
+    order = np.argsort(keys)
+    wanted = rows @ probe
+    right = np.clip(np.searchsorted(keys[order], wanted), 0, len(order) - 1)
+    left = np.maximum(right - 1, 0)
+    nearer = np.abs(keys[order[left]] - wanted) < np.abs(keys[order[right]] - wanted)
+    places = order[np.where(nearer, left, right)].astype(np.int64)
+    return places if _are_same(numbers[places], rows) else None
+
+
+def _holds(stored: KvB, row: Array) -> bool:
+    """Whether some stored row begins as this one does: read a block of each, not the whole."""
+    width = stored.storage.block_size or row.shape[1]
+    if not stored.storage.bits or width >= row.shape[1]:
+        return True
+    blocks = KvB(
+        Storage(stored.storage.bits, width),
+        stored.codes[:, :1],
+        None if stored.scales is None else stored.scales[:, :1],
+    )
+    if stored.zero_points is not None:
+        return True
+    starts = blocks.numbers(width)
+    gaps = np.abs(starts - row[:, :width]).max(axis=1)
+    return bool(gaps.min() <= ROUNDING * max(np.abs(starts).max(), 1e-30))
+
+
+def _are_same(stored: Array, rows: Array) -> bool:
+    """Whether all numbers are the same, up to the rounding of the largest of their row."""
+    largest = np.abs(stored).max(axis=1, keepdims=True)
+    return bool((np.abs(stored - rows) <= ROUNDING * largest).all())
+
+
+def _content(node: ir.Node, place: int) -> npt.NDArray[np.generic] | None:
+    """Return a stored operand; None where there is none, or its content is not known."""
+    value = node.inputs[place] if place < len(node.inputs) else None
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else np.asarray(tensor.numpy())
+
+
+def _is_given(node: ir.Node, place: int) -> bool:
+    return place < len(node.inputs) and node.inputs[place] is not None
+
+
+def _of_matmul_nbits(node: ir.Node, columns: int) -> Iterator[KvB]:
+    bits = node.attributes.get_int("bits", 4)
+    block = node.attributes.get_int("block_size", 0)
+    codes, scales, zeros = (_content(node, place) for place in (1, 2, 3))
+    fits = node.attributes.get_int("K", 0) == columns and bits in PACKED_BITS and block > 0
+    # A g_idx puts columns into blocks of its own.
+    if not fits or codes is None or scales is None or _is_given(node, 4):
+        return
+    if _is_given(node, 3) and zeros is None:
+        return
+    rows, blocks = len(codes), -(-columns // block)
+    packed = zeros is not None and zeros.dtype == np.uint8
+    storage = Storage(
+        bits, block, zero_points="none" if zeros is None else "packed" if packed else "plain"
+    )
+    yield KvB(
+        storage,
+        codes.reshape(rows, blocks, -1),
+        scales.reshape(rows, blocks),
+        None if zeros is None else zeros.reshape(rows, -1),
+    )
+
+
+def _of_dequantize_linear(node: ir.Node, columns: int) -> Iterator[KvB]:
+    codes, scales, zeros = (_content(node, place) for place in (0, 1, 2))
+    if codes is None or scales is None or codes.ndim != 2 or (_is_given(node, 2) and zeros is None):
+        return
+    axis = node.attributes.get_int("axis", 1) % 2
+    block = node.attributes.get_int("block_size", 0)
+    for turned in (False, True):
+        if codes.shape[0 if turned else 1] != columns:
+            continue
+        spread = [_by_row(each, axis, block, turned, columns) for each in (scales, zeros)]
+        if spread[0] is None or (zeros is not None and spread[1] is None):
+            continue
+        width = block if block and spread[0].shape[1] > 1 else columns
+        rows = codes.T if turned else codes
+        tiles = [_repeated(each, len(rows)) for each in spread]
+        made = _stored(ir.DataType.from_numpy(codes.dtype), rows, tiles[0], tiles[1], width)
+        if made is not None:
+            yield made
+
+
+def _by_row(
+    numbers: npt.NDArray[np.generic] | None, axis: int, block: int, turned: bool, columns: int
+) -> npt.NDArray[np.generic] | None:
+    """Return scales or zero points as [rows or 1, blocks of a row]; None: they are of columns."""
+    if numbers is None:
+        return None
+    if numbers.size == 1:
+        return numbers.reshape(1, 1)
+    along_columns = axis == (0 if turned else 1)
+    if block:
+        by_row = numbers.T if turned else numbers
+        fits = along_columns and by_row.shape[1] == -(-columns // block)
+        return by_row if fits else None
+    return None if along_columns else numbers.reshape(-1, 1)
+
+
+def _repeated(numbers: npt.NDArray[np.generic] | None, rows: int) -> npt.NDArray[np.generic] | None:
+    if numbers is None or len(numbers) == rows:
+        return numbers
+    return numbers.repeat(rows, axis=0)
+
+
+def _stored(
+    kind: ir.DataType,
+    rows: npt.NDArray[np.generic],
+    scales: npt.NDArray[np.generic] | None,
+    zeros: npt.NDArray[np.generic] | None,
+    width: int,
+) -> KvB | None:
+    if kind in _BYTE_TYPES:
+        storage = Storage(block_size=width, zero_points="none" if zeros is None else "plain")
+        return KvB(storage, rows, scales, zeros)
+    bits, middle = _PACKED_TYPES.get(kind, (0, 0))
+    if not bits or width * bits % 8 or scales is None:
+        return None
+    codes = rows.astype(np.int64) + middle
+    padding = -codes.shape[1] % width
+    packed = _packed(np.pad(codes, ((0, 0), (0, padding))), bits)
+    points = np.full(scales.shape, middle) if zeros is None else zeros.astype(np.int64) + middle
+    if (points == 2 ** (bits - 1)).all():
+        return KvB(Storage(bits, width), packed.reshape(*scales.shape, -1), scales)
+    storage = Storage(bits, width, zero_points="packed")
+    return KvB(storage, packed.reshape(*scales.shape, -1), scales, _packed(points, bits))
+
+
+def _packed(codes: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.uint8]:
+    """Return codes as bytes, the first ones in the lowest bits."""
+    each = 8 // bits
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % each)))
+    groups = padded.reshape(len(codes), -1, each) << np.arange(0, 8, bits)
+    whole: npt.NDArray[np.uint8] = groups.sum(axis=2).astype(np.uint8)
+    return whole
+
+
+_Reader = Callable[[ir.Node, int], Iterator[KvB]]
+_READERS: dict[tuple[str, str], _Reader] = {
+    ("com.microsoft", "MatMulNBits"): _of_matmul_nbits,
+    ("", "DequantizeLinear"): _of_dequantize_linear,
+}

@@ -1,0 +1,124 @@
+"""Let the operator hold W_UK and W_UV, in the bits that the model stores them in.
+
+Before:   query @ W_UK --> LatentAttention(rows) --> @ W_UV
+After:    query --> MultiHeadLatentAttention(rows, kv_b, its scales)
+
+Rows that the model keeps in few bits are looked for by their numbers, and stay as they are, bit for
+bit; others are stored in the narrowest float type that holds each of their numbers. Whether a call
+is absorbed or expanded is decided in the operator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import ml_dtypes
+import numpy as np
+
+from mla_opt.emission.absorbed import Emitted
+from mla_opt.emission.operands import new_rows
+from mla_opt.emission.rows import Rows
+from mla_opt.errors import PassError
+from mla_opt.graphs.protocol import Builder, Graph
+from mla_opt.handles import Array, Value
+from mla_opt.operator.kv_b import PLAIN, KvB
+from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
+from mla_opt.passes.write_cache_in_place import buffer_rows
+from mla_opt.pipeline import Pass, PassResult
+from mla_opt.sites import LatentAttentionSite, LatentWeights, PrefillForm
+
+_NARROW = (np.float16, ml_dtypes.bfloat16)
+
+
+@dataclass(frozen=True)
+class HoldWeights(Pass):
+    """Rewrite every site whose matrices are as they were; ``prefill`` is the form it asks for."""
+
+    name: ClassVar[str] = "hold_weights"
+    prefill: PrefillForm = "auto"
+
+    def requires(self, graph: Graph) -> None:
+        """Every site is rebuilt already."""
+        if any(site.operands is None for site in graph.sites):
+            raise PassError("a site is not rebuilt yet; run absorb_weights first")
+
+    def run(self, graph: Graph) -> PassResult:
+        """Rewrite the sites in graph order."""
+        chosen = [site for site in graph.sites if site.form == "factored"]
+        for site in chosen:
+            self._hold(graph, site)
+        notes = sorted({note for site in chosen for note in site.notes[-1:]})
+        return PassResult(len(graph.sites), len(chosen), notes=tuple(notes))
+
+    def _hold(self, graph: Graph, site: LatentAttentionSite) -> None:
+        assert site.weights is not None
+        rows = rows_of_heads(site.weights)
+        kept = graph.stored_rows(rows) or _plain(rows, graph.dtype(site.core.query))
+        builder = graph.builder(anchor(graph, site), f"{site.name}/mla")
+        emitted = self._emit(graph, builder, site, kept)
+        adopt(graph, site, emitted.values())
+        if site.cache is not None and site.cache.layout == "static":
+            for value in emitted.caches:
+                graph.declare_rows(value, buffer_rows(site.cache.capacity))
+        site.query_value = None
+        site.prefill, site.prefill_reason = self.prefill, "the operator holds its weights"
+        site.notes.append(_told(kept, rows))
+
+    def _emit(
+        self, graph: Graph, builder: Builder, site: LatentAttentionSite, kept: KvB
+    ) -> Emitted:
+        operands, geometry = site.operands, site.geometry
+        assert operands is not None and geometry is not None
+        source = rows_of(site) if site.fused else Rows(new=new_rows(builder, site))
+        given = {"query": _query(builder, site), "bias": operands.bias, "sink": operands.sink}
+        present = {name: value for name, value in given.items() if value is not None}
+        stored = {name: builder.constant(tensor, name) for name, tensor in kept.operands().items()}
+        output, *caches = builder.multi_head_latent_attention(
+            {**present, **source.fused_operands(builder), **stored},
+            storage=kept.storage,
+            scale=site.scale,
+            geometry=geometry,
+            causal=site.core.causal,
+            form=self.prefill,
+            name="multi_head_latent_attention",
+        )
+        if operands.weights.value_bias is not None:
+            output = builder.add(output, operands.weights.value_bias, "values_shifted")
+        return Emitted(output, tuple(caches))
+
+
+def rows_of_heads(weights: LatentWeights) -> Array:
+    """Return ``W_UK`` and ``W_UV^T`` of all heads as the rows of ``kv_b``, ``[H (N + V), C]``."""
+    by_head = np.concatenate([weights.w_uk, weights.w_uv.swapaxes(1, 2)], axis=1)
+    return by_head.reshape(-1, by_head.shape[2])
+
+
+def _query(builder: Builder, site: LatentAttentionSite) -> Value:
+    """The query before absorption, ``[B, H, S, N + R]``."""
+    operands = site.operands
+    assert operands is not None
+    if operands.query_rope is None:
+        return operands.query_nope
+    return builder.concat((operands.query_nope, operands.query_rope), 3, "query")
+
+
+def _plain(rows: Array, dtype: np.dtype) -> KvB:
+    """The rows in the narrowest float type that holds each number, at most the query's."""
+    rows = rows.astype(dtype, copy=False)
+    for narrow in _NARROW:
+        if np.dtype(narrow).itemsize < dtype.itemsize:
+            with np.errstate(over="ignore"):
+                short = rows.astype(narrow)
+            if (short.astype(dtype) == rows).all():
+                return KvB(PLAIN, short)
+    return KvB(PLAIN, rows)
+
+
+def _told(kept: KvB, rows: Array) -> str:
+    kind = kept.storage.overload or kept.codes.dtype.name
+    as_float = rows.size * 4
+    return (
+        f"W_UK and W_UV stay as they are stored ({kind}): {kept.nbytes / 1e6:.2f} MB;"
+        f" as float32 {as_float / 1e6:.2f} MB"
+    )
