@@ -35,12 +35,18 @@ def step(options: Options, name: str):
         ({"cache": "static", "absorb": "none"}, "cache static needs absorbed attention"),
         (
             {"cache": "static", "prefill": "expanded"},
-            "prefill expanded is not for cache static, .* use cache keep or packed",
+            "prefill expanded is not for cache static, .* use weights keep, cache keep or packed",
         ),
         ({"absorb": "fold", "prefill": "expanded"}, "prefill expanded is not for absorb fold"),
         ({"absorb": "none", "prefill": "absorbed"}, "prefill absorbed needs absorbed attention"),
         ({"cache_type": "int8"}, "cache_type is 'int8', not keep, float16 or bfloat16"),
         ({"cache_type": "float16", "absorb": "none"}, "cache type float16 needs absorbed"),
+        ({"weights": "packed"}, "weights is 'packed', not float or keep"),
+        ({"weights": "keep", "absorb": "fold"}, "weights keep is not for absorb fold"),
+        (
+            {"weights": "keep", "target": "portable"},
+            "weights keep is for target onnxruntime, not portable",
+        ),
         ({"phase": "both"}, "phase is 'both', not prefill or decode"),
         ({"target": "tensorrt"}, "target tensorrt needs cache static:ROWS, not keep"),
         ({"target": "tensorrt", "cache": "static"}, "target tensorrt needs cache static:ROWS"),
@@ -79,6 +85,7 @@ def test_the_default_pipeline_in_order():
         "lower_to_standard_ops",
         "lower_to_tensorrt",
         "narrow_cache",
+        "hold_weights",
     }
     assert names(Options()) == [name for name in passes.BUILT_IN if name not in left_out]
 
@@ -121,6 +128,14 @@ def test_options_reach_their_passes():
     assert step(options, "write_cache_in_place").capacity == 64
     assert step(options, "narrow_cache").cache_type == "bfloat16"
     assert not step(Options(), "choose_form").in_place
+
+
+def test_an_operator_that_holds_its_weights_chooses_the_form_itself():
+    options = Options(weights="keep", cache="static", prefill="expanded")
+    assert "add_prefill_branch" not in names(options)
+    assert step(options, "hold_weights").prefill == "expanded"
+    form = step(options, "choose_form")
+    assert (form.absorb, form.prefill) == ("factored", "absorbed")
 
 
 def test_passes_of_ones_own_choice():
@@ -170,4 +185,5 @@ def test_as_dict_is_what_was_given():
         "phase": "decode",
         "plugin": True,
         "keep_activation_quantization": False,
+        "weights": "float",
     }

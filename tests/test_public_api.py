@@ -102,6 +102,7 @@ SIGNATURES = {
         "phase": "decode",
         "plugin": True,
         "keep_activation_quantization": False,
+        "weights": "float",
         "allow_unmatched": False,
         "observer": None,
     },

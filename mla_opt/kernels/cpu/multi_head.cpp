@@ -49,16 +49,19 @@ double rows_seen(const Problem& p) {
   return rows;
 }
 
-// How many times faster the products of absorbed attention are than those of the expanded one, by the
-// type of its rows: keys and values are of the query's type, rows of the cache's.
-double advantage(const Problem& p) {
-  const bool is_amx = std::strcmp(current_tier().name, "amx") == 0;
-  const int32_t rows = p.cache ? p.cache_type : p.type;
-  return is_amx && rows == MLA_OPT_BFLOAT16 && p.type != MLA_OPT_BFLOAT16 ? 3.0 : 1.0;
+// How many times the rate of the products with weights attention to rows of a type has. On tiles, what
+// the choice of a form measured (onnxruntime/crossover.cpp) holds for these products, too: 256 tokens
+// of DeepSeek-V2-Lite's dims on 2048 rows take 125 ms absorbed and 145 expanded, 512 take 337 and 311
+// (Intel Xeon, family 6, model 207). Elsewhere both multiply the same floats: with AVX-512 128 tokens
+// take 84 and 124 ms there, 256 take 164 and 152; with AVX2 156 and 230, 324 and 293.
+double rate_of_attention(int32_t rows_type) {
+  if (std::strcmp(current_tier().name, "amx") != 0) return 1.0;
+  return rows_type == MLA_OPT_BFLOAT16 ? 6.0 : 2.2;
 }
 
-// Multiplications: absorbed attention takes 2 C + R for a query and a key, and C (N + V) for a query;
-// the expanded one N + R + V, and C (N + V) for a key.
+// Time in multiplications with weights: absorbed attention takes 2 C + R for a query and a key, and
+// C (N + V) for a query; the expanded one N + R + V, and C (N + V) for a key. Its keys and values are
+// of the query's type, rows of the cache's.
 bool absorbed_is_less(const Call& c) {
   const Problem& p = c.attention;
   const auto width = [](int64_t size) { return static_cast<double>(size); };
@@ -67,9 +70,12 @@ bool absorbed_is_less(const Call& c) {
   const double seen = rows_seen(p), queries = width(p.batch) * width(p.query_len);
   const double skipped = p.causal ? queries * width(p.query_len - 1) / 2 : 0.0;
   const double pairs = std::max(0.0, seen * width(p.query_len) - skipped);
-  const double absorbed =
-      pairs * width(2 * p.kv_lora_rank + p.rope_dim) / advantage(p) + queries * expansion;
-  return absorbed <= pairs * (made + width(p.rope_dim)) + seen * expansion;
+  const double absorbed = pairs * width(2 * p.kv_lora_rank + p.rope_dim) /
+                              rate_of_attention(p.cache ? p.cache_type : p.type) +
+                          queries * expansion;
+  const double expanded =
+      pairs * (made + width(p.rope_dim)) / rate_of_attention(p.type) + seen * expansion;
+  return absorbed <= expanded;
 }
 
 int32_t form_of(const Call& c) {

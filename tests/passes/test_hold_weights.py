@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mla_opt.operator.kv_b import KvB, Storage
+from mla_opt.operator.multi_head import INPUTS
+from mla_opt.passes.compress_cache import CompressCache
+from mla_opt.passes.hold_weights import HoldWeights
+from mla_opt.passes.write_cache_in_place import WriteCacheInPlace
+from tests.graphs.latent_block import Block, build
+from tests.passes.harness import (
+    assert_close,
+    assert_generates_same,
+    check,
+    generate,
+    graph_of,
+    prepared,
+    run,
+)
+
+STEPS = ("absorb_weights", "release_shapes", "fuse_cache_append")
+BLOCK = Block(latent=32)
+
+
+def held(source, *steps, mode: str = "keep", prefill: str = "auto"):
+    graph = prepared(source, CompressCache(mode), *STEPS, *steps, prefill="absorbed")
+    (result,) = run(graph, HoldWeights(prefill))
+    run(graph, "clean_up")
+    return graph, result
+
+
+def operator(graph) -> ir.Node:
+    (node,) = (node for node in graph.model.graph if node.domain == "mla_opt")
+    return node
+
+
+def content(node: ir.Node, name: str) -> np.ndarray:
+    place = INPUTS.index(name)
+    value = node.inputs[place] if place < len(node.inputs) else None
+    return None if value is None else value.const_value.numpy()
+
+
+def quantized(block: Block, storage: Storage, seed: int = 0) -> tuple[onnx.ModelProto, KvB]:
+    """The model of a block whose kv_b is packed, and that kv_b."""
+    proto = build(block)
+    (node,) = (node for node in proto.graph.node if node.output[0] == "made_0")
+    random = np.random.default_rng(seed)
+    rows, columns = block.heads * (block.nope + block.value), block.latent
+    blocks = columns // storage.block_size
+    each = storage.block_size * storage.bits // 8
+    codes = random.integers(0, 256, (rows, blocks, each)).astype(np.uint8)
+    scales = (random.uniform(0.5, 1.5, (rows, blocks)) * 2.0**-storage.bits).astype(np.float32)
+    zeros = None
+    if storage.zero_points == "packed":
+        width = -(-blocks * storage.bits // 8)
+        zeros = random.integers(0, 256, (rows, width)).astype(np.uint8)
+    given = {"codes": codes, "scales": scales.reshape(-1), "zeros": zeros}
+    stored = {name: tensor for name, tensor in given.items() if tensor is not None}
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(tensor, name) for name, tensor in stored.items()
+    )
+    node.CopyFrom(
+        helper.make_node(
+            "MatMulNBits",
+            [node.input[0], *stored],
+            node.output,
+            name=node.name,
+            domain="com.microsoft",
+            K=columns,
+            N=rows,
+            bits=storage.bits,
+            block_size=storage.block_size,
+        )
+    )
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return proto, KvB(storage, codes, scales, zeros)
+
+
+STORAGES = [
+    Storage(bits=4, block_size=16),
+    Storage(bits=4, block_size=16, zero_points="packed"),
+    Storage(bits=4, block_size=32, zero_points="packed"),
+    Storage(bits=8, block_size=16, zero_points="packed"),
+]
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=lambda storage: storage.overload)
+@pytest.mark.parametrize("prefill", ["absorbed", "expanded", "auto"])
+def test_packed_weights_stay_bit_for_bit(storage, prefill):
+    proto, kept = quantized(BLOCK, storage)
+    graph, result = held(proto, prefill=prefill)
+    assert (result.matched, result.rewritten) == (1, 1)
+    node = operator(graph)
+    assert node.op_type == "MultiHeadLatentAttention"
+    assert node.attributes["form"].as_string() == prefill
+    for name, tensor in kept.operands().items():
+        np.testing.assert_array_equal(content(node, name), tensor)
+    stored = graph.model.graph.initializers.values()
+    floats = [value.const_value.size for value in stored if value.dtype == ir.DataType.FLOAT]
+    assert kept.numbers(BLOCK.latent).size not in floats
+    for seen, wanted in zip(generate(graph.model, BLOCK), generate(proto, BLOCK)):
+        assert_close(seen, wanted, 1e-5, storage.overload)
+
+
+def test_the_report_says_how_many_bytes():
+    proto, kept = quantized(BLOCK, STORAGES[0])
+    _, result = held(proto)
+    (note,) = result.notes
+    floats = 4 * kept.numbers(BLOCK.latent).size
+    assert f"(packed4_16): {kept.nbytes / 1e6:.2f} MB; as float32 {floats / 1e6:.2f} MB" in note
+
+
+@pytest.mark.parametrize("mode", ["keep", "packed"])
+@pytest.mark.parametrize("bias", ["additive", "boolean", None])
+@pytest.mark.parametrize("storage", ["matmul", "dequantized"])
+def test_it_generates_the_same(mode, bias, storage):
+    block = Block(bias=bias, sink=bias is None, causal=bias is None, storage=storage)
+    graph, _ = held(block, mode=mode)
+    assert_generates_same(block, graph.model)
+
+
+@pytest.mark.parametrize("prefill", ["absorbed", "expanded"])
+def test_both_forms_on_static_caches(prefill):
+    """The buffers of a static cache are expanded, too."""
+    block = Block()
+    graph, _ = held(block, WriteCacheInPlace(16), mode="static", prefill=prefill)
+    node = operator(graph)
+    assert [value.name for value in node.inputs[3:5]] == ["past.0.latent", "past_len"]
+    assert str(node.outputs[1].shape) == "[B,1,16,16]"
+
+
+def test_int8_of_a_dequantize_linear_stays_int8():
+    graph, _ = held(Block(storage="dequantized"))
+    node = operator(graph)
+    assert content(node, "kv_b").dtype == np.int8
+    assert node.attributes["block_size"].as_int() == Block().latent
+
+
+def test_floats_stay_floats_and_16_bits_16_bits():
+    def halves(tape, weight):
+        content = tape.numbers("kv_b_proj.weight", 12, 42).astype(np.float16)
+        stored = tape.stored(content, tape.named("halves"))
+        return tape("Cast", stored, to=TensorProto.FLOAT)
+
+    for edits, dtype in (({}, np.float32), ({"kv_weight": halves}, np.float16)):
+        graph, _ = held(Block(edits=edits))
+        assert content(operator(graph), "kv_b").dtype == dtype
+
+
+def test_other_numbers_in_the_same_bits_are_not_taken_for_them():
+    """A matrix of the same shape elsewhere, and one whose last number is another."""
+    storage = STORAGES[0]
+    proto, kept = quantized(BLOCK, storage)
+    numbers = kept.numbers(BLOCK.latent)
+    graph = graph_of(proto)
+    assert graph.stored_rows(numbers) is not None
+    changed = numbers.copy()
+    changed[-1, -1] += 1e-4 * np.abs(numbers).max()
+    assert graph.stored_rows(changed) is None
+    assert graph.stored_rows(numbers[:, :-1]) is None
+    _, other = quantized(BLOCK, storage, seed=1)
+    assert graph.stored_rows(other.numbers(BLOCK.latent)) is None
+
+
+def test_rows_in_another_order_are_found_in_that_order():
+    storage = STORAGES[1]
+    proto, kept = quantized(BLOCK, storage)
+    order = np.random.default_rng(3).permutation(len(kept.codes))
+    found = graph_of(proto).stored_rows(kept.numbers(BLOCK.latent)[order])
+    for tensor, wanted in zip(found.operands().values(), kept.operands().values()):
+        np.testing.assert_array_equal(tensor, wanted[order])
+
+
+def test_the_graph_is_valid_with_two_layers():
+    graph, result = held(Block(layers=2, share=True))
+    assert result.rewritten == 2
+    check(graph.model)
+    assert_generates_same(Block(layers=2, share=True), graph.model)
