@@ -15,12 +15,12 @@ namespace mla_opt {
 namespace {
 
 thread_local Scratch weight_scratch, row_memory;  // of the calling thread
-thread_local Scratch row_scratch, task_scratch;
+thread_local Scratch row_scratch, packed_scratch, task_scratch;
 
 // What keys, values and unpacked weights of the heads that are worked on may take together.
 constexpr int64_t kMostBytes = 64 << 20;
 // Rows that one task expands: enough to read a head's weights for.
-constexpr int64_t kRowsPerTask = 96;
+constexpr int64_t kRowsPerTask = 128;
 
 struct Expanded {
   const Call& call;
@@ -44,7 +44,8 @@ int64_t longest_of(const Problem& p) {
 
 void pack_head(Expanded& state, int64_t index) {
   const Matrix matrix = head_matrix(state.call, state.first_head + index);
-  if (!state.products.pack(matrix, state.packed + index * state.packed_floats, row_scratch))
+  if (!state.products.pack(matrix, state.packed + index * state.packed_floats,
+                           {row_scratch, packed_scratch}))
     state.no_memory = true;
 }
 
@@ -79,19 +80,24 @@ void expand_segment(Expanded& state, const Segment& rows, int64_t first, int64_t
   const Problem& p = state.call.attention;
   const int64_t made = state.call.problem.nope_dim + state.call.problem.v_dim;
   const int64_t stride = state.products.padded_columns(made);
-  const int64_t floats = count * (stride + p.kv_lora_rank) + p.rope_dim + 16;
+  const int64_t made_floats = state.products.padded_rows(count) * stride;
+  const int64_t floats = made_floats + count * p.kv_lora_rank + p.rope_dim + 16;
   auto* out = reinterpret_cast<float*>(
       task_scratch.reserve(static_cast<size_t>(floats) * sizeof(float)));
   if (!out) {
     state.no_memory = true;
     return;
   }
-  float* widened = out + count * stride;
+  float* widened = out + made_floats;
   float* k_pe = widened + count * p.kv_lora_rank;
   const FloatRows a = float_rows(p, rows, first, count, widened);
   for (int64_t index = 0; index < state.heads; ++index) {
     const Matrix matrix = head_matrix(state.call, state.first_head + index);
-    state.products.multiply(matrix, state.packed + index * state.packed_floats, a, out, stride);
+    if (!state.products.multiply(matrix, state.packed + index * state.packed_floats, a, out, stride,
+                                 row_scratch)) {
+      state.no_memory = true;
+      return;
+    }
     write_head(state, index, rows, first, count, out, stride, k_pe);
   }
 }

@@ -23,8 +23,9 @@ struct FloatRows {
 };
 
 struct HeadProducts {
-  // Floats between rows of results, at least: full groups of vectors.
+  // What there has to be room for in results: full groups of vectors in a row, and of rows.
   int64_t (*padded_columns)(int64_t columns);
+  int64_t (*padded_rows)(int64_t rows);
 
   // out[i, c] = sum over r of a[i, r] W[r, c]: the matrix stands as it is stored.
   bool (*sum_rows)(const Matrix& matrix, const FloatRows& a, float* out, int64_t stride,
@@ -36,9 +37,12 @@ struct HeadProducts {
   // dot_rows in two steps, for matrices that many tasks multiply with: their numbers in vectors of
   // rows, and products with those.
   int64_t (*packed_floats)(const Matrix& matrix);
-  bool (*pack)(const Matrix& matrix, float* packed, Scratch&);
-  void (*multiply)(const Matrix& matrix, const float* packed, const FloatRows& a, float* out,
-                   int64_t stride);
+  bool (*pack)(const Matrix& matrix, float* packed, const HeadScratch&);
+  bool (*multiply)(const Matrix& matrix, const float* packed, const FloatRows& a, float* out,
+                   int64_t stride, Scratch&);
+
+  // The numbers of the matrix, row by row.
+  bool (*unpack)(const Matrix& matrix, float* rows, Scratch&);
 };
 
 }  // namespace mla_opt

@@ -71,9 +71,9 @@ bool pack_as_stored(const Matrix& m, float* packed, Scratch& scratch) {
 }
 
 // Rows of the matrix into lanes; the inner dims are its columns.
-bool pack_turned(const Matrix& m, float* packed, Scratch& scratch) {
+bool pack_turned(const Matrix& m, float* packed, const HeadScratch& scratch) {
   const int64_t stride = in_lines(m.columns) + 16;
-  float* room = reserve_floats(blocks_floats(m) + LANES * stride, scratch);
+  float* room = reserve_floats(blocks_floats(m) + LANES * stride, scratch.rows);
   if (!room) return false;
   const Blocks of = read_blocks(m, room);
   float* rows = room + blocks_floats(m);
@@ -93,10 +93,21 @@ bool pack_turned(const Matrix& m, float* packed, Scratch& scratch) {
 
 int64_t packed_floats(const Matrix& m) { return in_groups(m.rows) * m.columns; }
 
-void multiply_turned(const Matrix& m, const float* packed, const FloatRows& a, float* out,
-                     int64_t stride) {
+bool multiply_turned(const Matrix& m, const float* packed, const FloatRows& a, float* out,
+                     int64_t stride, Scratch& /*scratch*/) {
   multiply_packed(packed, m.columns, m.rows, a, out, stride);
+  return true;
 }
+
+bool unpack_all(const Matrix& m, float* rows, Scratch& scratch) {
+  float* room = reserve_floats(blocks_floats(m), scratch);
+  if (!room) return false;
+  const Blocks of = read_blocks(m, room);
+  for (int64_t r = 0; r < m.rows; ++r) unpack_row(m, of, r, rows + r * m.columns);
+  return true;
+}
+
+int64_t same_rows(int64_t rows) { return rows; }
 
 bool sum_rows(const Matrix& m, const FloatRows& a, float* out, int64_t stride,
               const HeadScratch& scratch) {
@@ -113,10 +124,9 @@ bool dot_rows(const Matrix& m, const FloatRows& a, float* out, int64_t stride,
   if (a.count <= kFewRows)
     return dot_few_rows(m, a, out, stride, scratch.rows);
   float* packed = reserve_floats(packed_floats(m), scratch.packed);
-  if (!packed || !pack_turned(m, packed, scratch.rows)) return false;
-  multiply_turned(m, packed, a, out, stride);
-  return true;
+  if (!packed || !pack_turned(m, packed, scratch)) return false;
+  return multiply_turned(m, packed, a, out, stride, scratch.rows);
 }
 
-constexpr HeadProducts kHeadProducts = {in_groups,     sum_rows,    dot_rows,
-                                        packed_floats, pack_turned, multiply_turned};
+constexpr HeadProducts kHeadProducts = {in_groups,     same_rows,   sum_rows,        dot_rows,
+                                        packed_floats, pack_turned, multiply_turned, unpack_all};

@@ -49,14 +49,14 @@ double rows_seen(const Problem& p) {
   return rows;
 }
 
-// How many times the rate of the products with weights attention to rows of a type has. On tiles, what
-// the choice of a form measured (onnxruntime/crossover.cpp) holds for these products, too: 256 tokens
-// of DeepSeek-V2-Lite's dims on 2048 rows take 125 ms absorbed and 145 expanded, 512 take 337 and 311
-// (Intel Xeon, family 6, model 207). Elsewhere both multiply the same floats: with AVX-512 128 tokens
-// take 84 and 124 ms there, 256 take 164 and 152; with AVX2 156 and 230, 324 and 293.
+// How many times the rate of the products with weights attention to rows of a type has. Both multiply
+// the same floats: 128 tokens of DeepSeek-V2-Lite's dims on 2048 rows take 57 ms absorbed and 89 expanded
+// on tiles, 256 take 120 and 112 (Intel Xeon, family 6, model 207); with AVX-512 84 and 124, 164 and 152;
+// with AVX2 156 and 230, 324 and 293. Bfloat16 rows are 2.7 times as fast on tiles as float32 ones, by
+// what onnxruntime/crossover.cpp measured of both.
 double rate_of_attention(int32_t rows_type) {
-  if (std::strcmp(current_tier().name, "amx") != 0) return 1.0;
-  return rows_type == MLA_OPT_BFLOAT16 ? 6.0 : 2.2;
+  const bool is_amx = std::strcmp(current_tier().name, "amx") == 0;
+  return is_amx && rows_type == MLA_OPT_BFLOAT16 ? 2.7 : 1.0;
 }
 
 // Time in multiplications with weights: absorbed attention takes 2 C + R for a query and a key, and

@@ -26,14 +26,12 @@
 #define LANES 16
 
 namespace mla_opt {
-namespace avx512 {
-extern const HeadProducts head_products;
-}
 namespace avx512bf16 {
 extern const Tier tier;
 }
 namespace amx_parts {
 extern const Tier tier;
+extern const HeadProducts head_products;
 }
 namespace amx {
 namespace {
@@ -71,7 +69,7 @@ bool fits_tiles(const Problem& p) { return fits(p) && p.rope_dim % kTileDims == 
 
 extern const Tier tier = {"amx",          runs_here,           LANES,
                           partial_stride, query_bytes_or_below, pack_query_or_below,
-                          attend_or_below, finish, &avx512::head_products};
+                          attend_or_below, finish, &amx_parts::head_products};
 }  // namespace amx
 }  // namespace mla_opt
 

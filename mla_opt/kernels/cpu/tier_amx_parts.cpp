@@ -36,6 +36,7 @@ namespace {
 #include "parts_bf16.inl"
 #include "products_amx_parts.inl"
 #include "flash.inl"
+#include "heads_amx.inl"
 
 #define FITS fits
 #define ATTEND attend_on_tiles
@@ -47,9 +48,10 @@ namespace {
 bool runs_here() { return false; }
 }  // namespace
 
+extern const HeadProducts head_products = kHeadProducts;
 extern const Tier tier = {"amx_parts",    runs_here,            LANES,
                           partial_stride, query_bytes_or_below, pack_query_or_below,
-                          attend_or_below, finish, &avx512::head_products};
+                          attend_or_below, finish, &head_products};
 }  // namespace amx_parts
 }  // namespace mla_opt
 
