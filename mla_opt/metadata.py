@@ -74,9 +74,9 @@ def _operator(
         name=record.name,
         node=None if node is None else node.label,
         num_heads=next((each[0] for each in (w_uk, w_uv) if each is not None), heads),
-        qk_nope_head_dim=None if w_uk is None else w_uk[1],
+        qk_nope_head_dim=record.qk_nope_head_dim if w_uk is None else w_uk[1],
         qk_rope_head_dim=record.qk_rope_head_dim,
-        v_head_dim=None if w_uv is None else w_uv[2],
+        v_head_dim=_held_values(record, stored) if w_uv is None else w_uv[2],
         kv_lora_rank=record.kv_lora_rank,
         scale=record.scale,
         dtype="unknown" if node is None else node.dtype,
@@ -111,8 +111,18 @@ def _shape(name: str | None, stored: Mapping[str, tuple[int, ...]]) -> tuple[int
     return next((shape for shape in shapes if len(shape) == 3), None)
 
 
+def _held_values(record: SiteRecord, stored: Mapping[str, tuple[int, ...]]) -> int | None:
+    """V of an operator that holds its weights: rows of a head beyond N."""
+    shape = None if record.kv_b is None else stored.get(record.kv_b)
+    if not shape or not record.num_heads or record.qk_nope_head_dim is None:
+        return None
+    return shape[0] // record.num_heads - record.qk_nope_head_dim
+
+
 def _form(record: SiteRecord) -> Form:
     """What is folded is not stored by itself any more."""
+    if record.kv_b is not None:
+        return "factored"
     if record.w_uk is None:
         return "fold" if record.w_uv is None else "fold-q"
     return "fold-o" if record.w_uv is None else "factored"
@@ -121,6 +131,8 @@ def _form(record: SiteRecord) -> Form:
 def _site(site: LatentAttentionSite, is_stored: Callable[[Value], bool]) -> SiteRecord:
     assert site.weights is not None and site.stored is not None and site.query_value is not None
     stored = site.stored
+    if site.held:
+        return _holding(site)
     return SiteRecord(
         name=site.name,
         query=_name(site.query_value),
@@ -130,6 +142,26 @@ def _site(site: LatentAttentionSite, is_stored: Callable[[Value], bool]) -> Site
         kv_lora_rank=site.weights.w_uk.shape[2],
         qk_rope_head_dim=len(site.weights.rope_dims),
         prefill_threshold=_threshold(site),
+    )
+
+
+def _holding(site: LatentAttentionSite) -> SiteRecord:
+    """The record of a site whose operator holds its weights."""
+    assert site.geometry is not None and site.query_value is not None
+    names = {name: _name(value) for name, value in site.held.items()}
+    return SiteRecord(
+        name=site.name,
+        query=_name(site.query_value),
+        w_uk=None,
+        scale=site.scale,
+        kv_lora_rank=site.geometry.kv_lora_rank,
+        qk_rope_head_dim=site.geometry.qk_rope_head_dim,
+        prefill_threshold=_threshold(site),
+        kv_b=names["kv_b"],
+        kv_b_scales=names.get("kv_b_scales"),
+        kv_b_zero_points=names.get("kv_b_zero_points"),
+        num_heads=site.geometry.num_heads,
+        qk_nope_head_dim=site.geometry.qk_nope_head_dim,
     )
 
 

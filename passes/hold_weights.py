@@ -61,7 +61,6 @@ class HoldWeights(Pass):
         if site.cache is not None and site.cache.layout == "static":
             for value in emitted.caches:
                 graph.declare_rows(value, buffer_rows(site.cache.capacity))
-        site.query_value = None
         site.prefill, site.prefill_reason = self.prefill, "the operator holds its weights"
         site.notes.append(_told(kept, rows))
 
@@ -71,9 +70,12 @@ class HoldWeights(Pass):
         operands, geometry = site.operands, site.geometry
         assert operands is not None and geometry is not None
         source = rows_of(site) if site.fused else Rows(new=new_rows(builder, site))
-        given = {"query": _query(builder, site), "bias": operands.bias, "sink": operands.sink}
+        query = site.query_value = _query(builder, site)
+        given = {"query": query, "bias": operands.bias, "sink": operands.sink}
         present = {name: value for name, value in given.items() if value is not None}
-        stored = {name: builder.constant(tensor, name) for name, tensor in kept.operands().items()}
+        stored = site.held = {
+            name: builder.constant(tensor, name) for name, tensor in kept.operands().items()
+        }
         output, *caches = builder.multi_head_latent_attention(
             {**present, **source.fused_operands(builder), **stored},
             storage=kept.storage,

@@ -10,11 +10,11 @@ from mla_opt.sites.cache import CacheLayout
 
 @dataclass(frozen=True, slots=True)
 class FusedAttention:
-    """One ``LatentAttention`` of a graph.
+    """One ``LatentAttention`` or ``MultiHeadLatentAttention`` of a graph.
 
     Attributes:
         label: its node, for messages.
-        query: name of the absorbed query.
+        query: name of the query.
         shapes: shape of each operand that is there, by the contract's names; ``None`` for a size,
             or for a whole shape, that the graph does not tell.
         dtype: element type of the query, in NumPy's words.
@@ -48,7 +48,9 @@ class FusedAttention:
         split = self._width("rope_cache")
         if split is not None:
             return split
-        names = ("query", "latent") if "rope_cache" in self.shapes else ("query", "latent", "cache")
+        # A query before absorption has N dims and not C before its rotary part.
+        names = ("latent",) if "kv_b" in self.shapes else ("query", "latent")
+        names = names if "rope_cache" in self.shapes else (*names, "cache")
         widths = (self._width(name) for name in names)
         return next((width - self.kv_lora_rank for width in widths if width is not None), None)
 

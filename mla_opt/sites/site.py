@@ -43,7 +43,9 @@ class LatentAttentionSite:
         appends: whether the site adds the new rows to its cache, or another has done so before.
         output: what the rewritten site returns: ``[B, H, S, V]``, or what the output projection
             returns where that is folded in.
-        query_value: the absorbed query of the rewritten site, ``[B, H, S, C + R]``.
+        query_value: the absorbed query of the rewritten site, ``[B, H, S, C + R]``; where the
+            operator holds its weights, the query before absorption, ``[B, H, S, N + R]``.
+        held: the tensors that such an operator holds, by the names of its inputs.
         query_projection: W_UQ, where W_UK is to be folded into it.
         output_projection: W_O, where W_UV is to be folded into it.
     """
@@ -80,6 +82,7 @@ class LatentAttentionSite:
     appends: bool = True
     output: Value | None = None
     query_value: Value | None = None
+    held: dict[str, Value] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -72,6 +72,10 @@ class ProgramSubject:
             raise InputError(
                 "target 'tensorrt' is not for PyTorch programs: export the program to ONNX first"
             )
+        if options.weights == "keep":
+            raise InputError(
+                "weights 'keep' is not for PyTorch programs: export the program to ONNX first"
+            )
         if options.cache_mode()[0] == "static":
             raise InputError(
                 "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"

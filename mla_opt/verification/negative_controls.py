@@ -128,13 +128,13 @@ def _rope_obstacle(model: Breakable, site: SiteRecord) -> str | None:
 
 
 def _rope(model: Breakable, site: SiteRecord) -> None:
-    latent, rope = site.kv_lora_rank, site.qk_rope_head_dim
-    halves = latent + np.roll(np.arange(rope), -(rope // 2))
-    model.reorder_query(site, np.concatenate([np.arange(latent), halves]))
+    start, rope = site.rope_start, site.qk_rope_head_dim
+    halves = start + np.roll(np.arange(rope), -(rope // 2))
+    model.reorder_query(site, np.concatenate([np.arange(start), halves]))
 
 
 def _heads_obstacle(model: Breakable, site: SiteRecord) -> str | None:
-    if site.w_uk is None:
+    if site.w_uk is None and site.kv_b is None:
         return "W_UK is folded into the query projection"
     if (lost := model.lost_w_uk(site)) is not None:
         return lost

@@ -24,8 +24,12 @@ class SiteRecord:
     """One rewritten attention.
 
     Attributes:
-        query: name of the absorbed query, ``[B, H, S, C + R]``.
+        query: name of the absorbed query, ``[B, H, S, C + R]``; where the operator holds its
+            weights, of the query before, ``[B, H, S, N + R]``.
         w_uk: name of the initializer ``[H, N, C]``; ``None`` where it is folded into another.
+        kv_b: name of the initializer of the weights that an operator holds, and of those that go
+            with it; ``None`` where there is no such operator.
+        num_heads, qk_nope_head_dim: H and N, where there is one.
         scale: factor on the scores.
         prefill_threshold: query length from which on the expanded branch is certain to run, where
             the operators run by their function bodies.
@@ -39,6 +43,22 @@ class SiteRecord:
     qk_rope_head_dim: int
     w_uv: str | None = None
     prefill_threshold: int | None = None
+    kv_b: str | None = None
+    kv_b_scales: str | None = None
+    kv_b_zero_points: str | None = None
+    num_heads: int | None = None
+    qk_nope_head_dim: int | None = None
+
+    @property
+    def rope_start(self) -> int:
+        """Dims of the query before its rotary part."""
+        return self.kv_lora_rank if self.qk_nope_head_dim is None else self.qk_nope_head_dim
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Names of the tensors that an operator holds."""
+        names = (self.kv_b, self.kv_b_scales, self.kv_b_zero_points)
+        return tuple(name for name in names if name is not None)
 
     @property
     def default_scale(self) -> float:
@@ -61,6 +81,11 @@ class SiteRecord:
             qk_rope_head_dim=fields.count("qk_rope_head_dim"),
             w_uv=fields.optional_text("w_uv"),
             prefill_threshold=fields.optional_count("prefill_threshold", 1),
+            kv_b=fields.optional_text("kv_b"),
+            kv_b_scales=fields.optional_text("kv_b_scales"),
+            kv_b_zero_points=fields.optional_text("kv_b_zero_points"),
+            num_heads=fields.optional_count("num_heads", 1),
+            qk_nope_head_dim=fields.optional_count("qk_nope_head_dim"),
         )
 
 

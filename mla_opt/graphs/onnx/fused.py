@@ -8,18 +8,29 @@ import onnx_ir as ir
 
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.operator import contract
+from mla_opt.operator.multi_head import INPUTS as MULTI_HEAD_INPUTS
+from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPES
 from mla_opt.sites import FusedAttention
+
+_INPUTS: dict[tuple[str, str], tuple[str, ...]] = {
+    **{(contract.DOMAIN, name): contract.INPUTS for name in contract.OP_TYPES},
+    **{(contract.DOMAIN, name): MULTI_HEAD_INPUTS for name in MULTI_HEAD_OP_TYPES},
+}
 
 
 def fused_attentions(graph: OnnxGraph) -> Sequence[FusedAttention]:
-    """Every ``LatentAttention``, in the order of the nodes."""
+    """Every fused operator, in the order of the nodes."""
     nodes = ir.traversal.RecursiveGraphIterator(graph.model.graph)
-    ours = (n for n in nodes if (n.domain, n.op_type) == (contract.DOMAIN, contract.OP_TYPE))
-    return [_fused(graph, node) for node in ours if node.inputs and node.inputs[0] is not None]
+    names = ((node, _INPUTS.get((node.domain, node.op_type))) for node in nodes)
+    return [
+        _fused(graph, node, inputs)
+        for node, inputs in names
+        if inputs is not None and node.inputs and node.inputs[0] is not None
+    ]
 
 
-def _fused(graph: OnnxGraph, node: ir.Node) -> FusedAttention:
-    operands = {name: v for name, v in zip(contract.INPUTS, node.inputs) if v is not None}
+def _fused(graph: OnnxGraph, node: ir.Node, inputs: Sequence[str]) -> FusedAttention:
+    operands = {name: v for name, v in zip(inputs, node.inputs) if v is not None}
     query = operands["query"]
     return FusedAttention(
         label=graph.label(node),

@@ -35,7 +35,7 @@ class BreakableOnnx:
 
     def lost_w_uk(self, site: SiteRecord) -> str | None:
         """A quantized model may store it in another form."""
-        if self._is_quantized() and self._stored(site) is None:
+        if self._is_quantized() and site.kv_b is None and self._stored(site) is None:
             return "quantized: W_UK is not stored as a tensor of three dimensions"
         return None
 
@@ -44,6 +44,8 @@ class BreakableOnnx:
 
     def heads(self, site: SiteRecord) -> int | None:
         """H of the stored W_UK."""
+        if site.kv_b is not None:
+            return site.num_heads
         shape = self._initializer(site).shape
         return shape[0] if shape is not None and isinstance(shape[0], int) else None
 
@@ -69,11 +71,29 @@ class BreakableOnnx:
 
     def shift_heads(self, site: SiteRecord) -> None:
         """Roll W_UK by one along its heads."""
+        if site.kv_b is not None:
+            self._shift_rows(site)
+            return
         weight = self._initializer(site)
         if weight.const_value is None:
             raise InputError(f"{METADATA_KEY}: initializer {weight.name!r} has no data")
         rolled = np.roll(weight.const_value.numpy(), 1, axis=0)
         weight.const_value = ir.Tensor(rolled, dtype=weight.const_value.dtype, name=weight.name)
+
+    def _shift_rows(self, site: SiteRecord) -> None:
+        """Roll the rows of W_UK in ``kv_b``, its scales and its zero points."""
+        heads, nope = site.num_heads, site.qk_nope_head_dim
+        for name in site.held:
+            value = self.model.graph.initializers.get(name)
+            if value is None or value.const_value is None or heads is None:
+                raise InputError(
+                    f"{METADATA_KEY}: site {site.name!r} names {name!r}, which is no initializer"
+                )
+            tensor = value.const_value.numpy()
+            by_head = tensor.reshape(heads, -1, *tensor.shape[1:]).copy()
+            by_head[:, :nope] = np.roll(by_head[:, :nope], 1, axis=0)
+            rolled = by_head.reshape(tensor.shape)
+            value.const_value = ir.Tensor(rolled, dtype=value.const_value.dtype, name=name)
 
     def _cast_like(self, value: ir.Value, like: ir.Value) -> ir.Node:
         """Convert to the type of ``like``: before CastLike, the one noted there or the weights'."""
