@@ -95,13 +95,20 @@ def operators_table(operators: Sequence[OperatorReport]) -> Table:
         _add(
             table,
             members.label,
-            "standard operators" if first.node is None else "LatentAttention",
+            _operator_name(first.node),
             _widths(first),
             first.dtype,
             first.cache or "-",
             _form(first),
         )
     return table
+
+
+def _operator_name(node: str | None) -> str:
+    """The operator in a node's label, without the number that its body may have."""
+    if node is None:
+        return "standard operators"
+    return "MultiHeadLatentAttention" if "::MultiHead" in node else "LatentAttention"
 
 
 def _operator_key(operator: OperatorReport) -> Hashable:

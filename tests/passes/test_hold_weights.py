@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import mla_opt
 from mla_opt.operator.kv_b import KvB, Storage
 from mla_opt.operator.multi_head import INPUTS
 from mla_opt.passes.compress_cache import CompressCache
@@ -180,3 +181,18 @@ def test_the_graph_is_valid_with_two_layers():
     assert result.rewritten == 2
     check(graph.model)
     assert_generates_same(Block(layers=2, share=True), graph.model)
+
+
+@pytest.mark.parametrize("cache", ["keep", "static:16"])
+def test_verification_notices_broken_copies(cache):
+    proto, _ = quantized(BLOCK, STORAGES[1])
+    result = mla_opt.optimize(proto, weights="keep", cache=cache)
+    controls = mla_opt.verify(proto, result.model).controls
+    assert {control.name: control.detected for control in controls} == {
+        "scale": True,
+        "rope": True,
+        "heads": True,
+    }
+    (told,) = mla_opt.inspect(result.model).operators
+    widths = (told.num_heads, told.qk_nope_head_dim, told.qk_rope_head_dim, told.v_head_dim)
+    assert (*widths, told.kv_lora_rank, told.form) == (3, 8, 4, 6, 32, "factored")
