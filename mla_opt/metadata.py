@@ -131,7 +131,7 @@ def _form(record: SiteRecord) -> Form:
 def _site(site: LatentAttentionSite, is_stored: Callable[[Value], bool]) -> SiteRecord:
     assert site.weights is not None and site.stored is not None and site.query_value is not None
     stored = site.stored
-    if site.held:
+    if site.held_weights:
         return _holding(site)
     return SiteRecord(
         name=site.name,
@@ -148,7 +148,7 @@ def _site(site: LatentAttentionSite, is_stored: Callable[[Value], bool]) -> Site
 def _holding(site: LatentAttentionSite) -> SiteRecord:
     """The record of a site whose operator holds its weights."""
     assert site.geometry is not None and site.query_value is not None
-    names = {name: _name(value) for name, value in site.held.items()}
+    names = {name: _name(value) for name, value in site.held_weights.items()}
     return SiteRecord(
         name=site.name,
         query=_name(site.query_value),

@@ -16,7 +16,7 @@ from typing import ClassVar
 import ml_dtypes
 import numpy as np
 
-from mla_opt.emission.absorbed import Emitted
+from mla_opt.emission.absorbed import Emitted, shifted
 from mla_opt.emission.operands import new_rows
 from mla_opt.emission.rows import Rows
 from mla_opt.errors import PassError
@@ -73,7 +73,7 @@ class HoldWeights(Pass):
         query = site.query_value = _query(builder, site)
         given = {"query": query, "bias": operands.bias, "sink": operands.sink}
         present = {name: value for name, value in given.items() if value is not None}
-        stored = site.held = {
+        stored = site.held_weights = {
             name: builder.constant(tensor, name) for name, tensor in kept.operands().items()
         }
         output, *caches = builder.multi_head_latent_attention(
@@ -85,9 +85,7 @@ class HoldWeights(Pass):
             form=self.prefill,
             name="multi_head_latent_attention",
         )
-        if operands.weights.value_bias is not None:
-            output = builder.add(output, operands.weights.value_bias, "values_shifted")
-        return Emitted(output, tuple(caches))
+        return Emitted(shifted(builder, operands, output), tuple(caches))
 
 
 def rows_of_heads(weights: LatentWeights) -> Array:

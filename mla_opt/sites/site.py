@@ -45,7 +45,7 @@ class LatentAttentionSite:
             returns where that is folded in.
         query_value: the absorbed query of the rewritten site, ``[B, H, S, C + R]``; where the
             operator holds its weights, the query before absorption, ``[B, H, S, N + R]``.
-        held: the tensors that such an operator holds, by the names of its inputs.
+        held_weights: the tensors that such an operator holds, by the names of its inputs.
         query_projection: W_UQ, where W_UK is to be folded into it.
         output_projection: W_O, where W_UV is to be folded into it.
     """
@@ -82,7 +82,7 @@ class LatentAttentionSite:
     appends: bool = True
     output: Value | None = None
     query_value: Value | None = None
-    held: dict[str, Value] = field(default_factory=dict)
+    held_weights: dict[str, Value] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -196,3 +196,10 @@ def test_verification_notices_broken_copies(cache):
     (told,) = mla_opt.inspect(result.model).operators
     widths = (told.num_heads, told.qk_nope_head_dim, told.qk_rope_head_dim, told.v_head_dim)
     assert (*widths, told.kv_lora_rank, told.form) == (3, 8, 4, 6, 32, "factored")
+
+
+@pytest.mark.parametrize("bias", ["boolean", None])
+def test_a_bias_of_values_is_added(bias):
+    block = Block(value_bias=True, bias=bias)
+    graph, _ = held(block)
+    assert_generates_same(block, graph.model)
