@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,14 @@ def test_every_package_has_its_row() -> None:
 def test_a_package_imports_only_what_it_may(name: str) -> None:
     found = {each: strays(each, path) for each, path in modules() if room(each) == name}
     assert not {each: bad for each, bad in found.items() if bad}
+
+
+def test_every_package_is_installed() -> None:
+    """A folder that pyproject.toml does not list is there in a checkout, and not in a wheel."""
+    with (HOME.parent / "pyproject.toml").open("rb") as file:
+        listed = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
+    folders = {path.parent.relative_to(HOME.parent) for path in HOME.rglob("*.py")}
+    assert {".".join(folder.parts) for folder in folders} <= listed
 
 
 def test_the_table_has_no_circles() -> None:

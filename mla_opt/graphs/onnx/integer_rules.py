@@ -26,15 +26,15 @@ from mla_opt.graphs.onnx.integers import (
     from_array,
     number,
 )
-from mla_opt.graphs.onnx.shape_rules import (
+from mla_opt.graphs.onnx.shape_rules.facts import (
     Facts,
     attribute,
     axis_of,
     numbers_at,
     operand,
     shape_at,
-    spans_of,
 )
+from mla_opt.graphs.onnx.shape_rules.slices import spans_of
 from mla_opt.graphs.sizes import Expression
 
 Rule = Callable[[Facts, ir.Node], Integers | None]

@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
-from mla_opt.graphs.onnx import shape_rules
 from mla_opt.graphs.onnx.integers import Columns, Entries, Integers, Ramp, as_ramp
-from mla_opt.graphs.onnx.shape_rules import attribute, axis_of, operand
+from mla_opt.graphs.onnx.shape_rules.facts import attribute, axis_of, operand
+from mla_opt.graphs.onnx.shape_rules.layout import pads_of
+from mla_opt.graphs.onnx.shape_rules.slices import spans_of
 from mla_opt.graphs.sizes import Expression
 
 Move = op.Move | str
@@ -63,7 +64,7 @@ def _transpose(facts: Facts, node: ir.Node) -> Move:
 
 
 def _slice(facts: Facts, node: ir.Node) -> Move:
-    spans = shape_rules.spans_of(facts, node)
+    spans = spans_of(facts, node)
     if spans is None:
         return "the axes it slices are not known"
     return op.Along(
@@ -78,7 +79,7 @@ def _split(facts: Facts, node: ir.Node) -> Move:
 
 
 def _pad(facts: Facts, node: ir.Node) -> Move:
-    pads = shape_rules.pads_of(facts, node)
+    pads = pads_of(facts, node)
     if pads is None:
         return "how much it pads is not known"
     return op.Along(
