@@ -29,9 +29,9 @@ from mla_opt.verification.interface_map import InterfaceMap, check_interfaces
 from mla_opt.verification.onnx.twins import rounds_activations
 from mla_opt.verification.oracle import Driver, optimized_driver, original_driver
 from mla_opt.verification.parity import Tolerance
+from mla_opt.verification.precision import rounded_cache_type, tolerance_for
 from mla_opt.verification.scenarios import Scenario
 from mla_opt.verification.site_records import SiteRecord, read_sites
-from mla_opt.verification.verifier import rounded_cache_type, tolerance_for
 
 Array = npt.NDArray[Any]
 Side = Literal["original", "optimized"]

@@ -5,31 +5,20 @@ One session is open at a time: what the original said is kept, its session is no
 
 from __future__ import annotations
 
-import math
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy.typing as npt
-import onnx_ir as ir
 
 from mla_opt.errors import InputError, VerificationError
 from mla_opt.events import VerifyProgress
-from mla_opt.graphs.interface.interface import Limits, ModelInterface, State
 from mla_opt.programs.recognize import is_program, is_program_file
 from mla_opt.verification.alignment import Aligner, joined_name
 from mla_opt.verification.drift import Deployed, Drift, measure_drift
-from mla_opt.verification.graph_facts import (
-    LENGTHS,
-    has_branches,
-    lengths,
-    reached,
-    with_fused,
-)
-from mla_opt.verification.interface_map import METADATA_KEY, InterfaceMap, check_interfaces
+from mla_opt.verification.interface_map import InterfaceMap
 from mla_opt.verification.negative_controls import (
     CONTROLS,
     BrokenModel,
@@ -42,15 +31,13 @@ from mla_opt.verification.oracle import (
     Driver,
     Run,
     States,
-    optimized_driver,
-    original_driver,
     run_scenario,
 )
+from mla_opt.verification.pair import Pair, check_decodes
 from mla_opt.verification.parity import Tolerance, compare, worst_by_name
 from mla_opt.verification.report import ParityReport
 from mla_opt.verification.running import RunError, Runnable, Running
-from mla_opt.verification.scenarios import Room, Scenario, plan
-from mla_opt.verification.site_records import SiteRecord, read_sites
+from mla_opt.verification.scenarios import Scenario, plan
 
 if TYPE_CHECKING:
     from mla_opt.programs.recognize import Program
@@ -59,12 +46,6 @@ Array = npt.NDArray[Any]
 Progress = Callable[[VerifyProgress], None]
 
 LONG_SCENARIO = "long prompt"
-DEFAULT_WEIGHT_BYTES = 4
-#: Query length of a long prompt, where the model says none that could be tried.
-UNTOLD_QUERY = 512
-#: Rows of the long past where the graph names no length, and what it may take at most.
-LEAST_LONG_PAST = 300
-MOST_PAST_BYTES = 1 << 26
 
 
 def verify(
@@ -95,15 +76,15 @@ def verify(
     """
     before = _opened(original, "original")
     after = _opened(optimized, "optimized", tuple(Path(library) for library in libraries))
-    deployed = _Models.of(before, after)
+    deployed = Pair.of(before, after)
     models = deployed.twins()
     quantized = quantized_after(before.model, after.model)
     borrowed = 0
     if quantized:
         borrowing, borrowed = models.original.with_weights_of(models.optimized)
-        models = _Models.of(borrowing, models.optimized)
+        models = Pair.of(borrowing, models.optimized)
     scenarios = plan(models.room())
-    _check_decodes(models, scenarios)
+    check_decodes(models, scenarios)
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     runs = 3 * len(scenarios) + (len(CONTROLS) if controls else 0) + 2 * (models is not deployed)
     counter = _Counter(progress, runs)
@@ -139,148 +120,14 @@ class _Counter:
 
 
 @dataclass(frozen=True, slots=True)
-class _Models:
-    """Both models, how to drive each, and how they correspond."""
-
-    original: Runnable
-    optimized: Runnable
-    before: Driver
-    after: Driver
-    aligner: Aligner
-    sites: tuple[SiteRecord, ...]
-    prompts_only: bool
-
-    @classmethod
-    def of(cls, original: Runnable, optimized: Runnable) -> _Models:
-        changes = InterfaceMap.of(optimized.model)
-        before = original_driver(original.model, changes)
-        after = optimized_driver(optimized.model, changes)
-        check_interfaces(before.interface, after.interface, changes)
-        aligner = Aligner(before.interface, after.interface, changes)
-        sites = with_fused(optimized.model, read_sites(optimized.model))
-        past = [state.input.name for state in after.interface.states]
-        told = reached(optimized.model, past) - after.interface.state_outputs
-        prompts_only = changes.prompts_only and not told
-        _check_past(before.interface, after.interface)
-        _check_capacity(after)
-        return cls(original, optimized, before, after, aligner, sites, prompts_only)
-
-    def twins(self) -> _Models:
-        """Both without roundings of activations; these themselves where there are none."""
-        wide = self.original.narrow
-        before, after = self.original.twin(wide), self.optimized.twin(wide)
-        same = before is self.original and after is self.optimized
-        return self if same else _Models.of(before, after)
-
-    def room(self) -> Room:
-        """What both models leave open."""
-        return Room(
-            limits=_merged(self.before.interface.limits(), self.after.interface.limits()),
-            stateful=bool(self.before.interface.states) and not self.prompts_only,
-            padded=self.before.interface.attention_mask is not None,
-            capacity=self.after.capacity,
-            long_query=self._long_query(),
-            long_past=self._long_past(),
-            can_make_up_past=self.aligner.can_share_a_past(),
-        )
-
-    def tolerance(self, noise: dict[str, float]) -> Tolerance:
-        """The tolerance of each output: a wider one only where a rounded cache reaches it."""
-        before, after = self.before.interface, self.after.interface
-        limits = tolerance_for(self.original.model, after, noise)
-        kept = {state.input.dtype for state in before.states}
-        rounded = [s for s in after.states if s.input.dtype not in kept and _is_rounded(s)]
-        names = reached(self.optimized.model, [state.input.name for state in rounded])
-        joined = {
-            joined_name(change)
-            for change in self.aligner.changes.states
-            if names.intersection(change.optimized.outputs)
-        }
-        plain = Tolerance.for_bytes(weight_bytes(self.original.model), noise)
-        return limits.only_for(names | joined, plain)
-
-    def _long_query(self) -> int | None:
-        """A query length that takes the expanded branch: what the model says, as far as it may."""
-        hints = [s.prefill_threshold for s in self.sites if s.prefill_threshold is not None]
-        trusted = [hint for hint in hints if hint < LENGTHS.stop]
-        if trusted and len(trusted) == len(hints):
-            return max(trusted)
-        return UNTOLD_QUERY if hints or has_branches(self.optimized.model) else None
-
-    def _long_past(self) -> int | None:
-        """More rows of past than any length that the optimized graph could compare with."""
-        row = sum(_row_bytes(state) for state in self.before.interface.states)
-        most = MOST_PAST_BYTES // max(row, 1)
-        longest = max(lengths(self.optimized.model), default=0)
-        wanted = max(longest, LEAST_LONG_PAST) + 1
-        return wanted if wanted <= most else (most if most > LEAST_LONG_PAST else None)
-
-
-def _is_rounded(state: State) -> bool:
-    return state.input.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-
-
-def _row_bytes(state: State) -> int:
-    """Bytes that one token takes in a state."""
-    sizes = [size for size in state.input.sizes if isinstance(size, int)]
-    kind = state.input.dtype
-    return math.prod(sizes) * (DEFAULT_WEIGHT_BYTES if kind is None else int(kind.itemsize))
-
-
-def _check_past(original: ModelInterface, optimized: ModelInterface) -> None:
-    """A past of any length must not have become one of a fixed length.
-
-    Raises:
-        InputError: it has.
-    """
-    before, after = original.limits().past_len, optimized.limits().past_len
-    if original.states and before is None and after is not None and optimized.states:
-        raise InputError(
-            f"the optimized model takes a past of {after} tokens only, the original one of any"
-            " length; verify an optimized model against the file it was made from"
-        )
-
-
-def _check_capacity(driver: Driver) -> None:
-    """How many rows a buffer has is what the graph declares.
-
-    Raises:
-        InputError: the metadata says another number.
-    """
-    for state in driver.interface.states:
-        if driver.capacity is not None and state.kind == "buffer" and state.growth_axis is not None:
-            rows = state.input.sizes[state.growth_axis]
-            if rows != driver.capacity:
-                raise InputError(
-                    f"{METADATA_KEY} says that buffers have {driver.capacity} rows, and input"
-                    f" {state.input.name!r} has {rows}; verify the file as mla-opt wrote it"
-                )
-
-
-def _check_decodes(models: _Models, scenarios: Sequence[Scenario]) -> None:
-    """Something must run on a past, unless the graph has none.
-
-    Raises:
-        InputError: nothing would.
-    """
-    if not models.room().stateful or models.before.interface.limits().past_len == 0:
-        return
-    if not any(scenario.initial_past or len(scenario.calls) > 1 for scenario in scenarios):
-        raise InputError(
-            "the sizes that the models fix leave no room for a decode step, so nothing would be"
-            " proved of decoding; re-export with dynamic dimensions"
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class _Verifier:
     """Compares ``models``; ``deployed`` are the same, or the models that those are twins of.
 
     ``borrowed``: how many layers of the optimized model the original that is compared has.
     """
 
-    models: _Models
-    deployed: _Models
+    models: Pair
+    deployed: Pair
     seed: int
     counter: _Counter
     borrowed: int = 0
@@ -411,15 +258,6 @@ class _Verifier:
         )
 
 
-def _merged(first: Limits, second: Limits) -> Limits:
-    """The sizes that either file fixes; where they disagree, a run will fail and say so."""
-    pairs = (
-        (getattr(first, name), getattr(second, name))
-        for name in ("batch", "query_len", "past_len", "total_len")
-    )
-    return Limits(*(b if a is None else a for a, b in pairs))
-
-
 def _one_run(run: Callable[[], Sequence[Run]], like: Run) -> Run:
     """One run; a model that the runtime does not take as it is has a twin all the same."""
     try:
@@ -439,43 +277,3 @@ def _control_run(runs: Sequence[Run]) -> Run:
     usable = [run for run in runs if run.error is None]
     short = [run for run in usable if run.scenario.name != LONG_SCENARIO] or usable
     return max(short, key=lambda run: run.scenario.total_len)
-
-
-def tolerance_for(
-    original: ir.Model, optimized: ModelInterface, noise: Mapping[str, float]
-) -> Tolerance:
-    """The tolerance that the original's precision and the optimized model's caches ask for."""
-    size = weight_bytes(original)
-    rounded = rounded_cache_type(optimized)
-    if size > 2 and rounded is not None:
-        return Tolerance.for_rounded(rounded, noise)
-    return Tolerance.for_bytes(size, noise)
-
-
-def rounded_cache_type(interface: ModelInterface) -> str | None:
-    """The coarsest 16-bit type among a model's states; None if there is none."""
-    kinds = {state.input.dtype for state in interface.states}
-    for kind in (ir.DataType.BFLOAT16, ir.DataType.FLOAT16):
-        if kind in kinds:
-            return kind.name.lower()
-    return None
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Bytes of the type that most float weights are stored in.
-
-    Types of less than 16 bits say nothing: those weights are computed with in the type of their
-    scales.
-    """
-    counts: Counter[int] = Counter()
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is not None and _is_computed_with(tensor.dtype):
-                counts[int(tensor.dtype.itemsize)] += tensor.size
-    likely = counts.most_common(1)[0][0] if counts else DEFAULT_WEIGHT_BYTES
-    return min(max(likely, 2), 8)
-
-
-def _is_computed_with(kind: ir.DataType) -> bool:
-    return kind.is_floating_point() and kind.itemsize >= 2

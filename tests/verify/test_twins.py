@@ -16,7 +16,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 import mla_opt
 from mla_opt.verification import verify
 from mla_opt.verification.onnx.twins import float_twin, may_be_fused
-from mla_opt.verification.verifier import weight_bytes
+from mla_opt.verification.precision import weight_bytes
 from tests.verify import toys
 
 
