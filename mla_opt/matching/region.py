@@ -161,7 +161,7 @@ class _Walk:
     def _of_part(self, part: Value, axes: Placement, axis: int, tokens: str) -> Placement | None:
         """The axes of rows that are joined with others; ``tokens`` is the variable of theirs."""
         shape = self.graph.sizes(part)
-        if shape is None:
+        if shape is None or len(shape) != len(axes):  # PyTorch joins what is empty at any rank
             return None
         of_part = list(axes)
         of_part[axis] = self.variables.new(tokens, shape[axis])
