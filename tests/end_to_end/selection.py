@@ -21,7 +21,6 @@ REPRESENTATIVE = (
     ExportSpec("deepseek_v32"),
     ExportSpec("glm4_moe_lite", opset=24),
     ExportSpec("minicpm3", opset=20),
-    ExportSpec("mistral_large4"),
     ExportSpec("hy_v4", attention="eager"),
 )
 #: Early expansion: these need a Python with transformers 4.57 (`tests.exports.expanded_cache`).

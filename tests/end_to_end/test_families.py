@@ -37,7 +37,6 @@ AGAINST_TORCH = (
     ExportSpec("deepseek_v3", exporter="hf", opset=20, component="decode"),
     ExportSpec("deepseek_v2", opset=23),
     ExportSpec("deepseek_v32"),
-    ExportSpec("hy_v4", attention="eager"),
 )
 REST = [spec for spec in matrix.specs() if spec not in (*REPRESENTATIVE, *EXPANDED)]
 

@@ -123,7 +123,7 @@ def test_graph_modules_of_torch_export(program):
     assert not [name for name in names if "kv_b_proj" in name]
 
 
-@pytest.mark.parametrize("absorb", ["fold", "none"])
+@pytest.mark.parametrize("absorb", ["fold", pytest.param("none", marks=pytest.mark.sweep)])
 def test_other_forms(program, absorb):
     result = mla_opt.optimize(program, absorb=absorb)
     assert result.report.verification["passed"]

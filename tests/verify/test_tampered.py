@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mla_opt.errors import InputError
-from mla_opt.verification import verify
+from mla_opt.verification import verifier, verify
+from mla_opt.verification.verifier import fresh_seed
 from tests.verify import toys
 
 PROMPTS_ONLY = {
@@ -155,7 +156,8 @@ def test_one_rounded_state_widens_nothing_that_it_does_not_reach() -> None:
     assert not report.passed
 
 
-def test_seeds_are_fresh_and_repeat() -> None:
+def test_seeds_are_fresh_and_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier, "fresh_seed", fresh_seed)
     first, second = (verify(toys.original(), toys.optimized(), controls=False) for _ in range(2))
     assert first.seed != second.seed
     again = verify(toys.original(), toys.optimized(), controls=False, seed=first.seed)

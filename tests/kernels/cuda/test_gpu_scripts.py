@@ -123,6 +123,7 @@ def test_benchmark_table(runner):
     assert summary.verdicts(late, RATES)[0].endswith("NOT MEASURED")
 
 
+@pytest.mark.sweep
 def test_a_peer_that_fails_is_told_and_left_in_the_end(runner, monkeypatch):
     tried = []
 
@@ -141,6 +142,7 @@ def test_a_peer_that_fails_is_told_and_left_in_the_end(runner, monkeypatch):
     assert "not there: other (No module)" in said
 
 
+@pytest.mark.sweep
 def test_a_peer_that_is_short_of_memory_is_tried_elsewhere(runner, monkeypatch):
     def fail(*_):
         raise MemoryError("out of memory")
