@@ -42,6 +42,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     return report, (folder / "out.md").read_text(), done.stdout
 
 
+@pytest.mark.sweep
 def test_every_section_is_measured(reports: tuple[dict[str, Any], str, str]) -> None:
     report, _, _ = reports
     assert set(report["results"]) == set(SECTIONS)
@@ -49,6 +50,7 @@ def test_every_section_is_measured(reports: tuple[dict[str, Any], str, str]) -> 
 
 
 @pytest.mark.parametrize("section", ["decode", "memory", "prefill", "v3", "sweep"])
+@pytest.mark.sweep
 def test_variants_agree_with_the_original(
     reports: tuple[dict[str, Any], str, str], section: str
 ) -> None:
@@ -63,6 +65,7 @@ def test_variants_agree_with_the_original(
                 assert error < 1e-3, (case, name)
 
 
+@pytest.mark.sweep
 def test_both_parts_of_the_gain_are_reported(reports: tuple[dict[str, Any], str, str]) -> None:
     text = " ".join(figure["what"] for figure in reports[0]["figures"])
     for words in (
@@ -81,6 +84,7 @@ def test_both_parts_of_the_gain_are_reported(reports: tuple[dict[str, Any], str,
         assert words in text
 
 
+@pytest.mark.sweep
 def test_markdown_names_command_and_machine(reports: tuple[dict[str, Any], str, str]) -> None:
     report, text, out = reports
     assert "`python -m tests.benchmarks --quick" in text

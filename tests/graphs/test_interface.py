@@ -431,7 +431,7 @@ def test_interface_of_an_export_with_a_cache(exported_model):
 
 
 def test_interface_of_an_export_without_a_cache(exported_model):
-    found = ModelInterface.of(exported_model(cache=False))
+    found = ModelInterface.of(exported_model(opset=23, attention="eager", cache=False))
     assert found.states == ()
     assert found.bind(3, 2, 0)["attention_mask"] == (3, 2)
 

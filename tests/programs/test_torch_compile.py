@@ -28,6 +28,7 @@ def test_steps_of_a_growing_cache_are_compiled_once(caplog):
     assert 1 <= len(rewritten) <= 2  # fixed sizes first, then any past
 
 
+@pytest.mark.sweep
 def test_a_static_cache_is_a_state_and_no_constant(caplog):
     """Dynamo hands over its tensors like buffers of the model: each call changes them."""
     from transformers import StaticCache

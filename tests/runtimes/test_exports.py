@@ -74,6 +74,7 @@ def test_caches_of_16_bits(cache_type, tmp_path):
     np.testing.assert_array_equal(again.append([[1], [2]]), caches[0].append([[1], [2]]))
 
 
+@pytest.mark.sweep
 def test_recurrent_states_are_kept_beside_the_caches():
     """Kimi Linear: what its linear layers have read they cannot forget."""
     path = exported(ExportSpec("kimi_linear", exporter="hf", opset=20, component="decode"))
