@@ -2,7 +2,8 @@
 
 Exporters leave operators behind that return their operand as it is: a concatenation of one tensor,
 a cast to the type that is there, a slice of all, a reshape to the same sizes, dropout in inference.
-One of them between a cache and its rows, and the cache is not known for one.
+One of them between a cache and its rows, and the cache is not known for one. A slice that takes one
+tensor out of those that were just joined does nothing either.
 
 Before:   past --> Concat of one --> Concat with new rows --> Identity --> present
 After:    past --> Concat with new rows --> present

@@ -36,7 +36,8 @@ class Lock:
         while True:
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
             try:
-                if _locked(descriptor, target) and _is_at(descriptor, path):
+                _lock(descriptor, target)
+                if _is_at(descriptor, path):
                     return cls(path, descriptor)
             except BaseException:
                 os.close(descriptor)
@@ -71,16 +72,16 @@ class Lock:
         os.close(self._descriptor)
 
 
-def _locked(descriptor: int, target: Path) -> bool:
+def _lock(descriptor: int, target: Path) -> None:
+    """Lock an open file; without effect on file systems that know no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(
             f"{target}: another run is writing it; wait until it has ended, or give another name"
         ) from None
-    except OSError:  # a file system without locks: its writers have to take turns by themselves
-        return True
-    return True
+    except OSError:  # writers have to take turns by themselves there
+        pass
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -15,7 +15,7 @@ from mla_opt.handles import Array
 from mla_opt.operator import contract
 from mla_opt.operator.crossover import CROSSOVER_OP_TYPE, crossover_attributes, define_crossover
 from mla_opt.operator.kv_b import Storage
-from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE
+from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE, MultiHeadSignature
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
 from mla_opt.operator.onnx.multi_head_node import define_multi_head, multi_head_signature_of
 from mla_opt.operator.onnx.node import define, signature_of
@@ -349,20 +349,8 @@ class OnnxBuilder:
         """One ``LatentAttention`` with its function body; outputs in the contract's order."""
         signature = signature_of(operands, causal)
         overload = define(self._model, signature, operands["query"].dtype, style=self._style)
-        values = self._emit(
-            contract.OP_TYPE,
-            signature.arrange(operands),
-            name,
-            signature.node_attributes(scale, kv_lora_rank),
-            outputs=[f"/{each}" for each in signature.outputs],
-            domain=contract.DOMAIN,
-            overload=overload,
-        )
-        output, *caches = values
-        _set_dtype(output, operands["query"].dtype)
-        for cache in caches:
-            _set_dtype(cache, operands["cache"].dtype)
-        return values
+        attributes = signature.node_attributes(scale, kv_lora_rank)
+        return self._attention(contract.OP_TYPE, operands, signature, attributes, name, overload)
 
     def multi_head_latent_attention(
         self,
@@ -380,11 +368,24 @@ class OnnxBuilder:
         overload = define_multi_head(
             self._model, signature, operands["query"].dtype, style=self._style
         )
+        attributes = signature.node_attributes(scale, geometry)
+        return self._attention(MULTI_HEAD_OP_TYPE, operands, signature, attributes, name, overload)
+
+    def _attention(
+        self,
+        op_type: str,
+        operands: Mapping[str, ir.Value],
+        signature: contract.Signature | MultiHeadSignature,
+        attributes: Mapping[str, Any],
+        name: str,
+        overload: str,
+    ) -> tuple[ir.Value, ...]:
+        """A node of one of our operators; its output has the query's type, caches the cache's."""
         values = self._emit(
-            MULTI_HEAD_OP_TYPE,
+            op_type,
             signature.arrange(operands),
             name,
-            signature.node_attributes(scale, geometry),
+            attributes,
             outputs=[f"/{each}" for each in signature.outputs],
             domain=contract.DOMAIN,
             overload=overload,

@@ -1,14 +1,9 @@
 #include "kv_b.h"
 
-#include <cstdio>
+#include "refusal.h"
 
 namespace mla_opt {
 namespace {
-
-bool refuse(mla_opt_failure& failure, const char* message) {
-  std::snprintf(failure.message, sizeof failure.message, "%s", message);
-  return false;
-}
 
 bool is_float(int32_t type) {
   return type == MLA_OPT_FLOAT32 || type == MLA_OPT_FLOAT16 || type == MLA_OPT_BFLOAT16;

@@ -1,24 +1,12 @@
 #include "problem.h"
 
 #include <cmath>
-#include <cstdarg>
-#include <cstdio>
 
 #include "element.h"
+#include "refusal.h"
 
 namespace mla_opt {
 namespace {
-
-__attribute__((format(printf, 2, 3))) bool refuse(mla_opt_failure& failure, const char* format,
-                                                  ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(failure.message, sizeof failure.message, format, arguments);
-  va_end(arguments);
-  return false;
-}
-
-long long ll(int64_t value) { return value; }
 
 bool is_floating(int32_t type) {
   return type == MLA_OPT_FLOAT32 || type == MLA_OPT_FLOAT16 || type == MLA_OPT_BFLOAT16 ||

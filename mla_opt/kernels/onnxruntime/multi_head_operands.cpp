@@ -1,22 +1,11 @@
 #include "multi_head_operands.h"
 
 #include <algorithm>
-#include <cstdarg>
-#include <cstdio>
+
+#include "../cpu/refusal.h"
 
 namespace mla_opt {
 namespace {
-
-long long ll(int64_t value) { return value; }
-
-__attribute__((format(printf, 2, 3))) bool refuse(mla_opt_failure& failure, const char* format,
-                                                  ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(failure.message, sizeof failure.message, format, arguments);
-  va_end(arguments);
-  return false;
-}
 
 bool check_shape(const char* name, const Operand& operand, std::initializer_list<int64_t> expected,
                  mla_opt_failure& failure) {

@@ -1,24 +1,12 @@
 #include "operands.h"
 
-#include <cstdarg>
-#include <cstdio>
+#include "../cpu/refusal.h"
 
 namespace mla_opt {
 namespace {
 
 const char* const kNames[kInputCount] = {"query", "latent", "cache",     "past_len",
                                          "bias",  "sink",   "rope_cache"};
-
-long long ll(int64_t value) { return value; }
-
-__attribute__((format(printf, 2, 3))) bool refuse(mla_opt_failure& failure, const char* format,
-                                                  ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(failure.message, sizeof failure.message, format, arguments);
-  va_end(arguments);
-  return false;
-}
 
 bool check_rank(Input input, const Operand& operand, int64_t rank, mla_opt_failure& failure) {
   if (operand.rank == rank) return true;

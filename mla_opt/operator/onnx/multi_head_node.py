@@ -6,13 +6,11 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from mla_opt.operator.contract import DOMAIN, VERSION
 from mla_opt.operator.kv_b import Storage
 from mla_opt.operator.multi_head import Form, MultiHeadSignature
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
-from mla_opt.operator.onnx.body_tape import CAST_LIKE_SINCE
 from mla_opt.operator.onnx.multi_head_body import multi_head_function_body
-from mla_opt.operator.onnx.node import signature_of
+from mla_opt.operator.onnx.node import define_body, signature_of
 
 
 def multi_head_signature_of(
@@ -30,12 +28,10 @@ def define_multi_head(
     style: BodyStyle = ONNX_RUNTIME,
 ) -> str:
     """Give ``model`` the function body of ``signature``, unless it has it; return its overload."""
-    model.opset_imports.setdefault(DOMAIN, VERSION)
-    opset, element = model.opset_imports[""], element_type or ir.DataType.FLOAT
-    of_one_type = opset < CAST_LIKE_SINCE
-    overload = f"{signature.overload}_{element.name.lower()}" if of_one_type else signature.overload
-    body = multi_head_function_body(
-        signature, opset, overload=overload, element_type=element, style=style
-    )
-    model.functions.setdefault(body.identifier(), body)
-    return overload
+
+    def make(opset: int, overload: str, element: ir.DataType) -> ir.Function:
+        return multi_head_function_body(
+            signature, opset, overload=overload, element_type=element, style=style
+        )
+
+    return define_body(model, signature.overload, element_type, make)

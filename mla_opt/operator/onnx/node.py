@@ -25,6 +25,9 @@ from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
 from mla_opt.operator.onnx.body_tape import CAST_LIKE_SINCE
 from mla_opt.operator.onnx.function_body import function_body
 
+MakeBody = Callable[[int, str, ir.DataType], ir.Function]
+"""Makes a function body for an opset, under an overload, for elements of a type."""
+
 
 def signature_of(operands: Mapping[str, ir.Value], causal: bool) -> Signature:
     """Return the signature of a node with these operands, whose types are known."""
@@ -48,11 +51,25 @@ def define(
     style: BodyStyle = ONNX_RUNTIME,
 ) -> str:
     """Give ``model`` the function body of ``signature``, unless it has it; return its overload."""
+
+    def make(opset: int, overload: str, element: ir.DataType) -> ir.Function:
+        return function_body(signature, opset, overload=overload, element_type=element, style=style)
+
+    return define_body(model, signature.overload, element_type, make)
+
+
+def define_body(
+    model: ir.Model, overload: str, element_type: ir.DataType | None, make: MakeBody
+) -> str:
+    """Give ``model`` the body of an overload, unless it has it; return the overload.
+
+    Before ``CastLike`` a body is of one type, which its overload names then.
+    """
     model.opset_imports.setdefault(DOMAIN, VERSION)
     opset, element = model.opset_imports[""], element_type or ir.DataType.FLOAT
     of_one_type = opset < CAST_LIKE_SINCE
-    overload = f"{signature.overload}_{element.name.lower()}" if of_one_type else signature.overload
-    body = function_body(signature, opset, overload=overload, element_type=element, style=style)
+    overload = f"{overload}_{element.name.lower()}" if of_one_type else overload
+    body = make(opset, overload, element)
     model.functions.setdefault(body.identifier(), body)
     return overload
 
