@@ -102,7 +102,7 @@ class _Case:
 
     def region_error(self) -> float:
         """Error of keys and values over several sequences."""
-        batch, tokens, _ = self.region.standard_shape(self.site.latent)
+        batch, tokens = self.region.count()
         rows = self._rounded((batch, tokens, self._row_width()), self.site.latent)
         keys, values = self.region.run(rows)
         expected = self._keys(rows)
@@ -172,7 +172,7 @@ class _Case:
 
     def _rows(self) -> tuple[Float64, dict[Value, Array]]:
         """Latent rows ``[B, T, C + R]``, and what the original is fed for them."""
-        batch, tokens, _ = self.region.standard_shape(self.site.latent)
+        batch, tokens = self.region.count()
         if self.site.expanded is not None:
             return self._cached_rows(self.site.expanded, batch, tokens)
         new = self._rounded((batch, tokens, self._row_width()), self.site.latent)
@@ -232,7 +232,7 @@ class _Case:
         if shape is not None:
             return shape
         batch, heads, new, _ = self._standard_query().shape
-        _, seen, _ = self.region.standard_shape(self.site.latent)
+        _, seen = self.region.count()
         if self.site.expanded is not None:
             part = self.site.expanded[0]
             seen = _shape(self.binding, part.joined)[part.axis]
