@@ -215,7 +215,9 @@ def _redirect_readers(graph: Graph, old: Value, layout: Layout, cache: CacheSlot
     if not readers or shape is None:
         return
     past, new = cache.past[0], cache.new[0]
-    added = () if cache.positions is not None else ((new, 2),)
+    added: tuple[tuple[Value, int], ...] = ((new, 2),)
+    if cache.positions is not None:
+        added = () if cache.positions.room is None else (cache.positions.room,)
     counted: dict[Role, Size] = {"batch": ((past, 0),), "key": ((past, 2), *added)}
     sizes: list[Size] = [
         counted[axis[0].role] if axis and axis[0].role in counted else size

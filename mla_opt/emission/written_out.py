@@ -14,7 +14,7 @@ ONNX specification has it for past keys and ONNX Runtime computes it.
 from __future__ import annotations
 
 from mla_opt.emission.attend import additive, future
-from mla_opt.emission.buffers_of_rows import behind, places_before, with_rows_put
+from mla_opt.emission.buffers_of_rows import Buffers
 from mla_opt.emission.layout import restored, standard
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Builder, Graph
@@ -26,22 +26,27 @@ from mla_opt.sites.layout import KEYS, QUERY, Layout, Part, Role
 def draft_written_out(graph: Graph, node: Node, fused: op.FusedAttention) -> Draft:
     """Let what reads the attention and its caches read what separate operators make."""
     past = fused.past
-    assert past is not None and fused.heads is not None
-    for value in (fused.query, fused.key, fused.value, past.key, past.value, past.last, fused.bias):
+    assert past is not None and fused.key_heads is not None
+    given = (fused.query, fused.key, fused.value, fused.bias)
+    for value in (*given, past.key, past.value, past.last, past.total):
         if value is not None:
             graph.dtype(value)  # noted for what is emitted
     builder = graph.builder(node, f"{fused.output.name}/mla")
     query = _by_head(builder, fused, fused.query, "query")
-    places = None if past.last is None else places_before(builder, past.last, query)
-    keys = _joined(builder, fused, (past.key, fused.key), places, "present_keys")
-    values = _joined(builder, fused, (past.value, fused.value), places, "present_values")
+    buffers = None
+    if past.last is not None:
+        buffers = Buffers(builder, past, query, fused.key_heads)
+    keys = _joined(builder, fused, (past.key, fused.key), buffers, "present_keys")
+    values = _joined(builder, fused, (past.value, fused.value), buffers, "present_values")
     turned = builder.transpose(_repeated(builder, fused, keys), (0, 1, 3, 2), "keys_transposed")
     product = builder.matmul(query, turned, "products")
     first = graph.producer(product)
     assert first is not None
     scores = _scaled(builder, fused, product)
     if fused.causal:
-        scores = _causal(builder, scores, query, keys, places)
+        hidden = future(builder, query, keys) if buffers is None else buffers.behind()
+        never = builder.scalar_like(float("-inf"), scores, "never")
+        scores = builder.where(hidden, never, scores, "scores_so_far")
     weights = builder.softmax(scores, "weights")
     output = builder.matmul(weights, _repeated(builder, fused, values), "output")
     new = restored(builder, output, _layout(fused, "query"), QUERY, "output_of_heads")
@@ -55,23 +60,14 @@ def _joined(
     builder: Builder,
     fused: op.FusedAttention,
     rows: tuple[Value, Value],
-    places: Value | None,
+    buffers: Buffers | None,
     name: str,
 ) -> Value:
     """New rows behind those of the past, or in their places in a buffer: ``[B, J, T, D]``."""
     past, new = rows[0], _by_head(builder, fused, rows[1], "key")
-    if places is None:
+    if buffers is None:
         return builder.concat((past, new), 2, name)
-    return with_rows_put(builder, past, new, places, name)
-
-
-def _causal(
-    builder: Builder, scores: Value, query: Value, keys: Value, places: Value | None
-) -> Value:
-    """Scores without those of keys that come after a query."""
-    hidden = future(builder, query, keys) if places is None else behind(builder, places, keys)
-    never = builder.scalar_like(float("-inf"), scores, "never")
-    return builder.where(hidden, never, scores, "scores_so_far")
+    return buffers.joined(past, new, name)
 
 
 def _by_head(builder: Builder, fused: op.FusedAttention, value: Value, role: Role) -> Value:

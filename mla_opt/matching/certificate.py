@@ -185,7 +185,7 @@ class _Case:
 
         A long buffer has the same few rows again and again.
         """
-        count = _shape(self.binding, expanded[0].joined)[expanded[0].axis]
+        count = self.region.joined_shape(expanded[0])[expanded[0].axis]
         calls = min(-(-count // tokens), _MOST_CALLS)
         again = -(-count // (calls * tokens))
         parts = [self._rounded((batch, tokens, self._row_width()), self.site.latent)]
@@ -235,7 +235,7 @@ class _Case:
         _, seen = self.region.count()
         if self.site.expanded is not None:
             part = self.site.expanded[0]
-            seen = _shape(self.binding, part.joined)[part.axis]
+            seen = self.region.joined_shape(part)[part.axis]
         counts = {"batch": batch, "head": heads, "query": new, "key": seen, "width": 1}
         return tuple(
             math.prod(part.size or counts[part.role] for part in axis) for axis in term.layout or ()

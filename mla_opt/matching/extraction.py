@@ -72,6 +72,15 @@ class Region:
             raise NotLatentError("unknown_shape", f"the shape of {value.name} cannot be inferred")
         return shape
 
+    def joined_shape(self, part: CachedTensor) -> tuple[int, ...]:
+        """Shape of a cache with its new rows; some size where data says how many those are."""
+        known = self.binding.shape(part.joined)
+        if known is not None:
+            return known
+        shape = list(self.shape(part.new))
+        shape[part.axis] = sum(self.binding.sizes[1:])
+        return tuple(shape)
+
     def count(self) -> tuple[int, int]:
         """B and T of latent rows."""
         part = self.site.latents[0]
@@ -127,7 +136,7 @@ class Region:
         """The caches with what new rows become at their end."""
         cached: dict[Value, Array] = {}
         for part, new in zip(expanded, self.binding.run([part.new for part in expanded], feeds)):
-            joined = np.zeros(self.shape(part.joined), dtype=self.graph.dtype(part.joined))
+            joined = np.zeros(self.joined_shape(part), dtype=self.graph.dtype(part.joined))
             np.moveaxis(joined, part.axis, 0)[-tokens:] = np.moveaxis(new, part.axis, 0)
             cached[part.joined] = joined
         return cached

@@ -132,7 +132,7 @@ def _positions(put: op.Put, join: Join, layout: Layout, at: tuple[Node, ...]) ->
         raise NotLatentError(
             "cache_axes", f"heads of the cache {join.past.name!r} have places of their own", at
         )
-    return Positions(put.index, put.column, bool(put.axis))
+    return Positions(put.index, put.column, bool(put.axis), join.room)
 
 
 def check_written_alike(
@@ -157,7 +157,13 @@ def _alike(graph: Graph, one: Positions | None, other: Positions | None) -> bool
     if one is None or other is None:
         return one is other
     same = (one.column, one.by_sequence) == (other.column, other.by_sequence)
-    return same and graph.alike(one.index, other.index)
+    return same and _alike_room(graph, one, other) and graph.alike(one.index, other.index)
+
+
+def _alike_room(graph: Graph, one: Positions, other: Positions) -> bool:
+    if one.room is None or other.room is None:
+        return one.room is other.room
+    return one.room[1] == other.room[1] and graph.alike(one.room[0], other.room[0])
 
 
 def _has_axes(layout: Layout) -> bool:

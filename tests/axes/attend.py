@@ -12,6 +12,7 @@ from onnx import TensorProto
 from tests.axes.keys import KeysAndValues
 from tests.axes.masks import Masks
 from tests.axes.model import Model, Rows
+from tests.axes.rotary import past_of
 from tests.axes.tape import Value, axes
 
 Join = Callable[[Value, str, str], Value]
@@ -256,11 +257,13 @@ class Attention:
     def _lengths(self) -> tuple[str, str]:
         """The place of each sequence's last token, and how many the longest has."""
         tape = self.model.tape
+        if not self.model.plan.static:
+            total = tape.op("Add", past_of(self.model), tape.size("s"))
+            last = tape.op("Expand", tape.op("Sub", total, tape.ints(1)), tape.size("b"))
+            return tape.cast(last, np.int32), tape.cast(total, np.int32)
         places = tape.input("position_ids", ("B", "S"), TensorProto.INT64)
         last = tape.op("Slice", places, tape.ints(-1), tape.ints(2**62), tape.ints(1))
         flat = tape.op("Squeeze", last, tape.ints(1))
-        if self.model.mutated("one_late"):
-            flat = tape.op("Max", tape.op("Sub", flat, tape.whole(1)), tape.whole(0))
         total = tape.op("Add", tape.op("ReduceMax", flat, tape.ints(0), keepdims=0), tape.whole(1))
         return tape.cast(flat, np.int32), tape.cast(total, np.int32)
 

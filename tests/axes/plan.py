@@ -15,7 +15,7 @@ SIZES = {
     "wide": (2, 9, 6, 5, 8, 17),
     "long": (4, 3, 2, 11, 16, 10),
     "narrow": (5, 4, 8, 3, 7, 12),
-    "eights": (3, 12, 4, 7, 11, 13),
+    "eights": (3, 16, 8, 7, 11, 13),
     "real": (4, 128, 64, 128, 512, 96),
 }
 
@@ -187,10 +187,17 @@ Rule = tuple[Callable[[Plan], bool], dict[str, str]]
 
 #: What goes with what: each rule sets fields where its condition holds, in this order.
 RULES: tuple[Rule, ...] = (
-    (  # its caches are buffers of keys and values, of a multiple of eight numbers each
+    (  # its caches are of keys and values, a multiple of eight numbers each, and it is causal
+        lambda p: p.product == "group_query" and p.cache != "expanded",
+        {"cache": "static_expanded"},
+    ),
+    (
         lambda p: p.product == "group_query",
         {
-            "cache": "static_expanded",
+            "mask": "causal",
+            "fill": "lowest",
+            "mask_at": "scaled",
+            "positions": "shapes",
             "cache_axes": "heads",
             "put": "each",
             "absorbed": "no",

@@ -226,6 +226,7 @@ OTHERS: dict[str, Plan] = {
             ("causal", "large"),
         )
     },
+    "group_query, growing": Plan(product="group_query", cache="expanded"),
     **{
         f"causal by flag, {product}": Plan(mask="flag", product=product, cache="expanded", **others)
         for product, others in (

@@ -83,7 +83,7 @@ CAUSAL = {
     f"causal by flag, {product}, {mutation}": Plan(
         mask="flag", product=product, cache="expanded", mutations=(mutation,)
     )
-    for product in ("attention", "multi_head")
+    for product in ("attention", "multi_head", "group_query")
     for mutation in ("key t rolled 0", "query s mixed 3", "context s turned 200")
 }
 

@@ -1,12 +1,12 @@
 """ONNX Runtime's GroupQueryAttention: causal, with caches that are buffers.
 
-    past keys [B, J, M, D] --+
-                             +-- new rows of each sequence put in --> present keys [B, J, M, D]
-    new keys  [B, S, J D]  --+
+    past keys [B, J, P, D] -- room --+
+                                     +-- rows of each sequence put in --> present keys [B, J, M, D]
+    new keys  [B, S, J D]  ----------+
 
-``seqlens_k`` is the place of each sequence's last new row. Its new rows end there: they begin at
-``max(seqlens_k + 1 - S, 0)``, and each query sees the keys up to its own. Prompts that are padded
-at their end are no exception.
+``M`` is ``total_sequence_length``, or ``P`` if that is more. ``seqlens_k`` is the place of each
+sequence's last new row. Its new rows end there: they begin at ``max(seqlens_k + 1 - S, 0)``, and
+each query sees the keys up to its own. Prompts that are padded at their end are no exception.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import math
 import onnx_ir as ir
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs import sizes
 from mla_opt.graphs.onnx.reading import OPAQUE, Facts, attribute, operand
 
 _OPERANDS = {
@@ -69,11 +68,11 @@ def group_query_attention(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _buffers(node: ir.Node) -> op.OwnCache | None:
-    key, value, last = (operand(node, place) for place in (3, 4, 5))
+    key, value, last, total = (operand(node, place) for place in (3, 4, 5, 6))
     returned = [output for output in node.outputs[1:3] if output.name]
-    if key is None or value is None or last is None or len(returned) < 2:
+    if key is None or value is None or last is None or total is None or len(returned) < 2:
         return None
-    return op.OwnCache(key, value, returned[0], returned[1], last)
+    return op.OwnCache(key, value, returned[0], returned[1], last, total)
 
 
 def _beyond(facts: Facts, node: ir.Node, past: op.OwnCache | None) -> str:
@@ -85,25 +84,4 @@ def _beyond(facts: Facts, node: ir.Node, past: op.OwnCache | None) -> str:
         return f"what {given[0]} does is not read"
     if past is None:
         return "it has no past keys and values, or does not return them with the new ones"
-    if not _keep_their_size(facts, node):
-        return (
-            "its caches are not told to keep their size, so where the past of each sequence ends"
-            " is not known"
-        )
     return ""
-
-
-def _keep_their_size(facts: Facts, node: ir.Node) -> bool:
-    """Whether caches come and go with as many rows: new ones are put in, none are added."""
-    ends = ((operand(node, 3), node.outputs[1]), (operand(node, 4), node.outputs[2]))
-    shapes = [
-        (None if before is None else facts.shape(before), facts.shape(after))
-        for before, after in ends
-    ]
-    return all(
-        before is not None
-        and after is not None
-        and len(before) == len(after) == 4
-        and sizes.same(before[2], after[2])
-        for before, after in shapes
-    )
