@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
 
@@ -28,7 +29,7 @@ from mla_opt.graphs.protocol import Builder, Graph, Size
 from mla_opt.handles import Value
 from mla_opt.matching.exposed_keys import exposed_sites
 from mla_opt.pipeline import Pass, PassResult
-from mla_opt.sites import CachedTensor, CacheSlots, LatentAttentionSite
+from mla_opt.sites import CachedTensor, CacheSlots, LatentAttentionSite, LatentRows
 from mla_opt.sites.layout import KEYS, Layout, Part, Role
 
 _SEPARATORS = "._/"
@@ -108,8 +109,7 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     )
     site.cache = CacheSlots("split", past, new, joined, positions=positions)
     _replace_expanded(graph, builder, site, site.cache)
-    site.latent, site.rope = joined[0], joined[1] if site.rope is not None else None
-    site.latent_layout, site.rope_layout = _standard_rows(site)
+    _use_rows(site, joined if site.rope is not None else joined[:1])
     site.held, site.expanded = _held(site, site.cache), None
 
 
@@ -128,9 +128,10 @@ def _widths(site: LatentAttentionSite) -> tuple[int, int]:
     return site.weights.w_uk.shape[2], len(site.weights.rope_dims)
 
 
-def _standard_rows(site: LatentAttentionSite) -> tuple[Layout, Layout | None]:
-    """Layouts of ``[B, 1, T, X]``."""
-    return ROWS_OF_CACHE, None if site.rope is None else ROWS_OF_CACHE
+def _use_rows(site: LatentAttentionSite, halves: Sequence[Value]) -> None:
+    """Let a site read ``c_kv`` and, if there is one, ``k_pe`` as ``[B, 1, T, X]``."""
+    site.latents = (LatentRows(halves[0], ROWS_OF_CACHE),)
+    site.rope, site.rope_layout = (halves[1], ROWS_OF_CACHE) if len(halves) == 2 else (None, None)
 
 
 def _held(site: LatentAttentionSite, cache: CacheSlots) -> tuple[CachedTensor, ...]:
@@ -144,8 +145,8 @@ def _share(site: LatentAttentionSite, owner: LatentAttentionSite) -> None:
     """Let a site whose layer reads another's keys and values read its rows as well."""
     assert site.expanded is not None
     site.cache, site.held = owner.cache, owner.held
-    site.latent, site.rope = owner.latent, owner.rope
-    site.latent_layout, site.rope_layout = owner.latent_layout, owner.rope_layout
+    site.latents = owner.latents
+    site.rope, site.rope_layout = owner.rope, owner.rope_layout
     site.expanded = None
 
 
@@ -153,18 +154,12 @@ def _latent_inputs(graph: Graph, site: LatentAttentionSite) -> tuple[Value, ...]
     """Inputs in the place of the expanded caches; none for the values' when R is 0."""
     assert site.expanded is not None
     keys, values = site.expanded
-    latent = _latent_input(graph, keys, site.latent)
+    c, r = _widths(site)
+    latent = _rows_input(graph, keys, keys.past.name or "", c)
     if site.rope is not None:
-        return latent, _latent_input(graph, values, site.rope)
+        return latent, _rows_input(graph, values, values.past.name or "", r)
     graph.remove_input(values.past, like=latent, moved=_moved(values.past_layout))
     return (latent,)
-
-
-def _latent_input(graph: Graph, part: CachedTensor, rows: Value) -> Value:
-    """The input that takes the place of an expanded cache: ``[B, 1, P, width of the rows]``."""
-    shape = graph.example_shape(rows)
-    assert shape is not None
-    return _rows_input(graph, part, part.past.name or "", shape[-1])
 
 
 def _rows_input(graph: Graph, part: CachedTensor, name: str, width: int) -> Value:
@@ -220,7 +215,9 @@ def _redirect_readers(graph: Graph, old: Value, layout: Layout, cache: CacheSlot
     if not readers or shape is None:
         return
     past, new = cache.past[0], cache.new[0]
-    added = () if cache.positions is not None else ((new, 2),)
+    added: tuple[tuple[Value, int], ...] = ((new, 2),)
+    if cache.positions is not None:
+        added = () if cache.positions.room is None else (cache.positions.room,)
     counted: dict[Role, Size] = {"batch": ((past, 0),), "key": ((past, 2), *added)}
     sizes: list[Size] = [
         counted[axis[0].role] if axis and axis[0].role in counted else size
@@ -277,8 +274,7 @@ class _Packing:
             self.done[site.held] = _pack_one(self.graph, site)
             self.taken.update((tensor.joined, site.held) for tensor in site.held)
         site.cache, halves = self.done[site.held]
-        site.latent, site.rope = halves[0], halves[1] if len(halves) == 2 else None
-        site.latent_layout, site.rope_layout = _standard_rows(site)
+        _use_rows(site, halves)
         site.held = _tensors(site.cache, (tuple(range(sum(_widths(site)))),))
         return True
 
@@ -372,10 +368,10 @@ def _name_for(values: Sequence[Value]) -> str:
 
 
 def packed_name(names: list[str]) -> str:
-    """Name of the tensor of both halves: ``past.0.keys, past.0.values -> past.0.latent``."""
-    first, second = names
-    prefix = _shared_beginning(first, second)
-    suffix = _shared_beginning(first[::-1], second[::-1])[::-1]
+    """Name of the tensor of all parts: ``past.0.keys, past.0.values -> past.0.latent``."""
+    first = names[0]
+    prefix = reduce(_shared_beginning, names)
+    suffix = reduce(_shared_beginning, [name[::-1] for name in names])[::-1]
     start = max(prefix.rfind(separator) for separator in _SEPARATORS) + 1
     end = min((suffix.find(s) for s in _SEPARATORS if s in suffix), default=len(suffix))
     if not start and end == len(suffix):

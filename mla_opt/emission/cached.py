@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mla_opt.graphs.protocol import Builder
 from mla_opt.handles import Value
 from mla_opt.sites import Positions
@@ -13,7 +15,24 @@ def with_new_rows(
     """``past [B, 1, P, X]`` with ``new [B, 1, S, X]`` behind it, or in places of it."""
     if positions is None:
         return builder.concat((past, new), 2, name)
+    if positions.room is not None:
+        past = _with_room(builder, past, width, positions.room, name)
     return builder.put(past, _places(builder, new, width, positions), new, name)
+
+
+def _with_room(
+    builder: Builder, past: Value, width: int, room: tuple[Value, int], name: str
+) -> Value:
+    """``past [B, 1, P, X]`` with as many rows of zeros behind it as ``room`` has on its axis."""
+    ones, count = builder.integers(1), builder.dimension(*room)
+    sizes = (builder.dimension(past, 0), ones, count, builder.integers(width))
+    return builder.concat((past, zeros(builder, past, sizes, f"{name}_room")), 2, f"{name}_roomy")
+
+
+def zeros(builder: Builder, like: Value, sizes: Sequence[Value], name: str) -> Value:
+    """Zeros of a shape, of the element type of ``like``."""
+    shape = builder.concat(sizes, 0, f"{name}_shape")
+    return builder.expand(builder.scalar_like(0.0, like, "zero"), shape, name)
 
 
 def _places(builder: Builder, new: Value, width: int, positions: Positions) -> Value:

@@ -120,6 +120,15 @@ class Builder(Protocol):
     def put(self, whole: Value, places: Value, rows: Value, name: str) -> Value:
         """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places``, of the same shape."""
 
+    def put_each(self, whole: Value, places: Value, rows: Value, name: str) -> Value:
+        """``whole [B, M, ...]`` with ``rows [B, S, ...]`` at ``places [B, S, 2]``.
+
+        A place is a number of a sequence and one of a row.
+
+        Raises:
+            InputError: this kind of graph has no attention that needs it.
+        """
+
     def softmax(self, value: Value, name: str) -> Value:
         """Softmax over the last axis."""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mla_opt.graphs import operations as op
+from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import ApartError, Axis, Placement, Variables, merge
@@ -24,7 +25,8 @@ class Join:
     """Rows of the past, an input of the graph, and new ones, put together along the tokens.
 
     ``past_axes`` are those of the input, which may be moved on its way: ``moved`` is what it is on
-    that way, the input first. With ``put`` new rows are written over rows of the past.
+    that way, the input first. With ``put`` new rows are written over rows of the past, and over
+    rows of zeros behind them where there is ``room``: a value, and which axis of it counts them.
     """
 
     past: Value
@@ -33,6 +35,7 @@ class Join:
     past_axes: Placement
     moved: tuple[Value, ...]
     put: op.Put | None = None
+    room: tuple[Value, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +153,12 @@ class _Walk:
         of_past: Placement | None = axes
         if put is None:
             of_past = self._of_part(past, axes, axis, past_tokens(self.tokens))
-        inputs = None if of_past is None else self._input_moved(past, of_past)
+        inputs = None if of_past is None else self._input_moved(past, of_past, put is not None)
         of_new = self._of_part(new, axes, axis, new_tokens(self.tokens))
         if inputs is None or of_new is None:
             return None
-        moved, past_axes = inputs
-        self.region.joins.append(Join(moved[0], new, value, past_axes, moved, put))
+        moved, past_axes, room = inputs
+        self.region.joins.append(Join(moved[0], new, value, past_axes, moved, put, room))
         return Operand(new, of_new)
 
     def _of_part(self, part: Value, axes: Placement, axis: int, tokens: str) -> Placement | None:
@@ -169,13 +172,26 @@ class _Walk:
         return tuple(of_part)
 
     def _input_moved(
-        self, value: Value, axes: Placement
-    ) -> tuple[tuple[Value, ...], Placement] | None:
-        """The input that a value is, on its way through what keeps all elements in their order."""
-        chain = [value]
+        self, value: Value, axes: Placement, roomy: bool
+    ) -> tuple[tuple[Value, ...], Placement, tuple[Value, int] | None] | None:
+        """The input that a value is, on its way through what keeps all elements in their order.
+
+        If it may be ``roomy``, zeros are told from it that are put behind its tokens.
+        """
+        chain, room = [value], None
         while (node := self.graph.producer(value)) is not None:
             operation = self.graph.operation(node)
-            if not isinstance(operation, op.Layout) or not is_rearranged(operation):
+            if not isinstance(operation, op.Layout):
+                return None
+            if roomy and room is None and (found := self._room(operation, axes)) is not None:
+                room, value = found, operation.data[0]
+                before = self._of_part(value, axes, found[1], past_tokens(self.tokens))
+                if before is None:
+                    return None
+                axes = before
+                chain.append(value)
+                continue
+            if not is_rearranged(operation):
                 return None
             try:
                 parts = operands(Step(self.graph, self.variables, node, value, axes), operation)
@@ -185,7 +201,34 @@ class _Walk:
                 return None
             value, axes = parts[0].value, parts[0].axes
             chain.append(value)
-        return (tuple(reversed(chain)), axes) if self.graph.is_input(value) else None
+        return (tuple(reversed(chain)), axes, room) if self.graph.is_input(value) else None
+
+    def _room(self, operation: op.Layout, axes: Placement) -> tuple[Value, int] | None:
+        """Zeros that are joined to something at the end of its tokens, and along which axis."""
+        move = operation.move
+        if not isinstance(move, op.Joined) or len(operation.data) != 2:
+            return None
+        zeros = self._counted(operation.data[1], move.axis)
+        node = self.graph.producer(zeros)
+        spread = None if node is None else self.graph.operation(node)
+        content = self.graph.constant(spread.data) if isinstance(spread, op.Broadcast) else None
+        if content is None or content.any() or not self._is_tokens(axes[move.axis]):
+            return None
+        return zeros, move.axis
+
+    def _counted(self, value: Value, axis: int) -> Value:
+        """What was repeated to be a value, along other axes than ``axis``."""
+        while (node := self.graph.producer(value)) is not None:
+            spread = self.graph.operation(node)
+            if not isinstance(spread, op.Broadcast):
+                return value
+            before, after = self.graph.sizes(spread.data), self.graph.sizes(value)
+            if before is None or after is None or len(before) != len(after):
+                return value
+            if not sizes.same(before[axis], after[axis]):
+                return value
+            value = spread.data
+        return value
 
     def _is_tokens(self, axis: Axis) -> bool:
         return tuple(atom.name for atom in self.variables.current(axis)) == self.variables.names(

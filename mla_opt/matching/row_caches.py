@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
+from mla_opt.matching.axes import Placement
 from mla_opt.matching.cache_ends import other_readers, returned
 from mla_opt.matching.core_axes import CoreAxes
 from mla_opt.matching.not_latent import NotLatentError
@@ -17,6 +18,8 @@ from mla_opt.matching.roles import Roles
 from mla_opt.matching.shared_rows import SharedRows, keeps_order
 from mla_opt.sites import AttentionCore, CachedTensor, Positions
 from mla_opt.sites.layout import KEYS, ROWS, Layout, is_standard
+
+LayoutOf = Callable[[Placement], Layout]
 
 
 def rewound(graph: Graph, rows: SharedRows, roles: Roles) -> SharedRows:
@@ -43,7 +46,7 @@ def _before_moves(graph: Graph, region: Region, roles: Roles, value: Value) -> V
         return chain[-1]
     for form in (KEYS, ROWS):
         for each in chain:
-            if is_standard(roles.layout(region.axes[each]), form):
+            if is_standard(roles.of_rows(region.axes[each]), form):
                 return each
     return value
 
@@ -70,7 +73,7 @@ def expanded_cache(
             "only one of keys and values is cached, or one of them twice",
             (core.first, core.last),
         )
-    pair = [cached_tensor(graph, roles, rows.region, join) for join in (*keys, *values)]
+    pair = [cached_tensor(graph, roles.layout, rows.region, join) for join in (*keys, *values)]
     check_written_alike(graph, pair, (core.first, core.last))
     for part in pair:
         if part.others is not None:
@@ -83,13 +86,13 @@ def expanded_cache(
     return pair[0], pair[1]
 
 
-def cached_tensor(graph: Graph, roles: Roles, region: Region, join: Join) -> CachedTensor:
-    """A cache and both its ends.
+def cached_tensor(graph: Graph, layout_of: LayoutOf, region: Region, join: Join) -> CachedTensor:
+    """A cache and both its ends; ``layout_of`` tells the roles of axes.
 
     Raises:
         NotLatentError: it is not returned whole, or its axes are more than one thing at a time.
     """
-    layout, of_past = roles.layout(region.axes[join.joined]), roles.layout(join.past_axes)
+    layout, of_past = layout_of(region.axes[join.joined]), layout_of(join.past_axes)
     maker = graph.producer(join.joined)
     at = () if maker is None else (maker,)
     if not (_has_axes(layout) and _has_axes(of_past)):
@@ -114,7 +117,7 @@ def cached_tensor(graph: Graph, roles: Roles, region: Region, join: Join) -> Cac
         join.joined,
         output[0],
         layout,
-        roles.layout(region.axes[join.new]),
+        layout_of(region.axes[join.new]),
         of_past,
         output[1],
         others,
@@ -129,7 +132,7 @@ def _positions(put: op.Put, join: Join, layout: Layout, at: tuple[Node, ...]) ->
         raise NotLatentError(
             "cache_axes", f"heads of the cache {join.past.name!r} have places of their own", at
         )
-    return Positions(put.index, put.column, bool(put.axis))
+    return Positions(put.index, put.column, bool(put.axis), join.room)
 
 
 def check_written_alike(
@@ -154,7 +157,13 @@ def _alike(graph: Graph, one: Positions | None, other: Positions | None) -> bool
     if one is None or other is None:
         return one is other
     same = (one.column, one.by_sequence) == (other.column, other.by_sequence)
-    return same and graph.alike(one.index, other.index)
+    return same and _alike_room(graph, one, other) and graph.alike(one.index, other.index)
+
+
+def _alike_room(graph: Graph, one: Positions, other: Positions) -> bool:
+    if one.room is None or other.room is None:
+        return one.room is other.room
+    return one.room[1] == other.room[1] and graph.alike(one.room[0], other.room[0])
 
 
 def _has_axes(layout: Layout) -> bool:

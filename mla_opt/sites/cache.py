@@ -14,11 +14,16 @@ CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Where new rows are written in a buffer: at ``index[..., column]``, ``[S]`` or ``[B, S]``."""
+    """Where new rows are written in a buffer: at ``index[..., column]``, ``[S]`` or ``[B, S]``.
+
+    ``room`` is a value and the axis of it that counts rows of zeros behind those of the past, which
+    are put there first: the buffer grows by them.
+    """
 
     index: Value
     column: int
     by_sequence: bool
+    room: tuple[Value, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

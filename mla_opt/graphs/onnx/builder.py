@@ -254,6 +254,10 @@ class OnnxBuilder:
         """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places``, of the same shape."""
         return self._one("ScatterElements", [whole, places, rows], name, axis=2)
 
+    def put_each(self, whole: ir.Value, places: ir.Value, rows: ir.Value, name: str) -> ir.Value:
+        """``whole [B, M, ...]`` with ``rows [B, S, ...]`` at ``places [B, S, 2]``."""
+        return self._one("ScatterND", [whole, places, rows], name)
+
     def softmax(self, value: ir.Value, name: str) -> ir.Value:
         """Softmax over the last axis."""
         return self._one("Softmax", [value], name, axis=-1)

@@ -290,6 +290,10 @@ class TorchBuilder:
         """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places``, of the same shape."""
         return self._emit(aten.scatter.src, (whole, 2, places, rows), name)
 
+    def put_each(self, whole: fx.Node, places: fx.Node, rows: fx.Node, name: str) -> fx.Node:
+        """Only attentions of ONNX Runtime need it."""
+        raise InputError("a PyTorch program has no attention with buffers of its own")
+
     def softmax(self, value: fx.Node, name: str) -> fx.Node:
         """Softmax over the last axis."""
         return self._emit(aten.softmax.int, (value, -1), name)
