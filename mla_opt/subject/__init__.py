@@ -64,8 +64,10 @@ class Subject(Protocol):
         """The copy, as a model of the kind that came."""
 
 
-def subject(model: ModelLike, target: Target = "onnxruntime") -> Subject:
-    """Open a model of any kind, to be rewritten for ``target``.
+def subject(
+    model: ModelLike, target: Target = "onnxruntime", least_opset: int = 0
+) -> Subject:
+    """Open a model of any kind, to be rewritten for ``target``, in an opset that is new enough.
 
     Raises:
         InputError: it cannot be used.
@@ -74,4 +76,4 @@ def subject(model: ModelLike, target: Target = "onnxruntime") -> Subject:
         from mla_opt.subject.torch_program import ProgramSubject
 
         return ProgramSubject(model)
-    return OnnxSubject(cast(OnnxLike, model), target)
+    return OnnxSubject(cast(OnnxLike, model), target, least_opset)

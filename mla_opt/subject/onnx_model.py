@@ -37,10 +37,10 @@ OnnxLike = str | PathLike[str] | onnx.ModelProto | ir.Model
 class OnnxSubject:
     """An ONNX file, proto or graph."""
 
-    def __init__(self, model: OnnxLike, target: Target) -> None:
+    def __init__(self, model: OnnxLike, target: Target, least_opset: int = 0) -> None:
         self._given = model
         self._before = load(model)
-        self._after = _in_opset_of(target, self._before)
+        self._after = _copy(self._before, least_opset)
         _drop_uncalled_functions(self._after)
         self._graph = OnnxGraph(self._after, style=STYLES[target])
 
@@ -119,11 +119,9 @@ def load(model: OnnxLike) -> ir.Model:
     return read_model(Path(model))
 
 
-def _in_opset_of(target: Target, original: ir.Model) -> ir.Model:
-    """A copy of the model, in an opset that has the target's operators."""
-    if target != "tensorrt":
-        return original.clone()
-    raised = at_least(original)
+def _copy(original: ir.Model, least_opset: int) -> ir.Model:
+    """A copy of the model, in an opset that is new enough."""
+    raised = at_least(original, least_opset)
     return raised.clone() if raised is original else raised
 
 

@@ -76,6 +76,11 @@ class ProgramSubject:
             raise InputError(
                 "weights 'keep' is not for PyTorch programs: export the program to ONNX first"
             )
+        if options.is_quantized:
+            raise InputError(
+                f"cache type '{options.cache_type}' is not for PyTorch programs, which cannot be"
+                " given more inputs; use bfloat16 or float16, or export the program to ONNX first"
+            )
         if options.cache_mode()[0] == "static":
             raise InputError(
                 "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"
