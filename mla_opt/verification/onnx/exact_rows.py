@@ -23,6 +23,7 @@ from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE, is_multi_head
 from mla_opt.operator.onnx.multi_head_node import define_multi_head, multi_head_signature_of
 from mla_opt.operator.onnx.node import define, settle, signature_of
 from mla_opt.operator.quantized_rows import is_codes
+from mla_opt.verification.site_records import read_sites
 
 Operands = Mapping[str, ir.Value]
 
@@ -33,8 +34,10 @@ def with_exact_rows(model: ir.Model) -> ir.Model:
         return model
     twin = model.clone()
     found = _quantized(twin)
+    widths = {site.query: site.qk_rope_head_dim for site in read_sites(twin)}
     for node, operands in found:
-        _widen(node, operands)
+        rope = widths.get(operands["query"].name or "", _rope_dim(node, operands))
+        _widen(node, operands, rope)
     for node, operands in found:
         _redefine(twin, node, operands)
     settle(twin)
@@ -65,19 +68,18 @@ def _reads_codes(operands: Operands) -> bool:
     return cache is not None and cache.dtype is not None and is_codes(cache.dtype.numpy())
 
 
-def _widen(node: ir.Node, operands: Operands) -> None:
+def _widen(node: ir.Node, operands: Operands, rope: int | None) -> None:
     """Floats in and out; what is beside the codes is as wide as ``k_pe``."""
     beside = [operands["rope_cache"], *node.outputs[2:3]]
     for value in (operands["cache"], *node.outputs[1:2], *beside):
-        value.dtype = ir.DataType.FLOAT
-    rope = _rope_dim(node, operands)
+        value.type = ir.TensorType(ir.DataType.FLOAT)  # the clone shares the type that was
     for value in beside:
         if value.shape is not None:
             value.shape = ir.Shape([*value.shape[:-1], rope])
 
 
 def _rope_dim(node: ir.Node, operands: Operands) -> int | None:
-    """R, where a row or the query tells it."""
+    """R, where a row or the query tells it; for operators that the metadata does not name."""
     rank = node.attributes.get_int("kv_lora_rank", 0)
     before = node.attributes.get_int("qk_nope_head_dim", rank)
     for name, others in (("latent", rank), ("query", before)):
