@@ -230,13 +230,17 @@ def _narrate(
 
 def _report(opened: Subject, records: Sequence[PassRecord], options: Options) -> OptimizationReport:
     before, after = opened.interfaces()
+    sites = tuple(_site(opened.graph, site) for site in opened.graph.sites)
     return OptimizationReport(
         options=options.as_dict(),
-        sites=tuple(_site(opened.graph, site) for site in opened.graph.sites),
+        sites=sites,
         refusals=tuple(each for record in records for each in record.result.refusals),
         passes=tuple(_pass(record) for record in records),
         interface_changes=interface_changes(before, after),
-        notes=tuple(each for record in records for each in record.result.warnings),
+        notes=(
+            *(each for record in records for each in record.result.warnings),
+            *opened.cautions({site.dtype for site in sites}),
+        ),
     )
 
 

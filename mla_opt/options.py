@@ -17,7 +17,7 @@ Target = Literal["onnxruntime", "portable", "tensorrt"]
 Phase = Literal["prefill", "decode"]
 CacheType = Literal["keep", "float16", "bfloat16", "int8", "fp8"]
 Weights = Literal["float", "keep"]
-#: TensorScatter is there since 24, Attention since 23; floats of 8 bits since 19, CastLike since 15.
+#: TensorScatter is there since 24, Attention since 23, 8-bit floats since 19, CastLike since 15.
 TENSORRT_OPSET = 24
 OPSET_OF_CODES = {"int8": 15, "fp8": 19}
 

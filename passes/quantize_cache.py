@@ -123,9 +123,7 @@ def _count_beside(graph: Graph, codes: Value, beside: Value, width: int) -> None
         graph.replace_shape(reader, [((beside, 0),), 1, ((beside, 2),), width])
 
 
-def _check_readers(
-    graph: Graph, cache: CacheSlots, sites: Sequence[LatentAttentionSite]
-) -> None:
+def _check_readers(graph: Graph, cache: CacheSlots, sites: Sequence[LatentAttentionSite]) -> None:
     """Nothing else may read codes as if they were rows.
 
     Raises:

@@ -231,7 +231,7 @@ def _noise(driver: Driver, scenario: Scenario) -> dict[str, Array]:
             random = np.random.default_rng(zlib.crc32(name.encode()))
             shape, dtype = states[name].shape, states[name].dtype
             # Drawn as float32: float64 would take twice the memory of the largest caches.
-            drawn = random.standard_normal(shape, np.float32)
+            drawn: Array = random.standard_normal(shape, np.float32)
             if has_codes:
                 drawn = 30 * drawn.clip(-4, 4) if is_codes(dtype) else np.abs(drawn) / 30
             states[name] = drawn.astype(dtype, copy=False)

@@ -5,9 +5,9 @@
 | ``cache`` | [B, 1, M, C] | int8, or float8e4m3fn | codes of ``c_kv`` |
 | ``rope_cache`` | [B, 1, M, W] | bfloat16 | ``k_pe``, the scales, and zeros |
 
-C columns have ``G = ceil(C / 128)`` scales, one for each block of 128. ``W`` is ``R + G``, rounded up
-to a multiple of 8, so that each row of both tensors begins at 16 bytes where C does: GPUs load them
-as they are. DeepSeek's rows (C 512, R 64) take 512 + 144 = 656 bytes, in float32 2304.
+C columns have ``G = ceil(C / 128)`` scales, one for each block of 128. ``W`` is ``R + G``, rounded
+up to a multiple of 8, so that each row of both tensors begins at 16 bytes where C does: GPUs load
+them as they are. DeepSeek's rows (C 512, R 64) take 512 + 144 = 656 bytes, in float32 2304.
 
 A block of a new row is written with
 
@@ -60,7 +60,8 @@ def width_beside(kv_lora_rank: int, qk_rope_head_dim: int) -> int:
 
 def row_bytes(kv_lora_rank: int, qk_rope_head_dim: int) -> int:
     """Bytes of a row in both tensors."""
-    return kv_lora_rank + BFLOAT16.itemsize * width_beside(kv_lora_rank, qk_rope_head_dim)
+    beside = BFLOAT16.itemsize * width_beside(kv_lora_rank, qk_rope_head_dim)
+    return int(kv_lora_rank + beside)
 
 
 def quantize(rows: Array, kv_lora_rank: int, codes: npt.DTypeLike) -> tuple[Array, Array]:

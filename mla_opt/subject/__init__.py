@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import onnx_ir as ir
@@ -45,6 +45,9 @@ class Subject(Protocol):
     def check(self, options: Options) -> None:
         """Raise `InputError` where an option is not for this kind of model."""
 
+    def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
+        """What to know of running such a model, whose attentions compute in ``dtypes``."""
+
     def file(self) -> ModelFile | None:
         """The file that the model came from, if it did."""
 
@@ -64,9 +67,7 @@ class Subject(Protocol):
         """The copy, as a model of the kind that came."""
 
 
-def subject(
-    model: ModelLike, target: Target = "onnxruntime", least_opset: int = 0
-) -> Subject:
+def subject(model: ModelLike, target: Target = "onnxruntime", least_opset: int = 0) -> Subject:
     """Open a model of any kind, to be rewritten for ``target``, in an opset that is new enough.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -33,12 +33,18 @@ STYLES: dict[Target, BodyStyle] = {
 
 OnnxLike = str | PathLike[str] | onnx.ModelProto | ir.Model
 
+WIDENED = (
+    "the model is float16, which ONNX Runtime's CPU provider computes in float32: it widens the"
+    " weights when it loads the model, and converts between operators. On a CPU the float32 model"
+    " is no slower and takes no more memory; cache type float16 or bfloat16 keeps its cache small"
+)
+
 
 class OnnxSubject:
     """An ONNX file, proto or graph."""
 
     def __init__(self, model: OnnxLike, target: Target, least_opset: int = 0) -> None:
-        self._given = model
+        self._given, self._target = model, target
         self._before = load(model)
         self._after = _copy(self._before, least_opset)
         _drop_uncalled_functions(self._after)
@@ -74,6 +80,10 @@ class OnnxSubject:
 
     def check(self, options: Options) -> None:
         """Every option is for ONNX."""
+
+    def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
+        """That ONNX Runtime's CPU provider does not compute in float16, where the model does."""
+        return (WIDENED,) if "float16" in dtypes and self._target != "tensorrt" else ()
 
     def file(self) -> ModelFile | None:
         """Hash and size of the file."""

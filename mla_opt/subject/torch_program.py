@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -86,6 +86,10 @@ class ProgramSubject:
                 "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"
                 " buffer is; use keep or packed"
             )
+
+    def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
+        """Nothing: PyTorch computes in the types of a program."""
+        return ()
 
     def file(self) -> ModelFile | None:
         """Hash and size of the file, where there is one."""

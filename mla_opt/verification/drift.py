@@ -16,10 +16,9 @@ import numpy as np
 from mla_opt.verification.alignment import Aligner, Pair
 from mla_opt.verification.oracle import Run
 
-
-#: Most drift of a model whose caches hold codes of a type. Exports of two layers with random weights
-#: have 0.015 and 0.06, blocks without a norm between them up to 0.18 and 0.7; two models that have
-#: nothing to do with each other, 1.4.
+#: Most drift of a model whose caches hold codes of a type. Exports of two layers with random
+#: weights have 0.015 and 0.06, blocks without a norm between them up to 0.18 and 0.7; two models
+#: that have nothing to do with each other, 1.4.
 LIMITS = {"int8": 0.5, "float8_e4m3fn": 1.0}
 
 

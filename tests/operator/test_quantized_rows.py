@@ -32,14 +32,17 @@ def test_widths_and_bytes(rank, rope, width, size):
 def test_every_number_is_within_half_a_step(codes, rank, rope):
     given = rows(rank, rope)
     kept, beside = quantize(given, rank, codes)
-    assert kept.dtype == codes and beside.dtype == ml_dtypes.bfloat16
+    assert kept.dtype == codes
+    assert beside.dtype == ml_dtypes.bfloat16
     read = dequantize(kept, beside, rope)
     blocks = [slice(first, min(first + 128, rank)) for first in range(0, rank, 128)]
     for block in blocks:
         most = np.abs(given[..., block]).max(-1, keepdims=True)
         error = np.abs(read[..., block] - given[..., block])
         # 4 bits of significand: half a step is 1/16 of a number; below 2^-6 steps are even
-        steps = most / 254 if codes == "int8" else np.abs(given[..., block]) / 16 + most / 448 / 1024
+        steps = (
+            most / 254 if codes == "int8" else np.abs(given[..., block]) / 16 + most / 448 / 1024
+        )
         assert (error <= steps * 1.01).all()
     np.testing.assert_array_equal(
         read[..., rank:], given[..., rank:].astype(ml_dtypes.bfloat16).astype(np.float64)
@@ -74,7 +77,8 @@ def test_a_scale_of_zero_has_codes_of_zero(codes, tiny):
     given = np.full((1, 1, 1, 130), tiny, np.float32)
     given[..., 128:] = 5.0
     kept, beside = quantize(given, 130, codes)
-    assert not kept[..., :128].astype(np.float32).any() and not beside[..., 0]
+    assert not kept[..., :128].astype(np.float32).any()
+    assert not beside[..., 0]
     np.testing.assert_allclose(dequantize(kept, beside, 0)[..., 128:], 5.0, rtol=1e-2)
 
 

@@ -126,7 +126,7 @@ def test_somebody_else_who_reads_the_rows_is_refused():
     node.outputs[0].name, node.outputs[0].dtype = "rows_read", ir.DataType.FLOAT
     graph.model.graph.append(node)
     graph.model.graph.outputs.append(node.outputs[0])
-    with pytest.raises(InputError, match="is read by reader.* which cannot read rows of 8 bits"):
+    with pytest.raises(InputError, match=r"is read by reader.* which cannot read rows of 8 bits"):
         QuantizeCache("int8").run(graph)
 
 
@@ -146,7 +146,8 @@ def test_it_is_verified_with_rows_in_floats_and_the_drift_is_told(cache, cache_t
     assert verification["passed"]
     assert all(output["tolerance"] <= 2e-4 for output in verification["outputs"])
     applicable = [each for each in verification["controls"] if each["applicable"]]
-    assert applicable and all(each["detected"] for each in applicable)
+    assert applicable
+    assert all(each["detected"] for each in applicable)
     drift = verification["drift"]
     assert drift["limit"] == {"int8": 0.5, "fp8": 1.0}[cache_type]
     measured = [each["optimized"] for each in drift["outputs"]]

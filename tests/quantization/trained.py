@@ -145,7 +145,9 @@ def read(path: Path, windows: int) -> Reading:
     whole = np.frombuffer(text(held_out=True), np.uint8).astype(np.int64)
     starts = np.linspace(0, len(whole) - LENGTH, windows).astype(int)
     ids = np.stack([whole[start : start + LENGTH] for start in starts])
-    logits = np.concatenate([_logits(session, part) for part in np.array_split(ids, 1 + windows // 16)])
+    logits = np.concatenate(
+        [_logits(session, part) for part in np.array_split(ids, 1 + windows // 16)]
+    )
     logits = logits[:, :-1].astype(np.float64)
     shifted = logits - logits.max(-1, keepdims=True)
     log_sum = np.log(np.exp(shifted).sum(-1))

@@ -36,8 +36,8 @@ def at_least(model: ir.Model, opset: int) -> ir.Model:
         require_memory(error)
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"the model cannot be raised to opset {opset}, which is needed here: {reason}; export it"
-            f" with opset {opset}"
+            f"the model cannot be raised to opset {opset}, which is needed here: {reason}; export"
+            f" it with opset {opset}"
         ) from error
     return _filled(ir.from_proto(proto), model)
 

@@ -78,6 +78,11 @@ struct StoreBFloat16 {
     const auto rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(numbers));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + column), reinterpret_cast<__m256i>(rounded));
   }
+  inline __attribute__((always_inline)) void operator()(int64_t column, Vector a, Vector b) const {
+    const auto rounded =
+        _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a));
+    _mm512_storeu_si512(to + column, reinterpret_cast<__m512i>(rounded));
+  }
 };
 
 // Quantized rows as bfloat16 ones; k_pe is such already.

@@ -60,10 +60,10 @@ def store_rows(
         valid = tape.op("Add", past_len, tape.size(inputs["latent"], 2))
     if signature.codes != "none":
         quantized = QuantizedRows(tape, signature, inputs, before_rope)
-        joined = quantized.past()
+        codes, beside = quantized.past()
         if signature.has_latent:
-            joined = _joined(tape, joined, quantized.new(), past_len, style)
-        return Rows(quantized.parts(*joined), quantized.stored(*joined), valid)
+            codes, beside = _joined(tape, (codes, beside), quantized.new(), past_len, style)
+        return Rows(quantized.parts(codes, beside), quantized.stored(codes, beside), valid)
     stored = _stored(tape, signature, inputs, past_len, style)
     parts = tuple(tape.like_query(part) for part in stored) if signature.narrow else stored
     return Rows(parts, stored, valid)

@@ -1,6 +1,7 @@
 """Latent caches in files: an ``.npz`` of plain arrays with a JSON header.
 
-Every member is stored as it lies in memory, rows that are in use only; bfloat16 and floats of 8 bits by their bits.
+Every member is stored as it lies in memory, rows that are in use only; bfloat16 and floats
+of 8 bits by their bits.
 """
 
 from __future__ import annotations

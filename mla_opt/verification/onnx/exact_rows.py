@@ -13,13 +13,14 @@ where operators have been written out; such a model is compared as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import onnx_ir as ir
 
 from mla_opt.operator import contract
 from mla_opt.operator.kv_b import Storage
 from mla_opt.operator.multi_head import INPUTS as MULTI_HEAD_INPUTS
-from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE, is_multi_head
+from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE, Form, is_multi_head
 from mla_opt.operator.onnx.multi_head_node import define_multi_head, multi_head_signature_of
 from mla_opt.operator.onnx.node import define, settle, signature_of
 from mla_opt.operator.quantized_rows import is_codes
@@ -95,7 +96,10 @@ def _redefine(model: ir.Model, node: ir.Node, operands: Operands) -> None:
     causal, kind = bool(node.attributes.get_int("causal", 0)), operands["query"].dtype
     if is_multi_head(node.domain, node.op_type):
         signature = multi_head_signature_of(
-            operands, _storage(node, operands), node.attributes.get_string("form", "auto"), causal
+            operands,
+            _storage(node, operands),
+            cast(Form, node.attributes.get_string("form", "auto")),
+            causal,
         )
         node.op_type, node.overload = MULTI_HEAD_OP_TYPE, define_multi_head(model, signature, kind)
     else:
