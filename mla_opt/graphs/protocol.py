@@ -332,6 +332,14 @@ class Graph(Protocol):
     def declare_rows(self, value: Value, rows: int | str) -> None:
         """Declare how many rows an output has on its token axis."""
 
+    def declare_width(self, value: Value, width: int) -> None:
+        """Declare how wide the last axis of an output is."""
+
+    def add_output(
+        self, value: Value, name: str, shape: Sequence[int | str | None] | None = None
+    ) -> None:
+        """Return one more value, behind the others. Raises `InputError` if the name is taken."""
+
     def remove_input(self, old: Value, like: Value, moved: Mapping[int, int] | None = None) -> None:
         """Remove an input; what read its shape reads it off ``like``, which has the same rows."""
 

@@ -75,7 +75,8 @@ class CacheSlots:
     ``past`` are inputs of the graph, ``new`` the rows that this call adds, ``joined`` both, one
     behind the other. Each has one entry (packed) or two (``c_kv`` and ``k_pe``). A buffer has
     ``past_len`` valid rows before the call and ``written`` after it, of ``capacity`` if that is
-    fixed. ``kept_as`` names the 16-bit type of a cache whose new rows have more bits. ``own`` are
+    fixed. ``kept_as`` names the type of 8 or 16 bits of a cache whose new rows have more bits;
+    with 8 bits the codes of a row and what is beside them take ``row_bytes``. ``own`` are
     the tensors that the model came with. With ``positions`` they are buffers that standard
     operators write, as the model did. Sites that read the same rows share one of these.
     """
@@ -88,6 +89,7 @@ class CacheSlots:
     written: Value | None = None
     capacity: int | None = None
     kept_as: str | None = None
+    row_bytes: int | None = None
     own: bool = False
     positions: Positions | None = None
 

@@ -396,8 +396,8 @@ class OnnxBuilder:
         )
         output, *caches = values
         _set_dtype(output, operands["query"].dtype)
-        for cache in caches:
-            _set_dtype(cache, operands["cache"].dtype)
+        for cache, kept in zip(caches, ("cache", "rope_cache")):
+            _set_dtype(cache, operands[kept].dtype)
         return values
 
     def prefill_crossover(
