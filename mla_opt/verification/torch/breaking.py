@@ -41,6 +41,11 @@ class BreakableProgram:
         """H of the stored W_UK."""
         return int(self.program.stored[self._weight(site)].tensor.shape[0])
 
+    def heads_are_alike(self, site: SiteRecord) -> bool:
+        """Whether every head has the same W_UK, as where it was absorbed by hand."""
+        weight = self.program.stored[self._weight(site)].tensor
+        return bool((weight == weight[:1]).all())
+
     def scale_query(self, site: SiteRecord, factor: float) -> None:
         """Multiply the absorbed query."""
         self._splice(site, lambda graph, query: self._emit(graph, aten.mul.Tensor, (query, factor)))
