@@ -14,7 +14,7 @@ stay such: new rows are put in the same places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
@@ -101,13 +101,14 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     builder = graph.builder(site.core.first, f"{site.name}/mla")
     new = new_rows(builder, site)
     past = _latent_inputs(graph, site)
-    widths, positions = _widths(site), site.expanded[0].positions
-    joined = tuple(
-        with_new_rows(builder, old, added, width, positions, f"cache_{index}")
-        for index, (old, added, width) in enumerate(zip(past, new, widths))
-    )
+    positions = site.expanded[0].positions
+    both = [
+        with_new_rows(builder, old, added, positions, f"cache_{index}")
+        for index, (old, added) in enumerate(zip(past, new))
+    ]
+    joined = tuple(each.joined for each in both)
     site.cache = CacheSlots("split", past, new, joined, positions=positions)
-    _replace_expanded(graph, builder, site, site.cache)
+    _replace_expanded(graph, builder, site, [each.kept for each in both])
     site.latent, site.rope = joined[0], joined[1] if site.rope is not None else None
     site.latent_layout, site.rope_layout = _standard_rows(site)
     site.held, site.expanded = _held(site, site.cache), None
@@ -117,7 +118,7 @@ def _tensors(cache: CacheSlots, places: Sequence[tuple[int, ...]]) -> tuple[Cach
     """Tensors ``[B, 1, T, X]`` of a cache, with what they hold."""
     layouts = (ROWS_OF_CACHE,) * 4
     return tuple(
-        CachedTensor(past, past, new, joined, joined, *layouts, None, held, cache.positions)
+        CachedTensor(past, past, new, joined, joined, joined, *layouts, None, held, cache.positions)
         for past, new, joined, held in zip(cache.past, cache.new, cache.joined, places)
     )
 
@@ -192,18 +193,18 @@ def _moved(layout: Layout) -> dict[int, int]:
 
 
 def _replace_expanded(
-    graph: Graph, builder: Builder, site: LatentAttentionSite, cache: CacheSlots
+    graph: Graph, builder: Builder, site: LatentAttentionSite, kept: Sequence[Value]
 ) -> None:
     """Let the attention read keys and values made anew, and the outputs return the latent rows."""
-    assert site.expanded is not None and site.weights is not None
-    joined = cache.joined
+    assert site.expanded is not None and site.weights is not None and site.cache is not None
+    cache, joined = site.cache, site.cache.joined
     weights = store_weights(graph, builder, site, site.weights)
     rope = joined[1] if len(joined) == 2 else None
     keys = expanded_keys(builder, site, weights, joined[0], rope)
     values = expanded_values(builder, weights, joined[0])
     halves = (_in_original_dims(builder, site, keys), values)
-    for part, half, latent, width in zip_longest(site.expanded, halves, joined, _widths(site)):
-        _redirect_readers(graph, part.joined, part.layout, cache)
+    for part, half, latent, width in zip_longest(site.expanded, halves, kept, _widths(site)):
+        _redirect_readers(graph, builder, part, cache)
         if latent is None:
             graph.remove_output(part.output)
         else:
@@ -211,17 +212,27 @@ def _replace_expanded(
         graph.replace(part.joined, restored(builder, half, part.layout, KEYS, "as_it_was"))
 
 
-def _redirect_readers(graph: Graph, old: Value, layout: Layout, cache: CacheSlots) -> None:
+def _redirect_readers(
+    graph: Graph, builder: Builder, part: CachedTensor, cache: CacheSlots
+) -> None:
     """Let those who read the shape of joined rows count past and new rows.
 
     What joins them will be the operator, which may read a mask that is made from that shape.
     """
-    shape, readers = graph.example_shape(old), graph.shape_readers(old)
+    past, new, positions = cache.past[0], cache.new[0], cache.positions
+    batch: Size = ((new if positions is not None and positions.first else past, 0),)
+    rows: Size = ((past, 2),) if positions is not None else ((past, 2), (new, 2))
+    read = rows
+    if positions is not None and positions.count is not None and graph.shape_readers(part.joined):
+        read = ((builder.as_count(positions.count), None),)
+    for value, count in {part.written: rows, part.joined: read}.items():
+        _redirect(graph, value, part.layout, {"batch": batch, "key": count})
+
+
+def _redirect(graph: Graph, value: Value, layout: Layout, counted: Mapping[Role, Size]) -> None:
+    shape, readers = graph.example_shape(value), graph.shape_readers(value)
     if not readers or shape is None:
         return
-    past, new = cache.past[0], cache.new[0]
-    added = () if cache.positions is not None else ((new, 2),)
-    counted: dict[Role, Size] = {"batch": ((past, 0),), "key": ((past, 2), *added)}
     sizes: list[Size] = [
         counted[axis[0].role] if axis and axis[0].role in counted else size
         for axis, size in zip(layout, shape)
@@ -291,6 +302,9 @@ class _Packing:
                     " its own"
                 )
                 return False
+            if self.graph.is_changed(tensor.past):
+                site.not_held = f"the program changes {tensor.past.name!r} in place"
+                return False
             if tensor.others is not None:
                 readers = ", ".join(self.graph.label(node) for node in tensor.others)
                 does = f"read by {readers}" if readers else "returned as it came"
@@ -317,14 +331,15 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> Packed:
     past = _packed_input(graph, held, c + r)
     new = _packed_rows(builder, held)
     positions = held[0].positions
-    joined = with_new_rows(builder, past, new, c + r, positions, "cache")
+    both = with_new_rows(builder, past, new, positions, "cache")
+    joined = both.joined
     halves = builder.split(joined, (c, r), 3, ("c_kv", "k_pe")) if r else (joined,)
     name = _name_for([tensor.output for tensor in held])
     shape = _declared_output(graph, held[0], c + r)
-    graph.merge_outputs([tensor.output for tensor in held], joined, name, shape)
+    graph.merge_outputs([tensor.output for tensor in held], both.kept, name, shape)
     packed = CacheSlots("packed", (past,), (new,), (joined,), positions=positions)
     for tensor in held:
-        _redirect_readers(graph, tensor.joined, tensor.layout, packed)
+        _redirect_readers(graph, builder, tensor, packed)
         rows = _as_it_was(builder, tensor, joined, halves, c)
         graph.replace(tensor.joined, restored(builder, rows, tensor.layout, KEYS, "as_it_was"))
     return packed, halves

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mla_opt.graphs import operations as op
@@ -17,6 +17,7 @@ from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import ApartError, Axis, Placement, Variables, merge
 from mla_opt.matching.axis_rules import Operand, Step, operands
+from mla_opt.matching.buffers import RowsRead, first_of, rows_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +25,20 @@ class Join:
     """Rows of the past, an input of the graph, and new ones, put together along the tokens.
 
     ``past_axes`` are those of the input, which may be moved on its way: ``moved`` is what it is on
-    that way, the input first. With ``put`` new rows are written over rows of the past.
+    that way, the input first. With ``put`` new rows are written over rows of the past; ``joined``
+    is then the first ``count`` rows of what is ``written``, or all of them. Where only the first
+    sequences of the past are written, ``first`` is what of the way that is, and their axis there.
     """
 
     past: Value
     new: Value
     joined: Value
+    written: Value
     past_axes: Placement
     moved: tuple[Value, ...]
     put: op.Put | None = None
+    count: Value | None = None
+    first: tuple[Value, Axis] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,18 @@ def walk(
     return found.region
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What an input is on its way to where it is joined, and the axes of the first of it.
+
+    ``first`` is the value that has only the first places of one axis, and that axis.
+    """
+
+    moved: tuple[Value, ...]
+    axes: Placement
+    first: tuple[Value, Axis] | None = None
+
+
 @dataclass(slots=True)
 class _Walk:
     graph: Graph
@@ -126,37 +144,42 @@ class _Walk:
             self.add(part.value, part.axes)
 
     def _parts(self, node: Node, value: Value) -> list[Operand] | None:
-        operation = self.graph.operation(node)
-        joined = self._join(operation, value)
+        joined = self._join(value)
         if joined is not None:
             return [joined]
+        operation = self.graph.operation(node)
         step = Step(self.graph, self.variables, node, value, self.region.axes[value])
         parts = operands(step, operation)
         if parts is None:
             return None
         return [part for part in parts if not self.graph.is_constant(part.value)]
 
-    def _join(self, operation: op.Operation, value: Value) -> Operand | None:
+    def _join(self, value: Value) -> Operand | None:
         """The new rows, where a cache is joined: what is known of tokens goes on with those."""
-        if not isinstance(operation, op.Layout) or len(operation.data) != 2:
-            return None
-        past, new = operation.data
-        move, axes = operation.move, self.region.axes[value]
-        if not isinstance(move, op.Joined | op.Put):
-            return None
-        axis, put = move.axis, move if isinstance(move, op.Put) else None
-        if self.graph.is_input(new) or not self._is_tokens(axes[axis]):
+        axes, read = self.region.axes[value], rows_read(self.graph, value)
+        if read is None or self.graph.is_input(read.new) or not self._is_tokens(axes[read.axis]):
             return None
         of_past: Placement | None = axes
-        if put is None:
-            of_past = self._of_part(past, axes, axis, past_tokens(self.tokens))
-        inputs = None if of_past is None else self._input_moved(past, of_past)
-        of_new = self._of_part(new, axes, axis, new_tokens(self.tokens))
-        if inputs is None or of_new is None:
+        if read.put is None or read.count is not None:
+            of_past = self._of_part(read.past, axes, read.axis, past_tokens(self.tokens))
+        way = None if of_past is None else self._input_moved(read, of_past)
+        of_new = self._of_part(read.new, axes, read.axis, new_tokens(self.tokens))
+        if way is None or of_new is None:
             return None
-        moved, past_axes = inputs
-        self.region.joins.append(Join(moved[0], new, value, past_axes, moved, put))
-        return Operand(new, of_new)
+        self.region.joins.append(
+            Join(
+                way.moved[0],
+                read.new,
+                value,
+                read.written,
+                way.axes,
+                way.moved,
+                read.put,
+                read.count,
+                way.first,
+            )
+        )
+        return Operand(read.new, of_new)
 
     def _of_part(self, part: Value, axes: Placement, axis: int, tokens: str) -> Placement | None:
         """The axes of rows that are joined with others; ``tokens`` is the variable of theirs."""
@@ -168,24 +191,44 @@ class _Walk:
         self.variables.whole.add(tokens)
         return tuple(of_part)
 
-    def _input_moved(
-        self, value: Value, axes: Placement
-    ) -> tuple[tuple[Value, ...], Placement] | None:
-        """The input that a value is, on its way through what keeps all elements in their order."""
-        chain = [value]
-        while (node := self.graph.producer(value)) is not None:
+    def _input_moved(self, read: RowsRead, axes: Placement) -> _Way | None:
+        """The input that the past is, on its way through what keeps all elements in their order."""
+        way = _Way((read.past,), axes)
+        while (node := self.graph.producer(way.moved[0])) is not None:
             operation = self.graph.operation(node)
-            if not isinstance(operation, op.Layout) or not is_rearranged(operation):
+            if not isinstance(operation, op.Layout):
                 return None
-            try:
-                parts = operands(Step(self.graph, self.variables, node, value, axes), operation)
-            except ApartError:
+            before = self._rearranged(node, operation, way)
+            if before is None and read.put is not None and way.first is None:
+                before = self._widened(operation, way)
+            if before is None:
                 return None
-            if parts is None or len(parts) != 1:
-                return None
-            value, axes = parts[0].value, parts[0].axes
-            chain.append(value)
-        return (tuple(reversed(chain)), axes) if self.graph.is_input(value) else None
+            way = before
+        return way if self.graph.is_input(way.moved[0]) else None
+
+    def _rearranged(self, node: Node, operation: op.Layout, way: _Way) -> _Way | None:
+        """The way with what its first value is a rearrangement of."""
+        if not is_rearranged(operation):
+            return None
+        step = Step(self.graph, self.variables, node, way.moved[0], way.axes)
+        try:
+            parts = operands(step, operation)
+        except ApartError:
+            return None
+        if parts is None or len(parts) != 1:
+            return None
+        return replace(way, moved=(parts[0].value, *way.moved), axes=parts[0].axes)
+
+    def _widened(self, operation: op.Layout, way: _Way) -> _Way | None:
+        """The way with what its first value has the first places of, along one whole axis."""
+        place, shape = first_of(operation), self.graph.sizes(operation.data[0])
+        if place is None or shape is None:
+            return None
+        axis = self.variables.current(way.axes[place])
+        if len(axis) != 1 or axis[0].name is None or self._is_tokens(axis):
+            return None
+        wide = (*way.axes[:place], (replace(axis[0], size=shape[place]),), *way.axes[place + 1 :])
+        return _Way((operation.data[0], *way.moved), wide, (way.moved[0], axis))
 
     def _is_tokens(self, axis: Axis) -> bool:
         return tuple(atom.name for atom in self.variables.current(axis)) == self.variables.names(

@@ -14,24 +14,34 @@ CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Where new rows are written in a buffer: at ``index[..., column]``, ``[S]`` or ``[B, S]``."""
+    """Where new rows are written in a buffer: what the axes of ``index`` are, ``layout`` says.
+
+    They are tokens, sequences, or have one place that serves all. With ``run`` it holds the place
+    of the first row alone; the others follow behind that. ``count`` says how many rows of the
+    buffer are read, from its front; ``None``: all. With ``first`` the buffer has room for more
+    sequences than those of the call, which are its first.
+    """
 
     index: Value
-    column: int
-    by_sequence: bool
+    layout: Layout
+    run: bool = False
+    count: Value | None = None
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CachedTensor:
     """One tensor that the model caches: ``joined = [past | new]`` along the tokens.
 
-    With ``positions`` it is a buffer instead: ``joined`` is ``past`` with new rows in those places.
+    With ``positions`` it is a buffer instead: ``written`` is ``past`` with new rows in those
+    places, and ``joined`` what is read of that.
 
     Attributes:
         past: the input of the graph, of the axes ``past_layout``.
         past_rows: what is joined with new rows: the input, moved to the axes ``layout``.
         new: what this call adds, of the axes ``new_layout``: the same, of another size.
         joined: both, of the same axes.
+        written: all of what they were joined to.
         output: what the graph returns of them, all of it.
         output_layout: the axes of that, as far as they are sequences or tokens.
         others: nodes that read rows of the past beside the one that joins them; ``None`` if none
@@ -44,6 +54,7 @@ class CachedTensor:
     past_rows: Value
     new: Value
     joined: Value
+    written: Value
     output: Value
     layout: Layout
     new_layout: Layout

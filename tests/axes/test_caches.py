@@ -62,7 +62,6 @@ def test_buffers_of_keys_and_values_become_latent_ones(put: str) -> None:
         ("packed", {"cache": "latent", "rotary_at": "read"}, "cache_not_recognized"),
         ("nothing", {"cache": "static_expanded", "bias": "key"}, "buffer_bias"),
         ("nothing", {"cache": "static_expanded", "bias": "value"}, "buffer_bias"),
-        ("nothing", {"cache": "static_expanded", "put": "heads"}, "cache_axes"),
     ],
     ids=str,
 )

@@ -287,8 +287,34 @@ class TorchBuilder:
         return self._emit(aten.expand.default, (value, sizes), name)
 
     def put(self, whole: fx.Node, places: fx.Node, rows: fx.Node, name: str) -> fx.Node:
-        """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places``, of the same shape."""
-        return self._emit(aten.scatter.src, (whole, 2, places, rows), name)
+        """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places [B or 1, 1, S, 1]``."""
+        flat = self._emit(aten.reshape.default, (places, [self.axis(places, 0), -1]), "places")
+        if self.axis(places, 0) == 1:
+            line = self._emit(aten.select.int, (flat, 0, 0), "places_of_all")
+            return self._emit(aten.index_put.default, (whole, [None, None, line], rows), name)
+        counted = self.positions(self.dimension(whole, 0), "sequences")
+        column = self._emit(aten.unsqueeze.default, (counted, 1), "sequence_column")
+        by_row = [self._emit(aten.select.int, (each, 1, 0), "rows") for each in (whole, rows)]
+        put = self._emit(aten.index_put.default, (by_row[0], [column, flat], by_row[1]), name)
+        return self._emit(aten.unsqueeze.default, (put, 1), name)
+
+    def write_rows(self, buffer: fx.Node, rows: fx.Node, start: fx.Node, name: str) -> fx.Node:
+        """``buffer [B, 1, M, X]`` with ``rows [B, 1, S, X]`` from place ``start`` on."""
+        end = self._count(operator.add, start, self.axis(rows, 2), "end")
+        return self._emit(aten.slice_scatter.default, (buffer, rows, 2, start, end), name)
+
+    def first(self, value: fx.Node, count: Sizes, axis: int, name: str) -> fx.Node:
+        """The first ``count`` places of one axis."""
+        return self._emit(aten.slice.Tensor, (value, axis, 0, count.parts[0]), name)
+
+    def put_first(self, whole: fx.Node, part: fx.Node, name: str) -> fx.Node:
+        """``whole`` with ``part`` in the place of as much of the first axis, from its front on."""
+        end = self.axis(part, 0)
+        return self._emit(aten.slice_scatter.default, (whole, part, 0, 0, end), name)
+
+    def as_count(self, number: fx.Node) -> Sizes:
+        """A number that the graph computes."""
+        return Sizes((number,))
 
     def softmax(self, value: fx.Node, name: str) -> fx.Node:
         """Softmax over the last axis."""
