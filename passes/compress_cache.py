@@ -107,8 +107,9 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
         for index, (old, added) in enumerate(zip(past, new))
     ]
     joined = tuple(each.joined for each in both)
-    site.cache = CacheSlots("split", past, new, joined, positions=positions)
-    _replace_expanded(graph, builder, site, [each.kept for each in both])
+    kept = tuple(each.kept for each in both) if positions is not None else ()
+    site.cache = CacheSlots("split", past, new, joined, positions=positions, returned=kept)
+    _replace_expanded(graph, builder, site)
     site.latent, site.rope = joined[0], joined[1] if site.rope is not None else None
     site.latent_layout, site.rope_layout = _standard_rows(site)
     site.held, site.expanded = _held(site, site.cache), None
@@ -192,9 +193,7 @@ def _moved(layout: Layout) -> dict[int, int]:
     }
 
 
-def _replace_expanded(
-    graph: Graph, builder: Builder, site: LatentAttentionSite, kept: Sequence[Value]
-) -> None:
+def _replace_expanded(graph: Graph, builder: Builder, site: LatentAttentionSite) -> None:
     """Let the attention read keys and values made anew, and the outputs return the latent rows."""
     assert site.expanded is not None and site.weights is not None and site.cache is not None
     cache, joined = site.cache, site.cache.joined
@@ -203,7 +202,9 @@ def _replace_expanded(
     keys = expanded_keys(builder, site, weights, joined[0], rope)
     values = expanded_values(builder, weights, joined[0])
     halves = (_in_original_dims(builder, site, keys), values)
-    for part, half, latent, width in zip_longest(site.expanded, halves, kept, _widths(site)):
+    for part, half, latent, width in zip_longest(
+        site.expanded, halves, cache.outputs, _widths(site)
+    ):
         _redirect_readers(graph, builder, part, cache)
         if latent is None:
             graph.remove_output(part.output)
@@ -337,7 +338,8 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> Packed:
     name = _name_for([tensor.output for tensor in held])
     shape = _declared_output(graph, held[0], c + r)
     graph.merge_outputs([tensor.output for tensor in held], both.kept, name, shape)
-    packed = CacheSlots("packed", (past,), (new,), (joined,), positions=positions)
+    kept = () if positions is None else (both.kept,)
+    packed = CacheSlots("packed", (past,), (new,), (joined,), positions=positions, returned=kept)
     for tensor in held:
         _redirect_readers(graph, builder, tensor, packed)
         rows = _as_it_was(builder, tensor, joined, halves, c)

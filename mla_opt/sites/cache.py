@@ -83,7 +83,8 @@ class CacheSlots:
     ``past_len`` valid rows before the call and ``written`` after it, of ``capacity`` if that is
     fixed. ``kept_as`` names the 16-bit type of a cache whose new rows have more bits. ``own`` are
     the tensors that the model came with. With ``positions`` they are buffers that standard
-    operators write, as the model did. Sites that read the same rows share one of these.
+    operators write, as the model did; ``returned`` is all of them then, which may be more than is
+    read. Sites that read the same rows share one of these.
     """
 
     layout: CacheLayout
@@ -96,6 +97,12 @@ class CacheSlots:
     kept_as: str | None = None
     own: bool = False
     positions: Positions | None = None
+    returned: tuple[Value, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """The outputs of the graph."""
+        return self.returned or self.joined
 
 
 @dataclass(frozen=True, slots=True)

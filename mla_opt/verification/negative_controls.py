@@ -138,7 +138,9 @@ def _heads_obstacle(model: Breakable, site: SiteRecord) -> str | None:
         return "W_UK is folded into the query projection"
     if (lost := model.lost_w_uk(site)) is not None:
         return lost
-    return "there is one head only" if model.heads(site) == 1 else None
+    if model.heads(site) == 1:
+        return "there is one head only"
+    return "all heads have the same W_UK" if model.heads_alike(site) else None
 
 
 def _heads(model: Breakable, site: SiteRecord) -> None:

@@ -33,7 +33,7 @@ class Widths:
 
 
 TINY = Widths()
-REAL = Widths(96, 2, 128, 64, 128, 512, 40, 3)
+REAL = Widths(96, 4, 128, 64, 128, 512, 40, 3)
 
 
 @dataclass(frozen=True)
@@ -196,10 +196,10 @@ def empty(way: Way, batch: int | None = None) -> tuple[Tensor, Tensor]:
     return torch.zeros(count, *key), torch.zeros(count, *value)
 
 
-def made(way: Way) -> Module:
+def made(way: Way, kind: type[Module] = Module) -> Module:
     """A module with weights that a seed gives."""
     torch.manual_seed(0)
-    module = Module(way).eval()
+    module = kind(way).eval()
     for parameter in module.parameters():
         std = 1.5 / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else 0.3
         nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=std)
@@ -218,11 +218,11 @@ def call(way: Way, batch: int, tokens: int, past: int) -> tuple[Any, ...]:
     return hidden, places
 
 
-def exported(way: Way, batch: int | None = None) -> Any:
-    """The module as torch.export has it, for any B, S and place; for one B if that is given."""
+def exported(way: Way, *, kind: type[Module] = Module, module: Module | None = None) -> Any:
+    """The module as torch.export has it, for any B, S and place."""
     free = torch.export.Dim.DYNAMIC
     tokens = 1 if way.write == "select" else 3
-    size = batch or (2 if way.some else way.widths.sequences)
+    size = 2 if way.some else way.widths.sequences
     given = call(way, size, tokens, 7)
     axes = {1: free} if tokens > 1 else {}
     if way.some or way.kept == "arguments":
@@ -238,7 +238,9 @@ def exported(way: Way, batch: int | None = None) -> Any:
         of_cache = {} if way.some else {0: free}
         shapes = (*shapes, (of_cache, of_cache))
     with torch.no_grad():
-        return torch.export.export(made(way), given, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(
+            module or made(way, kind), given, dynamic_shapes=shapes, strict=False
+        )
 
 
 __all__ = [

@@ -7,35 +7,36 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import mla_opt
-from tests.axes.buffer_modules import REAL, Way, call, empty, exported, replace
+from tests.axes.buffer_modules import REAL, Module, Way, call, empty, exported, made, replace
 
 TOLERANCE = 1e-5
 CALLS = ((4, 0), (1, 4), (30, 5), (1, 35), (3, 36))
 STEPS = ((1, 1), (1, 2), (1, 3))
 """Not from 0 on: the export says that it does not hold there."""
 
-NAIVE = (
+QUICK = (
     Way(),
+    Way(write="put", read="all", order="heads", some=False),
+    Way(write="each", read="all"),
+    Way(kept="arguments", write="copy", read="all", some=False),
+    Way("absorbed"),
+)
+
+OTHERS = (
     Way(read="all"),
     Way(order="heads"),
     Way(write="put", read="all"),
-    Way(write="put", read="all", order="heads", some=False),
     Way(write="copy", read="all", order="heads"),
     Way(write="scatter", read="all"),
     Way(write="scatter", read="all", order="heads"),
-    Way(write="each", read="all"),
     Way(write="each", read="all", order="heads"),
     Way(write="select"),
     Way(write="select", read="all", order="heads"),
     Way(kept="arguments"),
-    Way(kept="arguments", write="copy", read="all", some=False),
     Way(kept="arguments", write="each", read="all", some=False),
-)
-
-ABSORBED = (
-    Way("absorbed"),
     Way("absorbed", write="put", read="all"),
     Way("absorbed", write="scatter", read="all", kept="arguments"),
 )
@@ -74,22 +75,94 @@ def kept_width(program: Any) -> int:
     )
 
 
-def held(way: Way) -> Any:
+def held(program: Any, way: Way) -> None:
     batch = 3 if way.some or way.kept == "arguments" else way.widths.sequences
-    program = exported(way)
     result = mla_opt.optimize(program, verify=False)
     assert len(result.report.sites) == 1
     assert kept_width(result.model) == way.widths.latent + way.widths.rope
     assert worst(program, result.model, way, batch) < TOLERANCE
-    return result
 
 
-@pytest.mark.parametrize("way", [*NAIVE, *ABSORBED], ids=str)
+class Elsewhere(Module):
+    """A look-alike: values are one place further than keys."""
+
+    def put(self, part, rows, place, places, axis) -> None:
+        further = int(rows.shape[-1] == self.way.widths.value)
+        super().put(part, rows, place, places + further, axis)
+
+
+class ReadTwice(Module):
+    """A look-alike: the keys of the cache are returned, too."""
+
+    def forward(self, hidden: Tensor, place: Any, *caches: Tensor) -> Tensor:
+        made = super().forward(hidden, place, *caches)
+        return made + self.k_cache[: hidden.shape[0]].mean()
+
+
+class Added(Module):
+    """A look-alike: rows are added to what is there."""
+
+    def put(self, part, rows, place, places, axis) -> None:
+        torch.ops.aten.index_put_(part, [None, places], rows, True)
+
+
+WAYS = (*QUICK, *(pytest.param(way, marks=pytest.mark.sweep) for way in OTHERS))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_cache_that_is_changed_becomes_latent(way: Way) -> None:
-    held(way)
+    held(exported(way), way)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("way", [*QUICK, *OTHERS], ids=str)
+def test_a_decomposed_program(way: Way) -> None:
+    held(exported(way).run_decompositions(), way)
+
+
+@pytest.mark.parametrize("form", ["naive", pytest.param("absorbed", marks=pytest.mark.sweep)])
+def test_the_widths_of_released_models(form: str) -> None:
+    way = replace(Way(form), widths=REAL)
+    held(exported(way), way)
+
+
+def test_it_is_verified_from_an_empty_cache_on() -> None:
+    way = Way(write="copy", read="all", order="heads")
+    report = mla_opt.optimize(exported(way)).report
+    assert report.verification["passed"]
+    assert [change.kind for change in report.interface_changes] == ["input"] * 2 + ["output"] * 2
 
 
 @pytest.mark.parametrize("form", ["naive", "absorbed"])
-@pytest.mark.parametrize("decomposed", [False, True])
-def test_the_widths_of_released_models(form: str, decomposed: bool) -> None:
-    held(replace(Way(form), widths=REAL))
+def test_what_is_changed_in_place_is_not_packed(form: str) -> None:
+    with pytest.raises(mla_opt.RefusedError, match="in place"):
+        mla_opt.optimize(exported(Way(form)), cache="packed", verify=False)
+
+
+def codes(program: Any) -> list[str]:
+    with pytest.raises(mla_opt.NothingMatchedError) as refused:
+        mla_opt.optimize(program, verify=False)
+    return [refusal.code for refusal in refused.value.report.refusals]
+
+
+def test_a_cache_with_rows_in_it_stays() -> None:
+    way = Way()
+    module = made(way)
+    module.k_cache[:, 3] = 1.0
+    assert codes(exported(way, module=module)) == ["cache_in_place"]
+
+
+def test_a_graph_module_keeps_what_it_changes() -> None:
+    assert codes(exported(Way(kept="arguments")).module()) == ["cache_in_place"]
+
+
+def test_rows_of_keys_and_values_in_different_places_are_no_rows() -> None:
+    assert codes(exported(Way(write="put", read="all"), kind=Elsewhere)) == ["cache_positions"]
+
+
+def test_a_cache_that_is_read_twice_stays() -> None:
+    assert codes(exported(Way(), kind=ReadTwice)) == ["cache_read_twice"]
+
+
+def test_rows_that_are_added_to_others_are_none() -> None:
+    assert codes(exported(Way(write="put", read="all"), kind=Added)) == ["tokens_apart"]

@@ -127,7 +127,7 @@ class _Drawing:
             drawn = ir.node(contract.OP_TYPE, inputs, domain=contract.DOMAIN, outputs=outputs)
         else:
             name = _NAMES.get(operator_name(node))
-            operands = [self.value(each) for each in node.all_input_nodes if is_tensor(each)]
+            operands = [self.value(each) for each in _read(node) if is_tensor(each)]
             kind, domain = (name, "") if name else (_word(node), _OPAQUE_DOMAIN)
             drawn = ir.node(kind, operands, domain=domain, outputs=outputs)
         self.nodes.append(drawn)
@@ -151,6 +151,14 @@ class _Drawing:
         for part in _parts(node):
             inner = results[cast(int, part.args[1])]
             self.nodes.append(ir.node("Identity", [self.value(inner)], outputs=[self.value(part)]))
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """What a node reads; of indices the last, which says the places on the axis of tokens."""
+    if operator_name(node) != "index_put":
+        return node.all_input_nodes
+    whole, indices, rows = node.args[:3]
+    return [each for each in (whole, indices[-1], rows) if isinstance(each, fx.Node)]  # type: ignore[index]
 
 
 def _second_branch(node: fx.Node, module: torch.nn.Module) -> fx.GraphModule | None:

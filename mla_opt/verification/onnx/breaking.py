@@ -49,6 +49,14 @@ class BreakableOnnx:
         shape = self._initializer(site).shape
         return shape[0] if shape is not None and isinstance(shape[0], int) else None
 
+    def heads_alike(self, site: SiteRecord) -> bool:
+        """Whether the stored W_UK is one matrix, over and over."""
+        weight = None if site.kv_b is not None else self._initializer(site).const_value
+        if weight is None:
+            return False
+        array = weight.numpy()
+        return bool((array == array[:1]).all())
+
     def scale_query(self, site: SiteRecord, factor: float) -> None:
         """Multiply the absorbed query."""
 

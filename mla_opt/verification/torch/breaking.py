@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.torch.lifted_program import LiftedProgram
+from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_real
 from mla_opt.graphs.torch.order import in_order
 from mla_opt.verification.site_records import METADATA_KEY, SiteRecord
 
@@ -40,6 +40,11 @@ class BreakableProgram:
     def heads(self, site: SiteRecord) -> int | None:
         """H of the stored W_UK."""
         return int(self.program.stored[self._weight(site)].tensor.shape[0])
+
+    def heads_alike(self, site: SiteRecord) -> bool:
+        """Whether the stored W_UK is one matrix, over and over."""
+        weight = self.program.stored[self._weight(site)].tensor
+        return is_real(weight) and bool((weight == weight[:1]).all())
 
     def scale_query(self, site: SiteRecord, factor: float) -> None:
         """Multiply the absorbed query."""
