@@ -90,9 +90,21 @@ def _left_alone(site: LatentAttentionSite) -> Refusal:
         site.name,
         CACHE_NOT_RECOGNIZED,
         f"its cache stays as it is: {site.not_held}",
-        remedy="cache c_kv after its norm and k_pe after rotary embedding, join past and new rows"
-        " along the tokens, and return them; or keep the cache as it is (cache 'keep')",
+        remedy=_REMEDY_OF_BUFFERS if _is_buffer(site) else _REMEDY,
     )
+
+
+_REMEDY = (
+    "cache c_kv after its norm and k_pe after rotary embedding, join past and new rows along the"
+    " tokens, and return them; or keep the cache as it is (cache 'keep')"
+)
+_REMEDY_OF_BUFFERS = (
+    "keep the buffer as it is (cache 'keep'), or export the model with a cache that grows"
+)
+
+
+def _is_buffer(site: LatentAttentionSite) -> bool:
+    return any(tensor.positions is not None for tensor in site.held)
 
 
 def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
