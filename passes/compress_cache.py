@@ -14,22 +14,28 @@ stay such: new rows are put in the same places.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
 
+from mla_opt.emission.cache_interface import (
+    declared_output,
+    moved_axes,
+    redirect_readers,
+    rows_input,
+)
 from mla_opt.emission.cached import with_new_rows
 from mla_opt.emission.expanded import expanded_keys, expanded_values
 from mla_opt.emission.layout import restored
 from mla_opt.emission.operands import as_rows, new_rows, store_weights
 from mla_opt.errors import CACHE_NOT_RECOGNIZED, PassError, Refusal
-from mla_opt.graphs.protocol import Builder, Graph, Size
+from mla_opt.graphs.protocol import Builder, Graph
 from mla_opt.handles import Value
 from mla_opt.matching.exposed_keys import exposed_sites
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CachedTensor, CacheSlots, LatentAttentionSite
-from mla_opt.sites.layout import KEYS, Layout, Part, Role
+from mla_opt.sites.layout import KEYS, Layout, Part
 
 _SEPARATORS = "._/"
 
@@ -170,7 +176,7 @@ def _latent_inputs(graph: Graph, site: LatentAttentionSite) -> tuple[Value, ...]
     latent = _latent_input(graph, keys, site.latent)
     if site.rope is not None:
         return latent, _latent_input(graph, values, site.rope)
-    graph.remove_input(values.past, like=latent, moved=_moved(values.past_layout))
+    graph.remove_input(values.past, like=latent, moved=moved_axes(values.past_layout))
     return (latent,)
 
 
@@ -178,31 +184,7 @@ def _latent_input(graph: Graph, part: CachedTensor, rows: Value) -> Value:
     """The input that takes the place of an expanded cache: ``[B, 1, P, width of the rows]``."""
     shape = graph.example_shape(rows)
     assert shape is not None
-    return _rows_input(graph, part, part.past.name or "", shape[-1])
-
-
-def _rows_input(graph: Graph, part: CachedTensor, name: str, width: int) -> Value:
-    """The input ``[B, 1, P, width]`` in the place of one of any axes."""
-    shape = _declared(graph.declared_shape(part.past), part.past_layout, width)
-    return graph.replace_input(part.past, name, shape, moved=_moved(part.past_layout))
-
-
-def _declared(
-    declared: Sequence[int | str | None], layout: Layout, width: int
-) -> tuple[int | str | None, ...]:
-    """``[B, 1, T, width]`` in the words of what was declared of other axes."""
-    counted = {axis[0].role: size for axis, size in zip(layout, declared) if len(axis) == 1}
-    return counted.get("batch", 1), 1, counted.get("key"), width
-
-
-def _moved(layout: Layout) -> dict[int, int]:
-    """Which axis of ``[B, 1, T, X]`` counts what an axis of another layout did."""
-    counted: dict[Role, int] = {"batch": 0, "key": 2}
-    return {
-        place: counted[axis[0].role]
-        for place, axis in enumerate(layout)
-        if axis and axis[0].role in counted
-    }
+    return rows_input(graph, part, part.past.name or "", shape[-1])
 
 
 def _replace_expanded(graph: Graph, builder: Builder, site: LatentAttentionSite) -> None:
@@ -217,41 +199,12 @@ def _replace_expanded(graph: Graph, builder: Builder, site: LatentAttentionSite)
     for part, half, latent, width in zip_longest(
         site.expanded, halves, cache.outputs, _widths(site)
     ):
-        _redirect_readers(graph, builder, part, cache)
+        redirect_readers(graph, builder, part, cache)
         if latent is None:
             graph.remove_output(part.output)
         else:
-            graph.replace_output(part.output, latent, _declared_output(graph, part, width))
+            graph.replace_output(part.output, latent, declared_output(graph, part, width))
         graph.replace(part.joined, restored(builder, half, part.layout, KEYS, "as_it_was"))
-
-
-def _redirect_readers(
-    graph: Graph, builder: Builder, part: CachedTensor, cache: CacheSlots
-) -> None:
-    """Let those who read the shape of joined rows count past and new rows.
-
-    What joins them will be the operator, which may read a mask that is made from that shape.
-    """
-    past, new, positions = cache.past[0], cache.new[0], cache.positions
-    batch: Size = ((new if positions is not None and positions.first else past, 0),)
-    rows: Size = ((past, 2),) if positions is not None else ((past, 2), (new, 2))
-    read = rows
-    if positions is not None and positions.count is not None and graph.shape_readers(part.joined):
-        read = ((builder.as_count(positions.count), None),)
-    for value, count in {part.written: rows, part.joined: read}.items():
-        _redirect(graph, value, part.layout, {"batch": batch, "key": count})
-
-
-def _redirect(graph: Graph, value: Value, layout: Layout, counted: Mapping[Role, Size]) -> None:
-    shape, readers = graph.example_shape(value), graph.shape_readers(value)
-    if not readers or shape is None:
-        return
-    sizes: list[Size] = [
-        counted[axis[0].role] if axis and axis[0].role in counted else size
-        for axis, size in zip(layout, shape)
-    ]
-    for reader in readers:
-        graph.replace_shape(reader, sizes)
 
 
 def _in_original_dims(builder: Builder, site: LatentAttentionSite, keys: Value) -> Value:
@@ -266,14 +219,6 @@ def _in_original_dims(builder: Builder, site: LatentAttentionSite, keys: Value) 
     if weights.key_scale == 1.0:
         return by_token
     return builder.scaled(by_token, weights.key_scale, by_token, "keys_scaled")
-
-
-def _declared_output(
-    graph: Graph, part: CachedTensor, width: int
-) -> tuple[int | str | None, ...] | None:
-    """``[B, 1, T, width]`` in the words of the output that was; ``None`` if it declares nothing."""
-    declared = graph.declared_shape(part.output)
-    return _declared(declared, part.output_layout, width) if declared else None
 
 
 Packed = tuple[CacheSlots, tuple[Value, ...]]
@@ -348,12 +293,12 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> Packed:
     joined = both.joined
     halves = builder.split(joined, (c, r), 3, ("c_kv", "k_pe")) if r else (joined,)
     name = _name_for([tensor.output for tensor in held])
-    shape = _declared_output(graph, held[0], c + r)
+    shape = declared_output(graph, held[0], c + r)
     graph.merge_outputs([tensor.output for tensor in held], both.kept, name, shape)
     kept = () if positions is None else (both.kept,)
     packed = CacheSlots("packed", (past,), (new,), (joined,), positions=positions, returned=kept)
     for tensor in held:
-        _redirect_readers(graph, builder, tensor, packed)
+        redirect_readers(graph, builder, tensor, packed)
         rows = _as_it_was(builder, tensor, joined, halves, c)
         graph.replace(tensor.joined, restored(builder, rows, tensor.layout, KEYS, "as_it_was"))
     return packed, halves
@@ -362,9 +307,9 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> Packed:
 def _packed_input(graph: Graph, held: Sequence[CachedTensor], width: int) -> Value:
     first, *others = held
     name = _name_for([tensor.past for tensor in held])
-    past = _rows_input(graph, first, name, width)
+    past = rows_input(graph, first, name, width)
     for other in others:
-        graph.remove_input(other.past, like=past, moved=_moved(other.past_layout))
+        graph.remove_input(other.past, like=past, moved=moved_axes(other.past_layout))
     return past
 
 

@@ -47,6 +47,7 @@ class Way:
         order: `tokens` or `heads` first.
         kept: in `buffers`, or in `arguments`.
         some: whether there is room for more sequences than a call has.
+        pairs: the rotary embedding turns them as `complex` numbers, or `real` ones, as ONNX has it.
     """
 
     form: str = "naive"
@@ -55,6 +56,7 @@ class Way:
     order: str = "tokens"
     kept: str = "buffers"
     some: bool = True
+    pairs: str = "complex"
     widths: Widths = TINY
 
     @property
@@ -100,7 +102,13 @@ class Module(nn.Module):
         return self.o_proj(context.flatten(2))
 
     def turned(self, value: Tensor, places: Tensor) -> Tensor:
-        """Rotary embedding `[B, S, H, R]`, pairs as complex numbers."""
+        """Rotary embedding `[B, S, H, R]` of pairs."""
+        if self.way.pairs == "real":
+            cos, sin = self.turns[places].unsqueeze(-3).unbind(-1)
+            first, second = value.unflatten(-1, (-1, 2)).unbind(-1)
+            return torch.stack(
+                [first * cos - second * sin, first * sin + second * cos], dim=-1
+            ).flatten(-2)
         turns = torch.view_as_complex(self.turns)[places].unsqueeze(-2)
         pairs = torch.view_as_complex(value.float().unflatten(-1, (-1, 2)).clone())
         return torch.view_as_real(pairs * turns).flatten(-2).type_as(value)
