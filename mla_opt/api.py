@@ -96,7 +96,8 @@ def optimize(
             them into their neighbours, ``auto`` asks the cost model, ``none`` only rebuilds the
             attention without what its exporter added.
         cache: ``keep``, ``packed`` or ``static[:CAPACITY]``.
-        cache_type: ``float16`` or ``bfloat16`` keeps the rows of a float32 model in 16 bits.
+        cache_type: ``float16`` or ``bfloat16`` keeps the rows of a float32 model in 16 bits,
+            ``int8`` or ``fp8`` in 8, with a scale for each 128 numbers; not with cache ``keep``.
         prefill: the form for long queries; ``auto`` chooses at run time.
         verify: run both models and compare before returning.
         passes: names of passes to run instead of the default ones.
@@ -128,7 +129,7 @@ def optimize(
         keep_activation_quantization,
         weights,
     )
-    opened = subject(model, target)
+    opened = subject(model, target, options.least_opset)
     opened.check(options)
     graph = opened.graph
     with ThreadPoolExecutor(1) as aside:  # hashing a large file takes as long as the passes
@@ -229,13 +230,17 @@ def _narrate(
 
 def _report(opened: Subject, records: Sequence[PassRecord], options: Options) -> OptimizationReport:
     before, after = opened.interfaces()
+    sites = tuple(_site(opened.graph, site) for site in opened.graph.sites)
     return OptimizationReport(
         options=options.as_dict(),
-        sites=tuple(_site(opened.graph, site) for site in opened.graph.sites),
+        sites=sites,
         refusals=tuple(each for record in records for each in record.result.refusals),
         passes=tuple(_pass(record) for record in records),
         interface_changes=interface_changes(before, after),
-        notes=tuple(each for record in records for each in record.result.warnings),
+        notes=(
+            *(each for record in records for each in record.result.warnings),
+            *opened.cautions({site.dtype for site in sites}),
+        ),
     )
 
 

@@ -15,8 +15,12 @@ from mla_opt.sites import PrefillForm
 
 Target = Literal["onnxruntime", "portable", "tensorrt"]
 Phase = Literal["prefill", "decode"]
-CacheType = Literal["keep", "float16", "bfloat16"]
+CacheType = Literal["keep", "float16", "bfloat16", "int8", "fp8"]
 Weights = Literal["float", "keep"]
+#: TensorScatter is there since 24, Attention since 23, 8-bit floats since 19, CastLike since 15.
+TENSORRT_OPSET = 24
+OPSET_OF_CODES = {"int8": 15, "fp8": 19}
+
 Absorb = Literal["auto", "factored", "fold-q", "fold-o", "fold", "none"]
 
 
@@ -30,7 +34,8 @@ class Options:
         absorb: what becomes of W_UK and W_UV; ``auto`` asks the cost model.
         cache: ``keep``, ``packed``, ``static`` or ``static:ROWS``; 8k rows are 8192.
         prefill: the form for long queries.
-        cache_type: what the rows of a float32 model's cache are rounded to.
+        cache_type: what the rows of a float32 model's cache are rounded to; ``int8`` and ``fp8``
+            (e4m3) keep c_kv in codes with scales, and k_pe in bfloat16.
         passes: names of passes to run instead of the default ones.
         phase: which of the two graphs, for ``tensorrt``.
         keep_activation_quantization: whether an attention whose activations are quantized is
@@ -69,6 +74,8 @@ class Options:
             raise InputError("cache static needs absorbed attention; absorb is 'none'")
         if self.cache_type != "keep" and self.absorb == "none":
             raise InputError(f"cache type {self.cache_type} needs absorbed attention, not 'none'")
+        if self.is_quantized:
+            self._check_quantized()
         self._check_prefill()
         self._check_weights()
         if self.target == "tensorrt":
@@ -91,6 +98,24 @@ class Options:
         if self.prefill == "absorbed" and self.absorb == "none":
             raise InputError("prefill absorbed needs absorbed attention; absorb is 'none'")
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the rows of the cache become codes with scales."""
+        return self.cache_type in ("int8", "fp8")
+
+    def _check_quantized(self) -> None:
+        """Two tensors in the place of the model's own, which every call attends to as they are."""
+        if self.cache_mode()[0] == "keep":
+            raise InputError(
+                f"cache type {self.cache_type} needs cache packed or static: scales have no place"
+                " in the model's own cache, which keep leaves as it is"
+            )
+        if self.prefill == "expanded" and self.weights != "keep":
+            raise InputError(
+                f"prefill expanded is not for cache type {self.cache_type}, whose rows are attended"
+                " to as they are, absorbed; use weights keep, or prefill auto"
+            )
+
     def _check_weights(self) -> None:
         if self.weights == "float":
             return
@@ -109,6 +134,13 @@ class Options:
                 " precision of the engine"
             )
 
+    @property
+    def least_opset(self) -> int:
+        """The opset that has what the target and the type of the cache need; 0: any."""
+        if self.target == "tensorrt":
+            return TENSORRT_OPSET
+        return OPSET_OF_CODES.get(self.cache_type, 0)
+
     def cache_mode(self) -> tuple[str, int | None]:
         """The cache mode, and the capacity where one is given."""
         try:
@@ -124,7 +156,8 @@ class Options:
             names = passes.names(
                 portable=self.target == "portable",
                 static=static,
-                narrow=self.cache_type != "keep",
+                narrow=self.cache_type in ("float16", "bfloat16"),
+                quantize=self.is_quantized,
                 hold_weights=self.weights == "keep",
                 tensorrt=self.phase if self.target == "tensorrt" else None,
             )
@@ -140,10 +173,12 @@ class Options:
                 "absorb": "factored" if expands or self.weights == "keep" else self.absorb,
                 "prefill": "absorbed" if self.weights == "keep" else self.prefill,
                 "in_place": mode == "static",
+                "quantized": self.is_quantized,
             },
             "check_roundings": {"keep": self.keep_activation_quantization},
             "compress_cache": {"mode": mode},
-            "narrow_cache": {"cache_type": self.cache_type},
+            "narrow_cache": {"cache_type": "keep" if self.is_quantized else self.cache_type},
+            "quantize_cache": {"cache_type": self.cache_type if self.is_quantized else "keep"},
             "hold_weights": {"prefill": self.prefill},
             "write_cache_in_place": {
                 "capacity": capacity,

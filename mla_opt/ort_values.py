@@ -1,7 +1,7 @@
 """Tensors between NumPy and ONNX Runtime, bfloat16 and floats of 8 bits among them.
 
 ONNX Runtime's Python interface knows no NumPy types for these: their tensors are made from their
-bits, and those of bfloat16 are read by their address.
+bits, and read by their address.
 """
 
 from __future__ import annotations
@@ -59,10 +59,12 @@ def aligned(array: Array) -> Array:
 
 def from_ort_value(value: ort.OrtValue) -> Array:
     """Return a copy of a tensor on the CPU."""
-    if value.element_type() != onnx.TensorProto.BFLOAT16:
+    kinds = {number: kind for kind, number in BY_BITS.items()}
+    kind = kinds.get(value.element_type())
+    if kind is None:
         array: Array = value.numpy()
         return array
     shape = value.shape()
-    size = BFLOAT16.itemsize * int(np.prod(shape))
+    size = kind.itemsize * int(np.prod(shape))
     data = ctypes.string_at(value.data_ptr(), size) if size else b""
-    return np.frombuffer(data, BFLOAT16).reshape(shape)
+    return np.frombuffer(data, kind).reshape(shape)

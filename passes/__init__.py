@@ -11,13 +11,14 @@
 9. `release_shapes`: let nothing be computed only for its shape to be read
 10. `fuse_cache_append`: let the operator append to the cache
 11. `narrow_cache`: on request, keep the rows of the cache in 16 bits
-12. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
-13. `write_cache_in_place`: for static caches, buffers that are written in place
-14. `hold_weights`: on request, one operator that holds W_UK and W_UV as the model stores them
-15. `lower_to_standard_ops`: for the portable target, no custom operator is left
-16. `lower_to_tensorrt`: for engines, the prefill or the decode graph
-17. `put_back_roundings`: quantize activations again outside of what was rewritten
-18. `clean_up`: drop what nothing reads any more
+12. `quantize_cache`: on request, keep them in 8 bits, with scales
+13. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
+14. `write_cache_in_place`: for static caches, buffers that are written in place
+15. `hold_weights`: on request, one operator that holds W_UK and W_UV as the model stores them
+16. `lower_to_standard_ops`: for the portable target, no custom operator is left
+17. `lower_to_tensorrt`: for engines, the prefill or the decode graph
+18. `put_back_roundings`: quantize activations again outside of what was rewritten
+19. `clean_up`: drop what nothing reads any more
 
 Passes of other packages are found through the entry-point group ``mla_opt.passes``.
 """
@@ -49,6 +50,7 @@ BUILT_IN: dict[str, str] = {
     "release_shapes": "ReleaseShapes",
     "fuse_cache_append": "FuseCacheAppend",
     "narrow_cache": "NarrowCache",
+    "quantize_cache": "QuantizeCache",
     "add_prefill_branch": "AddPrefillBranch",
     "write_cache_in_place": "WriteCacheInPlace",
     "hold_weights": "HoldWeights",
@@ -96,6 +98,7 @@ def names(
     portable: bool = False,
     static: bool = False,
     narrow: bool = False,
+    quantize: bool = False,
     hold_weights: bool = False,
     tensorrt: Literal["prefill", "decode"] | None = None,
 ) -> Sequence[str]:
@@ -110,5 +113,6 @@ def names(
         "hold_weights": hold_weights,
         "write_cache_in_place": static and tensorrt != "prefill",
         "narrow_cache": narrow,
+        "quantize_cache": quantize,
     }
     return [name for name in BUILT_IN if optional.get(name, True)]

@@ -24,12 +24,16 @@ _UNFOLDED = "nothing between the attention and the projection but layout; or for
 
 @dataclass(frozen=True)
 class ChooseForm(Pass):
-    """Set form and prefill form of every site; ``in_place`` when caches will be buffers."""
+    """Set form and prefill form of every site.
+
+    ``in_place`` when caches will be buffers, ``quantized`` when their rows will be of 8 bits.
+    """
 
     name: ClassVar[str] = "choose_form"
     absorb: AbsorbChoice = "auto"
     prefill: PrefillForm = "auto"
     in_place: bool = False
+    quantized: bool = False
 
     def requires(self, graph: Graph) -> None:
         """Every site has its geometry."""
@@ -40,7 +44,7 @@ class ChooseForm(Pass):
         """Decide; nothing is rewritten."""
         refusals = [each for site in graph.sites for each in self._decide(graph, site)]
         notes = {f"{site.form}: {site.form_reason}" for site in graph.sites}
-        if self.in_place:
+        if self.in_place or self.quantized:
             notes |= {f"prefill {site.prefill}: {site.prefill_reason}" for site in graph.sites}
         return PassResult(len(graph.sites), 0, tuple(refusals), tuple(sorted(notes)))
 
@@ -68,6 +72,8 @@ class ChooseForm(Pass):
             return "expanded", "asked not to absorb"
         if self.in_place:
             return "absorbed", "a static cache is attended to as it is, so prompts are absorbed"
+        if self.quantized:
+            return "absorbed", "rows of 8 bits are attended to as they are, so prompts are absorbed"
         if site.form != "factored" and self.prefill != "absorbed":
             return "absorbed", "folded weights cannot be expanded again without storing them twice"
         if self.prefill != "auto":

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
 
@@ -34,7 +35,7 @@ from mla_opt.graphs.protocol import Builder, Graph
 from mla_opt.handles import Value
 from mla_opt.matching.exposed_keys import exposed_sites
 from mla_opt.pipeline import Pass, PassResult
-from mla_opt.sites import CachedTensor, CacheSlots, LatentAttentionSite
+from mla_opt.sites import CachedTensor, CacheSlots, LatentAttentionSite, LatentRows
 from mla_opt.sites.layout import KEYS, Layout, Part
 
 _SEPARATORS = "._/"
@@ -119,17 +120,16 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     builder = graph.builder(site.core.first, f"{site.name}/mla")
     new = new_rows(builder, site)
     past = _latent_inputs(graph, site)
-    positions = site.expanded[0].positions
+    widths, positions = _widths(site), site.expanded[0].positions
     both = [
-        with_new_rows(builder, old, added, positions, f"cache_{index}")
-        for index, (old, added) in enumerate(zip(past, new))
+        with_new_rows(builder, old, added, width, positions, f"cache_{index}")
+        for index, (old, added, width) in enumerate(zip(past, new, widths))
     ]
     joined = tuple(each.joined for each in both)
     kept = tuple(each.kept for each in both) if positions is not None else ()
     site.cache = CacheSlots("split", past, new, joined, positions=positions, returned=kept)
     _replace_expanded(graph, builder, site)
-    site.latent, site.rope = joined[0], joined[1] if site.rope is not None else None
-    site.latent_layout, site.rope_layout = _standard_rows(site)
+    _use_rows(site, joined if site.rope is not None else joined[:1])
     site.held, site.expanded = _held(site, site.cache), None
 
 
@@ -148,9 +148,10 @@ def _widths(site: LatentAttentionSite) -> tuple[int, int]:
     return site.weights.w_uk.shape[2], len(site.weights.rope_dims)
 
 
-def _standard_rows(site: LatentAttentionSite) -> tuple[Layout, Layout | None]:
-    """Layouts of ``[B, 1, T, X]``."""
-    return ROWS_OF_CACHE, None if site.rope is None else ROWS_OF_CACHE
+def _use_rows(site: LatentAttentionSite, halves: Sequence[Value]) -> None:
+    """Let a site read ``c_kv`` and, if there is one, ``k_pe`` as ``[B, 1, T, X]``."""
+    site.latents = (LatentRows(halves[0], ROWS_OF_CACHE),)
+    site.rope, site.rope_layout = (halves[1], ROWS_OF_CACHE) if len(halves) == 2 else (None, None)
 
 
 def _held(site: LatentAttentionSite, cache: CacheSlots) -> tuple[CachedTensor, ...]:
@@ -164,8 +165,8 @@ def _share(site: LatentAttentionSite, owner: LatentAttentionSite) -> None:
     """Let a site whose layer reads another's keys and values read its rows as well."""
     assert site.expanded is not None
     site.cache, site.held = owner.cache, owner.held
-    site.latent, site.rope = owner.latent, owner.rope
-    site.latent_layout, site.rope_layout = owner.latent_layout, owner.rope_layout
+    site.latents = owner.latents
+    site.rope, site.rope_layout = owner.rope, owner.rope_layout
     site.expanded = None
 
 
@@ -173,18 +174,12 @@ def _latent_inputs(graph: Graph, site: LatentAttentionSite) -> tuple[Value, ...]
     """Inputs in the place of the expanded caches; none for the values' when R is 0."""
     assert site.expanded is not None
     keys, values = site.expanded
-    latent = _latent_input(graph, keys, site.latent)
+    c, r = _widths(site)
+    latent = rows_input(graph, keys, keys.past.name or "", c)
     if site.rope is not None:
-        return latent, _latent_input(graph, values, site.rope)
+        return latent, rows_input(graph, values, values.past.name or "", r)
     graph.remove_input(values.past, like=latent, moved=moved_axes(values.past_layout))
     return (latent,)
-
-
-def _latent_input(graph: Graph, part: CachedTensor, rows: Value) -> Value:
-    """The input that takes the place of an expanded cache: ``[B, 1, P, width of the rows]``."""
-    shape = graph.example_shape(rows)
-    assert shape is not None
-    return rows_input(graph, part, part.past.name or "", shape[-1])
 
 
 def _replace_expanded(graph: Graph, builder: Builder, site: LatentAttentionSite) -> None:
@@ -246,8 +241,7 @@ class _Packing:
             self.done[site.held] = _pack_one(self.graph, site)
             self.taken.update((tensor.joined, site.held) for tensor in site.held)
         site.cache, halves = self.done[site.held]
-        site.latent, site.rope = halves[0], halves[1] if len(halves) == 2 else None
-        site.latent_layout, site.rope_layout = _standard_rows(site)
+        _use_rows(site, halves)
         site.held = _tensors(site.cache, (tuple(range(sum(_widths(site)))),))
         return True
 
@@ -289,7 +283,7 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> Packed:
     past = _packed_input(graph, held, c + r)
     new = _packed_rows(builder, held)
     positions = held[0].positions
-    both = with_new_rows(builder, past, new, positions, "cache")
+    both = with_new_rows(builder, past, new, c + r, positions, "cache")
     joined = both.joined
     halves = builder.split(joined, (c, r), 3, ("c_kv", "k_pe")) if r else (joined,)
     name = _name_for([tensor.output for tensor in held])
@@ -346,10 +340,10 @@ def _name_for(values: Sequence[Value]) -> str:
 
 
 def packed_name(names: list[str]) -> str:
-    """Name of the tensor of both halves: ``past.0.keys, past.0.values -> past.0.latent``."""
-    first, second = names
-    prefix = _shared_beginning(first, second)
-    suffix = _shared_beginning(first[::-1], second[::-1])[::-1]
+    """Name of the tensor of all parts: ``past.0.keys, past.0.values -> past.0.latent``."""
+    first = names[0]
+    prefix = reduce(_shared_beginning, names)
+    suffix = reduce(_shared_beginning, [name[::-1] for name in names])[::-1]
     start = max(prefix.rfind(separator) for separator in _SEPARATORS) + 1
     end = min((suffix.find(s) for s in _SEPARATORS if s in suffix), default=len(suffix))
     if not start and end == len(suffix):

@@ -25,6 +25,7 @@ from mla_opt.graphs.protocol import EXAMPLE, Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.attention_core import attention_cores
 from mla_opt.matching.core_axes import ReadCore
+from mla_opt.matching.fused_core import adds_own_rows
 from mla_opt.matching.latent_region import latent_site
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.summed_products import summed_products
@@ -84,12 +85,19 @@ def _draft(graph: Graph) -> None:
             graph.drafts.append(draft_one_product(graph, summed))
         for node in graph.nodes():
             fused = graph.operation(node)
-            if isinstance(fused, op.FusedAttention) and fused.past and not fused.unsupported:
-                graph.drafts.append(draft_written_out(graph, node, fused, fused.past))
+            if isinstance(fused, op.FusedAttention) and _can_be_written_out(graph, fused):
+                graph.drafts.append(draft_written_out(graph, node, fused))
     except MlaOptError:
         pass  # a type is not known: what is left is refused for being no single product
     if graph.drafts:
         graph.refresh()
+
+
+def _can_be_written_out(graph: Graph, fused: op.FusedAttention) -> bool:
+    """Whether an attention with a cache of its own does nothing that operators cannot say."""
+    if fused.past is None or fused.unsupported:
+        return False
+    return not fused.causal or adds_own_rows(graph, fused)
 
 
 def _undrafted(graph: Graph) -> list[ReadCore]:
@@ -156,7 +164,7 @@ def _latent_cache(graph: Graph, site: LatentAttentionSite) -> CacheSlots | None:
     """The model's own cache, if the operator can append to that as it is."""
     held = site.held
     places = [place for tensor in held for place in tensor.places]
-    in_order = places == list(range(len(places)))
+    in_order = places == list(range(len(places))) and _is_cut(site, held)
     buffers = any(tensor.positions is not None for tensor in held)
     if (
         not held
@@ -168,6 +176,12 @@ def _latent_cache(graph: Graph, site: LatentAttentionSite) -> CacheSlots | None:
     past, new, joined = zip(*((each.past, each.new, each.joined) for each in held))
     layout: CacheLayout = "packed" if len(held) == 1 else "split"
     return CacheSlots(layout, past=past, new=new, joined=joined, own=True)
+
+
+def _is_cut(site: LatentAttentionSite, held: Sequence[CachedTensor]) -> bool:
+    """Whether the rows are in one tensor, or in two of which the second has ``k_pe``."""
+    latent = sum(part.width for part in site.latents)
+    return len(held) == 1 or (len(held) == 2 and len(held[0].places) == latent)
 
 
 def _is_operand(graph: Graph, tensor: CachedTensor) -> bool:

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 from mla_opt.errors import InputError, PassError, Refusal
 from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Value
 from mla_opt.passes.fuse_cache_append import append_in_operator
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite
@@ -31,7 +32,7 @@ class NarrowCache(Pass):
 
     def requires(self, graph: Graph) -> None:
         """Every cache is handed to the operator."""
-        if any(not site.fused for site in _cached(graph)):
+        if any(not site.fused for site in cached(graph)):
             raise PassError("a site does not append to its cache yet; run fuse_cache_append first")
 
     def run(self, graph: Graph) -> PassResult:
@@ -42,26 +43,29 @@ class NarrowCache(Pass):
         """
         if self.cache_type == "keep":
             return PassResult(len(graph.sites))
-        sites = _cached(graph)
+        sites = cached(graph)
         for cache in {id(site.cache): site.cache for site in sites}.values():
             assert cache is not None
             _narrow(graph, cache, self.cache_type)
         for site in sites:
-            _check_query(graph, site)
+            check_query(graph, site)
             append_in_operator(graph, site)
-        others = tuple(_left_alone(site) for site in graph.sites if _has_another_cache(site))
+        others = tuple(left_alone(site) for site in graph.sites if has_another_cache(site))
         return PassResult(len(graph.sites), len(sites), others)
 
 
-def _cached(graph: Graph) -> list[LatentAttentionSite]:
+def cached(graph: Graph) -> list[LatentAttentionSite]:
+    """The sites whose operator appends to their cache."""
     return [site for site in graph.sites if site.can_append]
 
 
-def _has_another_cache(site: LatentAttentionSite) -> bool:
+def has_another_cache(site: LatentAttentionSite) -> bool:
+    """Whether a site has a cache that no operator appends to."""
     return not site.only_new_rows and not site.can_append
 
 
-def _left_alone(site: LatentAttentionSite) -> Refusal:
+def left_alone(site: LatentAttentionSite) -> Refusal:
+    """Say that such a cache keeps its type."""
     return Refusal(
         site.name,
         "cache_type_kept",
@@ -70,7 +74,7 @@ def _left_alone(site: LatentAttentionSite) -> Refusal:
     )
 
 
-def _check_query(graph: Graph, site: LatentAttentionSite) -> None:
+def check_query(graph: Graph, site: LatentAttentionSite) -> None:
     """The operator takes float32 queries with narrow caches; also makes their type known."""
     assert site.operands is not None
     kind = graph.dtype(site.operands.query_nope).name
@@ -78,15 +82,24 @@ def _check_query(graph: Graph, site: LatentAttentionSite) -> None:
         raise PassError(f"{site.name} has {kind} queries, but float32 caches")
 
 
+def check_float32(graph: Graph, past: Value, cache_type: str) -> None:
+    """A cache of fewer bits stays as it is.
+
+    Raises:
+        InputError: it has fewer, or more.
+    """
+    kept = graph.dtype(past).name
+    if kept != "float32":
+        raise InputError(
+            f"cache input {past.name!r} is {kept}: only float32 caches can be kept as"
+            f" {cache_type} (cache type 'keep')"
+        )
+
+
 def _narrow(graph: Graph, cache: CacheSlots, cache_type: str) -> None:
     """Put inputs of the type in the place of the cache's."""
     for past in cache.past:
-        kept = graph.dtype(past).name
-        if kept != "float32":
-            raise InputError(
-                f"cache input {past.name!r} is {kept}: only float32 caches can be kept as"
-                f" {cache_type} (cache type 'keep')"
-            )
+        check_float32(graph, past, cache_type)
     cache.past = tuple(
         graph.replace_input(past, past.name or "", graph.declared_shape(past), cache_type)
         for past in cache.past

@@ -47,7 +47,7 @@ class WriteCacheInPlace(Pass):
         for site in _cached(graph):
             if not site.fused or site.prefill != "absorbed":
                 raise PassError(f"{site.name} does not append to its cache in one operator")
-            if site.cache is not None and len(site.cache.past) != 1:
+            if site.cache is not None and len(site.cache.past) != _tensors_of(site.cache):
                 raise PassError(f"{site.name} keeps its cache in two tensors; pack it first")
 
     def run(self, graph: Graph) -> PassResult:
@@ -60,6 +60,11 @@ class WriteCacheInPlace(Pass):
 
 def _cached(graph: Graph) -> list[LatentAttentionSite]:
     return [site for site in graph.sites if site.can_append]
+
+
+def _tensors_of(cache: CacheSlots) -> int:
+    """Tensors of a cache that can be a buffer: of codes, there are two."""
+    return 1 if cache.row_bytes is None else 2
 
 
 def add_past_len(graph: Graph, site: LatentAttentionSite) -> Value:
@@ -81,12 +86,15 @@ def make_buffer(
     Those who count rows of past and present count ``past`` tokens and the new ones, not the
     buffer's; it is asked only where there is somebody who counts.
     """
-    (old,) = cache.past
-    batch, heads, _, width = graph.declared_shape(old)
     _count_rows(graph, cache, past)
-    shape = (batch, heads, buffer_rows(capacity), width)
-    cache.past = (graph.replace_input(old, old.name or "", shape),)
+    cache.past = tuple(_buffer(graph, old, capacity) for old in cache.past)
     cache.layout, cache.capacity, cache.past_len, cache.own = "static", capacity, past_len, False
+
+
+def _buffer(graph: Graph, old: Value, capacity: int | None) -> Value:
+    batch, heads, _, width = graph.declared_shape(old)
+    shape = (batch, heads, buffer_rows(capacity), width)
+    return graph.replace_input(old, old.name or "", shape)
 
 
 def buffer_rows(capacity: int | None) -> int | str:
@@ -95,15 +103,22 @@ def buffer_rows(capacity: int | None) -> int | str:
 
 
 def _count_rows(graph: Graph, cache: CacheSlots, past: Callable[[], Size]) -> None:
-    (old,), (new,), (joined,) = cache.past, cache.new, cache.joined
-    of_past, of_joined = graph.shape_readers(old), graph.shape_readers(joined)
-    if not of_past and not of_joined:
+    readers = [
+        (reader, old, is_joined)
+        for old, joined in zip(cache.past, cache.joined)
+        for value, is_joined in ((old, False), (joined, True))
+        for reader in graph.shape_readers(value)
+    ]
+    if not readers:
         return
-    length = past()
+    new, length = cache.new[0], past()
     total: Size = (length, (new, 2)) if isinstance(length, int) else (*length, (new, 2))
-    for readers, rows in ((of_past, length), (of_joined, total)):
-        for reader in readers:
-            graph.replace_shape(reader, [((old, 0),), 1, rows, ((old, 3),)])
+    # Not of codes, if there are such: the last tensor is one whose shape every runtime tells.
+    batch: Size = ((cache.past[-1], 0),)
+    for reader, old, is_joined in readers:
+        width = graph.declared_shape(old)[3]
+        columns: Size = width if isinstance(width, int) else ((old, 3),)
+        graph.replace_shape(reader, [batch, 1, total if is_joined else length, columns])
 
 
 @dataclass(slots=True)
@@ -170,7 +185,7 @@ class _Rewriting:
         if bias is None:
             return None
         if bias not in self.masks:
-            rows = builder.dimension(cache.past[0], 2)
+            rows = builder.dimension(cache.past[-1], 2)
             self.masks[bias] = builder.widen_mask(bias, rows, like, "mask_of_buffer")
         return self.masks[bias]
 

@@ -39,7 +39,15 @@ def step(options: Options, name: str):
         ),
         ({"absorb": "fold", "prefill": "expanded"}, "prefill expanded is not for absorb fold"),
         ({"absorb": "none", "prefill": "absorbed"}, "prefill absorbed needs absorbed attention"),
-        ({"cache_type": "int8"}, "cache_type is 'int8', not keep, float16 or bfloat16"),
+        (
+            {"cache_type": "int4"},
+            "cache_type is 'int4', not keep, float16, bfloat16, int8 or fp8",
+        ),
+        ({"cache_type": "int8"}, "cache type int8 needs cache packed or static: scales have no"),
+        (
+            {"cache_type": "fp8", "cache": "packed", "prefill": "expanded"},
+            "prefill expanded is not for cache type fp8, .* use weights keep",
+        ),
         ({"cache_type": "float16", "absorb": "none"}, "cache type float16 needs absorbed"),
         ({"weights": "packed"}, "weights is 'packed', not float or keep"),
         ({"weights": "keep", "absorb": "fold"}, "weights keep is not for absorb fold"),
@@ -85,6 +93,7 @@ def test_the_default_pipeline_in_order():
         "lower_to_standard_ops",
         "lower_to_tensorrt",
         "narrow_cache",
+        "quantize_cache",
         "hold_weights",
     }
     assert names(Options()) == [name for name in passes.BUILT_IN if name not in left_out]
@@ -96,6 +105,7 @@ def test_the_default_pipeline_in_order():
         ({"target": "portable"}, "lower_to_standard_ops"),
         ({"cache": "static"}, "write_cache_in_place"),
         ({"cache_type": "bfloat16"}, "narrow_cache"),
+        ({"cache_type": "int8", "cache": "packed"}, "quantize_cache"),
     ],
 )
 def test_passes_that_run_only_when_asked_for(given, added):
@@ -128,6 +138,10 @@ def test_options_reach_their_passes():
     assert step(options, "write_cache_in_place").capacity == 64
     assert step(options, "narrow_cache").cache_type == "bfloat16"
     assert not step(Options(), "choose_form").in_place
+    codes = Options(cache="packed", cache_type="fp8")
+    assert step(codes, "quantize_cache").cache_type == "fp8"
+    assert step(codes, "choose_form").quantized
+    assert [codes.least_opset, Options().least_opset] == [19, 0]
 
 
 def test_an_operator_that_holds_its_weights_chooses_the_form_itself():

@@ -22,6 +22,7 @@ from mla_opt.files.model_io import model_files, read_model
 from mla_opt.graphs.interface.feeds import numpy_dtype
 from mla_opt.operator.contract import is_operator
 from mla_opt.operator.multi_head import is_multi_head
+from mla_opt.operator.quantized_rows import is_codes
 from mla_opt.report.inspection import AttentionReport
 from mla_opt.report.site import dtype_bytes
 from mla_opt.verification.alignment import Aligner
@@ -218,15 +219,22 @@ class Pair:
 
 
 def _noise(driver: Driver, scenario: Scenario) -> dict[str, Array]:
-    """Unit normal rows in every cache; what else a model keeps starts from zeros."""
+    """Unit normal rows in every cache; what else a model keeps starts from zeros.
+
+    Beside codes there are scales, which are positive, and make small numbers of them.
+    """
     states = driver.initial_states(scenario)
+    has_codes = any(is_codes(states[state.input.name].dtype) for state in driver.interface.states)
     for state in driver.interface.states:
         if state.kind != "recurrent":
             name = state.input.name
             random = np.random.default_rng(zlib.crc32(name.encode()))
             shape, dtype = states[name].shape, states[name].dtype
             # Drawn as float32: float64 would take twice the memory of the largest caches.
-            states[name] = random.standard_normal(shape, np.float32).astype(dtype, copy=False)
+            drawn: Array = random.standard_normal(shape, np.float32)
+            if has_codes:
+                drawn = 30 * drawn.clip(-4, 4) if is_codes(dtype) else np.abs(drawn) / 30
+            states[name] = drawn.astype(dtype, copy=False)
     return states
 
 

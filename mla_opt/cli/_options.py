@@ -40,6 +40,8 @@ class CacheType(StrEnum):
     KEEP = "keep"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    FP8 = "fp8"
 
 
 class Weights(StrEnum):

@@ -47,18 +47,26 @@ def additive(builder: Builder, bias: Value, like: Value) -> Value:
 
 def _causal(builder: Builder, query: Value, values: Value, addend: Value | None) -> Value:
     """The addend with what lies in a query's future forbidden: ``[S, T]`` or wider."""
+    hidden = future(builder, query, values)
+    never = builder.scalar_like(float("-inf"), query, "future")
+    visible = builder.scalar_like(0.0, query, "visible") if addend is None else addend
+    return builder.where(hidden, never, visible, "causal_bias")
+
+
+def future(builder: Builder, query: Value, values: Value) -> Value:
+    """True for keys that come after a query ``[S, T]``; the last query is as late as the last key.
+
+    ``query`` is ``[B, H, S, D]``, ``values [B, H, T, V]``.
+    """
     new, seen = builder.dimension(query, 2), builder.dimension(values, 2)
     last_seen = builder.add(
         builder.positions(new, "query_positions"), builder.subtract(seen, new, "past"), "last_seen"
     )
-    hidden = builder.greater(
+    return builder.greater(
         builder.positions(seen, "key_positions"),
         builder.unsqueeze(last_seen, 1, "last_seen_column"),
         "hidden",
     )
-    never = builder.scalar_like(float("-inf"), query, "future")
-    visible = builder.scalar_like(0.0, query, "visible") if addend is None else addend
-    return builder.where(hidden, never, visible, "causal_bias")
 
 
 def with_sink(builder: Builder, scores: Value, sink: Value) -> Value:

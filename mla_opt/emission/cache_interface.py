@@ -49,7 +49,10 @@ def redirect_readers(graph: Graph, builder: Builder, part: CachedTensor, cache: 
     """
     past, new, positions = cache.past[0], cache.new[0], cache.positions
     batch: Size = ((new if positions is not None and positions.first else past, 0),)
-    rows: Size = ((past, 2),) if positions is not None else ((past, 2), (new, 2))
+    added: tuple[tuple[Value, int], ...] = ((new, 2),)
+    if positions is not None:
+        added = () if positions.room is None else (positions.room,)
+    rows: Size = ((past, 2), *added)
     read = rows
     if positions is not None and positions.count is not None and graph.shape_readers(part.joined):
         read = ((builder.as_count(positions.count), None),)

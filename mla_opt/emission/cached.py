@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mla_opt.emission.layout import standard
@@ -20,12 +21,14 @@ class Together:
 
 
 def with_new_rows(
-    builder: Builder, past: Value, new: Value, positions: Positions | None, name: str
+    builder: Builder, past: Value, new: Value, width: int, positions: Positions | None, name: str
 ) -> Together:
     """``past [B, 1, P, X]`` with ``new [B, 1, S, X]`` behind it, or in places of it."""
     if positions is None:
         joined = builder.concat((past, new), 2, name)
         return Together(joined, joined)
+    if positions.room is not None:
+        past = _with_room(builder, past, width, positions.room, name)
     sequences = builder.dimension(new, 0)
     part = builder.first(past, sequences, 0, "sequences") if positions.first else past
     written = _written(builder, part, new, positions, name)
@@ -41,3 +44,18 @@ def _written(builder: Builder, buffer: Value, new: Value, positions: Positions, 
         return builder.write_rows(buffer, new, positions.index, name)
     where = standard(builder, positions.index, positions.layout, KEYS, "places")
     return builder.put(buffer, where, new, name)
+
+
+def _with_room(
+    builder: Builder, past: Value, width: int, room: tuple[Value, int], name: str
+) -> Value:
+    """``past [B, 1, P, X]`` with as many rows of zeros behind it as ``room`` has on its axis."""
+    ones, count = builder.integers(1), builder.dimension(*room)
+    sizes = (builder.dimension(past, 0), ones, count, builder.integers(width))
+    return builder.concat((past, zeros(builder, past, sizes, f"{name}_room")), 2, f"{name}_roomy")
+
+
+def zeros(builder: Builder, like: Value, sizes: Sequence[Value], name: str) -> Value:
+    """Zeros of a shape, of the element type of ``like``."""
+    shape = builder.concat(sizes, 0, f"{name}_shape")
+    return builder.expand(builder.scalar_like(0.0, like, "zero"), shape, name)

@@ -70,8 +70,8 @@ def _folded_output(graph: Graph, builder: Builder, site: LatentAttentionSite) ->
 
 def _complete_types(graph: Graph, site: LatentAttentionSite) -> None:
     """Have the element types noted that emission goes by; TorchScript files declare none."""
-    halves = (site.latent,) if site.rope is None else (site.latent, site.rope)
-    for value in (site.core.query, *halves, *(term.value for term in site.core.bias)):
+    rows = [part.value for part in site.latents] + ([] if site.rope is None else [site.rope])
+    for value in (site.core.query, *rows, *(term.value for term in site.core.bias)):
         graph.dtype(value)
 
 
@@ -252,7 +252,8 @@ def new_rows(builder: Builder, site: LatentAttentionSite) -> tuple[Value, ...]:
     """``c_kv`` and, unless R is 0, ``k_pe``, each ``[B, 1, T, X]``; one tensor of both if it is."""
     if len(site.held) == 1 and site.held[0].places == tuple(range(len(site.held[0].places))):
         return (as_rows(builder, site.held[0].joined, site.held[0].layout),)
-    latent = as_rows(builder, site.latent, site.latent_layout)
+    parts = [as_rows(builder, part.value, part.layout) for part in site.latents]
+    latent = parts[0] if len(parts) == 1 else builder.concat(parts, 3, "rows_of_groups")
     if site.rope is None:
         return (latent,)
     return latent, as_rows(builder, site.rope, site.rope_layout)

@@ -3,12 +3,18 @@
 past keys   --+                                  past values --+
 new keys -----+-- concat --> present keys        new values ---+-- concat --> present values
 
+(or new rows are put in their places, where the past is a buffer)
+
 query @ present keys^T --> scale --> bias --> softmax --> @ present values --> output
+
+A causal mask hides from each query the keys after it: the new queries are the last tokens, as the
+ONNX specification has it for past keys and ONNX Runtime computes it.
 """
 
 from __future__ import annotations
 
-from mla_opt.emission.attend import additive
+from mla_opt.emission.attend import additive, future
+from mla_opt.emission.buffers_of_rows import Buffers
 from mla_opt.emission.layout import restored, standard
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Builder, Graph
@@ -17,51 +23,61 @@ from mla_opt.sites.drafts import Draft
 from mla_opt.sites.layout import KEYS, QUERY, Layout, Part, Role
 
 
-def draft_written_out(
-    graph: Graph, node: Node, fused: op.FusedAttention, past: op.OwnCache
-) -> Draft:
+def draft_written_out(graph: Graph, node: Node, fused: op.FusedAttention) -> Draft:
     """Let what reads the attention and its caches read what separate operators make."""
-    assert fused.heads is not None
-    assert fused.key_heads is not None
-    for value in (fused.query, fused.key, fused.value, past.key, past.value, fused.bias):
+    past = fused.past
+    assert past is not None and fused.key_heads is not None
+    given = (fused.query, fused.key, fused.value, fused.bias)
+    for value in (*given, past.key, past.value, past.last, past.total):
         if value is not None:
             graph.dtype(value)  # noted for what is emitted
     builder = graph.builder(node, f"{fused.output.name}/mla")
-    query = _by_head(builder, fused, fused.query, "query", fused.heads)
-    keys, values = (
-        builder.concat((old, _by_head(builder, fused, new, "key", fused.key_heads)), 2, name)
-        for old, new, name in (
-            (past.key, fused.key, "present_keys"),
-            (past.value, fused.value, "present_values"),
-        )
-    )
+    query = _by_head(builder, fused, fused.query, "query")
+    buffers = None
+    if past.last is not None:
+        buffers = Buffers(builder, past, query, fused.key_heads)
+    keys = _joined(builder, fused, (past.key, fused.key), buffers, "present_keys")
+    values = _joined(builder, fused, (past.value, fused.value), buffers, "present_values")
     turned = builder.transpose(_repeated(builder, fused, keys), (0, 1, 3, 2), "keys_transposed")
     product = builder.matmul(query, turned, "products")
     first = graph.producer(product)
     assert first is not None
-    weights = builder.softmax(_scaled(builder, fused, product), "weights")
+    scores = _scaled(builder, fused, product)
+    if fused.causal:
+        hidden = future(builder, query, keys) if buffers is None else buffers.behind()
+        never = builder.scalar_like(float("-inf"), scores, "never")
+        scores = builder.where(hidden, never, scores, "scores_so_far")
+    weights = builder.softmax(scores, "weights")
     output = builder.matmul(weights, _repeated(builder, fused, values), "output")
-    layout = _layout(fused, "query", fused.heads)
-    new = restored(builder, output, layout, QUERY, "output_of_heads")
-    pairs = (
-        (fused.output, new),
-        (past.present_key, keys),
-        (past.present_value, values),
-    )
+    new = restored(builder, output, _layout(fused, "query"), QUERY, "output_of_heads")
+    pairs = ((fused.output, new), (past.present_key, keys), (past.present_value, values))
     for old, made in pairs:
         graph.replace(old, made)
     return Draft(pairs, first)
 
 
-def _by_head(
-    builder: Builder, fused: op.FusedAttention, value: Value, role: Role, heads: int
+def _joined(
+    builder: Builder,
+    fused: op.FusedAttention,
+    rows: tuple[Value, Value],
+    buffers: Buffers | None,
+    name: str,
 ) -> Value:
+    """New rows behind those of the past, or in their places in a buffer: ``[B, J, T, D]``."""
+    past, new = rows[0], _by_head(builder, fused, rows[1], "key")
+    if buffers is None:
+        return builder.concat((past, new), 2, name)
+    return buffers.joined(past, new, name)
+
+
+def _by_head(builder: Builder, fused: op.FusedAttention, value: Value, role: Role) -> Value:
     roles = QUERY if role == "query" else KEYS
-    return standard(builder, value, _layout(fused, role, heads), roles, f"{role}_by_head")
+    return standard(builder, value, _layout(fused, role), roles, f"{role}_by_head")
 
 
-def _layout(fused: op.FusedAttention, tokens: Role, heads: int) -> Layout:
+def _layout(fused: op.FusedAttention, tokens: Role) -> Layout:
     """Axes ``[B, H, S, D]``, or ``[B, S, H D]``."""
+    heads = fused.heads if tokens == "query" else fused.key_heads
     batch, head = (Part("batch", None),), (Part("head", heads),)
     token, width = (Part(tokens, None),), (Part("width", None),)
     return (batch, token, (*head, *width)) if fused.flat else (batch, head, token, width)

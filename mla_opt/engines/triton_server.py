@@ -170,8 +170,8 @@ def _check_types(path: Path, inputs: tuple[Tensor, ...]) -> None:
         if each.dtype == "bfloat16":
             raise InputError(
                 f"{path}: input {each.name!r} is bfloat16, which the server's ONNX Runtime backend"
-                " does not take; optimize the model without --cache-type bfloat16, from float32 or"
-                " float16"
+                " does not take; optimize the model without --cache-type bfloat16, int8, fp8, from"
+                " float32 or float16"
             )
 
 

@@ -260,13 +260,17 @@ class Quotient:
 class OwnCache:
     """Past keys and values ``[B, H, P, D]`` that a node joins new ones to, and what it returns.
 
-    ``key``, ``value`` are the past, ``present_key``, ``present_value`` past and new ones.
+    ``key``, ``value`` are the past, ``present_key``, ``present_value`` past and new ones. With
+    ``last [B]`` they are buffers, and it is the place of each sequence's last new row in them; what
+    is returned has ``total`` rows, or as many as the past if those are more.
     """
 
     key: Value
     value: Value
     present_key: Value
     present_value: Value
+    last: Value | None = None
+    total: Value | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,15 @@ class Builder(Protocol):
     def as_count(self, number: Value) -> Value:
         """A number that the graph computes as an int64 vector of one element."""
 
+    def put_each(self, whole: Value, places: Value, rows: Value, name: str) -> Value:
+        """``whole [B, M, ...]`` with ``rows [B, S, ...]`` at ``places [B, S, 2]``.
+
+        A place is a number of a sequence and one of a row.
+
+        Raises:
+            InputError: this kind of graph has no attention that needs it.
+        """
+
     def softmax(self, value: Value, name: str) -> Value:
         """Softmax over the last axis."""
 
@@ -343,6 +352,14 @@ class Graph(Protocol):
 
     def declare_rows(self, value: Value, rows: int | str) -> None:
         """Declare how many rows an output has on its token axis."""
+
+    def declare_width(self, value: Value, width: int) -> None:
+        """Declare how wide the last axis of an output is."""
+
+    def add_output(
+        self, value: Value, name: str, shape: Sequence[int | str | None] | None = None
+    ) -> None:
+        """Return one more value, behind the others. Raises `InputError` if the name is taken."""
 
     def remove_input(self, old: Value, like: Value, moved: Mapping[int, int] | None = None) -> None:
         """Remove an input; what read its shape reads it off ``like``, which has the same rows."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from mla_opt.graphs import sizes
 from mla_opt.graphs.sizes import Expression
+from mla_opt.handles import Value
 
 
 class ApartError(Exception):
@@ -59,12 +60,14 @@ Placement = tuple[Axis, ...]
 class Variables:
     """The variables of one attention: their sizes, what they were split into, which stay apart.
 
-    ``whole`` are variables that may not be mixed even where their size is a number.
+    ``whole`` are variables that may not be mixed even where their size is a number. ``told_apart``
+    are those that something stored differs for on the way to a value: heads do, sequences never.
     """
 
     sizes: dict[str, Expression] = field(default_factory=dict)
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)
+    told_apart: dict[Value, set[str]] = field(default_factory=dict)
 
     def new(self, name: str, size: Expression) -> Axis:
         """An axis of a variable of its own; an axis of size one needs none."""
@@ -98,6 +101,11 @@ class Variables:
         """The variables that one was split into, or itself."""
         parts = self.parts.get(name)
         return (name,) if parts is None else tuple(n for part in parts for n in self.names(part))
+
+    def tell_apart(self, value: Value, axis: Axis) -> None:
+        """Note that something stored, which a value is made of, differs along an axis."""
+        names = self.told_apart.setdefault(value, set())
+        names.update(name for atom in self.current(axis) for name in atom.variables)
 
     def may_mix(self, atom: Atom) -> bool:
         """Whether places of the atom may be put in another order."""

@@ -235,6 +235,7 @@ def _sum(step: Step, operation: op.Add) -> Sequence[Operand]:
 def _check_even(step: Step, constant: Value, axes: Placement) -> None:
     """A stored tensor that differs from token to token makes tokens differ."""
     for place, axis in enumerate(axes):
+        step.variables.tell_apart(step.result, axis)
         for atom in step.variables.current(axis):
             if not step.variables.may_mix(atom):
                 raise ApartError(f"the stored {constant.name} varies along axis {place}, of tokens")
@@ -285,6 +286,7 @@ def _linear(step: Step, operation: op.Linear) -> Sequence[Operand]:
         raise UnknownShapeError("which axes it multiplies is not known")
     if not operation.packed:
         for place, axis in enumerate(product_axes(step, operation.weight, axes.second, axes)):
+            step.variables.tell_apart(step.result, axis)
             if not all(step.variables.may_mix(atom) for atom in step.variables.current(axis)):
                 raise ApartError(f"its stored weight varies along axis {place}, of tokens")
     return (Operand(operation.data, product_axes(step, operation.data, axes.first, axes)),)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mla_opt.graphs import operations as op
+from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
 
@@ -71,3 +72,29 @@ def put_back(graph: Graph, whole: Value, written: Value) -> Iterator[Node]:
             move = operation.move
             if isinstance(move, op.Written) and all(front for _, front in move.axes):
                 yield node
+
+
+def room_behind(graph: Graph, operation: op.Layout) -> tuple[Value, int] | None:
+    """Zeros that are joined to something, behind it, and the axis of them along which they are."""
+    if not isinstance(operation.move, op.Joined) or len(operation.data) != 2:
+        return None
+    zeros = _counted(graph, operation.data[1], operation.move.axis)
+    node = graph.producer(zeros)
+    spread = None if node is None else graph.operation(node)
+    content = graph.constant(spread.data) if isinstance(spread, op.Broadcast) else None
+    return None if content is None or content.any() else (zeros, operation.move.axis)
+
+
+def _counted(graph: Graph, value: Value, axis: int) -> Value:
+    """What was repeated to be a value, along other axes than ``axis``."""
+    while (node := graph.producer(value)) is not None:
+        spread = graph.operation(node)
+        if not isinstance(spread, op.Broadcast):
+            return value
+        before, after = graph.sizes(spread.data), graph.sizes(value)
+        if before is None or after is None or len(before) != len(after):
+            return value
+        if not sizes.same(before[axis], after[axis]):
+            return value
+        value = spread.data
+    return value

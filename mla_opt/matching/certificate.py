@@ -102,7 +102,7 @@ class _Case:
 
     def region_error(self) -> float:
         """Error of keys and values over several sequences."""
-        batch, tokens, _ = self.region.standard_shape(self.site.latent)
+        batch, tokens = self.region.count()
         rows = self._rounded((batch, tokens, self._row_width()), self.site.latent)
         keys, values = self.region.run(rows)
         expected = self._keys(rows)
@@ -172,7 +172,7 @@ class _Case:
 
     def _rows(self) -> tuple[Float64, dict[Value, Array]]:
         """Latent rows ``[B, T, C + R]``, and what the original is fed for them."""
-        batch, tokens, _ = self.region.standard_shape(self.site.latent)
+        batch, tokens = self.region.count()
         if self.site.expanded is not None:
             return self._cached_rows(self.site.expanded, batch, tokens)
         new = self._rounded((batch, tokens, self._row_width()), self.site.latent)
@@ -185,7 +185,7 @@ class _Case:
 
         A long buffer has the same few rows again and again.
         """
-        count = _shape(self.binding, expanded[0].joined)[expanded[0].axis]
+        count = self.region.joined_shape(expanded[0])[expanded[0].axis]
         calls = min(-(-count // tokens), _MOST_CALLS)
         again = -(-count // (calls * tokens))
         parts = [self._rounded((batch, tokens, self._row_width()), self.site.latent)]
@@ -232,10 +232,10 @@ class _Case:
         if shape is not None:
             return shape
         batch, heads, new, _ = self._standard_query().shape
-        _, seen, _ = self.region.standard_shape(self.site.latent)
+        _, seen = self.region.count()
         if self.site.expanded is not None:
             part = self.site.expanded[0]
-            seen = _shape(self.binding, part.joined)[part.axis]
+            seen = self.region.joined_shape(part)[part.axis]
         counts = {"batch": batch, "head": heads, "query": new, "key": seen, "width": 1}
         return tuple(
             math.prod(part.size or counts[part.role] for part in axis) for axis in term.layout or ()

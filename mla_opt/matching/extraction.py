@@ -21,7 +21,7 @@ from mla_opt.handles import Array, Float64, Node, Value
 from mla_opt.matching.labels import Trace, trace
 from mla_opt.matching.linear_matrix import linear_matrix
 from mla_opt.matching.not_latent import NotLatentError
-from mla_opt.sites import CachedTensor, LatentAttentionSite, LatentWeights
+from mla_opt.sites import CachedTensor, LatentAttentionSite, LatentRows, LatentWeights
 from mla_opt.sites.core import AttentionCore, CoreLayouts
 from mla_opt.sites.layout import KEYS, ROWS, from_standard, head_count, heads_of, to_standard
 
@@ -57,13 +57,13 @@ class Region:
 
     @property
     def latent_width(self) -> int:
-        """C."""
-        return self.standard_shape(self.site.latent)[2]
+        """C, of all groups of heads together."""
+        return sum(part.width for part in self.site.latents)
 
     @property
     def rope_width(self) -> int:
         """R."""
-        return 0 if self.site.rope is None else self.standard_shape(self.site.rope)[2]
+        return 0 if self.site.rope is None else self.of_rope(self.site.rope).width
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """Shape of a value; raises `NotLatentError` where it is unknown."""
@@ -72,24 +72,41 @@ class Region:
             raise NotLatentError("unknown_shape", f"the shape of {value.name} cannot be inferred")
         return shape
 
-    def standard_shape(self, rows: Value) -> tuple[int, int, int]:
-        """B, T and width of latent rows."""
-        layout = self.site.latent_layout if rows is self.site.latent else self.site.rope_layout
-        assert layout is not None
-        batch, tokens, width = to_standard(np.empty(self.shape(rows)), layout, ROWS).shape
-        return batch, tokens, width
+    def joined_shape(self, part: CachedTensor) -> tuple[int, ...]:
+        """Shape of a cache with its new rows; some size where data says how many those are."""
+        known = self.binding.shape(part.joined)
+        if known is not None:
+            return known
+        shape = list(self.shape(part.new))
+        shape[part.axis] = sum(self.binding.sizes[1:])
+        return tuple(shape)
+
+    def count(self) -> tuple[int, int]:
+        """B and T of latent rows."""
+        part = self.site.latents[0]
+        batch, tokens, _ = to_standard(np.empty(self.shape(part.value)), part.layout, ROWS).shape
+        return batch, tokens
 
     def fed(self, rows: Array) -> dict[Value, Array]:
         """Latent rows ``[B, T, C + R]`` as what the graph has of them."""
-        site, c = self.site, self.latent_width
-        feeds = {site.latent: self._placed(site.latent, site.latent_layout, rows[..., :c])}
-        if site.rope is not None and site.rope_layout is not None:
-            feeds[site.rope] = self._placed(site.rope, site.rope_layout, rows[..., c:])
-        return feeds
+        parts = list(self.site.latents)
+        if self.site.rope is not None:
+            parts.append(self.of_rope(self.site.rope))
+        ends = np.cumsum([part.width for part in parts])
+        return {
+            part.value: self.placed(part, rows[..., end - part.width : end])
+            for part, end in zip(parts, ends)
+        }
 
-    def _placed(self, value: Value, layout: tuple[tuple[object, ...], ...], rows: Array) -> Array:
-        placed = from_standard(rows, layout, ROWS, self.shape(value))  # type: ignore[arg-type]
-        return placed.astype(self.graph.dtype(value))
+    def of_rope(self, rope: Value) -> LatentRows:
+        """``k_pe``, with its layout."""
+        assert self.site.rope_layout is not None
+        return LatentRows(rope, self.site.rope_layout)
+
+    def placed(self, part: LatentRows, rows: Array) -> Array:
+        """Rows ``[B, T, width]`` of one value, as the graph has them."""
+        placed = from_standard(rows, part.layout, ROWS, self.shape(part.value))
+        return placed.astype(self.graph.dtype(part.value))
 
     def run(self, rows: Array) -> tuple[Array, Array]:
         """Keys ``[B, H, T, D]`` and values ``[B, H, T, V]`` of latent rows ``[B, T, C + R]``."""
@@ -119,7 +136,7 @@ class Region:
         """The caches with what new rows become at their end."""
         cached: dict[Value, Array] = {}
         for part, new in zip(expanded, self.binding.run([part.new for part in expanded], feeds)):
-            joined = np.zeros(self.shape(part.joined), dtype=self.graph.dtype(part.joined))
+            joined = np.zeros(self.joined_shape(part), dtype=self.graph.dtype(part.joined))
             np.moveaxis(joined, part.axis, 0)[-tokens:] = np.moveaxis(new, part.axis, 0)
             cached[part.joined] = joined
         return cached
@@ -178,16 +195,15 @@ def _by_labels(region: Region, projection: Node | None) -> _Images | None:
     matrix = linear_matrix(region.graph, region.binding, projection)
     width, r = matrix.weight.shape[1], region.rope_width
     (output,) = region.graph.results(projection)
-    batch, tokens, _ = region.standard_shape(region.site.latent)
+    batch, tokens = region.count()
 
     def run(labels: Array) -> tuple[Array, Array]:
         shape = region.shape(output)
         feeds = {output: np.broadcast_to(labels[:width], shape).astype(region.graph.dtype(output))}
         if region.site.rope is not None:
             rows = np.broadcast_to(labels, (batch, tokens, len(labels)))
-            rope = region.site.rope
-            assert region.site.rope_layout is not None
-            feeds[rope] = region._placed(rope, region.site.rope_layout, rows[..., width:])
+            rope = region.of_rope(region.site.rope)
+            feeds[rope.value] = region.placed(rope, rows[..., width:])
         keys, values = region.run_from(feeds, tokens)
         return keys[0, :, 0], values[0, :, 0]
 
@@ -229,8 +245,8 @@ def _one_hot(traced: Trace, width: int, r: int, kind: np.dtype[Any]) -> Array:
 
 def _by_basis(region: Region) -> _Images:
     """Send a row of zeros and the basis through, as many rows a run as the binding has."""
-    batch, tokens, c = region.standard_shape(region.site.latent)
-    width, room = c + region.rope_width, batch * tokens
+    batch, tokens = region.count()
+    width, room = region.latent_width + region.rope_width, batch * tokens
     rows = np.concatenate([np.zeros((1, width)), np.eye(width)])
     padded = np.concatenate([rows, np.zeros((-len(rows) % room, width))])
     made = [region.run(part) for part in padded.reshape(-1, batch, tokens, width)]

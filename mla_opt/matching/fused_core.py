@@ -12,6 +12,7 @@ from mla_opt.matching.core_axes import KEYS, CoreAxes, ReadCore
 from mla_opt.sites import AttentionCore, BiasTerm
 
 _OWN_CACHE = "it keeps its own cache"
+_CAUSAL_PAST = "its causal mask is over past keys, and calls may bring more keys than queries"
 
 
 def fused_core(graph: Graph, node: Node, fused: op.FusedAttention) -> ReadCore:
@@ -27,10 +28,29 @@ def fused_core(graph: Graph, node: Node, fused: op.FusedAttention) -> ReadCore:
         last=node,
         bias=bias,
         causal=fused.causal,
-        unsupported=fused.unsupported or ("" if fused.past is None else _OWN_CACHE),
+        unsupported=fused.unsupported or _unread_past(graph, fused),
         nodes=(node,),
     )
     return ReadCore(core, _fused_axes(graph, node, fused))
+
+
+def adds_own_rows(graph: Graph, fused: op.FusedAttention) -> bool:
+    """Whether a call brings a key for each of its queries: causal masks over past keys rely on it.
+
+    Where it brings more, or fewer, versions of ONNX Runtime differ in what the first query sees.
+    """
+    query, key = graph.sizes(fused.query), graph.sizes(fused.key)
+    tokens = 1 if fused.flat else 2
+    rank = 3 if fused.flat else 4
+    if query is None or key is None or not len(query) == len(key) == rank:
+        return False
+    return sizes.same(query[tokens], key[tokens])
+
+
+def _unread_past(graph: Graph, fused: op.FusedAttention) -> str:
+    if fused.past is None:
+        return ""
+    return _OWN_CACHE if adds_own_rows(graph, fused) or not fused.causal else _CAUSAL_PAST
 
 
 def _fused_axes(graph: Graph, node: Node, fused: op.FusedAttention) -> CoreAxes:

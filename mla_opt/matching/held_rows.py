@@ -38,11 +38,13 @@ def held_rows(graph: Graph, rows: SharedRows, roles: Roles) -> tuple[tuple[Cache
             return (), found
         joins[found.joined] = found
     try:
-        tensors = [cached_tensor(graph, roles, rows.region, join) for join in joins.values()]
+        tensors = [
+            cached_tensor(graph, roles.of_rows, rows.region, join) for join in joins.values()
+        ]
         check_written_alike(graph, tensors)
     except NotLatentError as error:
         return (), error.reason
-    layouts = [(half, roles.layout(rows.region.axes[half])) for half in halves]
+    layouts = [(half, roles.of_rows(rows.region.axes[half])) for half in halves]
     placed = _with_places(graph, tensors, layouts)
     if placed is None:
         return (), "its cache holds other numbers than those of the latent rows, each once"
@@ -50,9 +52,9 @@ def held_rows(graph: Graph, rows: SharedRows, roles: Roles) -> tuple[tuple[Cache
 
 
 def _halves(graph: Graph, rows: SharedRows) -> tuple[Value, ...]:
-    """``c_kv``, and ``k_pe`` unless it is of width 0: nothing of that has to be kept."""
+    """``c_kv``, of every group of heads, and ``k_pe`` unless it is of width 0: that is not kept."""
     wide = [value for value in rows.of_keys_only if (graph.example_shape(value) or (1,))[-1] != 0]
-    return (rows.shared[0], *wide)
+    return (*rows.shared, *wide)
 
 
 def _join_below(graph: Graph, region: Region, value: Value) -> Join | str:

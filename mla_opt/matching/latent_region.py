@@ -17,17 +17,30 @@ from dataclasses import replace
 import numpy as np
 
 from mla_opt.graphs.protocol import Graph
-from mla_opt.handles import Value
+from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import Placement
 from mla_opt.matching.core_axes import CoreAxes, ReadCore
 from mla_opt.matching.held_rows import held_rows
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.roles import Roles
 from mla_opt.matching.row_caches import expanded_cache, only_new_rows, rewound
-from mla_opt.matching.row_checks import check_narrower, check_order, check_query, check_shared
-from mla_opt.matching.shared_rows import SharedRows, projection, shared_rows
-from mla_opt.sites import AttentionCore, CachedTensor, CacheLayout, LatentAttentionSite
+from mla_opt.matching.row_checks import (
+    check_groups,
+    check_narrower,
+    check_order,
+    check_query,
+    check_shared,
+)
+from mla_opt.matching.shared_rows import SharedRows, above, projection, shared_rows
+from mla_opt.sites import (
+    AttentionCore,
+    CachedTensor,
+    CacheLayout,
+    LatentAttentionSite,
+    LatentRows,
+)
 from mla_opt.sites.core import CoreLayouts
+from mla_opt.sites.layout import parts_of
 
 
 def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
@@ -41,6 +54,7 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     rows = shared_rows(graph, core, axes)
     check_shared(graph, core, rows)
     roles = Roles.of(graph, core, axes, rows)
+    check_groups(graph, axes, rows, roles)
     check_narrower(graph, core, axes, rows, roles)
     check_query(graph, core, axes, rows)
     expanded = expanded_cache(graph, core, roles, rows)
@@ -50,17 +64,17 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
         replace(term, layout=roles.layout(of_term)) for term, of_term in zip(core.bias, axes.bias)
     )
     check_order(graph, core, rows)
-    latent, rope = rows.shared[0], rows.of_keys_only[0] if rows.of_keys_only else None
+    latents = tuple(LatentRows(row, roles.of_rows(rows.region.axes[row])) for row in rows.shared)
+    rope = rows.of_keys_only[0] if rows.of_keys_only else None
     _check_layouts(core, layouts)
     held, why = ((), "") if expanded else held_rows(graph, rows, roles)
     return LatentAttentionSite(
         name="",
         core=replace(core, layouts=layouts, bias=bias),
-        latent=latent,
-        latent_layout=roles.layout(rows.region.axes[latent]),
+        latents=latents,
         rope=rope,
         rope_layout=None if rope is None else roles.layout(rows.region.axes[rope]),
-        projection=projection(graph, rows, latent),
+        projection=_projection(graph, rows, latents),
         expanded=expanded,
         held=held,
         not_held=why,
@@ -74,7 +88,13 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
 def _layout_before(expanded: bool, held: tuple[CachedTensor, ...]) -> CacheLayout:
     if expanded:
         return "expanded"
-    return ("rows", "packed", "split")[len(held)]
+    return ("rows", "packed", "split")[min(len(held), 2)]
+
+
+def _projection(graph: Graph, rows: SharedRows, latents: tuple[LatentRows, ...]) -> Node | None:
+    """The linear layer that makes all of ``c_kv``, if that is one row for all heads."""
+    widths = [part for each in latents for part in parts_of(each.layout) if part.role == "width"]
+    return projection(graph, rows, latents[0].value) if len(widths) < 2 else None
 
 
 def _check_fills(core: AttentionCore) -> None:
@@ -119,13 +139,7 @@ def _check_layouts(core: AttentionCore, layouts: CoreLayouts) -> None:
 
 def _inner(graph: Graph, core: AttentionCore, rows: SharedRows) -> tuple[Value, ...]:
     """What is made of the rows on the way to the output, as far as it has a token's numbers."""
-    found: dict[Value, None] = {}
-    pending = [core.key, core.value]
-    while pending:
-        value = pending.pop()
-        if value not in found and value not in rows.of_keys:
-            found[value] = None
-            pending.extend(rows.region.made_of.get(value, ()))
+    found = above(rows, core)
     made = (value for node in core.nodes for value in graph.results(node))
     found.update((value, None) for value in made if value is not core.output)
     return tuple(found)

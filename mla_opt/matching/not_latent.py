@@ -11,7 +11,8 @@ _BY_DESIGN = "nothing, if the model means it: it is another kind of attention"
 
 REMEDIES = {
     "unsupported_attention": "export the attention as separate operators",
-    "several_shared_rows": "one latent row, and at most one rotary row beside it, for all heads",
+    "several_shared_rows": "one rotary row beside the latent rows, for all heads",
+    "latent_per_head": "a latent for all heads, or for each of a few groups of heads",
     "cache_of_one_half": "cache both keys and values, or the latent rows",
     "cache_axes": "give the sequences and the tokens of the cache an axis each",
     "cache_positions": "write keys and values to the places that one tensor of positions tells",

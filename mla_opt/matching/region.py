@@ -17,7 +17,7 @@ from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import ApartError, Axis, Placement, Variables, merge
 from mla_opt.matching.axis_rules import Operand, Step, operands
-from mla_opt.matching.buffers import RowsRead, first_of, rows_read
+from mla_opt.matching.buffers import RowsRead, first_of, room_behind, rows_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,11 @@ class Join:
     """Rows of the past, an input of the graph, and new ones, put together along the tokens.
 
     ``past_axes`` are those of the input, which may be moved on its way: ``moved`` is what it is on
-    that way, the input first. With ``put`` new rows are written over rows of the past; ``joined``
-    is then the first ``count`` rows of what is ``written``, or all of them. Where only the first
-    sequences of the past are written, ``first`` is what of the way that is, and their axis there.
+    that way, the input first. With ``put`` new rows are written over rows of the past, and over
+    rows of zeros behind them where there is ``room``: a value, and which axis of it counts them.
+    ``joined`` is then the first ``count`` rows of what is ``written``, or all of them. Where only
+    the first sequences of the past are written, ``first`` is what of the way that is, and their
+    axis there.
     """
 
     past: Value
@@ -39,6 +41,7 @@ class Join:
     put: op.Put | None = None
     count: Value | None = None
     first: tuple[Value, Axis] | None = None
+    room: tuple[Value, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +97,14 @@ def walk(
 class _Way:
     """What an input is on its way to where it is joined, and the axes of the first of it.
 
-    ``first`` is the value that has only the first places of one axis, and that axis.
+    ``first`` is the value that has only the first places of one axis, and that axis; ``room`` zeros
+    that are put behind its tokens, and which axis of them counts those.
     """
 
     moved: tuple[Value, ...]
     axes: Placement
     first: tuple[Value, Axis] | None = None
+    room: tuple[Value, int] | None = None
 
 
 @dataclass(slots=True)
@@ -177,6 +182,7 @@ class _Walk:
                 read.put,
                 read.count,
                 way.first,
+                way.room,
             )
         )
         return Operand(read.new, of_new)
@@ -192,15 +198,18 @@ class _Walk:
         return tuple(of_part)
 
     def _input_moved(self, read: RowsRead, axes: Placement) -> _Way | None:
-        """The input that the past is, on its way through what keeps all elements in their order."""
+        """The input that the past is, on its way through what keeps all elements in their order.
+
+        Of a buffer zeros may be told that are put behind its tokens, and sequences left out.
+        """
         way = _Way((read.past,), axes)
         while (node := self.graph.producer(way.moved[0])) is not None:
             operation = self.graph.operation(node)
             if not isinstance(operation, op.Layout):
                 return None
             before = self._rearranged(node, operation, way)
-            if before is None and read.put is not None and way.first is None:
-                before = self._widened(operation, way)
+            if before is None and read.put is not None:
+                before = self._of_buffer(operation, way)
             if before is None:
                 return None
             way = before
@@ -219,6 +228,21 @@ class _Walk:
             return None
         return replace(way, moved=(parts[0].value, *way.moved), axes=parts[0].axes)
 
+    def _of_buffer(self, operation: op.Layout, way: _Way) -> _Way | None:
+        """The way with a buffer that has fewer rows, or more sequences, than what is made of it."""
+        if way.room is None and (room := room_behind(self.graph, operation)) is not None:
+            return self._shortened(operation.data[0], room, way)
+        return self._widened(operation, way) if way.first is None else None
+
+    def _shortened(self, buffer: Value, room: tuple[Value, int], way: _Way) -> _Way | None:
+        """The way with what zeros were put behind of, along its tokens."""
+        if not self._is_tokens(way.axes[room[1]]):
+            return None
+        axes = self._of_part(buffer, way.axes, room[1], past_tokens(self.tokens))
+        if axes is None:
+            return None
+        return replace(way, moved=(buffer, *way.moved), axes=axes, room=room)
+
     def _widened(self, operation: op.Layout, way: _Way) -> _Way | None:
         """The way with what its first value has the first places of, along one whole axis."""
         place, shape = first_of(operation), self.graph.sizes(operation.data[0])
@@ -228,7 +252,8 @@ class _Walk:
         if len(axis) != 1 or axis[0].name is None or self._is_tokens(axis):
             return None
         wide = (*way.axes[:place], (replace(axis[0], size=shape[place]),), *way.axes[place + 1 :])
-        return _Way((operation.data[0], *way.moved), wide, (way.moved[0], axis))
+        first = (way.moved[0], axis)
+        return replace(way, moved=(operation.data[0], *way.moved), axes=wide, first=first)
 
     def _is_tokens(self, axis: Axis) -> bool:
         return tuple(atom.name for atom in self.variables.current(axis)) == self.variables.names(

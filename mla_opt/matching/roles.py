@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
@@ -10,7 +11,7 @@ from mla_opt.matching.axes import Atom, Placement, Variables
 from mla_opt.matching.core_axes import CoreAxes
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.region import new_tokens, past_tokens
-from mla_opt.matching.shared_rows import SharedRows, atoms_of, end_of, makers, named
+from mla_opt.matching.shared_rows import SharedRows, above, atoms_of, end_of, makers, named
 from mla_opt.sites import AttentionCore
 from mla_opt.sites.layout import Layout, Part, Role
 
@@ -24,7 +25,11 @@ class Roles:
 
     @classmethod
     def of(cls, graph: Graph, core: AttentionCore, axes: CoreAxes, rows: SharedRows) -> Roles:
-        """Sequences are what rows differ by, heads what they do not; the rest are tokens."""
+        """Sequences are what all rows differ by; the rest of the query are tokens and heads.
+
+        Latent rows may differ by heads as well, which then come in groups: all that a token has of
+        them is one row. A rotary row is the same for all heads.
+        """
         variables = axes.variables
         known: dict[str, tuple[Role, int]] = {}
         for name in (axes.keys, new_tokens(axes.keys), past_tokens(axes.keys)):
@@ -34,18 +39,17 @@ class Roles:
             for atom in atoms_of(variables, axes.query)
             if atom.name is not None and atom.name not in known
         ]
-        kept = [
-            _pure(variables, rows.region.axes[row]) for row in (*rows.shared, *rows.of_keys_only)
-        ]
-        in_all, in_any = set.intersection(*kept), set.union(*kept)
-        in_keys = _pure(variables, axes.key) | _pure(variables, axes.value)
-        partly = [name for name in outer if name in in_any and name not in in_all]
+        sequences = _sequences(variables, core, rows)
+        partly = _not_of_all(variables, rows, set(outer) - sequences)
         if partly:
             raise _not_shared(graph, core, rows, partly)
+        in_keys = _pure(variables, axes.key) | _pure(variables, axes.value)
         only_query = [name for name in outer if name not in in_keys]
         tokens = _query_tokens(variables, only_query)
-        heads = [name for name in outer if name not in in_all and name not in tokens]
-        known.update({name: ("batch", place) for place, name in enumerate(outer) if name in in_all})
+        heads = [name for name in outer if name not in sequences and name not in tokens]
+        known.update(
+            {name: ("batch", place) for place, name in enumerate(outer) if name in sequences}
+        )
         known.update({name: ("query", place) for place, name in enumerate(tokens)})
         known.update({name: ("head", place) for place, name in enumerate(heads)})
         return cls(variables, known)
@@ -56,10 +60,45 @@ class Roles:
             tuple(self._part(atom) for atom in self.variables.current(axis)) for axis in axes
         )
 
+    def of_rows(self, axes: Placement) -> Layout:
+        """The same of rows, of which groups of heads are part of the width."""
+        return tuple(tuple(map(_as_width, axis)) for axis in self.layout(axes))
+
+    def groups(self, axes: Placement) -> int:
+        """How many groups of heads latent rows are told apart for."""
+        heads = [part for axis in self.layout(axes) for part in axis if part.role == "head"]
+        return math.prod(part.size or 1 for part in heads)
+
     def _part(self, atom: Atom) -> Part:
         size = atom.size if isinstance(atom.size, int) else None
         role, number = self.known.get(atom.name or "", ("width", 0))
         return Part(role, size, number)
+
+
+def _sequences(variables: Variables, core: AttentionCore, rows: SharedRows) -> set[str]:
+    """What all rows differ by, and nothing stored that makes keys and values of them does."""
+    kept = [_pure(variables, rows.region.axes[row]) for row in (*rows.shared, *rows.of_keys_only)]
+    told = {
+        each
+        for value in above(rows, core)
+        for name in variables.told_apart.get(value, ())
+        for each in variables.names(name)
+    }
+    return set.intersection(*kept) - told
+
+
+def _not_of_all(variables: Variables, rows: SharedRows, names: set[str]) -> list[str]:
+    """Heads that a rotary row differs by, and what is no head but not in every row."""
+    of_latents, of_rope = (
+        {name for row in group for name in _pure(variables, rows.region.axes[row])}
+        for group in (rows.shared, rows.of_keys_only)
+    )
+    varying = {name for name in of_latents if not isinstance(variables.sizes[name], int)}
+    return sorted(names & (of_rope | varying))
+
+
+def _as_width(part: Part) -> Part:
+    return replace(part, role="width", number=0) if part.role == "head" else part
 
 
 def _not_shared(

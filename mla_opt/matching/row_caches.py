@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
+from mla_opt.matching.axes import Placement
 from mla_opt.matching.cache_ends import other_readers, returned
 from mla_opt.matching.core_axes import CoreAxes
 from mla_opt.matching.not_latent import NotLatentError
@@ -18,6 +19,8 @@ from mla_opt.matching.roles import Roles
 from mla_opt.matching.shared_rows import SharedRows, keeps_order
 from mla_opt.sites import AttentionCore, CachedTensor, Positions
 from mla_opt.sites.layout import KEYS, ROWS, Layout, is_standard
+
+LayoutOf = Callable[[Placement], Layout]
 
 
 def rewound(graph: Graph, rows: SharedRows, roles: Roles) -> SharedRows:
@@ -44,7 +47,7 @@ def _before_moves(graph: Graph, region: Region, roles: Roles, value: Value) -> V
         return chain[-1]
     for form in (KEYS, ROWS):
         for each in chain:
-            if is_standard(roles.layout(region.axes[each]), form):
+            if is_standard(roles.of_rows(region.axes[each]), form):
                 return each
     return value
 
@@ -71,7 +74,7 @@ def expanded_cache(
             "only one of keys and values is cached, or one of them twice",
             (core.first, core.last),
         )
-    pair = [cached_tensor(graph, roles, rows.region, join) for join in (*keys, *values)]
+    pair = [cached_tensor(graph, roles.layout, rows.region, join) for join in (*keys, *values)]
     check_written_alike(graph, pair, (core.first, core.last))
     for part in pair:
         _check_may_change(graph, part, (core.first, core.last))
@@ -96,14 +99,14 @@ def _check_may_change(graph: Graph, part: CachedTensor, at: tuple[Node, ...]) ->
         )
 
 
-def cached_tensor(graph: Graph, roles: Roles, region: Region, join: Join) -> CachedTensor:
-    """A cache and both its ends.
+def cached_tensor(graph: Graph, layout_of: LayoutOf, region: Region, join: Join) -> CachedTensor:
+    """A cache and both its ends; ``layout_of`` tells the roles of axes.
 
     Raises:
         NotLatentError: it is not returned whole, or its axes are more than one thing at a time.
     """
-    _check_first(roles, join)
-    layout, of_past = roles.layout(region.axes[join.joined]), roles.layout(join.past_axes)
+    _check_first(layout_of, join)
+    layout, of_past = layout_of(region.axes[join.joined]), layout_of(join.past_axes)
     maker = graph.producer(join.joined)
     at = () if maker is None else (maker,)
     if not (_has_axes(layout) and _has_axes(of_past)):
@@ -120,7 +123,7 @@ def cached_tensor(graph: Graph, roles: Roles, region: Region, join: Join) -> Cac
             at,
         )
     others = other_readers(graph, join)
-    of_new = roles.layout(region.axes[join.new])
+    of_new = layout_of(region.axes[join.new])
     positions = None if join.put is None else _positions(graph, join.put, join, of_new, at)
     return CachedTensor(
         join.past,
@@ -152,14 +155,14 @@ def _positions(
             at,
             "write whole rows, those of all heads to one place",
         )
-    return Positions(index, layout, put.run, join.count, join.first is not None)
+    return Positions(index, layout, put.run, join.count, join.first is not None, join.room)
 
 
-def _check_first(roles: Roles, join: Join) -> None:
+def _check_first(layout_of: LayoutOf, join: Join) -> None:
     """A buffer may have more sequences than a call, not more of anything else."""
     if join.first is None:
         return
-    (parts,) = roles.layout((join.first[1],))
+    (parts,) = layout_of((join.first[1],))
     if [part.role for part in parts] != ["batch"]:
         raise NotLatentError(
             "cache_axes",
@@ -189,10 +192,17 @@ def _alike(graph: Graph, one: Positions | None, other: Positions | None) -> bool
     if one is None or other is None:
         return one is other
     forms = [(each.layout, each.run, each.first) for each in (one, other)]
-    if forms[0] != forms[1] or (one.count is None) != (other.count is None):
+    if forms[0] != forms[1] or not _alike_room(graph, one, other):
         return False
-    read = one.count is None or other.count is None or graph.alike(one.count, other.count)
-    return read and graph.alike(one.index, other.index)
+    if one.count is None or other.count is None:
+        return one.count is other.count and graph.alike(one.index, other.index)
+    return graph.alike(one.count, other.count) and graph.alike(one.index, other.index)
+
+
+def _alike_room(graph: Graph, one: Positions, other: Positions) -> bool:
+    if one.room is None or other.room is None:
+        return one.room is other.room
+    return one.room[1] == other.room[1] and graph.alike(one.room[0], other.room[0])
 
 
 def _has_axes(layout: Layout) -> bool:

@@ -22,6 +22,10 @@ from mla_opt.matching.shared_rows import (
     row_width,
 )
 from mla_opt.sites import AttentionCore
+from mla_opt.sites.layout import head_count
+
+_MOST_GROUPS = 8
+"""Groups of heads with a latent each, at most: every head computes with the rows of all groups."""
 
 
 def check_shared(graph: Graph, core: AttentionCore, rows: SharedRows) -> None:
@@ -126,11 +130,24 @@ def _is_of_heads(rows: SharedRows, value: Value) -> bool:
 
 
 def _check_one(rows: SharedRows) -> None:
-    if len(rows.shared) > 1 or len(rows.of_keys_only) > 1:
+    if len(rows.of_keys_only) > 1:
         raise NotLatentError(
             "several_shared_rows",
-            f"the rows are of {len(rows.shared)} parts that keys and values share, and"
-            f" {len(rows.of_keys_only)} of the keys alone; one each is supported",
+            f"the keys are made of {len(rows.of_keys_only)} rows beside the latent,"
+            f" {named(rows.of_keys_only)}; one is supported",
+        )
+
+
+def check_groups(graph: Graph, axes: CoreAxes, rows: SharedRows, roles: Roles) -> None:
+    """Groups of heads that have a latent each are few, and of several heads."""
+    groups = sum(roles.groups(rows.region.axes[row]) for row in rows.shared)
+    heads = head_count(roles.layout(axes.query))
+    if groups > 1 and (groups > _MOST_GROUPS or 2 * groups > heads):
+        raise NotLatentError(
+            "latent_per_head",
+            f"its {heads} heads have {groups} latents of their own, {named(rows.shared)}, and would"
+            " all compute with all of them",
+            makers(graph, list(rows.shared)),
         )
 
 

@@ -140,6 +140,18 @@ def all_below(region: Region, root: Value) -> dict[Value, None]:
     return found
 
 
+def above(rows: SharedRows, core: AttentionCore) -> dict[Value, None]:
+    """What keys and values are on the way to the rows, those not among it."""
+    found: dict[Value, None] = {}
+    pending = [core.key, core.value]
+    while pending:
+        value = pending.pop()
+        if value not in found and value not in rows.of_keys:
+            found[value] = None
+            pending.extend(rows.region.made_of.get(value, ()))
+    return found
+
+
 def end_of(region: Region, value: Value) -> Value:
     """Where a value comes from, through whatever has one operand."""
     while len(parts := region.made_of.get(value, ())) == 1:

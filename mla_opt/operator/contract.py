@@ -34,6 +34,11 @@ take no part, but must be finite.
 *Narrow* (the caches are float16 or bfloat16, everything else is float32): new rows are rounded to
 the caches' type, and what the queries attend to are the rounded rows.
 
+*Quantized* (``cache`` is int8 or float8e4m3fn, ``rope_cache`` bfloat16, everything else float32):
+a cache in two tensors, also where R is 0. ``cache`` holds codes, ``rope_cache [B, 1, M, W]`` their
+scales behind ``k_pe``; see :mod:`mla_opt.operator.quantized_rows`. New rows are quantized, and what
+the queries attend to is what the codes stand for.
+
 ``output = softmax(scale * query @ rows^T + bias [, sink]) @ c_kv``, over the columns that are
 valid, that a boolean bias allows and, when ``causal`` is 1, that query row i may see: those at or
 before ``valid - S + i`` (aligned bottom right; per sequence when in place). A query row that may
@@ -85,6 +90,7 @@ def is_operator(domain: str, op_type: str) -> bool:
 
 
 BiasKind = Literal["none", "additive", "boolean"]
+CodesKind = Literal["none", "int8", "float8_e4m3fn"]
 
 _Value = TypeVar("_Value")
 
@@ -101,6 +107,7 @@ class Signature:
     sink: bool = False
     causal: bool = False
     narrow: bool = False
+    codes: CodesKind = "none"
 
     def __post_init__(self) -> None:
         if self.bias not in get_args(BiasKind):
@@ -113,6 +120,15 @@ class Signature:
             raise InputError(f"{OP_TYPE}: rope_cache is given without cache, its other half")
         if self.narrow and not self.has_cache:
             raise InputError(f"{OP_TYPE}: no cache is given whose type could be a narrower one")
+        self._check_codes()
+
+    def _check_codes(self) -> None:
+        if self.codes not in get_args(CodesKind):
+            raise InputError(f"{OP_TYPE}: codes are {self.codes!r}, not {get_args(CodesKind)}")
+        if self.codes != "none" and (self.narrow or not self.split):
+            raise InputError(
+                f"{OP_TYPE}: a cache of 8 bits needs rope_cache, which holds its scales"
+            )
 
     @property
     def writes_cache(self) -> bool:
@@ -163,6 +179,7 @@ class Signature:
             (self.sink, "sink"),
             (self.causal, "causal"),
             (self.narrow, "narrow"),
+            (self.codes != "none", self.codes),
         )
         return "_".join(word for present, word in parts if present)
 

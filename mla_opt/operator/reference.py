@@ -12,6 +12,13 @@ import numpy.typing as npt
 
 from mla_opt.errors import InputError
 from mla_opt.operator.contract import OP_TYPE
+from mla_opt.operator.quantized_rows import (
+    BFLOAT16,
+    dequantize,
+    is_codes,
+    quantize,
+    width_beside,
+)
 
 Array = npt.NDArray[np.float64]
 AnyArray = npt.NDArray[np.generic]
@@ -49,27 +56,57 @@ def latent_attention(
     _check_query(query, kv_lora_rank)
     _check_sources(query, latent, cache, rope_cache, kv_lora_rank)
     _check_past_len(query, latent, cache, past_len)
-    past = _packed(cache, rope_cache)
+    rope_dim = query.shape[3] - kv_lora_rank
+    past = _packed(cache, rope_cache, rope_dim)
     seen, updated = _store(query.shape[0], _rounded(latent, cache), past, past_len)
     _check_sink(query, sink)
     scores = scale * (query.astype(np.float64) @ seen.rows[:, None].swapaxes(-1, -2))
     scores = scores + _bias(bias, scores.shape)
     scores = np.where(_allowed(scores.shape, seen.valid, causal), scores, -np.inf)
     output = _softmax(scores, sink) @ seen.rows[:, None, :, :kv_lora_rank]
+    if _is_quantized(cache):
+        return LatentAttentionOutputs(output, *_codes(latent, cache, rope_cache, past_len))
     return LatentAttentionOutputs(output, *_unpacked(updated, rope_cache, kv_lora_rank))
 
 
 def _rounded(latent: AnyArray | None, cache: AnyArray | None) -> AnyArray | None:
-    """Return the new rows as a cache of 16 bits would keep them."""
+    """Return the new rows as a cache of 8 or 16 bits would keep them."""
+    if latent is not None and cache is not None and _is_quantized(cache):
+        rank = cache.shape[3]
+        return dequantize(*quantize(latent, rank, cache.dtype), latent.shape[3] - rank)
     if latent is None or cache is None or cache.dtype.itemsize >= latent.dtype.itemsize:
         return latent
     return latent.astype(cache.dtype)
 
 
-def _packed(cache: AnyArray | None, rope_cache: AnyArray | None) -> Array | None:
+def _is_quantized(cache: AnyArray | None) -> bool:
+    return cache is not None and is_codes(cache.dtype)
+
+
+def _codes(
+    latent: AnyArray | None,
+    cache: AnyArray | None,
+    rope_cache: AnyArray | None,
+    past_len: AnyArray | None,
+) -> tuple[Array | None, Array | None]:
+    """Return the new caches of quantized rows: codes, and what is beside them."""
+    if latent is None or cache is None or rope_cache is None:
+        return None, None
+    new = quantize(latent, cache.shape[3], cache.dtype)
+    olds = (part[:, 0].astype(np.float64) for part in (cache, rope_cache))
+    stored = (_store(len(latent), rows, old, past_len)[1] for rows, old in zip(new, olds))
+    codes, beside = (None if part is None else part[:, None] for part in stored)
+    return codes, beside
+
+
+def _packed(
+    cache: AnyArray | None, rope_cache: AnyArray | None, qk_rope_head_dim: int
+) -> Array | None:
     """Return the cache as [B, M, C+R]."""
     if cache is None:
         return None
+    if rope_cache is not None and _is_quantized(cache):
+        return dequantize(cache[:, 0], rope_cache[:, 0], qk_rope_head_dim)
     parts = [cache] if rope_cache is None else [cache, rope_cache]
     return np.concatenate([part[:, 0].astype(np.float64) for part in parts], axis=-1)
 
@@ -174,11 +211,26 @@ def _check_sources(
     if latent is not None:
         _check_rows("latent", latent, batch, width)
     if cache is not None:
-        _check_rows("cache", cache, batch, width if rope_cache is None else kv_lora_rank)
+        packed = rope_cache is None and not _is_quantized(cache)
+        _check_rows("cache", cache, batch, width if packed else kv_lora_rank)
+    rope_dim = width - kv_lora_rank
+    if cache is not None and _is_quantized(cache):
+        _check_quantized(query, rope_cache)
+        rope_dim = width_beside(kv_lora_rank, rope_dim)
     if rope_cache is not None:
-        _check_rope_cache(rope_cache, cache, batch, width - kv_lora_rank)
+        _check_rope_cache(rope_cache, cache, batch, rope_dim)
     if sum(source.shape[2] for source in (latent, cache) if source is not None) == 0:
         raise InputError(f"{OP_TYPE}: latent and cache have 0 rows; at least 1 is needed")
+
+
+def _check_quantized(query: AnyArray, rope_cache: AnyArray | None) -> None:
+    if rope_cache is None:
+        raise InputError(f"{OP_TYPE}: rope_cache, which holds the scales of the cache, is missing")
+    if rope_cache.dtype != BFLOAT16 or query.dtype != np.float32:
+        raise InputError(
+            f"{OP_TYPE}: rope_cache is {rope_cache.dtype} and query {query.dtype}; with a cache of"
+            " 8 bits they are bfloat16 and float32"
+        )
 
 
 def _check_rows(name: str, rows: AnyArray, batch: int, width: int) -> None:

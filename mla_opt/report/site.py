@@ -36,6 +36,7 @@ class SiteFacts:
     weight_bytes_after: int
     notes: tuple[str, ...] = ()
     cache_dtype_after: str | None = None
+    cache_row_bytes: int | None = None
 
     @classmethod
     def of(cls, site: LatentAttentionSite, dtype: str) -> SiteFacts:
@@ -59,6 +60,7 @@ class SiteFacts:
             weight_bytes_after=cost_model.weight_bytes(site.geometry, stored, size),
             notes=tuple(site.notes),
             cache_dtype_after=None if site.cache is None else site.cache.kept_as,
+            cache_row_bytes=None if site.cache is None else site.cache.row_bytes,
         )
 
 
@@ -109,6 +111,8 @@ def site_report(facts: SiteFacts, *, context: int = 8192) -> SiteReport:
 
 
 def _cache_after(facts: SiteFacts) -> int:
+    if facts.cache_row_bytes is not None:
+        return facts.cache_row_bytes
     size, family = dtype_bytes(facts.cache_dtype_after or facts.dtype), facts.cache_family
     if family != "none" and facts.form != "none":
         family = "latent"

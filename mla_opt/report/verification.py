@@ -39,6 +39,8 @@ def _drift(verification: Mapping[str, object]) -> str:
     if measured:
         before, after = max(measured, key=max)
         both = f"{before:.1e} before, {after:.1e} after"
+        if (limit := drift.get("limit")) is not None:
+            return f"drift by codes in the cache {after:.1e} (rms of spread), {limit:.1e} tolerated"
         return f"drift of quantized activations {both} (rms of spread)"
     problems = drift.get("problems")
     return f"drift not measured: {problems[0]}" if isinstance(problems, list) and problems else ""

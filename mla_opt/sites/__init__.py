@@ -18,6 +18,7 @@ from mla_opt.sites.cache import (
 )
 from mla_opt.sites.core import AttentionCore, BiasTerm
 from mla_opt.sites.fused import FusedAttention
+from mla_opt.sites.latent_rows import LatentRows
 from mla_opt.sites.operands import Operands
 from mla_opt.sites.projections import OutputProjection, QueryProjection
 from mla_opt.sites.site import Form, LatentAttentionSite, PrefillForm
@@ -34,6 +35,7 @@ __all__ = [
     "Form",
     "FusedAttention",
     "LatentAttentionSite",
+    "LatentRows",
     "LatentWeights",
     "Operands",
     "OutputProjection",

@@ -19,7 +19,9 @@ class Positions:
     They are tokens, sequences, or have one place that serves all. With ``run`` it holds the place
     of the first row alone; the others follow behind that. ``count`` says how many rows of the
     buffer are read, from its front; ``None``: all. With ``first`` the buffer has room for more
-    sequences than those of the call, which are its first.
+    sequences than those of the call, which are its first. ``room`` is a value and the axis of it
+    that counts rows of zeros behind those of the past, which are put there first: the buffer grows
+    by them.
     """
 
     index: Value
@@ -27,6 +29,7 @@ class Positions:
     run: bool = False
     count: Value | None = None
     first: bool = False
+    room: tuple[Value, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,8 @@ class CacheSlots:
     ``past`` are inputs of the graph, ``new`` the rows that this call adds, ``joined`` both, one
     behind the other. Each has one entry (packed) or two (``c_kv`` and ``k_pe``). A buffer has
     ``past_len`` valid rows before the call and ``written`` after it, of ``capacity`` if that is
-    fixed. ``kept_as`` names the 16-bit type of a cache whose new rows have more bits. ``own`` are
+    fixed. ``kept_as`` names the type of 8 or 16 bits of a cache whose new rows have more bits;
+    with 8 bits the codes of a row and what is beside them take ``row_bytes``. ``own`` are
     the tensors that the model came with. With ``positions`` they are buffers that standard
     operators write, as the model did; ``returned`` is all of them then, which may be more than is
     read. Sites that read the same rows share one of these.
@@ -95,6 +99,7 @@ class CacheSlots:
     written: Value | None = None
     capacity: int | None = None
     kept_as: str | None = None
+    row_bytes: int | None = None
     own: bool = False
     positions: Positions | None = None
     returned: tuple[Value, ...] = ()

@@ -18,6 +18,7 @@ class FusedAttention:
         shapes: shape of each operand that is there, by the contract's names; ``None`` for a size,
             or for a whole shape, that the graph does not tell.
         dtype: element type of the query, in NumPy's words.
+        quantized: whether the cache holds codes, and ``rope_cache`` their scales as well.
     """
 
     label: str
@@ -26,6 +27,7 @@ class FusedAttention:
     scale: float
     kv_lora_rank: int
     dtype: str
+    quantized: bool = False
 
     @property
     def layout(self) -> CacheLayout:
@@ -45,7 +47,7 @@ class FusedAttention:
     @property
     def qk_rope_head_dim(self) -> int | None:
         """R, which is what a row has beyond C."""
-        split = self._width("rope_cache")
+        split = None if self.quantized else self._width("rope_cache")
         if split is not None:
             return split
         # A query before absorption has N dims and not C before its rotary part.

@@ -9,6 +9,7 @@ from mla_opt.geometry import MlaGeometry
 from mla_opt.handles import Node, Value
 from mla_opt.sites.cache import CachedTensor, CacheFamily, CacheLayout, CacheSlots, Ends
 from mla_opt.sites.core import AttentionCore
+from mla_opt.sites.latent_rows import LatentRows
 from mla_opt.sites.layout import Layout
 from mla_opt.sites.operands import Operands
 from mla_opt.sites.projections import OutputProjection, QueryProjection
@@ -26,9 +27,10 @@ class LatentAttentionSite:
         name: how reports call it; the module path of the attention where the graph shows one.
         core: the attention itself.
         projection: the linear layer that everything made of ``latent`` comes through, if it is one.
-        latent: ``c_kv`` rows; only the new rows when the model caches expanded keys and values.
+        latents: ``c_kv`` rows, one value, or one for each group of heads; side by side they are the
+            row of a token. Only the new rows when the model caches expanded keys and values.
         rope: ``k_pe`` rows, likewise; ``None`` when R is 0.
-        latent_layout, rope_layout: where sequences, tokens and width are among their axes.
+        rope_layout: where sequences, tokens and width are among its axes.
         expanded: the caches of expanded keys and values, ``(keys, values)``, if there are such.
         held: the tensors that the model caches the latent rows in, if it does.
         not_held: why there are none such, in words.
@@ -53,9 +55,8 @@ class LatentAttentionSite:
     name: str
     core: AttentionCore
     projection: Node | None
-    latent: Value
+    latents: tuple[LatentRows, ...]
     rope: Value | None
-    latent_layout: Layout = ()
     rope_layout: Layout | None = None
     expanded: tuple[CachedTensor, CachedTensor] | None = None
     held: tuple[CachedTensor, ...] = ()
@@ -84,6 +85,11 @@ class LatentAttentionSite:
     query_value: Value | None = None
     held_weights: dict[str, Value] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def latent(self) -> Value:
+        """The ``c_kv`` rows; those of the first group where heads have several."""
+        return self.latents[0].value
 
     @property
     def can_append(self) -> bool:

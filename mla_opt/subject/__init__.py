@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import onnx_ir as ir
@@ -45,6 +45,9 @@ class Subject(Protocol):
     def check(self, options: Options) -> None:
         """Raise `InputError` where an option is not for this kind of model."""
 
+    def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
+        """What to know of running such a model, whose attentions compute in ``dtypes``."""
+
     def file(self) -> ModelFile | None:
         """The file that the model came from, if it did."""
 
@@ -64,8 +67,8 @@ class Subject(Protocol):
         """The copy, as a model of the kind that came."""
 
 
-def subject(model: ModelLike, target: Target = "onnxruntime") -> Subject:
-    """Open a model of any kind, to be rewritten for ``target``.
+def subject(model: ModelLike, target: Target = "onnxruntime", least_opset: int = 0) -> Subject:
+    """Open a model of any kind, to be rewritten for ``target``, in an opset that is new enough.
 
     Raises:
         InputError: it cannot be used.
@@ -74,4 +77,4 @@ def subject(model: ModelLike, target: Target = "onnxruntime") -> Subject:
         from mla_opt.subject.torch_program import ProgramSubject
 
         return ProgramSubject(model)
-    return OnnxSubject(cast(OnnxLike, model), target)
+    return OnnxSubject(cast(OnnxLike, model), target, least_opset)

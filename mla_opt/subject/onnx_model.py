@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -34,14 +34,20 @@ STYLES: dict[Target, BodyStyle] = {
 
 OnnxLike = str | PathLike[str] | onnx.ModelProto | ir.Model
 
+WIDENED = (
+    "the model is float16, which ONNX Runtime's CPU provider computes in float32: it widens the"
+    " weights when it loads the model, and converts between operators. On a CPU the float32 model"
+    " is no slower and takes no more memory; cache type float16 or bfloat16 keeps its cache small"
+)
+
 
 class OnnxSubject:
     """An ONNX file, proto or graph."""
 
-    def __init__(self, model: OnnxLike, target: Target) -> None:
-        self._given = model
+    def __init__(self, model: OnnxLike, target: Target, least_opset: int = 0) -> None:
+        self._given, self._target = model, target
         self._before = load(model)
-        self._after = _in_opset_of(target, inlined(self._before))
+        self._after = _copy(inlined(self._before), least_opset)
         _drop_uncalled_functions(self._after)
         self._graph = OnnxGraph(self._after, style=STYLES[target])
 
@@ -75,6 +81,10 @@ class OnnxSubject:
 
     def check(self, options: Options) -> None:
         """Every option is for ONNX."""
+
+    def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
+        """That ONNX Runtime's CPU provider does not compute in float16, where the model does."""
+        return (WIDENED,) if "float16" in dtypes and self._target != "tensorrt" else ()
 
     def file(self) -> ModelFile | None:
         """Hash and size of the file."""
@@ -120,11 +130,9 @@ def load(model: OnnxLike) -> ir.Model:
     return read_model(Path(model))
 
 
-def _in_opset_of(target: Target, original: ir.Model) -> ir.Model:
-    """A copy of the model, in an opset that has the target's operators."""
-    if target != "tensorrt":
-        return original.clone()
-    raised = at_least(original)
+def _copy(original: ir.Model, least_opset: int) -> ir.Model:
+    """A copy of the model, in an opset that is new enough."""
+    raised = at_least(original, least_opset)
     return raised.clone() if raised is original else raised
 
 

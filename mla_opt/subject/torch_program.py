@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -76,11 +76,20 @@ class ProgramSubject:
             raise InputError(
                 "weights 'keep' is not for PyTorch programs: export the program to ONNX first"
             )
+        if options.is_quantized:
+            raise InputError(
+                f"cache type '{options.cache_type}' is not for PyTorch programs, which cannot be"
+                " given more inputs; use bfloat16 or float16, or export the program to ONNX first"
+            )
         if options.cache_mode()[0] == "static":
             raise InputError(
                 "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"
                 " buffer is; use keep or packed"
             )
+
+    def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
+        """Nothing: PyTorch computes in the types of a program."""
+        return ()
 
     def file(self) -> ModelFile | None:
         """Hash and size of the file, where there is one."""

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from mla_opt.graphs.interface.feeds import Bools
 from mla_opt.graphs.interface.interface import ModelInterface, State
+from mla_opt.operator.quantized_rows import dequantize, is_codes, quantize
 from mla_opt.verification.feeds import Timeline
 from mla_opt.verification.interface_map import InterfaceMap, StateMap
 from mla_opt.verification.oracle import Call, Run
@@ -68,14 +69,19 @@ class Aligner:
         for change in self.changes.states:
             axes = [_state_of(self.original, n).growth_axis for n in change.original.inputs]
             parts = [_rows(past[n], a) for n, a in zip(change.original.inputs, axes)]
-            for name, part in zip(change.optimized.inputs, self._split(parts, change)):
+            kind = empty[change.optimized.inputs[0]].dtype
+            for name, part in zip(change.optimized.inputs, self._split(parts, change, kind)):
                 state = _state_of(self.optimized, name)
                 translated[name] = _place(part, empty[name], state)
         return translated
 
-    def _split(self, parts: Sequence[Array], change: StateMap) -> list[Array]:
-        """Cut joined rows to the widths that the optimized inputs have."""
+    def _split(
+        self, parts: Sequence[Array], change: StateMap, kind: np.dtype[Any]
+    ) -> Sequence[Array]:
+        """Cut joined rows to the widths that the optimized inputs have, or quantize them."""
         rows = np.concatenate(parts, axis=-1)
+        if is_codes(kind):
+            return quantize(rows, change.kv_lora_rank, kind)
         if len(change.optimized.inputs) == 1:
             return [rows]
         return [rows[..., : change.kv_lora_rank], rows[..., change.kv_lora_rank :]]
@@ -117,9 +123,7 @@ class Aligner:
     ) -> Pair:
         length = rows.shape[1]
         joined = [
-            np.concatenate(
-                [_rows(values[n], _axis_of(model, n))[:, :length] for n in names], axis=-1
-            )
+            _joined([_rows(values[n], _axis_of(model, n))[:, :length] for n in names], change)
             for model, values, names in (
                 (self.original, before, change.original.outputs),
                 (self.optimized, after, change.optimized.outputs),
@@ -143,6 +147,13 @@ class Aligner:
         )
         wanted = [change.kv_lora_rank, change.qk_rope_head_dim]
         return not change.reordered and one_head and widths in (wanted, [sum(wanted)], wanted[:1])
+
+
+def _joined(parts: Sequence[Array], change: StateMap) -> Array:
+    """Rows ``[B, T, C + R]`` of the tensors that hold them; codes as what they stand for."""
+    if is_codes(parts[0].dtype):
+        return dequantize(parts[0], parts[1], change.qk_rope_head_dim)
+    return np.concatenate(parts, axis=-1)
 
 
 def joined_name(change: StateMap) -> str:

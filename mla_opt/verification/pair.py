@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface.interface import Limits, ModelInterface, State
 from mla_opt.verification.alignment import Aligner, joined_name
@@ -33,7 +31,12 @@ from mla_opt.verification.site_records import SiteRecord, read_sites
 if TYPE_CHECKING:
     pass
 
-from mla_opt.verification.precision import DEFAULT_WEIGHT_BYTES, tolerance_for, weight_bytes
+from mla_opt.verification.precision import (
+    DEFAULT_WEIGHT_BYTES,
+    ROUNDED_TYPES,
+    tolerance_for,
+    weight_bytes,
+)
 
 #: Query length of a long prompt, where the model says none that could be tried.
 UNTOLD_QUERY = 512
@@ -73,7 +76,8 @@ class Pair:
     def twins(self) -> Pair:
         """Both without roundings of activations; these themselves where there are none."""
         wide = self.original.narrow
-        before, after = self.original.twin(wide), self.optimized.twin(wide)
+        before = self.original.twin(wide)
+        after = self.optimized.twin(wide, rows=True)
         same = before is self.original and after is self.optimized
         return self if same else Pair.of(before, after)
 
@@ -122,7 +126,7 @@ class Pair:
 
 
 def _is_rounded(state: State) -> bool:
-    return state.input.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return state.input.dtype in ROUNDED_TYPES
 
 
 def _row_bytes(state: State) -> int:

@@ -32,7 +32,7 @@ CEILINGS = {2: 2e-1, 4: 1e-2, 8: 1e-6}
 NOISE_FACTOR = 10.0
 #: The same for float32 models whose caches were rounded: two layers are up to 4e-3 (float16) and
 #: 4.5e-2 (bfloat16) from themselves with caches of float32.
-ROUNDED_FLOORS = {"float16": 2e-2, "bfloat16": 1.5e-1}
+ROUNDED_FLOORS = {"float16": 2e-2, "bfloat16": 1.5e-1, "int8": 2e-1, "float8_e4m3fn": 8e-1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,14 @@ from mla_opt.verification.parity import Tolerance
 if TYPE_CHECKING:
     pass
 
+ROUNDED_TYPES = (
+    ir.DataType.FLOAT8E4M3FN,
+    ir.DataType.INT8,
+    ir.DataType.BFLOAT16,
+    ir.DataType.FLOAT16,
+)
+"""Types that rows of a cache are rounded to, the coarsest first."""
+
 DEFAULT_WEIGHT_BYTES = 4
 """Of a model that stores no floats."""
 
@@ -30,12 +38,9 @@ def tolerance_for(
 
 
 def rounded_cache_type(interface: ModelInterface) -> str | None:
-    """The coarsest 16-bit type among a model's states; None if there is none."""
+    """The coarsest type of 8 or 16 bits among a model's states, in NumPy's words; None: neither."""
     kinds = {state.input.dtype for state in interface.states}
-    for kind in (ir.DataType.BFLOAT16, ir.DataType.FLOAT16):
-        if kind in kinds:
-            return kind.name.lower()
-    return None
+    return next((str(kind.numpy()) for kind in ROUNDED_TYPES if kind in kinds), None)
 
 
 def weight_bytes(model: ir.Model) -> int:

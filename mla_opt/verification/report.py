@@ -38,7 +38,8 @@ class ParityReport:
         """Whether every scenario is close and no control went unnoticed."""
         ran = [scenario for scenario in self.scenarios if scenario.skipped is None]
         close = bool(ran) and all(scenario.passed for scenario in ran)
-        return close and all(control.passed for control in self.controls)
+        controlled = all(control.passed for control in self.controls)
+        return close and controlled and not self.drift.failures
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -48,7 +49,7 @@ class ParityReport:
         found += [
             f"control {c.name} not detected: {c.reason}" for c in self.controls if not c.passed
         ]
-        return tuple(found)
+        return (*found, *self.drift.failures)
 
     @property
     def note(self) -> str:

@@ -47,10 +47,10 @@ class Runnable(Protocol):
     def narrow(self) -> bool:
         """Whether it computes in a type that the runtime does not, bfloat16."""
 
-    def twin(self, wide: bool = False) -> Runnable:
+    def twin(self, wide: bool = False, rows: bool = False) -> Runnable:
         """The model with its activations in floating point; itself where nothing rounds them.
 
-        ``wide``: what is bfloat16 is float32, too.
+        ``wide``: what is bfloat16 is float32, too. ``rows``: so are latent rows kept in codes.
         """
 
     def with_weights_of(self, other: Runnable) -> tuple[Runnable, int]:

@@ -17,7 +17,7 @@ from mla_opt.errors import InputError, VerificationError
 from mla_opt.events import VerifyProgress
 from mla_opt.programs.recognize import is_program, is_program_file
 from mla_opt.verification.alignment import Aligner, joined_name
-from mla_opt.verification.drift import Deployed, Drift, measure_drift
+from mla_opt.verification.drift import LIMITS, Deployed, Drift, measure_drift
 from mla_opt.verification.interface_map import InterfaceMap
 from mla_opt.verification.negative_controls import (
     CONTROLS,
@@ -35,6 +35,7 @@ from mla_opt.verification.oracle import (
 )
 from mla_opt.verification.pair import Pair, check_decodes
 from mla_opt.verification.parity import Tolerance, compare, worst_by_name
+from mla_opt.verification.precision import rounded_cache_type
 from mla_opt.verification.report import ParityReport
 from mla_opt.verification.running import RunError, Runnable, Running
 from mla_opt.verification.scenarios import Scenario, plan
@@ -168,7 +169,8 @@ class _Verifier:
         )
         original = Deployed(Aligner(interface, interface, InterfaceMap()), before)
         optimized = Deployed(self.models.aligner, after)
-        return measure_drift(reference, original, optimized)
+        kind = rounded_cache_type(self.deployed.after.interface)
+        return measure_drift(reference, original, optimized, LIMITS.get(kind or ""))
 
     def _reference(self, scenarios: Iterable[Scenario], optimized: bool) -> tuple[Run, ...]:
         """Run the original, with or without ONNX Runtime's graph optimizations."""

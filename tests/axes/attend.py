@@ -12,6 +12,7 @@ from onnx import TensorProto
 from tests.axes.keys import KeysAndValues
 from tests.axes.masks import Masks
 from tests.axes.model import Model, Rows
+from tests.axes.rotary import past_of
 from tests.axes.tape import Value, axes
 
 Join = Callable[[Value, str, str], Value]
@@ -181,6 +182,7 @@ class Attention:
                 *extra,
                 domain="com.microsoft",
                 num_heads=model.sizes["h"],
+                unidirectional=self._flag(),
                 scale=self.scale,
             )[0]
         return model.at(
@@ -195,30 +197,75 @@ class Attention:
         plan = self.model.plan
         if plan.layers == "shared":
             return False
-        own = plan.product in ("attention", "attention3") and plan.cache_axes == "heads"
-        return own and not plan.static and plan.value_pad == "none"
+        own = plan.product in ("attention", "attention3")
+        own |= plan.product == "multi_head" and plan.mask == "flag"
+        fits = plan.cache_axes == "heads" and plan.value_pad == "none"
+        return plan.product == "group_query" or (own and fits and not plan.static)
 
     def _with_past(self, query: Value, key: Value, value: Value) -> Value:
+        """Past keys and values that the operator joins new ones to, or puts them into."""
         model, tape = self.model, self.model.tape
         query, key = model.at("query", query), model.at("key", key)
-        flat = model.plan.product == "attention3"
-        shapes = ("bs(hk)", "bs(jk)", "bs(jv)") if flat else ("bhsk", "bjsk", "bjsv")
+        ours = model.plan.product in ("multi_head", "group_query")
+        letter = "k" if ours else "v"  # operators of ONNX Runtime want values as wide as keys
+        value = self._widened(value) if ours else value
+        flat = model.plan.product != "attention"
+        shapes = ("bs(hk)", "bs(jk)", f"bs(j{letter})") if flat else ("bhsk", "bjsk", "bjsv")
         names = [
             tape.arranged(each, shape).name for each, shape in zip((query, key, value), shapes)
         ]
         pasts = []
-        for word, letter in (("key", "k"), ("value", "v")):
-            shape = model.shape(axes(f"bjt{letter}"), "P")
+        for word, width in (("key", "k"), ("value", letter)):
+            shape = model.shape(axes(f"bjt{width}"), "P")
             pasts.append(tape.input(f"past.{model.layer}.{word}", shape))
-        counts = {"q_num_heads": model.sizes["h"], "kv_num_heads": model.sizes["j"]} if flat else {}
-        mask = Masks(model).for_fused()
-        counts |= {"is_causal": self._flag()}
-        made = tape.many("Attention", 3, *names, mask or "", *pasts, scale=self.scale, **counts)
-        for name, (word, letter) in zip(made[1:], (("key", "k"), ("value", "v"))):
-            shape = model.shape(axes(f"bjt{letter}"), "T")
-            tape.output(name, f"present.{model.layer}.{word}", shape)
-        context = Value(made[0], axes("bs(hv)" if flat else "bhsv"))
-        return model.at("context", tape.arranged(context, "bhsv"))
+        made = self._by_operator(names, pasts)
+        for place, (word, width) in enumerate((("key", "k"), ("value", letter)), 1):
+            name = f"present.{model.layer}.{word}"
+            tape.nodes[-1].output[place] = name
+            tape.declare(name, model.shape(axes(f"bjt{width}"), "T"))
+        context = Value(made, axes(f"bs(h{letter})" if flat else "bhsv"))
+        context = tape.arranged(context, f"bhs{letter}")
+        return model.at("context", self._narrowed(context) if ours else context)
+
+    def _widened(self, value: Value) -> Value:
+        """Values with zeros to the width of keys."""
+        tape, sizes = self.model.tape, self.model.sizes
+        pads = tape.ints(0, 0, 0, 0, 0, 0, 0, sizes["k"] - sizes["v"])
+        return _renamed(tape.along("Pad", value, pads), "v", "k")
+
+    def _narrowed(self, context: Value) -> Value:
+        tape = self.model.tape
+        ends = (tape.ints(0), tape.ints(self.model.sizes["v"]), tape.ints(-1))
+        return _renamed(tape.along("Slice", context, *ends), "k", "v")
+
+    def _by_operator(self, names: list[str], pasts: list[str]) -> str:
+        """The operator of the plan, with its caches; the context."""
+        model, tape, kind = self.model, self.model.tape, self.model.plan.product
+        heads, shared = model.sizes["h"], model.sizes["j"]
+        contrib = {"domain": "com.microsoft", "num_heads": heads, "scale": self.scale}
+        if kind == "multi_head":
+            inputs, flag = (*names, "", "", "", *pasts), self._flag()
+            return tape.many("MultiHeadAttention", 3, *inputs, unidirectional=flag, **contrib)[0]
+        if kind == "group_query":
+            inputs = (*names, *pasts, *self._lengths())
+            return tape.many("GroupQueryAttention", 3, *inputs, kv_num_heads=shared, **contrib)[0]
+        counts = {"q_num_heads": heads, "kv_num_heads": shared} if kind == "attention3" else {}
+        inputs = (*names, Masks(model).for_fused() or "", *pasts)
+        flag = {"is_causal": self._flag(), "scale": self.scale}
+        return tape.many("Attention", 3, *inputs, **flag, **counts)[0]
+
+    def _lengths(self) -> tuple[str, str]:
+        """The place of each sequence's last token, and how many the longest has."""
+        tape = self.model.tape
+        if not self.model.plan.static:
+            total = tape.op("Add", past_of(self.model), tape.size("s"))
+            last = tape.op("Expand", tape.op("Sub", total, tape.ints(1)), tape.size("b"))
+            return tape.cast(last, np.int32), tape.cast(total, np.int32)
+        places = tape.input("position_ids", ("B", "S"), TensorProto.INT64)
+        last = tape.op("Slice", places, tape.ints(-1), tape.ints(2**62), tape.ints(1))
+        flat = tape.op("Squeeze", last, tape.ints(1))
+        total = tape.op("Add", tape.op("ReduceMax", flat, tape.ints(0), keepdims=0), tape.whole(1))
+        return tape.cast(flat, np.int32), tape.cast(total, np.int32)
 
     # Scores, softmax and context in nodes of their own
 

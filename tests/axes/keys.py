@@ -51,7 +51,7 @@ class KeysAndValues:
         """W_UK and W_UV; numbers that 16 bits hold, so that how they are stored changes nothing."""
         model = self.model
         j, n, v = (model.sizes[letter] for letter in "jnv")
-        c = model.sizes["d" if model.plan.groups == "two" else "c"]
+        c = model.sizes["d" if model.plan.grouped else "c"]
         keys, values = (
             model.drawn("k_up", j, n, c, fan_in=c),
             model.drawn("v_up", j, v, c, fan_in=c),
@@ -69,14 +69,10 @@ class KeysAndValues:
         """Parts of the keys (`bjtn`, `bjtr` or `btjn`, `btjr`), and the values."""
         model = self.model
         keys, values = self.weights()
-        if model.plan.groups == "two":
-            nope, value = self._of_groups(rows.latent, t, keys, values)
-        else:
-            nope, value = self._of_one(rows.latent, t, Projection(keys, values))
+        nope, value = self._by_groups(rows, t, Projection(keys, values))
         if model.mutated("values_elsewhere"):
             other = model.tape.along("Tanh", rows.latent)
-            width = "d" if model.plan.groups == "two" else "c"
-            if width == "c":
+            if not model.plan.grouped:
                 value = self._of_one(other, t, Projection(keys, values, name=".other"))[1]
         nope = model.at("nope", self._affine(nope, "keys", "key", "n"))
         value = self._affine(value, "values", "value", "v")
@@ -96,16 +92,42 @@ class KeysAndValues:
 
     # One row for all heads, or one for each group
 
-    def _of_groups(self, latent: Value, t: str, keys: Array, values: Array) -> Pair:
-        tape, half = self.model.tape, self.model.sizes["m"]
-        flat = tape.arranged(latent, f"b{t}c")
-        width = tape.ints(self.model.sizes["d"], self.model.sizes["d"])
-        halves = tape.many("Split", 2, flat.name, width, axis=2)
+    def _by_groups(self, rows: Rows, t: str, weights: Projection) -> Pair:
+        tape, kind = self.model.tape, self.model.plan.groups
+        if kind == "one":
+            return self._of_one(rows.latent, t, weights)
+        if kind in ("axis", "each"):
+            return self._of_axis(rows.latent, t, weights)
+        if rows.second is not None:
+            halves = [tape.arranged(each, f"b{t}d") for each in (rows.latent, rows.second)]
+        else:
+            halves = tape.parts(tape.arranged(rows.latent, f"b{t}c"), "c", "dd")
+        return self._of_groups(halves, t, weights)
+
+    def _of_axis(self, latent: Value, t: str, weights: Projection) -> Pair:
+        """All groups in one product, of an axis of its own."""
+        tape, sizes = self.model.tape, self.model.sizes
+        flat = tape.arranged(latent, f"b{t}c").name
+        rows = tape.op("Reshape", flat, tape.ints(0, 0, sizes["g"], sizes["d"]))
         made = []
-        for group, name in enumerate(halves):
+        for content, name, letter in zip((weights.keys, weights.values), ("k_up", "v_up"), "nv"):
+            by_group = content.reshape(sizes["g"], sizes["m"], *content.shape[1:])
+            stored = self._stored(by_group, name, weights)
+            placed = self._placed(t, letter)
+            equation = f"b{t}gd,gm{letter}d->{placed.replace('j', 'gm')}"
+            whole = tape.op("Einsum", rows, stored, equation=equation)
+            shape = {"b": 0, t: -1, "j": sizes["j"], letter: sizes[letter]}
+            merged = tape.op("Reshape", whole, tape.ints(*(shape[each] for each in placed)))
+            made.append(Value(merged, tuple(placed)))
+        return made[0], made[1]
+
+    def _of_groups(self, halves: list[Value], t: str, weights: Projection) -> Pair:
+        tape, half = self.model.tape, self.model.sizes["m"]
+        made = []
+        for group, rows in enumerate(halves):
             own = slice(group * half, (group + 1) * half)
-            weights = Projection(keys[own], values[own], "m", "d", f".{group}")
-            made.append(self._of_one(Value(name, ("b", t, "d")), t, weights))
+            one = Projection(weights.keys[own], weights.values[own], "m", "d", f".{group}")
+            made.append(self._of_one(rows, t, one))
         both = []
         for each, letter in zip(zip(*made), "nv"):
             both.append(tape.joined(list(each), "mm", "j"))

@@ -39,10 +39,14 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "float64": np.float64}
 
 @dataclass
 class Rows:
-    """Rows that keys and values are made of, `b`, `s` or `t`, and their width."""
+    """Rows that keys and values are made of, `b`, `s` or `t`, and their width.
+
+    ``second`` is the latent of the second group of heads, where it has one of its own.
+    """
 
     latent: Value
     rope: Value | None
+    second: Value | None = None
 
 
 @dataclass
@@ -121,6 +125,7 @@ def sizes(plan: Plan) -> dict[str, int]:
     heads, nope, rope, value, latent, hidden = SIZES[plan.size]
     rope = 0 if plan.rotary == "none" else rope
     shared = 2 if plan.repeat == "two" else 1
+    groups = heads if plan.groups == "each" else 2
     found = {
         "j": heads,
         "h": heads * shared,
@@ -136,9 +141,9 @@ def sizes(plan: Plan) -> dict[str, int]:
         "e": hidden,
         "q": 6,
         "f": rope // 2,
-        "g": 2,
-        "d": latent // 2,
-        "m": heads // 2,
+        "g": groups,
+        "d": latent // groups,
+        "m": heads // groups,
     }
     if plan.rotary == "none":
         found["k"] = nope

@@ -16,6 +16,7 @@ from tests.axes.tape import Tape, Value
 
 POINTS = {
     "latent": "bt",
+    "second": "bt",
     "k_pe": "bt",
     "nope": "bth",
     "value": "bth",

@@ -13,8 +13,9 @@ from dataclasses import dataclass, fields, replace
 SIZES = {
     "tiny": (3, 5, 4, 7, 11, 13),
     "wide": (2, 9, 6, 5, 8, 17),
-    "long": (4, 3, 2, 11, 14, 10),
+    "long": (4, 3, 2, 11, 16, 10),
     "narrow": (5, 4, 8, 3, 7, 12),
+    "eights": (3, 16, 8, 7, 11, 13),
     "real": (4, 128, 64, 128, 512, 96),
 }
 
@@ -31,7 +32,7 @@ MEANING: dict[str, tuple[str, ...]] = {
     "sinks": ("none", "some"),
     "gate": ("none", "heads", "wide"),
     "channels": ("none", "keys", "values", "both"),
-    "groups": ("one", "two"),
+    "groups": ("one", "two", "apart", "axis", "each"),
     "repeat": ("one", "two"),
     "scale": ("usual", "other"),
     "softmax": ("plain", "guarded"),
@@ -92,6 +93,7 @@ WRITING: dict[str, tuple[str, ...]] = {
         "attention",
         "attention3",
         "multi_head",
+        "group_query",
     ),
     "scale_on": ("scores", "divided", "query", "keys", "both", "shape", "products"),
     "mask_at": ("scaled", "unscaled"),
@@ -165,9 +167,14 @@ class Plan:
         return self.cache.endswith("expanded")
 
     @property
+    def grouped(self) -> bool:
+        """Whether groups of heads have a latent each."""
+        return self.groups != "one"
+
+    @property
     def fused(self) -> bool:
         """Whether one node is all of the attention."""
-        return self.product in ("attention", "attention3", "multi_head")
+        return self.product in ("attention", "attention3", "multi_head", "group_query")
 
     def told(self) -> str:
         """What is not plain, in words."""
@@ -191,11 +198,45 @@ Rule = tuple[Callable[[Plan], bool], dict[str, str]]
 
 #: What goes with what: each rule sets fields where its condition holds, in this order.
 RULES: tuple[Rule, ...] = (
+    (  # its caches are of keys and values, a multiple of eight numbers each, and it is causal
+        lambda p: p.product == "group_query" and p.cache != "expanded",
+        {"cache": "static_expanded"},
+    ),
+    (
+        lambda p: p.product == "group_query",
+        {
+            "mask": "causal",
+            "fill": "lowest",
+            "mask_at": "scaled",
+            "positions": "shapes",
+            "cache_axes": "heads",
+            "put": "each",
+            "read": "whole",
+            "absorbed": "no",
+            "groups": "one",
+            "value_pad": "none",
+            "opset": "18",
+        },
+    ),
+    (
+        lambda p: (
+            p.size != "real"
+            and (p.product == "group_query" or (p.product == "multi_head" and p.mask == "flag"))
+        ),
+        {"size": "eights", "groups": "one"},
+    ),
+    (lambda p: p.product == "group_query" and p.layers == "shared", {"layers": "two"}),
+    (lambda p: p.product == "group_query" and p.dtype == "float64", {"dtype": "float32"}),
     (lambda p: not p.static, {"put": "list", "read": "whole"}),
     (lambda p: p.read == "gathered", {"put": "context", "cache_axes": "heads"}),
     (lambda p: p.put == "heads" and not p.expanded, {"put": "each"}),
     (lambda p: p.put == "rows" and p.product == "fused_matmul", {"product": "matmul"}),
-    (lambda p: p.layers == "shared" and p.groups == "two", {"layers": "two"}),
+    (lambda p: p.layers == "shared" and p.grouped, {"layers": "two"}),
+    (
+        lambda p: p.groups == "apart" and p.cache.endswith("joint"),
+        {"cache": "latent"},
+    ),
+    (lambda p: p.groups == "apart", {"norm_at": "new"}),
     (lambda p: p.cache == "none", {"norm_at": "new", "rotary_at": "new", "cache_axes": "heads"}),
     (lambda p: p.norm == "none", {"norm_at": "new"}),
     (lambda p: p.expanded, {"norm_at": "new", "rotary_at": "new"}),
@@ -216,9 +257,10 @@ RULES: tuple[Rule, ...] = (
     (lambda p: p.rotary == "half" and p.rotary_form == "pairs", {"rotary_form": "parts"}),
     (lambda p: p.rotary == "interleaved" and p.rotary_form == "turned", {"rotary_form": "pairs"}),
     (lambda p: p.positions == "shapes" and p.rotary_at == "read", {"table": "computed"}),
-    (lambda p: p.groups == "two", {"size": "long", "repeat": "one", "absorbed": "no"}),
+    (lambda p: p.grouped and p.size != "real", {"size": "long"}),
+    (lambda p: p.grouped, {"repeat": "one", "absorbed": "no"}),
     (
-        lambda p: p.groups == "two" and p.storage not in ("joint", "separate", "einsum"),
+        lambda p: p.grouped and p.storage not in ("joint", "separate", "einsum"),
         {"storage": "joint"},
     ),
     (lambda p: p.absorbed != "no" and p.expanded, {"cache": "latent"}),
@@ -251,7 +293,9 @@ RULES: tuple[Rule, ...] = (
     ),
     (
         lambda p: (
-            p.mask == "flag" and not p.static and p.product not in ("attention", "attention3")
+            p.mask == "flag"
+            and not p.static
+            and p.product not in ("attention", "attention3", "multi_head")
         ),
         {"product": "attention"},
     ),

@@ -137,6 +137,11 @@ OTHERS: dict[str, Plan] = {
     **{f"channels {kind}": replace(FLAT, channels=kind) for kind in ("keys", "values", "both")},
     **{f"bias {kind}": replace(FLAT, bias=kind) for kind in ("key", "value", "both")},
     **{f"groups {kind}": replace(FLAT, groups="two", storage=kind) for kind in ("joint", "einsum")},
+    "groups of an axis": replace(FLAT, groups="axis", cache="none"),
+    "groups of an axis, cached": replace(FLAT, groups="axis", place="bth"),
+    "groups apart": replace(FLAT, groups="apart"),
+    "groups apart, expanded cache": replace(FLAT, groups="apart", cache="expanded"),
+    "groups in a buffer": replace(FLAT, groups="two", cache="static"),
     **{
         f"latent cache {kind}": Plan(cache_axes=kind)
         for kind in (
@@ -207,6 +212,7 @@ OTHERS: dict[str, Plan] = {
             "attention",
             "attention3",
             "multi_head",
+            "group_query",
         )
     },
     **{
@@ -222,6 +228,15 @@ OTHERS: dict[str, Plan] = {
             ("lengths", "lowest"),
             ("causal", "infinite"),
             ("causal", "large"),
+        )
+    },
+    "group_query, growing": Plan(product="group_query", cache="expanded"),
+    **{
+        f"causal by flag, {product}": Plan(mask="flag", product=product, cache="expanded", **others)
+        for product, others in (
+            ("attention", {}),
+            ("attention3", {"repeat": "two"}),
+            ("multi_head", {}),
         )
     },
     **{

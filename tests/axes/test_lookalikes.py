@@ -58,6 +58,35 @@ FOUND = [
     *(f"model - {kind} 0" for kind in ("values_elsewhere", "past_returned")),
 ]
 
+GROUPS = {
+    **{
+        f"groups apart, {mutation}": Plan(groups="apart", mutations=(mutation,))
+        for mutation in (
+            "second t scattered 1000",
+            "second b mixed 2",
+            "second t cropped 100",
+            "second t softened 0",
+        )
+    },
+    **{
+        f"groups {kind}, {mutation}": Plan(groups=kind, mutations=(mutation,))
+        for kind in ("two", "axis")
+        for mutation in ("nope h mixed 1", "value h reversed 0", "latent t before 100")
+    },
+    "groups of an axis, expanded": Plan(
+        groups="axis", cache="expanded", mutations=("value t dropped 1000",)
+    ),
+}
+"""Of groups of heads: heads that change their group, and one latent of two that is another."""
+
+CAUSAL = {
+    f"causal by flag, {product}, {mutation}": Plan(
+        mask="flag", product=product, cache="expanded", mutations=(mutation,)
+    )
+    for product in ("attention", "multi_head", "group_query")
+    for mutation in ("key t rolled 0", "query s mixed 3", "context s turned 200")
+}
+
 PARTS = {
     **{
         f"{kind}, {mutation}": Plan(**{kind: "two_products"}, mutations=(mutation,))
@@ -120,6 +149,11 @@ def test_parts_that_are_something_else(plan: Plan) -> None:
     held(plan, "nothing")
 
 
+@pytest.mark.parametrize("plan", [*GROUPS.values(), *CAUSAL.values()], ids=[*GROUPS, *CAUSAL])
+def test_groups_and_causal_masks_that_are_something_else(plan: Plan) -> None:
+    held(plan, "nothing")
+
+
 @pytest.mark.parametrize(("plan", "word"), ASKED_FOR.values(), ids=ASKED_FOR)
 def test_what_is_asked_for(plan: Plan, word: str) -> None:
     held(plan, word)
@@ -129,6 +163,11 @@ def held(plan: Plan, word: str) -> None:
     sizes = SOME if word != "static" else tuple(size for size in SOME if size.total < 1200)
     found = equal_or_refused(build(settled(plan)), sizes=sizes, **ASKED[word])
     assert found.status in ("equal", "refused"), found
+
+
+def test_a_latent_for_each_head_is_refused() -> None:
+    found = equal_or_refused(build(settled(Plan(groups="each"))), sizes=FEW)
+    assert (found.status, found.codes) == ("refused", ("latent_per_head",))
 
 
 def test_a_bias_of_values_beside_sinks_is_refused() -> None:

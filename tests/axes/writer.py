@@ -118,6 +118,9 @@ class Writer:
             rows.latent = self._normed(rows.latent)
         if rows.rope and model.plan.rotary_at == "new":
             rows.rope = self.rotary.turned(rows.rope, "s")
+        if model.plan.groups == "apart":  # what is squashed by itself is a row of its own
+            halves = tape.parts(rows.latent, "c", "dd")
+            rows.latent, rows.second = (tape.along("Tanh", half) for half in halves)
         return rows
 
     def _ranked(self, value: Value) -> Value:
@@ -146,12 +149,14 @@ class Writer:
     def _cached_rows(self, rows: Rows) -> Rows:
         model, tape = self.model, self.model.tape
         if model.plan.cache == "none":
-            return Rows(model.as_keys(rows.latent), rows.rope and model.as_keys(rows.rope))
+            parts = (rows.latent, rows.rope, rows.second)
+            return Rows(*(part and model.as_keys(part) for part in parts))
         if rows.rope and model.plan.cache.endswith("joint"):
             both = tape.joined([rows.latent, rows.rope], "cr", "l")
             return Rows(*tape.parts(self._join(both, "latent", "l"), "l", "cr"))
-        latent = self._join(rows.latent, "key", "c")
-        return Rows(latent, rows.rope and self._join(rows.rope, "value", "r"))
+        latent = self._join(rows.latent, "key", rows.latent.axes[-1])
+        second = rows.second and self._join(rows.second, "second_key", "d")
+        return Rows(latent, rows.rope and self._join(rows.rope, "value", "r"), second)
 
     def _join(self, new: Value, name: str, letter: str) -> Value:
         """Past rows and new ones; the result is an output, and is read from there on."""
@@ -187,7 +192,8 @@ class Writer:
             latent = self._normed(latent)
         if rope and model.plan.rotary_at == "read":
             rope = self.rotary.turned(rope, "t")
-        return Rows(model.at("latent", latent), rope and model.at("k_pe", rope))
+        second = rows.second and model.at("second", rows.second)
+        return Rows(model.at("latent", latent), rope and model.at("k_pe", rope), second)
 
     # Query and output
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,16 +24,24 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 
+Reports = tuple[dict[str, Any], str, str]
+
+
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, str]:
-    """The JSON, the Markdown and the standard output of `--quick`.
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """The JSON, the Markdown and the standard output of `--quick`."""
+    return quick(tmp_path_factory.mktemp("bench"))
+
+
+def quick(folder: Path, *only: str) -> Reports:
+    """Run it, or a part of it.
 
     With a folder of models of its own: each worker of a parallel run comes here, and models that
     mla-opt makes are made anew while another may be reading them.
     """
-    folder = tmp_path_factory.mktemp("bench")
     environment = {**os.environ, models.CACHE_VARIABLE: str(folder / "models")}
     command = [sys.executable, "-m", "tests.benchmarks", "--quick"]
+    command += [word for section in only for word in ("--only", section)]
     command += ["--json", str(folder / "out.json"), "--markdown", str(folder / "out.md")]
     done = subprocess.run(
         command, cwd=models.ROOT, env=environment, capture_output=True, text=True, check=False
@@ -42,8 +51,15 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     return report, (folder / "out.md").read_text(), done.stdout
 
 
+def test_a_section_is_measured_by_itself(tmp_path: Path) -> None:
+    report, text, printed = quick(tmp_path, "kernel")
+    assert set(report["results"]) == {"kernel"}
+    assert "`python -m tests.benchmarks --quick --only kernel`" in text
+    assert "targets met" in printed
+
+
 @pytest.mark.sweep
-def test_every_section_is_measured(reports: tuple[dict[str, Any], str, str]) -> None:
+def test_every_section_is_measured(reports: Reports) -> None:
     report, _, _ = reports
     assert set(report["results"]) == set(SECTIONS)
     assert report["failed"] == []
@@ -51,9 +67,7 @@ def test_every_section_is_measured(reports: tuple[dict[str, Any], str, str]) -> 
 
 @pytest.mark.parametrize("section", ["decode", "memory", "prefill", "v3", "sweep"])
 @pytest.mark.sweep
-def test_variants_agree_with_the_original(
-    reports: tuple[dict[str, Any], str, str], section: str
-) -> None:
+def test_variants_agree_with_the_original(reports: Reports, section: str) -> None:
     ours = figures.KERNEL if section == "sweep" else figures.OPTIMIZED
     for case, timings in reports[0]["results"][section].items():
         assert {figures.ORIGINAL, ours} <= set(timings), case
@@ -66,7 +80,7 @@ def test_variants_agree_with_the_original(
 
 
 @pytest.mark.sweep
-def test_both_parts_of_the_gain_are_reported(reports: tuple[dict[str, Any], str, str]) -> None:
+def test_both_parts_of_the_gain_are_reported(reports: Reports) -> None:
     text = " ".join(figure["what"] for figure in reports[0]["figures"])
     for words in (
         "whole gain",
@@ -85,7 +99,7 @@ def test_both_parts_of_the_gain_are_reported(reports: tuple[dict[str, Any], str,
 
 
 @pytest.mark.sweep
-def test_markdown_names_command_and_machine(reports: tuple[dict[str, Any], str, str]) -> None:
+def test_markdown_names_command_and_machine(reports: Reports) -> None:
     report, text, out = reports
     assert "`python -m tests.benchmarks --quick" in text
     assert report["machine"]["cpu"] in text

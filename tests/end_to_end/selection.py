@@ -23,6 +23,35 @@ REPRESENTATIVE = (
     ExportSpec("minicpm3", opset=20),
     ExportSpec("hy_v4", attention="eager"),
 )
+#: Those of the tests that are kept beside the sources (`tests.exports.kept`). Exported anew in each
+#: run are the first, and one by transformers' own exporter.
+FRESH = (
+    ExportSpec("deepseek_v3"),
+    ExportSpec("deepseek_v3", exporter="hf", opset=20, component="decode"),
+)
+KEPT = (
+    *(spec for spec in REPRESENTATIVE if spec not in FRESH),
+    ExportSpec("deepseek_v2_noqlora"),
+)
+#: Models without latent attention, and opsets: `tests.exports.controls`.
+KEPT_CONTROLS = (
+    *(
+        (name, 18)
+        for name in (
+            "genuine_latent_block",
+            "linear_attention",
+            "llama",
+            "multi_query",
+            "nonlinear_values",
+            "rope_per_head",
+            "separate_latents",
+            "t5",
+            "token_reversal",
+        )
+    ),
+    ("genuine_latent_block", 23),
+    ("llama", 23),
+)
 #: Early expansion: these need a Python with transformers 4.57 (`tests.exports.expanded_cache`).
 EXPANDED = (
     ExportSpec("deepseek_v3", exporter="dynamo457"),

@@ -22,7 +22,7 @@ def test_computes_the_same(opset):
     block = Block(opset=opset, hidden=64)
     proto = build(block)
     before = ir.from_proto(proto)
-    raised = at_least(before)
+    raised = at_least(before, 24)
     assert raised.opset_imports[""] == 24
     assert before.opset_imports[""] == opset
     assert [v.name for v in raised.graph.inputs] == [v.name for v in before.graph.inputs]
@@ -34,18 +34,18 @@ def test_computes_the_same(opset):
 
 def test_a_new_model_stays():
     model = ir.from_proto(build(Block(opset=24)))
-    assert at_least(model) is model
+    assert at_least(model, 24) is model
 
 
 def test_metadata_stays():
     model = ir.from_proto(build(Block()))
     model.metadata_props["origin"] = "a test"
-    assert at_least(model).metadata_props["origin"] == "a test"
+    assert at_least(model, 24).metadata_props["origin"] == "a test"
 
 
 def test_large_weights_are_not_copied():
     model = ir.from_proto(build(Block(hidden=64)))
-    raised = at_least(model)
+    raised = at_least(model, 24)
     large = [n for n, v in model.graph.initializers.items() if v.const_value.nbytes > SMALL_BYTES]
     assert large
     for name in large:
@@ -63,7 +63,7 @@ def of_one_node(op_type: str, opset: int) -> ir.Model:
 
 def test_what_onnx_does_not_define():
     with pytest.raises(InputError, match="SimplifiedLayerNormalization, which ONNX does not def"):
-        at_least(of_one_node("SimplifiedLayerNormalization", 18))
+        at_least(of_one_node("SimplifiedLayerNormalization", 18), 24)
 
 
 def test_what_onnx_cannot_convert(monkeypatch):
@@ -71,8 +71,8 @@ def test_what_onnx_cannot_convert(monkeypatch):
         raise RuntimeError("no adapter\nfor Add")
 
     monkeypatch.setattr(version_converter, "convert_version", fail)
-    with pytest.raises(InputError, match="raised to opset 24, which TensorRT needs: no adapter fo"):
-        at_least(of_one_node("Add", 18))
+    with pytest.raises(InputError, match="raised to opset 24, which is needed here: no adapter"):
+        at_least(of_one_node("Add", 18), 24)
 
 
 def test_local_functions_are_refused():
@@ -91,4 +91,4 @@ def test_local_functions_are_refused():
     proto = helper.make_model(graph, functions=[body], opset_imports=imports, ir_version=10)
     onnx.checker.check_model(proto)
     with pytest.raises(InputError, match="has local functions and opset 18"):
-        at_least(ir.from_proto(proto))
+        at_least(ir.from_proto(proto), 24)

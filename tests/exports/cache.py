@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.exports import kept
 from tests.exports.spec import ExportSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,12 +69,20 @@ def path_of(spec: ExportSpec) -> Path:
 
 
 def exported(spec: ExportSpec) -> Path:
-    """The exported file, built in a process of its own if it is not there yet.
+    """What is kept of it, or the exported file, built in a process of its own if it is not there.
 
     Raises:
         ExportError: with what the exporter said. Failures are not kept: the next call tries again.
     """
+    if kept.there(spec.id):
+        return kept_export(spec.id)
     return built_once(path_of(spec), lambda path: _export_in_subprocess(spec, path))
+
+
+def kept_export(name: str) -> Path:
+    """An export of `kept`, unpacked."""
+    path = cache_folder() / f"{name}-kept-{kept.digest(name)}.onnx"
+    return built_once(path, lambda partial: kept.unpack(name, partial))
 
 
 def built_once(path: Path, build: Callable[[Path], None]) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tests.exports import cache, exporters, lookalikes
+from tests.exports import cache, exporters, kept, lookalikes
 from tests.exports.flat import FlatCausalLM
 from tests.exports.spec import ExportSpec
 from tests.exports.weights import randomize
@@ -53,10 +53,21 @@ def export_control(control: Control, path: Path, opset: int = 18) -> None:
 
 
 def exported_control(name: str, opset: int = 18) -> Path:
-    """The file of a control, built in this process if it is not there yet."""
-    control = GENUINE if name == GENUINE.name else CONTROLS[name]
-    path = cache.cache_folder() / f"control-{name}-opset{opset}-{cache.fingerprint(*SOURCES)}.onnx"
-    return cache.built_once(path, lambda partial: export_control(control, partial, opset))
+    """The file of a control: what is kept of it, or built in this process if it is not there."""
+    if kept.there(stem(name, opset)):
+        return cache.kept_export(stem(name, opset))
+    path = cache.cache_folder() / f"{stem(name, opset)}-{cache.fingerprint(*SOURCES)}.onnx"
+    return cache.built_once(path, lambda partial: export_control(by_name(name), partial, opset))
+
+
+def by_name(name: str) -> Control:
+    """A control, or the genuine block."""
+    return GENUINE if name == GENUINE.name else CONTROLS[name]
+
+
+def stem(name: str, opset: int) -> str:
+    """The name of a control's file."""
+    return f"control-{name}-opset{opset}"
 
 
 def matrix() -> Iterator[tuple[str, int]]:
@@ -69,7 +80,7 @@ def matrix() -> Iterator[tuple[str, int]]:
 
 def example_inputs(name: str, batch: int = 2, length: int = 7) -> dict[str, Any]:
     """NumPy inputs of a control that is no causal LM."""
-    module = CONTROLS[name].build() if name != GENUINE.name else GENUINE.build()
+    module = by_name(name).build()
     tensors = module.example(batch, length)  # type: ignore[operator]
     return dict(zip(_input_names(module), (tensor.numpy() for tensor in tensors), strict=True))
 

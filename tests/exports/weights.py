@@ -18,15 +18,16 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            parameter.copy_(_noise(name, parameter, seed))
+            parameter.copy_(noise(name, tuple(parameter.shape), seed))
     return model
 
 
-def _noise(name: str, parameter: torch.Tensor, seed: int) -> torch.Tensor:
+def noise(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    """The numbers of a parameter."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-    noise = torch.randn(parameter.shape, generator=generator)
+    numbers = torch.randn(shape, generator=generator)
     if "embed" in name or "sinks" in name:
-        return noise * EMBEDDING_STD
-    if parameter.ndim > 1:
-        return noise * MATRIX_STD
-    return noise * VECTOR_STD + (1.0 if "norm" in name and "bias" not in name else 0.0)
+        return numbers * EMBEDDING_STD
+    if len(shape) > 1:
+        return numbers * MATRIX_STD
+    return numbers * VECTOR_STD + (1.0 if "norm" in name and "bias" not in name else 0.0)

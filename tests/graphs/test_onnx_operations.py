@@ -237,7 +237,6 @@ def test_fused_attention_without_scale():
     [
         (("x", "y", "q"), {"softcap": 5.0}, "softcap"),
         (("x", "y", "q", "", "x", "y"), {}, "does not return them"),
-        (("x", "y", "q", "", "x", "y"), {"is_causal": 1, "outputs": 3}, "causal"),
         (("x", "y", "q", "", "x", "y", "i"), {"outputs": 3}, "nonpad_kv_seqlen"),
     ],
 )
@@ -251,6 +250,8 @@ def test_fused_attention_with_its_own_cache():
     names = [each.name for each in (past.key, past.value, past.present_key, past.present_value)]
     assert (names, found.unsupported) == (["x", "y", "out1", "out2"], "")
     assert read("Attention", "x", "y", "q").past is None
+    causal = read("Attention", "x", "y", "q", "", "x", "y", outputs=3, is_causal=1)
+    assert (causal.causal, causal.unsupported) == (True, "")
 
 
 MICROSOFT = {"domain": "com.microsoft", "num_heads": 3}
@@ -277,6 +278,19 @@ def test_what_multi_head_attention_may_not_do(inputs, reason):
     assert reason in read("MultiHeadAttention", *inputs, **MICROSOFT).unsupported
 
 
-def test_group_query_attention_is_seen_and_refused():
-    found = read("GroupQueryAttention", "p3", "p3", "p3", "", "", "i", "i", **MICROSOFT)
-    assert "seqlens_k" in found.unsupported
+GROUPED = {**MICROSOFT, "kv_num_heads": 3}
+
+
+def test_group_query_attention():
+    operands = ("p3", "p3", "p3", "x", "y", "i", "q")
+    found = read("GroupQueryAttention", *operands, outputs=3, **GROUPED)
+    assert (found.flat, found.heads, found.key_heads, found.causal) == (True, 3, 3, True)
+    assert found.scale == pytest.approx(8**-0.5)
+    past = found.past
+    names = [each.name for each in (past.key, past.value, past.last, past.total)]
+    assert (names, found.unsupported) == (["x", "y", "i", "q"], "")
+
+
+def test_group_query_attention_without_a_past():
+    found = read("GroupQueryAttention", "p3", "p3", "p3", "", "", "i", "i", **GROUPED)
+    assert "past keys" in found.unsupported

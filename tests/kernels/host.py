@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import ml_dtypes
@@ -11,6 +10,7 @@ import onnx
 import onnxruntime as ort
 
 import mla_opt
+from mla_opt.ort_values import from_ort_value, to_ort_value
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -30,28 +30,11 @@ def session(
     )
 
 
-def ort_value(array: np.ndarray) -> ort.OrtValue:
-    """The array as ONNX Runtime takes it; bfloat16 goes by its bits."""
-    if array.dtype == BFLOAT16:
-        kind = onnx.TensorProto.BFLOAT16
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), kind)
-    return ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def from_ort_value(value: ort.OrtValue) -> np.ndarray:
-    """The tensor as an array; ONNX Runtime does not give bfloat16 to NumPy, so that is read."""
-    if value.element_type() != onnx.TensorProto.BFLOAT16:
-        return value.numpy()
-    shape = value.shape()
-    size = 2 * int(np.prod(shape))
-    return np.frombuffer(ctypes.string_at(value.data_ptr(), size), BFLOAT16).reshape(shape)
-
-
 def run(runtime: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """All outputs."""
     binding = runtime.io_binding()
     for name, feed in feeds.items():
-        binding.bind_ortvalue_input(name, ort_value(feed))
+        binding.bind_ortvalue_input(name, to_ort_value(feed))
     for output in runtime.get_outputs():
         binding.bind_output(output.name)
     runtime.run_with_iobinding(binding)

@@ -6,8 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
+from mla_opt.kernels import cpu_tier
 from mla_opt.operator import Signature, latent_attention
-from tests.kernels.host import BFLOAT16, ort_value, run, session
+from mla_opt.operator.quantized_rows import quantize
+from mla_opt.ort_values import from_ort_value, to_ort_value
+from tests.kernels.host import BFLOAT16, run, session
 from tests.operator import cases
 
 TOLERANCE = {
@@ -54,6 +57,57 @@ def test_every_signature_and_type(signature, dtype):
 def test_narrow_caches(signature, dtype):
     feeds = cases.operands(signature, cache_dtype=dtype)
     assert matches(run(session(cases.model(signature, feeds)), feeds), signature, feeds)
+
+
+@pytest.mark.parametrize(("rank", "rope"), [(cases.RANK, 4), (cases.RANK, 0), (260, 3)])
+@pytest.mark.parametrize("signature", cases.QUANTIZED_SIGNATURES, ids=cases.name)
+def test_caches_of_codes(tier, signature, rank, rope):
+    """What these widths are made of no tier multiplies in bfloat16: all are exact."""
+    feeds = cases.operands(signature, rank=rank, rope=rope)
+    proto = cases.model(signature, feeds, rank=rank)
+    assert matches(run(session(proto), feeds), signature, feeds, rank=rank)
+
+
+#: Tiers that multiply rows of codes in bfloat16.
+ROUNDING_TIERS = ("amx", "avx512bf16")
+
+
+@pytest.mark.parametrize("codes", ["int8", "float8_e4m3fn"])
+@pytest.mark.parametrize(("rank", "rope"), [(512, 64), (256, 32)])
+@pytest.mark.parametrize(("heads", "gain"), [(3, 1.0), (20, 1.0), (16, 1e6), (16, 1e-30)])
+def test_codes_of_widths_in_use(tier, heads, gain, rank, rope, codes):
+    random = np.random.default_rng(heads)
+    signature = Signature(has_cache=True, in_place=True, split=True, codes=codes, causal=True)
+    rows = random.standard_normal((2, 1, 303, rank + rope)).astype(np.float32)
+    rows = (rows * random.uniform(0.1, 1.5, (2, 1, 303, 1)) * gain).astype(np.float32)
+    cache, beside = quantize(rows, rank, codes)
+    query = random.standard_normal((2, heads, 3, rank + rope)) / gain
+    feeds = {
+        "query": query.astype(np.float32),
+        "latent": rows[:, :, :3],
+        "cache": cache,
+        "past_len": np.array([300, 151], np.int32),
+        "rope_cache": beside,
+    }
+    scale = (rank + rope) ** -0.5
+    runtime = session(cases.model(signature, feeds, scale=scale, rank=rank))
+    tolerance = 2e-2 if cpu_tier() in ROUNDING_TIERS else 5e-6
+    outputs = run(runtime, feeds)
+    assert matches(outputs, signature, feeds, scale=scale, rank=rank, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("codes", ["int8", "float8_e4m3fn"])
+def test_a_row_that_is_not_finite_is_seen(tier, codes):
+    """Not a code that means some number: whoever attends to the row gets no number."""
+    signature = Signature(has_cache=True, split=True, codes=codes)
+    feeds = cases.operands(signature, rank=160)
+    for wrong in (np.nan, np.inf):
+        feeds["latent"][1, 0, 2, 150] = wrong
+        outputs = run(session(cases.model(signature, feeds, rank=160)), feeds)
+        finite = np.isfinite(outputs[0])
+        assert finite[0].all()
+        assert finite[2].all()
+        assert not finite[1, ..., 128:].any()
 
 
 @pytest.mark.parametrize("dtype", TYPES[:1] + TYPES[3:], ids=type_name)
@@ -112,13 +166,33 @@ def test_the_comparison_notices_a_wrong_scale():
     assert not matches(outputs, signature, feeds)
 
 
+@pytest.mark.parametrize("codes", ["int8", "float8_e4m3fn"])
+def test_bound_buffers_of_codes_are_written_in_place(codes):
+    signature = Signature(has_cache=True, in_place=True, split=True, codes=codes)
+    feeds = cases.operands(signature, query_len=2, past=9)
+    kept = {name: feeds[name].copy() for name in ("cache", "rope_cache")}
+    values = {name: to_ort_value(feed) for name, feed in {**feeds, **kept}.items()}
+    runtime = session(cases.model(signature, feeds))
+    binding = runtime.io_binding()
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output("output")
+    for name in kept:
+        binding.bind_ortvalue_output(f"new_{name}", values[name])
+    runtime.run_with_iobinding(binding)
+    expected = latent_attention(**feeds, scale=cases.SCALE, kv_lora_rank=cases.RANK)
+    for name, wanted in zip(kept, expected[1:]):
+        written = from_ort_value(values[name]).astype(np.float64)
+        np.testing.assert_array_equal(written, wanted)
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_a_bound_buffer_is_written_in_place_and_nowhere_else(split):
     """Input and output are one buffer; only the rows behind each length change."""
     signature = Signature(has_cache=True, in_place=True, split=split, causal=True)
     feeds = cases.operands(signature, query_len=2, past=9)
     runtime = session(cases.model(signature, feeds))
-    values = {name: ort_value(feed.copy()) for name, feed in feeds.items()}
+    values = {name: to_ort_value(feed.copy()) for name, feed in feeds.items()}
     binding = runtime.io_binding()
     for name, value in values.items():
         binding.bind_ortvalue_input(name, value)
@@ -153,6 +227,7 @@ def test_one_thread_and_several_agree_to_rounding():
 IN_PLACE = Signature(has_cache=True, in_place=True, causal=True)
 SPLIT = Signature(has_cache=True, split=True)
 MASKED = Signature(has_cache=True, bias="additive", sink=True)
+CODES = Signature(has_cache=True, split=True, codes="int8")
 
 
 def _reshaped(feeds, name, *shape):
@@ -169,6 +244,8 @@ def _reshaped(feeds, name, *shape):
         (SPLIT, "latent", (3, 1, 5, 9), "latent has width 9, expected 10"),
         (SPLIT, "cache", (3, 1, 5, 7), "cache has width 7, expected 6"),
         (SPLIT, "rope_cache", (3, 1, 4, 4), "rope_cache has 4 rows, cache has 5"),
+        (CODES, "rope_cache", (3, 1, 5, 4), "rope_cache has width 4, expected 8"),
+        (CODES, "cache", (3, 1, 5, 10), "cache has width 10, expected 6"),
         (MASKED, "sink", (3,), "sink has 3 elements, expected 2"),
         (MASKED, "bias", (3, 1, 5, 9), "bias has size 9 on axis 3 .* expected 1 or 10"),
         (MASKED, "bias", (1, 3, 1, 5, 10), "bias has rank 5, expected 1 to 4"),

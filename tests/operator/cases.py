@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import onnxruntime as ort
 from mla_opt.errors import InputError
 from mla_opt.operator import DOMAIN, OP_TYPE, VERSION, Signature, function_body
 from mla_opt.operator.onnx.body_style import TENSORRT, BodyStyle
+from mla_opt.operator.quantized_rows import quantize
+from mla_opt.ort_values import from_ort_value, to_ort_value
 
 BATCH, HEADS, RANK, ROPE, PAST = 3, 2, 6, 4, 5
 SCALE = 0.25
@@ -55,6 +58,18 @@ NARROW_SIGNATURES = [
     Signature(has_latent=False, has_cache=True, narrow=True),
 ]
 
+# A float32 query on a cache of codes.
+QUANTIZED_SIGNATURES = [
+    Signature(has_cache=True, split=True, codes=codes, **fields)
+    for codes in ("int8", "float8_e4m3fn")
+    for fields in (
+        {"causal": True},
+        {"in_place": True, "bias": "boolean", "sink": True},
+        {"has_latent": False, "bias": "additive"},
+        {"has_latent": False, "in_place": True},
+    )
+]
+
 
 def name(signature: Signature) -> str:
     return signature.overload
@@ -69,6 +84,7 @@ def operands(
     dtype: Any = np.float32,
     cache_dtype: Any = None,
     seed: int = 0,
+    rank: int = RANK,
 ) -> Feeds:
     """Random operands; in place, the sequences are 0, past // 2 and past rows long.
 
@@ -79,20 +95,31 @@ def operands(
     def normal(*shape: int) -> np.ndarray:
         return random.standard_normal(shape).astype(dtype)
 
+    if signature.codes != "none":
+        plain = replace(signature, codes="none")
+        feeds = operands(plain, query_len=query_len, past=past, rope=rope, seed=seed, rank=rank)
+        return with_codes(feeds, signature.codes, rank)
     kept = cache_dtype or (np.float16 if signature.narrow else dtype)
     new = query_len if signature.has_latent else 0
     rows = past + new if signature.in_place else past
     total = rows if signature.in_place else new + (past if signature.has_cache else 0)
     feeds = {
-        "query": normal(BATCH, HEADS, query_len, RANK + rope),
-        "latent": normal(BATCH, 1, query_len, RANK + rope),
-        "cache": normal(BATCH, 1, rows, RANK + (0 if signature.split else rope)).astype(kept),
+        "query": normal(BATCH, HEADS, query_len, rank + rope),
+        "latent": normal(BATCH, 1, query_len, rank + rope),
+        "cache": normal(BATCH, 1, rows, rank + (0 if signature.split else rope)).astype(kept),
         "past_len": np.array([0, past // 2, past], np.int32),
         "bias": _bias(signature, random, (BATCH, 1, query_len, total), dtype),
         "sink": normal(HEADS),
         "rope_cache": normal(BATCH, 1, rows, rope).astype(kept),
     }
     return {key: feeds[key] for key in signature.inputs}
+
+
+def with_codes(feeds: Feeds, codes: str, rank: int) -> Feeds:
+    """The same with the rows of the caches quantized; those behind a sequence's last as well."""
+    rows = np.concatenate([feeds["cache"], feeds["rope_cache"]], axis=-1)
+    cache, beside = quantize(rows, rank, codes)
+    return {**feeds, "cache": cache, "rope_cache": beside}
 
 
 def _bias(
@@ -110,13 +137,17 @@ def model(
     signature: Signature,
     feeds: Feeds,
     *,
-    opset: int = 18,
+    opset: int | None = None,
     scale: float = SCALE,
     rank: int = RANK,
     element_type: ir.DataType | None = None,
     style: BodyStyle = TENSORRT,
 ) -> onnx.ModelProto:
-    """A model of one node whose definition is the body; every dimension is symbolic."""
+    """A model of one node whose definition is the body; every dimension is symbolic.
+
+    In opset 18, or 19 where the cache is of 8-bit floats.
+    """
+    opset = opset or (19 if signature.codes == "float8_e4m3fn" else 18)
     element = element_type or ir.DataType.from_numpy(feeds["query"].dtype)
     body = function_body(signature, opset, signature.overload, element_type=element, style=style)
     kinds = {key: _kind(key, feed, element, signature) for key, feed in feeds.items()}
@@ -142,7 +173,8 @@ def model(
 def _kind(key: str, feed: np.ndarray, element: ir.DataType, signature: Signature) -> ir.DataType:
     """Floating-point operands have the model's element type, narrow caches one of their own."""
     own = ir.DataType.from_numpy(feed.dtype)
-    if signature.narrow and key in ("cache", "rope_cache"):
+    is_kept = signature.narrow or signature.codes != "none"
+    if is_kept and key in ("cache", "rope_cache"):
         return own
     return element if own.is_floating_point() else own
 
@@ -168,7 +200,8 @@ def session(proto: onnx.ModelProto) -> ort.InferenceSession:
 
 
 def run(proto: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
-    return session(proto).run(None, feeds)
+    values = {name: to_ort_value(feed) for name, feed in feeds.items()}
+    return [from_ort_value(value) for value in session(proto).run_with_ort_values(None, values)]
 
 
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from tests.operator.cases import (
     HEADS,
     NARROW_SIGNATURES,
     PAST,
+    QUANTIZED_SIGNATURES,
     RANK,
     REDUCED_SIGNATURES,
     SCALE,
@@ -75,6 +76,32 @@ def test_narrow_caches_match_the_reference(signature, opset):
     for query_len in (1, 5):
         feeds = operands(signature, query_len=query_len)
         assert_matches(run(proto, feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("opset", [15, 19, 23, 24])
+@pytest.mark.parametrize("signature", QUANTIZED_SIGNATURES, ids=name)
+@pytest.mark.parametrize(("rank", "rope"), [(RANK, 4), (260, 3)])
+def test_caches_of_codes_match_the_reference(signature, opset, rank, rope):
+    """New rows are quantized as the reference says, and what their codes stand for is seen."""
+    if signature.codes == "float8_e4m3fn" and opset < 19:
+        pytest.skip("no floats of 8 bits")
+    given = {"rank": rank, "rope": rope}
+    proto = model(signature, operands(signature, **given), opset=opset, rank=rank)
+    onnx.checker.check_model(proto, full_check=True)
+    for query_len in (1, 5):
+        feeds = operands(signature, query_len=query_len, **given)
+        assert_matches(run(proto, feeds), signature, feeds, rank=rank)
+
+
+def test_codes_of_rows_without_a_rotary_part():
+    signature = QUANTIZED_SIGNATURES[0]
+    feeds = operands(signature, rope=0)
+    assert_matches(run(model(signature, feeds, opset=18), feeds), signature, feeds)
+
+
+def test_codes_of_8_bit_floats_need_an_opset_that_has_them():
+    with pytest.raises(InputError, match="needs opset 19; the model has 18"):
+        function_body(QUANTIZED_SIGNATURES[-1], 18)
 
 
 def test_narrow_caches_need_an_opset_that_can_convert_to_them():

@@ -1,13 +1,16 @@
 """llama.cpp's bytes of one sequence's cache, made longer by repeating it.
 
 A deep cache takes llama.cpp minutes to fill, and the time of a step depends on how many rows there
-are, not on what is in them. Of a cache without values (latent rows only) the bytes are::
+are, not on what is in them. Its bytes are::
 
     magic u32, sequence i32, streams u32,
     for each stream: cells u32, and unless that is 0
         for each cell: position i32, sequences u32 (1), sequence i32
         transposed u32, layers u32
-        for each layer: type i32, bytes of a row u64, the rows
+        for each layer: type i32, bytes of a row u64, its keys
+        for each layer: the same of its values, unless rows are latent
+
+Values that lie transposed, as without flash attention, are not taken.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ def _parts(state: bytes, rows: int) -> list[bytes]:
     _magic, sequence, streams = struct.unpack_from(_HEAD, state)
     at = struct.calcsize(_HEAD)
     parts = [state[:at]]
-    for _ in range(streams):
+    for left in reversed(range(streams)):
         (cells,) = struct.unpack_from(_COUNT, state, at)
         at += 4
         if cells == 0:
@@ -51,8 +54,16 @@ def _parts(state: bytes, rows: int) -> list[bytes]:
         if (known["sequences"] != 1).any():
             raise ValueError("cells of more than one sequence")
         parts += [struct.pack(_COUNT, rows), _cells(rows, sequence)]
-        layers, at = _layers(state, at, cells, rows)
-        parts += layers
+        transposed, layers = struct.unpack_from(_LAYERS, state, at)
+        parts.append(state[at : at + struct.calcsize(_LAYERS)])
+        at += struct.calcsize(_LAYERS)
+        keys, at = _layers(state, at, layers, cells, rows)
+        parts += keys
+        if len(state) - at > left * struct.calcsize(_COUNT):  # more than the other, empty streams
+            if transposed:
+                raise ValueError("values that lie transposed")
+            values, at = _layers(state, at, layers, cells, rows)
+            parts += values
     if at != len(state):
         raise ValueError(f"{len(state) - at} bytes are left")
     return parts
@@ -64,10 +75,9 @@ def _cells(rows: int, sequence: int) -> bytes:
     return cells.tobytes()
 
 
-def _layers(state: bytes, at: int, cells: int, rows: int) -> tuple[list[bytes], int]:
-    _, layers = struct.unpack_from(_LAYERS, state, at)
-    parts = [state[at : at + 8]]
-    at += 8
+def _layers(state: bytes, at: int, layers: int, cells: int, rows: int) -> tuple[list[bytes], int]:
+    """The keys, or the values, of all layers, and where they end."""
+    parts = []
     for _ in range(layers):
         _, width = struct.unpack_from(_LAYER, state, at)
         size = struct.calcsize(_LAYER)

@@ -7,6 +7,7 @@ import math
 import onnx_ir as ir
 
 from mla_opt.graphs import operations as op
+from mla_opt.graphs.onnx.group_query import group_query_attention
 from mla_opt.graphs.onnx.reading import OPAQUE, Facts, Reader, attribute, operand
 
 
@@ -70,8 +71,6 @@ def _beyond_plain_attention(facts: Facts, node: ir.Node, heads: int | None) -> s
     if any(value is not None for value in node.inputs[6:]):
         return "how many keys there are depends on data (nonpad_kv_seqlen)"
     own = _own_cache(node, (4, 5)) is not None
-    if own and attribute(node, "is_causal", 0):
-        return "its causal mask, with past keys, is another in each version of ONNX Runtime"
     if not own and any(value is not None for value in node.inputs[4:]):
         return "it reads past keys and values, and does not return them with the new ones"
     if any(_is_read(value) for value in node.outputs[3 if own else 1 :]):
@@ -118,8 +117,6 @@ def _beyond_plain_heads(facts: Facts, node: ir.Node, past: op.OwnCache | None) -
     given = [name for place, name in refused.items() if operand(node, place) is not None]
     if given:
         return f"what its operand {given[0]} does is not read"
-    if past is not None and attribute(node, "unidirectional", 0):
-        return "its causal mask, with past keys, is not read"
     if past is None and any(operand(node, place) is not None for place in (6, 7)):
         return "it reads past keys and values, and does not return them with the new ones"
     if any(_is_read(value) for value in node.outputs[3 if past else 1 :]):
@@ -127,26 +124,8 @@ def _beyond_plain_heads(facts: Facts, node: ir.Node, past: op.OwnCache | None) -
     return ""
 
 
-def _group_query_attention(facts: Facts, node: ir.Node) -> op.Operation:
-    """ONNX Runtime's operator whose sequences end where an operand says: seen, and refused."""
-    query = operand(node, 0)
-    if query is None:
-        return OPAQUE
-    return op.FusedAttention(
-        query=query,
-        key=operand(node, 1) or query,
-        value=operand(node, 2) or query,
-        bias=None,
-        scale=float(attribute(node, "scale", 1.0)),
-        causal=True,
-        output=node.outputs[0],
-        unsupported="how many keys each sequence has depends on data (seqlens_k)",
-        flat=True,
-    )
-
-
 READERS: dict[tuple[str, str], Reader] = {
     ("", "Attention"): _attention,
     ("com.microsoft", "MultiHeadAttention"): _multi_head_attention,
-    ("com.microsoft", "GroupQueryAttention"): _group_query_attention,
+    ("com.microsoft", "GroupQueryAttention"): group_query_attention,
 }

@@ -271,6 +271,10 @@ class OnnxBuilder:
         wide.dtype = ir.DataType.INT64
         return self._one("Reshape", [wide, self.integers(-1)], "count")
 
+    def put_each(self, whole: ir.Value, places: ir.Value, rows: ir.Value, name: str) -> ir.Value:
+        """``whole [B, M, ...]`` with ``rows [B, S, ...]`` at ``places [B, S, 2]``."""
+        return self._one("ScatterND", [whole, places, rows], name)
+
     def softmax(self, value: ir.Value, name: str) -> ir.Value:
         """Softmax over the last axis."""
         return self._one("Softmax", [value], name, axis=-1)
@@ -409,8 +413,8 @@ class OnnxBuilder:
         )
         output, *caches = values
         _set_dtype(output, operands["query"].dtype)
-        for cache in caches:
-            _set_dtype(cache, operands["cache"].dtype)
+        for cache, kept in zip(caches, ("cache", "rope_cache")):
+            _set_dtype(cache, operands[kept].dtype)
         return values
 
     def prefill_crossover(

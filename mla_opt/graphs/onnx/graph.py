@@ -390,6 +390,22 @@ class OnnxGraph(Bindings[OnnxBinding]):
             batch, heads, _, width = value.shape
             value.shape = ir.Shape([batch, heads, rows, width])
 
+    def declare_width(self, value: ir.Value, width: int) -> None:
+        """Declare how wide the last axis of an output is."""
+        if value.shape is not None:
+            value.shape = ir.Shape([*self.declared_shape(value)[:-1], width])
+
+    def add_output(
+        self, value: ir.Value, name: str, shape: Sequence[int | str | None] | None = None
+    ) -> None:
+        """Return one more value, behind the others."""
+        if name in self._names:
+            raise InputError(f"the model has a value called {name!r} already; rename it first")
+        self._names.add(name)
+        value.name = name
+        value.shape = None if shape is None else ir.Shape(shape)
+        self.model.graph.outputs.append(value)
+
     def remove_input(
         self, old: ir.Value, like: ir.Value, moved: Mapping[int, int] | None = None
     ) -> None:

@@ -1,4 +1,4 @@
-"""Raise a model to a newer opset: TensorRT's fused attention and cache update need opset 24.
+"""Raise a model to a newer opset, where what becomes of it needs operators or types of that.
 
 ONNX's own converter does it, on a copy whose large weights are left out: it takes one message of
 less than 2 GiB, and no adapter reads a weight.
@@ -12,13 +12,11 @@ from onnx import version_converter
 
 from mla_opt.errors import InputError, require_memory
 
-#: The first opset with TensorScatter; Attention is there since 23.
-TENSORRT_OPSET = 24
 #: Tensors up to this size stay: they may be axes or shapes that an adapter has to know.
 SMALL_BYTES = 1024
 
 
-def at_least(model: ir.Model, opset: int = TENSORRT_OPSET) -> ir.Model:
+def at_least(model: ir.Model, opset: int) -> ir.Model:
     """Return the model in ``opset``, itself if it is new enough.
 
     Raises:
@@ -38,14 +36,14 @@ def at_least(model: ir.Model, opset: int = TENSORRT_OPSET) -> ir.Model:
         require_memory(error)
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"the model cannot be raised to opset {opset}, which TensorRT needs: {reason}; export"
+            f"the model cannot be raised to opset {opset}, which is needed here: {reason}; export"
             f" it with opset {opset}"
         ) from error
     return _filled(ir.from_proto(proto), model)
 
 
 def _check_operators(model: ir.Model) -> None:
-    """Refuse what ONNX does not define: its converter stops there, and TensorRT has none of it."""
+    """Refuse what ONNX does not define: its converter stops there."""
     unknown = {
         node.op_type
         for node in model.graph.all_nodes()

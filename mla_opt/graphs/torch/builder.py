@@ -336,6 +336,10 @@ class TorchBuilder:
         """A number that the graph computes."""
         return Sizes((number,))
 
+    def put_each(self, whole: fx.Node, places: fx.Node, rows: fx.Node, name: str) -> fx.Node:
+        """Only attentions of ONNX Runtime need it."""
+        raise InputError("a PyTorch program has no attention with buffers of its own")
+
     def softmax(self, value: fx.Node, name: str) -> fx.Node:
         """Softmax over the last axis."""
         return self._emit(aten.softmax.int, (value, -1), name)

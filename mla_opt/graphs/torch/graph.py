@@ -294,6 +294,15 @@ class TorchGraph(Bindings[TorchBinding]):
     def declare_rows(self, value: fx.Node, rows: int | str) -> None:
         """Nothing to do: shapes are noted on every value."""
 
+    def declare_width(self, value: fx.Node, width: int) -> None:
+        """Nothing to do, likewise."""
+
+    def add_output(
+        self, value: fx.Node, name: str, shape: Sequence[int | str | None] | None = None
+    ) -> None:
+        """One more output, behind the others."""
+        raise InputError(f"a PyTorch program cannot be given one more output ({name})")
+
     def _redirect_shape(self, old: fx.Node, new: fx.Node, moved: Mapping[int, int]) -> None:
         """Sizes of batch and tokens come from ``new``, the others are what ``old`` declared."""
         sizes: list[Size] = [

@@ -40,15 +40,19 @@ struct CacheTensor {
   void* to;
   int64_t width;
   int64_t latent_column;  // where its part of a latent row starts
+  int32_t type;
+
+  int64_t row_bytes() const { return width * static_cast<int64_t>(element_size(type)); }
 };
 
 int cache_parts(const Problem& p, CacheTensor (&parts)[2]) {
-  if (!p.rope_cache) {
-    parts[0] = {p.cache, p.new_cache, row_width(p), 0};
+  if (!is_split(p)) {
+    parts[0] = {p.cache, p.new_cache, row_width(p), 0, p.cache_type};
     return 1;
   }
-  parts[0] = {p.cache, p.new_cache, p.kv_lora_rank, 0};
-  parts[1] = {p.rope_cache, p.new_rope_cache, p.rope_dim, p.kv_lora_rank};
+  parts[0] = {p.cache, p.new_cache, p.kv_lora_rank, 0, p.cache_type};
+  parts[1] = {p.rope_cache, p.new_rope_cache, rope_cache_width(p), p.kv_lora_rank,
+              type_beside(p.cache_type)};
   return 2;
 }
 
@@ -67,15 +71,24 @@ void write_elements(const Problem& p, const char* from, char* to, int64_t count)
     convert<float, BFloat16>(from, to, count);
 }
 
+void write_quantized(const Problem& p, const char* latent, const CacheTensor (&parts)[2],
+                     int64_t at) {
+  const auto to = [&](const CacheTensor& part) {
+    return static_cast<char*>(part.to) + at * part.row_bytes();
+  };
+  quantize_row(reinterpret_cast<const float*>(latent), p.cache_type, p.kv_lora_rank, p.rope_dim,
+               reinterpret_cast<uint8_t*>(to(parts[0])),
+               reinterpret_cast<BFloat16*>(to(parts[1])));
+}
+
 }  // namespace
 
 void copy_past_rows(const Problem& p, int64_t sequence, int64_t first, int64_t count) {
   CacheTensor parts[2];
   const int used = cache_parts(p, parts);
-  const auto size = static_cast<int64_t>(element_size(p.cache_type));
   count = std::min(count, p.cache_len - first);
   for (int i = 0; i < used; ++i) {
-    const int64_t row = parts[i].width * size;
+    const int64_t row = parts[i].row_bytes();
     const int64_t from = sequence * p.cache_len + first;
     const int64_t to = sequence * new_cache_len(p) + first;
     stream(static_cast<char*>(parts[i].to) + to * row,
@@ -88,17 +101,18 @@ void write_new_rows(const Problem& p, int64_t sequence) {
   CacheTensor parts[2];
   const int used = cache_parts(p, parts);
   const auto size = static_cast<int64_t>(element_size(p.type));
-  const auto cache_size = static_cast<int64_t>(element_size(p.cache_type));
   const int64_t past = valid_len(p, sequence) - p.new_len;
   for (int64_t row = 0; row < p.new_len; ++row) {
     const char* latent = static_cast<const char*>(p.latent) +
                          (sequence * p.new_len + row) * row_width(p) * size;
-    for (int i = 0; i < used; ++i) {
-      const int64_t at = sequence * new_cache_len(p) + past + row;
-      write_elements(p, latent + parts[i].latent_column * size,
-                     static_cast<char*>(parts[i].to) + at * parts[i].width * cache_size,
-                     parts[i].width);
+    const int64_t at = sequence * new_cache_len(p) + past + row;
+    if (is_quantized(p.cache_type)) {
+      write_quantized(p, latent, parts, at);
+      continue;
     }
+    for (int i = 0; i < used; ++i)
+      write_elements(p, latent + parts[i].latent_column * size,
+                     static_cast<char*>(parts[i].to) + at * parts[i].row_bytes(), parts[i].width);
   }
 }
 
@@ -111,7 +125,7 @@ namespace {
 
 int64_t bytes_of(const Problem& p, const CacheTensor& part) {
   if (part.from == part.to) return 0;
-  return p.batch * p.cache_len * part.width * static_cast<int64_t>(element_size(p.cache_type));
+  return p.batch * p.cache_len * part.row_bytes();
 }
 
 int64_t parts_of(const Problem& p, const CacheTensor& part) {

@@ -50,6 +50,10 @@ inline const char* type_name(int32_t type) {
       return "bfloat16";
     case MLA_OPT_BOOL:
       return "bool";
+    case MLA_OPT_INT8:
+      return "int8";
+    case MLA_OPT_FLOAT8E4M3FN:
+      return "float8e4m3fn";
     default:
       return "an unknown type";
   }
@@ -122,6 +126,25 @@ inline void from_float(float value, Half& result) {
     half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   }
   result.bits = static_cast<uint16_t>(half | sign);
+}
+
+// Rounds to nearest, ties to even; beyond 448 that; NaN stays NaN.
+inline void from_float(float value, Float8E4M3FN& result) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t sign = bits >> 24 & 0x80u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t small;
+  if (magnitude > 0x7f800000u) {
+    small = 0x7fu;
+  } else if (magnitude >= 0x43e00000u) {
+    small = 0x7eu;
+  } else if (magnitude < 0x3c800000u) {
+    // Adding 2^14 aligns a subnormal result with the lowest bits of a float, and rounds it.
+    small = float_bits(float_of_bits(magnitude) + 0x1p14f) - float_bits(0x1p14f);
+  } else {
+    small = (magnitude - 0x3c000000u + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20;
+  }
+  result.bits = static_cast<uint8_t>(small | sign);
 }
 
 template <class T>

@@ -54,9 +54,14 @@ FloatRows float_rows(const Problem& p, const Segment& rows, int64_t first, int64
   if (rows.type == MLA_OPT_FLOAT32)
     return {reinterpret_cast<const float*>(rows.c_kv) + first * rows.c_kv_stride, rows.c_kv_stride,
             count};
-  for (int64_t i = 0; i < count; ++i)
-    read_floats(rows.c_kv, rows.type, (first + i) * rows.c_kv_stride, p.kv_lora_rank,
-                room + i * p.kv_lora_rank);
+  for (int64_t i = 0; i < count; ++i) {
+    float* to = room + i * p.kv_lora_rank;
+    const int64_t key = rows.first + first + i;
+    if (is_quantized(rows.type))
+      dequantize_row(codes_of(rows, key), rows.type, scales_of(rows, key), p.kv_lora_rank, to);
+    else
+      read_floats(rows.c_kv, rows.type, (first + i) * rows.c_kv_stride, p.kv_lora_rank, to);
+  }
   return {room, p.kv_lora_rank, count};
 }
 
@@ -71,7 +76,7 @@ void write_head(Expanded& state, int64_t index, const Segment& rows, int64_t fir
     write_floats(made + i * stride, nope, state.keys, p.type, key);
     write_floats(made + i * stride + nope, value, state.values, p.type, row * value);
     if (!p.rope_dim) continue;
-    read_floats(rows.k_pe, rows.type, (first + i) * rows.k_pe_stride, p.rope_dim, room);
+    read_floats(rows.k_pe, type_beside(rows.type), (first + i) * rows.k_pe_stride, p.rope_dim, room);
     write_floats(room, p.rope_dim, state.keys, p.type, key + nope);
   }
 }

@@ -23,16 +23,19 @@ extern "C" {
 /* The numbers are ONNX's TensorProto.DataType, which ONNX Runtime's C ABI shares. */
 enum mla_opt_type {
   MLA_OPT_FLOAT32 = 1,
+  MLA_OPT_INT8 = 3,
   MLA_OPT_BOOL = 9,
   MLA_OPT_FLOAT16 = 10,
   MLA_OPT_FLOAT64 = 11,
-  MLA_OPT_BFLOAT16 = 16
+  MLA_OPT_BFLOAT16 = 16,
+  MLA_OPT_FLOAT8E4M3FN = 17
 };
 
 struct mla_opt_latent_attention {
   size_t struct_size; /* sizeof(struct mla_opt_latent_attention), for hosts built apart */
   int32_t type;       /* of query, latent, sink and output: float32, float16, bfloat16, float64 */
-  int32_t cache_type; /* of cache and rope_cache, old and new; equal to type when there is none */
+  int32_t cache_type; /* of cache and rope_cache, old and new; equal to type when there is none;
+                         int8, float8e4m3fn: of cache alone, rope_cache is bfloat16 */
   int32_t bias_type;  /* MLA_OPT_BOOL or type; ignored without bias */
   int32_t causal;
 
@@ -52,7 +55,7 @@ struct mla_opt_latent_attention {
   const void* bias;        /* null, or with the strides below */
   int64_t bias_strides[4]; /* elements between neighbours along B, H, S, T; 0 where broadcast */
   const void* sink;        /* [H] or null */
-  const void* rope_cache;  /* [B, 1, M, R] or null */
+  const void* rope_cache;  /* [B, 1, M, R] or null; with scales behind the R: [B, 1, M, W] */
 
   void* output;         /* [B, H, S, C] */
   void* new_cache;      /* as cache, or of M+L rows without past_len; null without latent or cache;

@@ -53,10 +53,11 @@ double rows_seen(const Problem& p) {
 // the same floats: 128 tokens of DeepSeek-V2-Lite's dims on 2048 rows take 57 ms absorbed and 89 expanded
 // on tiles, 256 take 120 and 112 (Intel Xeon, family 6, model 207); with AVX-512 84 and 124, 164 and 152;
 // with AVX2 156 and 230, 324 and 293. Bfloat16 rows are 2.7 times as fast on tiles as float32 ones, by
-// what onnxruntime/crossover.cpp measured of both.
+// what onnxruntime/crossover.cpp measured of both; those of 8 bits become such.
 double rate_of_attention(int32_t rows_type) {
   const bool is_amx = std::strcmp(current_tier().name, "amx") == 0;
-  return is_amx && rows_type == MLA_OPT_BFLOAT16 ? 2.7 : 1.0;
+  const bool is_bfloat16 = rows_type == MLA_OPT_BFLOAT16 || is_quantized(rows_type);
+  return is_amx && is_bfloat16 ? 2.7 : 1.0;
 }
 
 // Time in multiplications with weights: absorbed attention takes 2 C + R for a query and a key, and

@@ -15,8 +15,6 @@ extern "C" {
 /* Types of weights beyond those of enum mla_opt_type; ONNX's numbers as well. */
 enum mla_opt_weight_type {
   MLA_OPT_UINT8 = 2,
-  MLA_OPT_INT8 = 3,
-  MLA_OPT_FLOAT8E4M3FN = 17,
   MLA_OPT_FLOAT8E5M2 = 19
 };
 

@@ -17,8 +17,10 @@ bool check_types(const Problem& p, mla_opt_failure& failure) {
   if (!is_floating(p.type)) return refuse(failure, "query has type %d, which has no kernel", p.type);
   const bool narrower = p.type == MLA_OPT_FLOAT32 &&
                         (p.cache_type == MLA_OPT_FLOAT16 || p.cache_type == MLA_OPT_BFLOAT16);
-  if (p.cache && p.cache_type != p.type && !narrower)
-    return refuse(failure, "cache is %s, query is %s: they must be equal, or 16 bit and float32",
+  const bool quantized = p.type == MLA_OPT_FLOAT32 && is_quantized(p.cache_type);
+  if (p.cache_type != p.type && !narrower && !quantized)
+    return refuse(failure,
+                  "cache is %s, query is %s: they must be equal, or of 8 or 16 bits and float32",
                   type_name(p.cache_type), type_name(p.type));
   if (p.bias && p.bias_type != MLA_OPT_BOOL && p.bias_type != p.type)
     return refuse(failure, "bias is %s, expected bool or %s", type_name(p.bias_type),
@@ -55,12 +57,14 @@ bool check_presence(const Problem& p, mla_opt_failure& failure) {
   if (has_elements && !p.output) return refuse(failure, "output is missing");
   if (p.new_len > 0 && p.batch > 0 && !p.latent)
     return refuse(failure, "latent is missing, but %lld new rows are claimed", ll(p.new_len));
-  if (p.rope_cache && p.rope_dim == 0)
+  if (p.cache && is_quantized(p.cache_type) && !p.rope_cache && p.batch > 0 && p.cache_len > 0)
+    return refuse(failure, "rope_cache, which holds the scales of a cache of 8 bits, is missing");
+  if (p.rope_cache && p.rope_dim == 0 && !is_quantized(p.cache_type))
     return refuse(failure,
                   "rope_cache is given, but query has 0 dims beyond kv_lora_rank; at least 1");
   if (p.past_len && !p.cache && p.cache_len > 0)
     return refuse(failure, "past_len is given without the cache it counts rows of");
-  if (p.new_cache && p.rope_cache && !p.new_rope_cache)
+  if (p.new_cache && is_split(p) && !p.new_rope_cache && p.batch * new_cache_len(p) > 0)
     return refuse(failure, "new_rope_cache is missing, but rope_cache is given");
   if (p.new_len + p.cache_len == 0)
     return refuse(failure, "latent and cache have 0 rows; at least 1 is needed");
@@ -84,15 +88,18 @@ bool check_past_len(const Problem& p, mla_opt_failure& failure) {
 Segment rows_of(const Problem& p, const void* packed_or_c_kv, const void* k_pe, int32_t type,
                 int64_t row) {
   const auto size = static_cast<ptrdiff_t>(element_size(type));
+  const auto size_beside = static_cast<ptrdiff_t>(element_size(type_beside(type)));
   const auto rank = static_cast<ptrdiff_t>(p.kv_lora_rank);
   Segment rows{};
   rows.type = type;
   const char* start = static_cast<const char*>(packed_or_c_kv);
   if (k_pe) {
     rows.c_kv_stride = rank;
-    rows.k_pe_stride = static_cast<ptrdiff_t>(p.rope_dim);
+    rows.k_pe_stride =
+        static_cast<ptrdiff_t>(width_beside(type, p.kv_lora_rank, p.rope_dim));
     rows.c_kv = start + row * rows.c_kv_stride * size;
-    rows.k_pe = static_cast<const char*>(k_pe) + row * rows.k_pe_stride * size;
+    rows.k_pe = static_cast<const char*>(k_pe) + row * rows.k_pe_stride * size_beside;
+    if (is_quantized(type)) rows.scales = rows.k_pe + p.rope_dim * size_beside;
   } else {
     rows.c_kv_stride = rows.k_pe_stride = static_cast<ptrdiff_t>(row_width(p));
     rows.c_kv = start + row * rows.c_kv_stride * size;
@@ -129,14 +136,14 @@ Segments segments(const Problem& p, int64_t sequence) {
     const bool written = writes_cache(p);
     const void* cache = written ? p.new_cache : p.cache;
     const void* rope = written ? p.new_rope_cache : p.rope_cache;
-    add(rows_of(p, cache, p.rope_cache ? rope : nullptr, p.cache_type, sequence * p.cache_len), 0,
+    add(rows_of(p, cache, is_split(p) ? rope : nullptr, p.cache_type, sequence * p.cache_len), 0,
         valid);
     return result;
   }
   if (p.cache)
     add(rows_of(p, p.cache, p.rope_cache, p.cache_type, sequence * p.cache_len), 0, p.cache_len);
   if (writes_cache(p))
-    add(rows_of(p, p.new_cache, p.rope_cache ? p.new_rope_cache : nullptr, p.cache_type,
+    add(rows_of(p, p.new_cache, is_split(p) ? p.new_rope_cache : nullptr, p.cache_type,
                 sequence * new_cache_len(p) + p.cache_len),
         p.cache_len, p.new_len);
   else if (p.latent)

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "latent_attention.h"
+#include "quantized_rows.h"
 
 namespace mla_opt {
 
@@ -24,6 +25,14 @@ inline int64_t scored_rank(const Problem& p) { return p.scores_c_kv ? p.kv_lora_
 
 // Dims of a query.
 inline int64_t row_width(const Problem& p) { return scored_rank(p) + p.rope_dim; }
+
+// Numbers in a row of rope_cache.
+inline int64_t rope_cache_width(const Problem& p) {
+  return width_beside(p.cache_type, p.kv_lora_rank, p.rope_dim);
+}
+
+// Whether k_pe has a tensor of its own in the caches.
+inline bool is_split(const Problem& p) { return p.rope_cache || is_quantized(p.cache_type); }
 
 inline bool in_place(const Problem& p) { return p.past_len != nullptr; }
 
@@ -60,11 +69,20 @@ inline int64_t last_key(const Problem& p, int64_t valid, int64_t m) {
 struct Segment {
   const char* c_kv;      // of key `first`
   const char* k_pe;      // likewise; unused when R is 0
+  const char* scales;    // of key `first`, of a quantized c_kv; as far apart as k_pe
   ptrdiff_t c_kv_stride; // elements from one row to the next
   ptrdiff_t k_pe_stride;
   int64_t first, count;
-  int32_t type;
+  int32_t type;          // of c_kv; type_beside says that of k_pe
 };
+
+// The codes and the scales of a key of quantized rows.
+inline const uint8_t* codes_of(const Segment& rows, int64_t key) {
+  return reinterpret_cast<const uint8_t*>(rows.c_kv) + (key - rows.first) * rows.c_kv_stride;
+}
+inline const BFloat16* scales_of(const Segment& rows, int64_t key) {
+  return reinterpret_cast<const BFloat16*>(rows.scales) + (key - rows.first) * rows.k_pe_stride;
+}
 
 // The rows of a sequence, in the order of their keys; new rows are read from where they were
 // written, so that what is attended to is what is kept.

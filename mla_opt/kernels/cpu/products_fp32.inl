@@ -84,6 +84,24 @@ Block widened(const Problem& p, const Segment& rows, int64_t first, int keys, fl
   return {to, to + padded(rank), stride, stride, first, keys};
 }
 
+// The same of quantized rows.
+Block dequantized(const Problem& p, const Segment& rows, int64_t first, int keys, float* to) {
+  const int64_t rank = p.kv_lora_rank, stride = padded(rank) + p.rope_dim;
+  const auto* k_pe =
+      reinterpret_cast<const BFloat16*>(rows.k_pe) + (first - rows.first) * rows.k_pe_stride;
+  const bool is_int8 = rows.type == MLA_OPT_INT8;
+  for (int key = 0; key < keys; ++key) {
+    float* row = to + key * stride;
+    const uint8_t* codes = codes_of(rows, first + key);
+    const BFloat16* scales = scales_of(rows, first + key);
+    is_int8 ? dequantize<Int8Codes>(codes, scales, rank, StoreFloats{row})
+            : dequantize<E4M3Codes>(codes, scales, rank, StoreFloats{row});
+    for (int64_t d = rank; d < padded(rank); ++d) row[d] = 0.0f;
+    if (p.rope_dim) widen(k_pe + key * rows.k_pe_stride, row + padded(rank), p.rope_dim);
+  }
+  return {to, to + padded(rank), stride, stride, first, keys};
+}
+
 int64_t block_floats(const Problem& p, int64_t /*rows*/) {
   return kBlockKeys * (padded(p.kv_lora_rank) + p.rope_dim);
 }
@@ -99,6 +117,7 @@ Block block_of(const Problem& p, const Segment& rows, int64_t first, int keys, f
             reinterpret_cast<const float*>(rows.k_pe) + row * rows.k_pe_stride,
             rows.c_kv_stride, rows.k_pe_stride, first, keys};
   }
+  if (is_quantized(rows.type)) return dequantized(p, rows, first, keys, buffer);
   if (rows.type == MLA_OPT_FLOAT32) return widened<float>(p, rows, first, keys, buffer);
   if (rows.type == MLA_OPT_FLOAT16) return widened<Half>(p, rows, first, keys, buffer);
   return widened<BFloat16>(p, rows, first, keys, buffer);

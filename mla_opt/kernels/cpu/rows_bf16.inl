@@ -3,7 +3,8 @@
 //
 // Two neighbouring dims of a row are a pair as they lie in memory. For the weighted sum two
 // neighbouring rows are the pair: they are interleaved once for all query rows, a strip of columns at a
-// time, which never leaves the first-level cache. Queries and probabilities are rounded to bfloat16.
+// time, which never leaves the first-level cache. Queries and probabilities are rounded to bfloat16, and
+// so are quantized rows, a block of keys at a time.
 
 constexpr int kBlockKeys = 128;
 constexpr int kPairColumns = 32;    // columns that one load interleaves
@@ -16,7 +17,8 @@ inline Pairs load_pairs(const uint32_t* from) { return _mm512_loadu_si512(from);
 // Whether the rows are what this tier is for; others go to the tier below.
 bool fits(const Problem& p) {
   const int32_t rows = p.cache ? p.cache_type : p.type;
-  return rows == MLA_OPT_BFLOAT16 && p.kv_lora_rank % kPairColumns == 0 && p.rope_dim % 2 == 0;
+  return (rows == MLA_OPT_BFLOAT16 || is_quantized(rows)) && p.kv_lora_rank % kPairColumns == 0 &&
+         p.rope_dim % 2 == 0;
 }
 
 // ---- the query, packed --------------------------------------------------------------------------
@@ -62,10 +64,46 @@ struct Block {
   int keys;
 };
 
-// Room for an interleaved strip.
-int64_t block_floats(const Problem&, int64_t /*rows*/) { return kBlockKeys / 2 * kStripVectors * LANES; }
+// Room for an interleaved strip, and behind it for a block of c_kv.
+constexpr int64_t kStripFloats = kBlockKeys / 2 * kStripVectors * LANES;
 
-Block block_of(const Problem&, const Segment& rows, int64_t first, int keys, float*) {
+int64_t block_floats(const Problem& p, int64_t /*rows*/) {
+  return kStripFloats + (is_quantized(p.cache_type) ? kBlockKeys * p.kv_lora_rank / 2 : 0);
+}
+
+// Vectors of floats rounded to bfloat16.
+struct StoreBFloat16 {
+  BFloat16* to;
+  inline __attribute__((always_inline)) void operator()(int64_t column, Vector numbers) const {
+    const auto rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(numbers));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + column), reinterpret_cast<__m256i>(rounded));
+  }
+  inline __attribute__((always_inline)) void operator()(int64_t column, Vector a, Vector b) const {
+    const auto rounded =
+        _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a));
+    _mm512_storeu_si512(to + column, reinterpret_cast<__m512i>(rounded));
+  }
+};
+
+// Quantized rows as bfloat16 ones; k_pe is such already.
+Block dequantized(const Problem& p, const Segment& rows, int64_t first, int keys, BFloat16* to) {
+  const int64_t rank = p.kv_lora_rank;
+  const bool is_int8 = rows.type == MLA_OPT_INT8;
+  for (int key = 0; key < keys; ++key) {
+    const StoreBFloat16 put{to + key * rank};
+    const uint8_t* codes = codes_of(rows, first + key);
+    const BFloat16* scales = scales_of(rows, first + key);
+    is_int8 ? dequantize<Int8Codes>(codes, scales, rank, put)
+            : dequantize<E4M3Codes>(codes, scales, rank, put);
+  }
+  const auto* k_pe =
+      reinterpret_cast<const BFloat16*>(rows.k_pe) + (first - rows.first) * rows.k_pe_stride;
+  return {to, k_pe, rank, rows.k_pe_stride, first, keys};
+}
+
+Block block_of(const Problem& p, const Segment& rows, int64_t first, int keys, float* buffer) {
+  if (is_quantized(rows.type))
+    return dequantized(p, rows, first, keys, reinterpret_cast<BFloat16*>(buffer + kStripFloats));
   const int64_t row = first - rows.first;
   return {reinterpret_cast<const BFloat16*>(rows.c_kv) + row * rows.c_kv_stride,
           reinterpret_cast<const BFloat16*>(rows.k_pe) + row * rows.k_pe_stride,

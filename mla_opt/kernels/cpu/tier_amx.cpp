@@ -37,6 +37,8 @@ namespace amx {
 namespace {
 #include "vectors.inl"
 #include "tiles_amx.inl"
+#include "widen_avx512.inl"
+#include "dequantize.inl"
 #include "rows_bf16.inl"
 #include "products_amx.inl"
 #include "flash.inl"

@@ -28,9 +28,10 @@ namespace mla_opt {
 namespace avx2 {
 namespace {
 #include "vectors.inl"
+#include "widen_avx2.inl"
+#include "dequantize.inl"
 #include "products_fp32.inl"
 #include "flash.inl"
-#include "widen_avx2.inl"
 #include "unpack.inl"
 #include "few_rows.inl"
 #include "many_rows.inl"

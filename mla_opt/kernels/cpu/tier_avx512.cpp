@@ -29,9 +29,10 @@ namespace mla_opt {
 namespace avx512 {
 namespace {
 #include "vectors.inl"
+#include "widen_avx512.inl"
+#include "dequantize.inl"
 #include "products_fp32.inl"
 #include "flash.inl"
-#include "widen_avx512.inl"
 #include "unpack.inl"
 #include "few_rows.inl"
 #include "many_rows.inl"

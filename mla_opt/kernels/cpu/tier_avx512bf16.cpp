@@ -28,6 +28,8 @@ extern const HeadProducts head_products;
 namespace avx512bf16 {
 namespace {
 #include "vectors.inl"
+#include "widen_avx512.inl"
+#include "dequantize.inl"
 #include "rows_bf16.inl"
 #include "products_bf16.inl"
 #include "flash.inl"

@@ -19,9 +19,10 @@ namespace mla_opt {
 namespace neon {
 namespace {
 #include "vectors.inl"
+#include "widen_any.inl"
+#include "dequantize.inl"
 #include "products_fp32.inl"
 #include "flash.inl"
-#include "widen_any.inl"
 #include "unpack.inl"
 #include "few_rows.inl"
 #include "many_rows.inl"

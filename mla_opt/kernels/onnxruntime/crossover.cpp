@@ -5,7 +5,7 @@
 #include <limits>
 #include <new>
 
-#include "../cpu/element.h"
+#include "../cpu/quantized_rows.h"
 #include "../cpu/tier.h"
 
 namespace mla_opt {
@@ -35,7 +35,9 @@ struct Kernel {
 // tokens on 4096 rows: 573 ms against 272). 1, which is to count operations, where nobody has measured.
 double advantage(const char* tier, int64_t rows_type) {
   const bool is_amx = std::strcmp(tier, "amx") == 0;
-  if (rows_type == MLA_OPT_BFLOAT16) return is_amx ? 6.0 : 1.0;
+  const bool is_bfloat16 = rows_type == MLA_OPT_BFLOAT16 ||
+                           is_quantized(static_cast<int32_t>(rows_type));  // which becomes such
+  if (is_bfloat16) return is_amx ? 6.0 : 1.0;
   if (is_amx) return 2.2;
   return std::strncmp(tier, "avx512", 6) == 0 ? 1.3 : 1.0;
 }

@@ -31,6 +31,8 @@ const std::vector<Operator> kOperators = make_operators(
         {MLA_OPT_FLOAT64, MLA_OPT_FLOAT64},
         {MLA_OPT_FLOAT32, MLA_OPT_FLOAT16},
         {MLA_OPT_FLOAT32, MLA_OPT_BFLOAT16},
+        {MLA_OPT_FLOAT32, MLA_OPT_INT8},
+        {MLA_OPT_FLOAT32, MLA_OPT_FLOAT8E4M3FN},
     },
     compute);
 

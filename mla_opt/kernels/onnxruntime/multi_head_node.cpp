@@ -3,6 +3,7 @@
 #include <cstring>
 #include <new>
 
+#include "../cpu/quantized_rows.h"
 #include "multi_head_operands.h"
 
 namespace mla_opt {
@@ -93,8 +94,9 @@ int input_type(const CustomOp* op, size_t i) {
     case kHeadPastLen:
       return kInt32;
     case kHeadCache:
-    case kHeadRopeCache:
       return self->cache_type;
+    case kHeadRopeCache:
+      return type_beside(self->cache_type);
     default:
       return self->type;
   }
@@ -102,7 +104,8 @@ int input_type(const CustomOp* op, size_t i) {
 
 int output_type(const CustomOp* op, size_t i) {
   const auto* self = static_cast<const MultiHeadOperator*>(op);
-  return i == kOutput ? self->type : self->cache_type;
+  if (i == kOutput) return self->type;
+  return i == kNewCache ? self->cache_type : type_beside(self->cache_type);
 }
 
 // As LatentAttention's.
@@ -150,6 +153,7 @@ std::vector<MultiHeadOperator> make_multi_head_operators() {
       {MLA_OPT_FLOAT32, MLA_OPT_FLOAT32}, {MLA_OPT_FLOAT16, MLA_OPT_FLOAT16},
       {MLA_OPT_BFLOAT16, MLA_OPT_BFLOAT16}, {MLA_OPT_FLOAT64, MLA_OPT_FLOAT64},
       {MLA_OPT_FLOAT32, MLA_OPT_FLOAT16}, {MLA_OPT_FLOAT32, MLA_OPT_BFLOAT16},
+      {MLA_OPT_FLOAT32, MLA_OPT_INT8}, {MLA_OPT_FLOAT32, MLA_OPT_FLOAT8E4M3FN},
   };
   std::vector<MultiHeadOperator> made;
   for (const char* name : kMultiHeadNames)

@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <new>
 
+#include "../cpu/quantized_rows.h"
+
 namespace mla_opt {
 
 using namespace ort;
@@ -70,19 +72,19 @@ Status* make_output(KernelContext* context, Output output, const OutputShapes& s
 
 // ---- the operator, once for each pair of types ----------------------------------------------------
 
-bool is_cache_input(size_t i) { return i == kCache || i == kRopeCache; }
-
 int input_type(const CustomOp* op, size_t i) {
   const auto* self = static_cast<const Operator*>(op);
   // A bias may be boolean or of the query's type: that is checked when it comes.
   if (i == kBias) return kAnyType;
   if (i == kPastLen) return kInt32;
-  return is_cache_input(i) ? self->cache_type : self->type;
+  if (i == kCache) return self->cache_type;
+  return i == kRopeCache ? type_beside(self->cache_type) : self->type;
 }
 
 int output_type(const CustomOp* op, size_t i) {
   const auto* self = static_cast<const Operator*>(op);
-  return i == kOutput ? self->type : self->cache_type;
+  if (i == kOutput) return self->type;
+  return i == kNewCache ? self->cache_type : type_beside(self->cache_type);
 }
 
 // Buffers may be given back as they came. ONNX Runtime does so where nobody else reads the input

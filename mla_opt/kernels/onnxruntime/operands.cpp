@@ -1,5 +1,6 @@
 #include "operands.h"
 
+#include "../cpu/quantized_rows.h"
 #include "../cpu/refusal.h"
 
 namespace mla_opt {
@@ -59,7 +60,14 @@ bool check_query(const Operand& query, int64_t rank, mla_opt_failure& failure) {
 
 bool check_rope_cache(const Operand (&in)[kInputCount], int64_t batch, int64_t width,
                       mla_opt_failure& failure) {
-  if (!in[kRopeCache].given) return true;
+  const int32_t type = in[kCache].type;
+  if (!in[kRopeCache].given) {
+    if (!in[kCache].given || !is_quantized(type)) return true;
+    return refuse(failure, "rope_cache, which holds the scales of a cache of 8 bits, is missing");
+  }
+  if (in[kRopeCache].type != type_beside(type))
+    return refuse(failure, "rope_cache is %s, but cache is %s", type_name(in[kRopeCache].type),
+                  type_name(type));
   if (width == 0)
     return refuse(failure,
                   "rope_cache is given, but query has 0 dims beyond kv_lora_rank; at least 1");
@@ -120,7 +128,7 @@ OutputShapes output_shapes(const Operand (&in)[kInputCount], const mla_opt_laten
   return {{true, writes, writes && in[kRopeCache].given},
           {{{p.batch, p.heads, p.query_len, p.kv_lora_rank}},
            {{p.batch, 1, rows, width}},
-           {{p.batch, 1, rows, p.rope_dim}}}};
+           {{p.batch, 1, rows, width_beside(p.cache_type, p.kv_lora_rank, p.rope_dim)}}}};
 }
 
 }  // namespace
@@ -132,10 +140,10 @@ bool make_problem(const Operand (&in)[kInputCount], const Attributes& attributes
     return false;
   const int64_t batch = in[kQuery].dims[0], heads = in[kQuery].dims[1], width = in[kQuery].dims[3];
   const int64_t rank = attributes.kv_lora_rank;
-  const int64_t cached = in[kRopeCache].given ? rank : width;
+  const int64_t cached = in[kRopeCache].given || is_quantized(in[kCache].type) ? rank : width;
   if (!check_rows(kLatent, in[kLatent], batch, width, failure) ||
       !check_rows(kCache, in[kCache], batch, cached, failure) ||
-      !check_rope_cache(in, batch, width - rank, failure) ||
+      !check_rope_cache(in, batch, width_beside(in[kCache].type, rank, width - rank), failure) ||
       !check_vector(kPastLen, in[kPastLen], batch, failure) ||
       !check_vector(kSink, in[kSink], heads, failure))
     return false;

@@ -7,7 +7,7 @@
 
 Before TensorScatter (opset 24), and for runtimes without it, the buffer is written with ScatterND.
 Narrow caches take new rows
-rounded to their type, and are read as the query's.
+rounded to their type, and are read as the query's; for quantized ones see body_quantized.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from mla_opt.operator.contract import Signature
+from mla_opt.operator.onnx.body_quantized import QuantizedRows
 from mla_opt.operator.onnx.body_style import BodyStyle
 from mla_opt.operator.onnx.body_tape import BodyTape
 
@@ -44,12 +45,25 @@ class Rows:
 
 
 def store_rows(
-    tape: BodyTape, signature: Signature, inputs: Mapping[str, ir.Value], style: BodyStyle
+    tape: BodyTape,
+    signature: Signature,
+    inputs: Mapping[str, ir.Value],
+    style: BodyStyle,
+    before_rope: str = "kv_lora_rank",
 ) -> Rows:
-    """Record what makes the rows that the queries attend to, the new ones included."""
+    """Record what makes the rows that the queries attend to, the new ones included.
+
+    ``before_rope`` is the attribute that counts the dims of the query before its rotary part.
+    """
     past_len = valid = _past_len(tape, signature, inputs)
     if past_len is not None and signature.has_latent:
         valid = tape.op("Add", past_len, tape.size(inputs["latent"], 2))
+    if signature.codes != "none":
+        quantized = QuantizedRows(tape, signature, inputs, before_rope)
+        codes, beside = quantized.past()
+        if signature.has_latent:
+            codes, beside = _joined(tape, (codes, beside), quantized.new(), past_len, style)
+        return Rows(quantized.parts(codes, beside), quantized.stored(codes, beside), valid)
     stored = _stored(tape, signature, inputs, past_len, style)
     parts = tuple(tape.like_query(part) for part in stored) if signature.narrow else stored
     return Rows(parts, stored, valid)
@@ -72,6 +86,17 @@ def _stored(
     new = _parts(tape, signature, inputs["latent"])
     if signature.narrow:
         new = tuple(tape.like(rows, past[0]) for rows in new)
+    return _joined(tape, past, new, past_len, style)
+
+
+def _joined(
+    tape: BodyTape,
+    past: tuple[ir.Value, ...],
+    new: tuple[ir.Value, ...],
+    past_len: ir.Value | None,
+    style: BodyStyle,
+) -> tuple[ir.Value, ...]:
+    """Return the past rows with the new ones behind them, or at their place in the buffers."""
     if past_len is None:
         return tuple(tape.op("Concat", a, b, axis=2) for a, b in zip(past, new))
     if style.tensor_scatter and tape.opset_version >= TENSOR_SCATTER_SINCE:

@@ -55,7 +55,7 @@ def multi_head_function_body(
         )
     inputs = {name: ir.Value(name=name) for name in signature.slots}
     tape = BodyTape(inputs["query"], opset_version, element_type)
-    rows = store_rows(tape, signature.attention, inputs, style)
+    rows = store_rows(tape, signature.attention, inputs, style, "qk_nope_head_dim")
     output = _Body(signature, inputs, rows, style).record(tape)
     outputs = (output, *rows.stored) if signature.attention.writes_cache else (output,)
     for name, value in zip(signature.outputs, outputs):

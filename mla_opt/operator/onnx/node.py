@@ -17,6 +17,7 @@ from mla_opt.operator.contract import (
     OP_TYPES,
     VERSION,
     BiasKind,
+    CodesKind,
     Signature,
     is_operator,
 )
@@ -24,6 +25,7 @@ from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPES, is_multi_head
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
 from mla_opt.operator.onnx.body_tape import CAST_LIKE_SINCE
 from mla_opt.operator.onnx.function_body import function_body
+from mla_opt.operator.quantized_rows import is_codes
 
 MakeBody = Callable[[int, str, ir.DataType], ir.Function]
 """Makes a function body for an opset, under an overload, for elements of a type."""
@@ -39,7 +41,8 @@ def signature_of(operands: Mapping[str, ir.Value], causal: bool) -> Signature:
         bias=_bias_kind(operands),
         sink="sink" in operands,
         causal=causal,
-        narrow="cache" in operands and operands["cache"].dtype != operands["query"].dtype,
+        narrow=_is_narrow(operands),
+        codes=_codes_kind(operands),
     )
 
 
@@ -108,6 +111,20 @@ def _settle_operator(
 def _all_nodes(model: ir.Model) -> list[ir.Node]:
     """Nodes of the main graph and of all branches."""
     return list(ir.traversal.RecursiveGraphIterator(model.graph))
+
+
+def _codes_kind(operands: Mapping[str, ir.Value]) -> CodesKind:
+    cache = operands.get("cache")
+    if cache is None or cache.dtype is None or not is_codes(cache.dtype.numpy()):
+        return "none"
+    return "int8" if cache.dtype == ir.DataType.INT8 else "float8_e4m3fn"
+
+
+def _is_narrow(operands: Mapping[str, ir.Value]) -> bool:
+    cache = operands.get("cache")
+    if cache is None or _codes_kind(operands) != "none":
+        return False
+    return cache.dtype != operands["query"].dtype
 
 
 def _bias_kind(operands: Mapping[str, ir.Value]) -> BiasKind:

@@ -1,6 +1,7 @@
 """Latent caches in files: an ``.npz`` of plain arrays with a JSON header.
 
-Every member is stored as it lies in memory, rows that are in use only; bfloat16 by its bits.
+Every member is stored as it lies in memory, rows that are in use only; bfloat16 and floats
+of 8 bits by their bits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mla_opt.errors import InputError
 from mla_opt.files.writing import whole_file
 from mla_opt.graphs.interface.feeds import Bools, numpy_dtype
 from mla_opt.graphs.interface.interface import State
-from mla_opt.ort_values import BFLOAT16
+from mla_opt.ort_values import BY_BITS
 from mla_opt.runtimes.onnxruntime.decoder import Decoder
 from mla_opt.runtimes.onnxruntime.fingerprint import Fingerprint
 
@@ -62,7 +63,8 @@ def write_cache(
     for index, tokens in enumerate(content.pending):
         members[f"{PENDING}.{index}"] = tokens
     for index, rows in enumerate(content.states.values()):
-        members[f"state.{index}"] = rows.view(np.uint16) if rows.dtype == BFLOAT16 else rows
+        by_bits = rows.dtype in BY_BITS
+        members[f"state.{index}"] = rows.view(f"u{rows.dtype.itemsize}") if by_bits else rows
     if os.path.lexists(path) and not force:
         raise InputError(f"{path}: exists already; give force=True to replace it")
     with whole_file(Path(path), force=force) as stream:
@@ -127,8 +129,8 @@ def _content(path: str | PathLike[str], members: dict[str, Array], decoder: Deco
 
 def _state(rows: Array, state: State, size: tuple[int, ...]) -> Array:
     dtype = numpy_dtype(state.input)
-    if dtype == BFLOAT16:
-        rows = rows.view(BFLOAT16)
+    if dtype in BY_BITS and rows.dtype.itemsize == dtype.itemsize:
+        rows = rows.view(dtype)
     axis = state.growth_axis
     lengths = rows.shape[:1] if axis is None else (rows.shape[0], rows.shape[axis])
     if rows.dtype != dtype or lengths != size[: len(lengths)]:

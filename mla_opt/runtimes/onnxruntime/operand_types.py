@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from mla_opt.operator.contract import INPUTS, is_operator
+from mla_opt.operator.quantized_rows import is_codes
 
 #: Types of a query for which there is a kernel.
 QUERY_TYPES = ("float32", "float16", "bfloat16", "float64")
 #: Types of the caches of float32 queries, besides float32.
-NARROW_TYPES = ("float16", "bfloat16")
+NARROW_TYPES = ("float16", "bfloat16", "int8", "float8_e4m3fn")
 
 
 def wrong_operand_types(model: ir.Model) -> str | None:
@@ -45,7 +46,7 @@ def _wrong(node: ir.Node) -> Iterator[str]:
         "past_len": ("int32",),
         "bias": ("bool", query),
         "sink": (query,),
-        "rope_cache": (cache,),
+        "rope_cache": ("bfloat16",) if is_codes(cache or query) else (cache,),
     }
     for name, kinds in allowed.items():
         if name in types and types[name] not in kinds:

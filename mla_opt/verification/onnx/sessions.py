@@ -22,6 +22,7 @@ from mla_opt.graphs.onnx.widening import uses_bfloat16
 from mla_opt.ort_values import from_ort_value, to_ort_value
 from mla_opt.verification.breakable import Breakable
 from mla_opt.verification.onnx.breaking import BreakableOnnx
+from mla_opt.verification.onnx.exact_rows import with_exact_rows
 from mla_opt.verification.onnx.same_weights import with_weights_of
 from mla_opt.verification.onnx.twins import ACCURACY_OF_FUSED, float_twin, may_be_fused
 from mla_opt.verification.running import RunError, Runnable
@@ -69,9 +70,12 @@ class OpenModel:
         """Whether it computes in bfloat16."""
         return uses_bfloat16(self.model)
 
-    def twin(self, wide: bool = False) -> OpenModel:
-        """The model with its activations in floating point; itself where nothing rounds them."""
-        model = float_twin(self.model, wide=wide)
+    def twin(self, wide: bool = False, rows: bool = False) -> OpenModel:
+        """The model with its activations in floating point; itself where nothing rounds them.
+
+        ``rows``: latent rows that are kept in codes are floats, too.
+        """
+        model = float_twin(with_exact_rows(self.model) if rows else self.model, wide=wide)
         if model is not self.model:
             return replace(self, model=model, path=None, settings=dict([ACCURACY_OF_FUSED]))
         if may_be_fused(model):

@@ -54,7 +54,7 @@ class OpenProgram:
         """Never: PyTorch runs bfloat16 as it is."""
         return False
 
-    def twin(self, wide: bool = False) -> OpenProgram:
+    def twin(self, wide: bool = False, rows: bool = False) -> OpenProgram:
         """Itself: programs run as they are."""
         return self
 

@@ -1,7 +1,10 @@
 #include "definition.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+
+#include "../../../mla_opt/kernels/cpu/quantized_rows.h"
 
 using namespace mla_opt;
 
@@ -23,7 +26,45 @@ void copy_row(const Tensor& from, int64_t from_row, int64_t column, Tensor& to, 
     set_value(to, to_row * to.dims[3] + i, value_at(from, from_row * from.dims[3] + column + i));
 }
 
-// An old cache and the new rows, from `column` of them on.
+// The block of codes that begins at a column, and its scale: what the contract says, in its steps.
+void quantize_block(const Tensor& latent, int64_t row, int64_t first, Tensor& codes, int64_t code_row,
+                    Tensor& beside, int64_t scale_at) {
+  const int64_t rank = codes.dims[3], end = std::min(first + kCodesPerScale, rank);
+  const float most_code = codes.type == MLA_OPT_INT8 ? 127.0f : 448.0f;
+  const auto number = [&](int64_t i) {
+    return static_cast<float>(value_at(latent, row * latent.dims[3] + i));
+  };
+  float most = 0.0f;
+  for (int64_t i = first; i < end; ++i) most = std::max(most, std::fabs(number(i)));
+  set_value(beside, scale_at, static_cast<double>(most / most_code));
+  const auto scale = static_cast<float>(value_at(beside, scale_at));
+  for (int64_t i = first; i < end; ++i) {
+    float code = scale == 0.0f ? 0.0f : number(i) / scale;
+    code = std::max(-most_code, std::min(most_code, code));
+    if (codes.type == MLA_OPT_INT8) code = std::nearbyint(code);
+    set_value(codes, code_row * rank + i, static_cast<double>(code));
+  }
+}
+
+// Both tensors of a cache of codes, with the new rows.
+void update_codes(const Case& c, Expected& expected) {
+  const Tensor &latent = c.input[kLatent], &old = c.input[kCache], &aside = c.input[kRopeCache];
+  Tensor &codes = expected.new_cache, &beside = expected.new_rope_cache;
+  const int64_t width = aside.dims[3], rank = old.dims[3], rope = latent.dims[3] - rank;
+  const int64_t fresh = latent.dims[2];
+  for (int64_t b = 0; b < latent.dims[0]; ++b)
+    for (int64_t row = 0; row < fresh; ++row) {
+      const int64_t to = b * codes.dims[2] + past_rows(c, b) + row, from = b * fresh + row;
+      for (int64_t i = 0; i < width; ++i)
+        set_value(beside, to * width + i,
+                  i < rope ? value_at(latent, from * latent.dims[3] + rank + i) : 0.0);
+      for (int64_t first = 0; first < rank; first += kCodesPerScale)
+        quantize_block(latent, from, first, codes, to, beside,
+                       to * width + rope + first / kCodesPerScale);
+    }
+}
+
+// An old cache and the new rows, from `column` of them on; -1: with room for them.
 Tensor updated(const Case& c, const Tensor& cache, int64_t column) {
   if (!cache.given() || !c.has(kLatent)) return {};
   const Tensor& latent = c.input[kLatent];
@@ -34,7 +75,7 @@ Tensor updated(const Case& c, const Tensor& cache, int64_t column) {
   for (int64_t b = 0; b < dims[0]; ++b) {
     for (int64_t row = 0; row < old; ++row)
       copy_row(cache, b * old + row, 0, result, b * dims[2] + row);
-    for (int64_t row = 0; row < fresh; ++row)
+    for (int64_t row = 0; row < fresh && column >= 0; ++row)
       copy_row(latent, b * fresh + row, column, result, b * dims[2] + past_rows(c, b) + row);
   }
   return result;
@@ -43,13 +84,15 @@ Tensor updated(const Case& c, const Tensor& cache, int64_t column) {
 // The latent rows of a sequence: from the new cache, the old one, or the new rows alone.
 struct Rows {
   const Tensor &packed, &rope;
-  int64_t rank;
+  int64_t rank, rope_dim;
 
   double at(int64_t sequence, int64_t key, int64_t d) const {
     const bool in_rope = rope.given() && d >= rank;
     const Tensor& tensor = in_rope ? rope : packed;
     const int64_t row = sequence * tensor.dims[2] + key;
-    return value_at(tensor, row * tensor.dims[3] + (in_rope ? d - rank : d));
+    const double number = value_at(tensor, row * tensor.dims[3] + (in_rope ? d - rank : d));
+    if (in_rope || !is_quantized(packed.type)) return number;
+    return number * value_at(rope, row * rope.dims[3] + rope_dim + d / kCodesPerScale);
   }
 };
 
@@ -94,11 +137,14 @@ Expected expected_of(const Case& c) {
   const Tensor& query = c.input[kQuery];
   const int64_t rank = c.attributes.kv_lora_rank;
   Expected expected;
-  expected.new_cache = updated(c, c.input[kCache], 0);
-  expected.new_rope_cache = updated(c, c.input[kRopeCache], rank);
+  const bool quantized = c.has(kCache) && is_quantized(c.input[kCache].type);
+  expected.new_cache = updated(c, c.input[kCache], quantized ? -1 : 0);
+  expected.new_rope_cache = updated(c, c.input[kRopeCache], quantized ? -1 : rank);
+  if (quantized && c.has(kLatent)) update_codes(c, expected);
   const bool written = expected.new_cache.given();
   const Rows rows{written ? expected.new_cache : c.input[c.has(kCache) ? kCache : kLatent],
-                  written ? expected.new_rope_cache : c.input[kRopeCache], rank};
+                  written ? expected.new_rope_cache : c.input[kRopeCache], rank,
+                  query.dims[3] - rank};
   const int64_t positions = query.dims[0] * query.dims[1] * query.dims[2];
   expected.output.assign(static_cast<size_t>(positions * rank), 0.0);
   for (int64_t i = 0; i < positions; ++i)

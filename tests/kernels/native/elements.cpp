@@ -1,4 +1,4 @@
-// Every float16 and bfloat16, and every rounding to them, against arithmetic on doubles.
+// Every float16, bfloat16 and float8e4m3fn, and every rounding to them, against arithmetic on doubles.
 #include <cmath>
 #include <cstdio>
 #include <initializer_list>
@@ -67,9 +67,44 @@ bool check(const char* name, int fraction) {
   return good;
 }
 
+// Every float8e4m3fn by its definition: 4 bits of exponent, 3 of fraction, no infinity.
+double defined_e4m3(uint32_t bits) {
+  const int exponent = static_cast<int>(bits >> 3 & 15u);
+  const double rest = static_cast<double>(bits & 7u) / 8.0;
+  if ((bits & 0x7fu) == 0x7fu) return NAN;
+  return exponent ? std::ldexp(1.0 + rest, exponent - 7) : std::ldexp(rest, -6);
+}
+
+bool check_e4m3() {
+  bool good = std::isnan(to_float(Float8E4M3FN{0x7f})) &&
+              converted<Float8E4M3FN>(NAN).bits % 0x80u == 0x7fu &&
+              converted<Float8E4M3FN>(INFINITY).bits == 0x7eu &&
+              converted<Float8E4M3FN>(-1e30f).bits == 0xfeu;
+  for (uint32_t bits = 0; bits < 0x7fu; ++bits)
+    for (const uint32_t sign : {0u, 0x80u}) {
+      const auto code = static_cast<uint8_t>(bits | sign);
+      const double meant = sign ? -defined_e4m3(bits) : defined_e4m3(bits);
+      bool exact = same(meant, static_cast<double>(to_float(Float8E4M3FN{code}))) &&
+                   converted<Float8E4M3FN>(static_cast<float>(meant)).bits == code;
+      if (bits < 0x7eu) {
+        const auto middle = static_cast<float>((defined_e4m3(bits) + defined_e4m3(bits + 1)) / 2.0);
+        const float by = sign ? -1.0f : 1.0f;
+        const uint32_t even = bits % 2 ? bits + 1 : bits;
+        exact = exact &&
+                converted<Float8E4M3FN>(by * std::nextafter(middle, 0.0f)).bits == code &&
+                converted<Float8E4M3FN>(by * middle).bits == (even | sign) &&
+                converted<Float8E4M3FN>(by * std::nextafter(middle, 1e9f)).bits == ((bits + 1) | sign);
+      }
+      if (!exact) std::printf("float8e4m3fn %02x\n", static_cast<unsigned>(code));
+      good = good && exact;
+    }
+  return good;
+}
+
 }  // namespace
 
 int main() {
+  const bool small = check_e4m3();
   const bool half = check<Half>("float16", 10), brain = check<BFloat16>("bfloat16", 7);
-  return half && brain ? 0 : 1;
+  return half && brain && small ? 0 : 1;
 }

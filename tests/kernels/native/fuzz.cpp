@@ -13,6 +13,7 @@
 #include <sstream>
 #include <thread>
 
+#include "../../../mla_opt/kernels/cpu/quantized_rows.h"
 #include "allocations.h"
 #include "definition.h"
 #include "hosts.h"
@@ -87,7 +88,7 @@ Outcome run(const Case& problem, Host& host, bool alias) {
     outcome.new_cache = make_output(p.cache_type, shapes.shape[kNewCache]);
     p.new_cache = outcome.new_cache.data.get();
     if (shapes.has[kNewRopeCache]) {
-      outcome.new_rope_cache = make_output(p.cache_type, shapes.shape[kNewRopeCache]);
+      outcome.new_rope_cache = make_output(type_beside(p.cache_type), shapes.shape[kNewRopeCache]);
       p.new_rope_cache = outcome.new_rope_cache.data.get();
     }
   }
@@ -105,7 +106,8 @@ Outcome run(const Case& problem, Host& host, bool alias) {
 double tolerance(const Case& problem) {
   const int32_t type = problem.input[kQuery].type;
   const int32_t kept = problem.has(kCache) ? problem.input[kCache].type : type;
-  if (type == MLA_OPT_BFLOAT16 || kept == MLA_OPT_BFLOAT16) return 3e-2;
+  if (type == MLA_OPT_BFLOAT16 || kept == MLA_OPT_BFLOAT16 || is_quantized(kept))
+    return 3e-2;
   if (type == MLA_OPT_FLOAT16) return 2e-3;
   return type == MLA_OPT_FLOAT64 ? 1e-12 : 1e-5;
 }

@@ -1,7 +1,10 @@
 #include "problems.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+
+#include "../../../mla_opt/kernels/cpu/quantized_rows.h"
 
 using namespace mla_opt;
 
@@ -43,8 +46,10 @@ struct Types {
 Types draw_types(Dice& dice) {
   const Types all[] = {{MLA_OPT_FLOAT32, MLA_OPT_FLOAT32},   {MLA_OPT_FLOAT16, MLA_OPT_FLOAT16},
                        {MLA_OPT_BFLOAT16, MLA_OPT_BFLOAT16}, {MLA_OPT_FLOAT64, MLA_OPT_FLOAT64},
-                       {MLA_OPT_FLOAT32, MLA_OPT_FLOAT16},   {MLA_OPT_FLOAT32, MLA_OPT_BFLOAT16}};
-  return all[dice.below(6)];
+                       {MLA_OPT_FLOAT32, MLA_OPT_FLOAT16},   {MLA_OPT_FLOAT32, MLA_OPT_BFLOAT16},
+                       {MLA_OPT_FLOAT32, MLA_OPT_INT8},
+                       {MLA_OPT_FLOAT32, MLA_OPT_FLOAT8E4M3FN}};
+  return all[dice.below(8)];
 }
 
 void fill_normal(Dice& dice, Tensor& tensor) {
@@ -88,6 +93,22 @@ void fill_rows(Dice& dice, Tensor& rows, const Tensor& past_len) {
       for (int64_t i = 0; i < width; ++i) set_value(rows, row * width + i, 3e4);
 }
 
+// The same for rows of codes, whose scales make numbers below 1 of them.
+void fill_codes(Dice& dice, Tensor& codes, Tensor& beside, int64_t rope, const Tensor& past_len) {
+  const double most = codes.type == MLA_OPT_INT8 ? 127.0 : 448.0;
+  const int64_t rows = codes.dims[0] * codes.dims[2], rank = codes.dims[3], width = beside.dims[3];
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t place = row % codes.dims[2], sequence = row / codes.dims[2];
+    const bool is_valid =
+        !past_len.given() || static_cast<double>(place) < value_at(past_len, sequence);
+    for (int64_t i = 0; i < rank; ++i)
+      set_value(codes, row * rank + i, std::round(dice.between(-most, most)));
+    for (int64_t i = 0; i < width; ++i)
+      set_value(beside, row * width + i,
+                is_valid ? dice.between(-1.0, 1.0) / (i < rope ? 1.0 : most) : 3e4);
+  }
+}
+
 struct Presence {
   bool latent, cache, in_place, split;
 };
@@ -109,8 +130,10 @@ Presence draw_presence(Dice& dice, Sizes& sizes) {
 
 Case legal_case(Dice& dice) {
   Sizes sizes = draw_sizes(dice);
-  const Presence has = draw_presence(dice, sizes);
+  Presence has = draw_presence(dice, sizes);
   const Types types = draw_types(dice);
+  const bool quantized = is_quantized(types.cache);
+  has.split = has.split || (quantized && has.cache);
   const int64_t width = sizes.rank + sizes.rope;
   Case drawn;
   drawn.attributes = {dice.of({-1, 0, 1, 1, 1, 2}) * 0.5, sizes.rank,
@@ -126,11 +149,16 @@ Case legal_case(Dice& dice) {
   if (has.cache) {
     const int64_t kept = has.split ? sizes.rank : width;
     in[kCache] = make_tensor(types.cache, {sizes.batch, 1, sizes.cache, kept});
-    fill_rows(dice, in[kCache], in[kPastLen]);
+    if (!quantized) fill_rows(dice, in[kCache], in[kPastLen]);
   }
   if (has.split) {
-    in[kRopeCache] = make_tensor(types.cache, {sizes.batch, 1, sizes.cache, sizes.rope});
-    fill_rows(dice, in[kRopeCache], in[kPastLen]);
+    const int64_t beside = width_beside(types.cache, sizes.rank, sizes.rope);
+    in[kRopeCache] =
+        make_tensor(type_beside(types.cache), {sizes.batch, 1, sizes.cache, beside});
+    if (quantized)
+      fill_codes(dice, in[kCache], in[kRopeCache], sizes.rope, in[kPastLen]);
+    else
+      fill_rows(dice, in[kRopeCache], in[kPastLen]);
   }
   if (dice.one_in(2)) in[kBias] = make_bias(dice, types.query, sizes, has.in_place);
   if (dice.one_in(3)) {
@@ -221,12 +249,30 @@ bool wrong_bias_type(Dice& dice, Case& c) {
 }
 
 bool wrong_cache_type(Dice&, Case& c) {
-  if (!c.has(kCache)) return false;
+  if (!c.has(kCache) || is_quantized(c.input[kCache].type)) return false;
   const int32_t other =
       c.input[kQuery].type == MLA_OPT_FLOAT64 ? MLA_OPT_FLOAT32 : MLA_OPT_FLOAT64;
   c.input[kCache] = make_tensor(other, c.input[kCache].dims);
   if (c.has(kRopeCache)) c.input[kRopeCache] = make_tensor(other, c.input[kRopeCache].dims);
   c.fault = "cache is ";
+  return true;
+}
+
+// Beside codes there is bfloat16, and beside that there are no codes.
+bool wrong_type_beside(Dice& dice, Case& c) {
+  if (!c.has(kRopeCache)) return false;
+  const bool codes = is_quantized(c.input[kCache].type);
+  const int32_t other = codes || dice.one_in(2) ? MLA_OPT_FLOAT16 : MLA_OPT_INT8;
+  if (c.input[kRopeCache].type == other) return false;
+  c.input[kRopeCache] = make_tensor(other, c.input[kRopeCache].dims);
+  c.fault = "rope_cache is ";
+  return true;
+}
+
+bool scales_missing(Dice&, Case& c) {
+  if (!c.has(kCache) || !is_quantized(c.input[kCache].type)) return false;
+  c.input[kRopeCache] = Tensor{};
+  c.fault = "rope_cache, which holds the scales";
   return true;
 }
 
@@ -310,6 +356,7 @@ const Fault kFaults[] = {
     wrong_rank,      wrong_rows,       wrong_rope_rows, wrong_vector,         wrong_bias_size,
     wrong_bias_type, wrong_cache_type, wrong_length,    wrong_rank_attribute, wrong_scale,
     no_rows,         half_a_cache,     wrong_room,      nothing_to_attend_to, rope_of_no_width,
+    scales_missing,  wrong_type_beside,
 };
 
 }  // namespace

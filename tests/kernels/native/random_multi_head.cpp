@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "../../../mla_opt/kernels/cpu/kv_b.h"
+#include "../../../mla_opt/kernels/cpu/quantized_rows.h"
 #include "../../../mla_opt/kernels/onnxruntime/multi_head_operands.h"
 #include "allocations.h"
 #include "definition.h"
@@ -195,7 +196,7 @@ std::string run(const HeadsCase& c, Host& host, Results& results) {
     p.new_cache = results.new_cache.data.get();
   }
   if (shapes.has[kNewRopeCache]) {
-    results.new_rope_cache = output_of(p.cache_type, shapes.shape[kNewRopeCache]);
+    results.new_rope_cache = output_of(type_beside(p.cache_type), shapes.shape[kNewRopeCache]);
     p.new_rope_cache = results.new_rope_cache.data.get();
   }
   if (mla_opt_multi_head_latent_attention_run(&problem, run_tasks, &host, &failure) != 0)
@@ -225,7 +226,8 @@ std::vector<double> projected(const HeadsCase& c, const std::vector<double>& lat
 double tolerance(const HeadsCase& c) {
   const int32_t type = c.query.type;
   const int32_t kept = c.inner.has(kCache) ? c.inner.input[kCache].type : type;
-  if (type == MLA_OPT_BFLOAT16 || kept == MLA_OPT_BFLOAT16) return 6e-2;
+  if (type == MLA_OPT_BFLOAT16 || kept == MLA_OPT_BFLOAT16 || is_quantized(kept))
+    return 6e-2;
   if (type == MLA_OPT_FLOAT16) return 1e-2;
   return type == MLA_OPT_FLOAT64 ? 1e-12 : 5e-5;
 }

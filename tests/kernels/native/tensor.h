@@ -58,6 +58,11 @@ inline double value_at(const Tensor& tensor, int64_t at) {
       return static_cast<double>(mla_opt::to_float(static_cast<const mla_opt::BFloat16*>(data)[at]));
     case kInt32:
       return static_cast<const int32_t*>(data)[at];
+    case MLA_OPT_INT8:
+      return static_cast<const int8_t*>(data)[at];
+    case MLA_OPT_FLOAT8E4M3FN:
+      return static_cast<double>(
+          mla_opt::to_float(static_cast<const mla_opt::Float8E4M3FN*>(data)[at]));
     default:
       return static_cast<const uint8_t*>(data)[at];
   }
@@ -81,6 +86,12 @@ inline void set_value(Tensor& tensor, int64_t at, double value) {
       break;
     case kInt32:
       static_cast<int32_t*>(data)[at] = static_cast<int32_t>(value);
+      break;
+    case MLA_OPT_INT8:
+      static_cast<int8_t*>(data)[at] = static_cast<int8_t>(value);
+      break;
+    case MLA_OPT_FLOAT8E4M3FN:
+      mla_opt::from_float(single, static_cast<mla_opt::Float8E4M3FN*>(data)[at]);
       break;
     default:
       static_cast<uint8_t*>(data)[at] = value != 0.0;

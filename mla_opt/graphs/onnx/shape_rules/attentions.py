@@ -37,6 +37,12 @@ def _joined_caches(facts: Facts, node: ir.Node, place: int) -> Sequence[Shape | 
     return tuple((*past[:2], past[2] + new, past[3]) for past in pasts if past is not None)
 
 
+def of_group_query_attention(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
+    """The same, with caches whose sizes are what the file declares."""
+    query = shape_at(facts, node, 0)
+    return () if query is None or shape_at(facts, node, 1) is None else (query,)
+
+
 def of_multi_head_attention(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
     """ONNX Runtime's operator of ``[B, S, H D]``."""
     query, value = shape_at(facts, node, 0), shape_at(facts, node, 2)
