@@ -207,7 +207,7 @@ def _state(site: LatentAttentionSite, original: Ends, optimized: Ends) -> StateM
 
 def _ends(site: LatentAttentionSite) -> Ends:
     assert site.cache is not None
-    return Ends(tuple(map(_name, site.cache.past)), tuple(map(_name, site.cache.joined)))
+    return Ends(tuple(map(_name, site.cache.past)), tuple(map(_name, site.cache.outputs)))
 
 
 def _name(value: Value) -> str:

@@ -20,17 +20,23 @@ from functools import reduce
 from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
 
+from mla_opt.emission.cache_interface import (
+    declared_output,
+    moved_axes,
+    redirect_readers,
+    rows_input,
+)
 from mla_opt.emission.cached import with_new_rows
 from mla_opt.emission.expanded import expanded_keys, expanded_values
 from mla_opt.emission.layout import restored
 from mla_opt.emission.operands import as_rows, new_rows, store_weights
 from mla_opt.errors import CACHE_NOT_RECOGNIZED, PassError, Refusal
-from mla_opt.graphs.protocol import Builder, Graph, Size
+from mla_opt.graphs.protocol import Builder, Graph
 from mla_opt.handles import Value
 from mla_opt.matching.exposed_keys import exposed_sites
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CachedTensor, CacheSlots, LatentAttentionSite, LatentRows
-from mla_opt.sites.layout import KEYS, Layout, Part, Role
+from mla_opt.sites.layout import KEYS, Layout, Part
 
 _SEPARATORS = "._/"
 
@@ -91,9 +97,21 @@ def _left_alone(site: LatentAttentionSite) -> Refusal:
         site.name,
         CACHE_NOT_RECOGNIZED,
         f"its cache stays as it is: {site.not_held}",
-        remedy="cache c_kv after its norm and k_pe after rotary embedding, join past and new rows"
-        " along the tokens, and return them; or keep the cache as it is (cache 'keep')",
+        remedy=_REMEDY_OF_BUFFERS if _is_buffer(site) else _REMEDY,
     )
+
+
+_REMEDY = (
+    "cache c_kv after its norm and k_pe after rotary embedding, join past and new rows along the"
+    " tokens, and return them; or keep the cache as it is (cache 'keep')"
+)
+_REMEDY_OF_BUFFERS = (
+    "keep the buffer as it is (cache 'keep'), or export the model with a cache that grows"
+)
+
+
+def _is_buffer(site: LatentAttentionSite) -> bool:
+    return any(tensor.positions is not None for tensor in site.held)
 
 
 def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
@@ -103,12 +121,14 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     new = new_rows(builder, site)
     past = _latent_inputs(graph, site)
     widths, positions = _widths(site), site.expanded[0].positions
-    joined = tuple(
+    both = [
         with_new_rows(builder, old, added, width, positions, f"cache_{index}")
         for index, (old, added, width) in enumerate(zip(past, new, widths))
-    )
-    site.cache = CacheSlots("split", past, new, joined, positions=positions)
-    _replace_expanded(graph, builder, site, site.cache)
+    ]
+    joined = tuple(each.joined for each in both)
+    kept = tuple(each.kept for each in both) if positions is not None else ()
+    site.cache = CacheSlots("split", past, new, joined, positions=positions, returned=kept)
+    _replace_expanded(graph, builder, site)
     _use_rows(site, joined if site.rope is not None else joined[:1])
     site.held, site.expanded = _held(site, site.cache), None
 
@@ -117,7 +137,7 @@ def _tensors(cache: CacheSlots, places: Sequence[tuple[int, ...]]) -> tuple[Cach
     """Tensors ``[B, 1, T, X]`` of a cache, with what they hold."""
     layouts = (ROWS_OF_CACHE,) * 4
     return tuple(
-        CachedTensor(past, past, new, joined, joined, *layouts, None, held, cache.positions)
+        CachedTensor(past, past, new, joined, joined, joined, *layouts, None, held, cache.positions)
         for past, new, joined, held in zip(cache.past, cache.new, cache.joined, places)
     )
 
@@ -155,76 +175,31 @@ def _latent_inputs(graph: Graph, site: LatentAttentionSite) -> tuple[Value, ...]
     assert site.expanded is not None
     keys, values = site.expanded
     c, r = _widths(site)
-    latent = _rows_input(graph, keys, keys.past.name or "", c)
+    latent = rows_input(graph, keys, keys.past.name or "", c)
     if site.rope is not None:
-        return latent, _rows_input(graph, values, values.past.name or "", r)
-    graph.remove_input(values.past, like=latent, moved=_moved(values.past_layout))
+        return latent, rows_input(graph, values, values.past.name or "", r)
+    graph.remove_input(values.past, like=latent, moved=moved_axes(values.past_layout))
     return (latent,)
 
 
-def _rows_input(graph: Graph, part: CachedTensor, name: str, width: int) -> Value:
-    """The input ``[B, 1, P, width]`` in the place of one of any axes."""
-    shape = _declared(graph.declared_shape(part.past), part.past_layout, width)
-    return graph.replace_input(part.past, name, shape, moved=_moved(part.past_layout))
-
-
-def _declared(
-    declared: Sequence[int | str | None], layout: Layout, width: int
-) -> tuple[int | str | None, ...]:
-    """``[B, 1, T, width]`` in the words of what was declared of other axes."""
-    counted = {axis[0].role: size for axis, size in zip(layout, declared) if len(axis) == 1}
-    return counted.get("batch", 1), 1, counted.get("key"), width
-
-
-def _moved(layout: Layout) -> dict[int, int]:
-    """Which axis of ``[B, 1, T, X]`` counts what an axis of another layout did."""
-    counted: dict[Role, int] = {"batch": 0, "key": 2}
-    return {
-        place: counted[axis[0].role]
-        for place, axis in enumerate(layout)
-        if axis and axis[0].role in counted
-    }
-
-
-def _replace_expanded(
-    graph: Graph, builder: Builder, site: LatentAttentionSite, cache: CacheSlots
-) -> None:
+def _replace_expanded(graph: Graph, builder: Builder, site: LatentAttentionSite) -> None:
     """Let the attention read keys and values made anew, and the outputs return the latent rows."""
-    assert site.expanded is not None and site.weights is not None
-    joined = cache.joined
+    assert site.expanded is not None and site.weights is not None and site.cache is not None
+    cache, joined = site.cache, site.cache.joined
     weights = store_weights(graph, builder, site, site.weights)
     rope = joined[1] if len(joined) == 2 else None
     keys = expanded_keys(builder, site, weights, joined[0], rope)
     values = expanded_values(builder, weights, joined[0])
     halves = (_in_original_dims(builder, site, keys), values)
-    for part, half, latent, width in zip_longest(site.expanded, halves, joined, _widths(site)):
-        _redirect_readers(graph, part.joined, part.layout, cache)
+    for part, half, latent, width in zip_longest(
+        site.expanded, halves, cache.outputs, _widths(site)
+    ):
+        redirect_readers(graph, builder, part, cache)
         if latent is None:
             graph.remove_output(part.output)
         else:
-            graph.replace_output(part.output, latent, _declared_output(graph, part, width))
+            graph.replace_output(part.output, latent, declared_output(graph, part, width))
         graph.replace(part.joined, restored(builder, half, part.layout, KEYS, "as_it_was"))
-
-
-def _redirect_readers(graph: Graph, old: Value, layout: Layout, cache: CacheSlots) -> None:
-    """Let those who read the shape of joined rows count past and new rows.
-
-    What joins them will be the operator, which may read a mask that is made from that shape.
-    """
-    shape, readers = graph.example_shape(old), graph.shape_readers(old)
-    if not readers or shape is None:
-        return
-    past, new = cache.past[0], cache.new[0]
-    added: tuple[tuple[Value, int], ...] = ((new, 2),)
-    if cache.positions is not None:
-        added = () if cache.positions.room is None else (cache.positions.room,)
-    counted: dict[Role, Size] = {"batch": ((past, 0),), "key": ((past, 2), *added)}
-    sizes: list[Size] = [
-        counted[axis[0].role] if axis and axis[0].role in counted else size
-        for axis, size in zip(layout, shape)
-    ]
-    for reader in readers:
-        graph.replace_shape(reader, sizes)
 
 
 def _in_original_dims(builder: Builder, site: LatentAttentionSite, keys: Value) -> Value:
@@ -239,14 +214,6 @@ def _in_original_dims(builder: Builder, site: LatentAttentionSite, keys: Value) 
     if weights.key_scale == 1.0:
         return by_token
     return builder.scaled(by_token, weights.key_scale, by_token, "keys_scaled")
-
-
-def _declared_output(
-    graph: Graph, part: CachedTensor, width: int
-) -> tuple[int | str | None, ...] | None:
-    """``[B, 1, T, width]`` in the words of the output that was; ``None`` if it declares nothing."""
-    declared = graph.declared_shape(part.output)
-    return _declared(declared, part.output_layout, width) if declared else None
 
 
 Packed = tuple[CacheSlots, tuple[Value, ...]]
@@ -287,6 +254,9 @@ class _Packing:
                     " its own"
                 )
                 return False
+            if self.graph.is_changed(tensor.past):
+                site.not_held = f"the program changes {tensor.past.name!r} in place"
+                return False
             if tensor.others is not None:
                 readers = ", ".join(self.graph.label(node) for node in tensor.others)
                 does = f"read by {readers}" if readers else "returned as it came"
@@ -313,14 +283,16 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> Packed:
     past = _packed_input(graph, held, c + r)
     new = _packed_rows(builder, held)
     positions = held[0].positions
-    joined = with_new_rows(builder, past, new, c + r, positions, "cache")
+    both = with_new_rows(builder, past, new, c + r, positions, "cache")
+    joined = both.joined
     halves = builder.split(joined, (c, r), 3, ("c_kv", "k_pe")) if r else (joined,)
     name = _name_for([tensor.output for tensor in held])
-    shape = _declared_output(graph, held[0], c + r)
-    graph.merge_outputs([tensor.output for tensor in held], joined, name, shape)
-    packed = CacheSlots("packed", (past,), (new,), (joined,), positions=positions)
+    shape = declared_output(graph, held[0], c + r)
+    graph.merge_outputs([tensor.output for tensor in held], both.kept, name, shape)
+    kept = () if positions is None else (both.kept,)
+    packed = CacheSlots("packed", (past,), (new,), (joined,), positions=positions, returned=kept)
     for tensor in held:
-        _redirect_readers(graph, tensor.joined, tensor.layout, packed)
+        redirect_readers(graph, builder, tensor, packed)
         rows = _as_it_was(builder, tensor, joined, halves, c)
         graph.replace(tensor.joined, restored(builder, rows, tensor.layout, KEYS, "as_it_was"))
     return packed, halves
@@ -329,9 +301,9 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> Packed:
 def _packed_input(graph: Graph, held: Sequence[CachedTensor], width: int) -> Value:
     first, *others = held
     name = _name_for([tensor.past for tensor in held])
-    past = _rows_input(graph, first, name, width)
+    past = rows_input(graph, first, name, width)
     for other in others:
-        graph.remove_input(other.past, like=past, moved=_moved(other.past_layout))
+        graph.remove_input(other.past, like=past, moved=moved_axes(other.past_layout))
     return past
 
 

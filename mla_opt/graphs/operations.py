@@ -29,10 +29,12 @@ class Along:
     """Elements change place along some axes alone: slices, splits, pads, flips, stored indices.
 
     ``axes`` are pairs of an axis and whether places are counted from its front: whether index ``i``
-    of the result is index ``i`` of the operand as far as both have it.
+    of the result is index ``i`` of the operand as far as both have it. Where an operator takes the
+    first places of one axis and drops the rest, ``count`` may say how many those are.
     """
 
     axes: tuple[tuple[int, bool], ...]
+    count: Value | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,15 @@ class Put:
     """Rows of the second operand are written to computed places along one axis of the first.
 
     The second has the axes of the first, with the new rows along ``axis``; every other axis is
-    written from its front to its end. The places are ``index[..., column]``: the same for all of
-    the axes in front of ``axis`` if there are none, else of those each its own.
+    written from its front to its end. ``index`` holds the places: ``along`` has for each axis of it
+    the axis of the rows that it goes along, ``None`` where it has one place. With ``run`` it holds
+    first places alone, and rows are written one behind the other from there.
     """
 
     axis: int
     index: Value
-    column: int
+    along: tuple[int | None, ...]
+    run: bool = False
 
 
 Move = Permuted | Reshaped | Along | Picked | Joined | Written | Put

@@ -118,7 +118,22 @@ class Builder(Protocol):
         """Axes of size one repeated; ``shape`` has ones where nothing is repeated."""
 
     def put(self, whole: Value, places: Value, rows: Value, name: str) -> Value:
-        """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places``, of the same shape."""
+        """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places``.
+
+        They are int64, ``[B, 1, S, 1]``, with one place for all sequences where B is 1.
+        """
+
+    def write_rows(self, buffer: Value, rows: Value, start: Value, name: str) -> Value:
+        """``buffer [B, 1, M, X]`` with ``rows [B, 1, S, X]`` from place ``start`` on."""
+
+    def first(self, value: Value, count: Value, axis: int, name: str) -> Value:
+        """The first ``count`` places of one axis; ``count`` is an int64 vector of one element."""
+
+    def put_first(self, whole: Value, part: Value, name: str) -> Value:
+        """``whole`` with ``part`` in the place of as much of the first axis, from its front on."""
+
+    def as_count(self, number: Value) -> Value:
+        """A number that the graph computes as an int64 vector of one element."""
 
     def put_each(self, whole: Value, places: Value, rows: Value, name: str) -> Value:
         """``whole [B, M, ...]`` with ``rows [B, S, ...]`` at ``places [B, S, 2]``.
@@ -258,6 +273,12 @@ class Graph(Protocol):
 
     def is_input(self, value: Value) -> bool:
         """Whether the value is an input of the graph."""
+
+    def is_changed(self, value: Value) -> bool:
+        """Whether a call changes an input of the graph in place."""
+
+    def why_it_stays(self, value: Value) -> str:
+        """Why an input cannot hold something else from now on, in words; empty if it can."""
 
     def is_output(self, value: Value) -> bool:
         """Whether the value is an output of the graph."""

@@ -8,6 +8,7 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import ApartError, Placement, Variables
+from mla_opt.matching.buffers import put_back
 from mla_opt.matching.readers import is_idle
 from mla_opt.matching.region import Join, is_rearranged, walk
 from mla_opt.sites.layout import Layout
@@ -18,30 +19,47 @@ def other_readers(graph: Graph, join: Join) -> tuple[Node, ...] | None:
 
     ``None`` where there are none, and none of those rows is returned.
     """
-    steps = zip(join.moved, (*join.moved[1:], join.joined))
+    steps = zip(join.moved, (*join.moved[1:], join.written))
     wanted = {value: graph.producer(after) for value, after in steps}
+    read = {} if join.written is join.joined else {join.written: graph.producer(join.joined)}
+    own = set(_put_back(graph, join))
     others = [
         node
-        for value, reader in wanted.items()
+        for value, reader in (wanted | read).items()
         for node in graph.consumers(value)
-        if node is not reader and not is_idle(graph, node)
+        if node is not reader and node not in own and not is_idle(graph, node)
     ]
     if not others and not any(graph.is_output(value) for value in wanted):
         return None
     return tuple(others)
 
 
-def returned(graph: Graph, joined: Value, layout: Layout) -> tuple[Value, Layout] | None:
-    """The output that is ``joined``, moved, and what its axes are; an axis that is a part has none.
+def returned(graph: Graph, join: Join, layout: Layout) -> tuple[Value, Layout] | None:
+    """The output that is all that was joined, moved, and what its axes are.
 
-    ``layout`` is that of ``joined``.
+    An axis that is a part has none. ``layout`` is that of what was joined.
     """
-    for value in _rearranged(graph, joined):
-        if graph.is_output(value):
-            known = _layout(graph, value, joined, layout)
-            if known is not None:
-                return value, known
+    for whole in _wholes(graph, join):
+        for value in _rearranged(graph, whole):
+            if graph.is_output(value):
+                known = _layout(graph, value, whole, layout)
+                if known is not None:
+                    return value, known
     return None
+
+
+def _wholes(graph: Graph, join: Join) -> Iterator[Value]:
+    """What was joined, with all sequences of a buffer that has more than a call."""
+    if join.first is None:
+        yield join.written
+    for node in _put_back(graph, join):
+        yield from graph.results(node)
+
+
+def _put_back(graph: Graph, join: Join) -> Iterator[Node]:
+    if join.first is not None:
+        whole = join.moved[join.moved.index(join.first[0]) - 1]
+        yield from put_back(graph, whole, join.written)
 
 
 def _rearranged(graph: Graph, value: Value) -> Iterator[Value]:

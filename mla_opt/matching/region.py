@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import ApartError, Axis, Placement, Variables, merge
 from mla_opt.matching.axis_rules import Operand, Step, operands
+from mla_opt.matching.buffers import RowsRead, first_of, room_behind, rows_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,20 @@ class Join:
     ``past_axes`` are those of the input, which may be moved on its way: ``moved`` is what it is on
     that way, the input first. With ``put`` new rows are written over rows of the past, and over
     rows of zeros behind them where there is ``room``: a value, and which axis of it counts them.
+    ``joined`` is then the first ``count`` rows of what is ``written``, or all of them. Where only
+    the first sequences of the past are written, ``first`` is what of the way that is, and their
+    axis there.
     """
 
     past: Value
     new: Value
     joined: Value
+    written: Value
     past_axes: Placement
     moved: tuple[Value, ...]
     put: op.Put | None = None
+    count: Value | None = None
+    first: tuple[Value, Axis] | None = None
     room: tuple[Value, int] | None = None
 
 
@@ -87,6 +93,20 @@ def walk(
     return found.region
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What an input is on its way to where it is joined, and the axes of the first of it.
+
+    ``first`` is the value that has only the first places of one axis, and that axis; ``room`` zeros
+    that are put behind its tokens, and which axis of them counts those.
+    """
+
+    moved: tuple[Value, ...]
+    axes: Placement
+    first: tuple[Value, Axis] | None = None
+    room: tuple[Value, int] | None = None
+
+
 @dataclass(slots=True)
 class _Walk:
     graph: Graph
@@ -129,37 +149,43 @@ class _Walk:
             self.add(part.value, part.axes)
 
     def _parts(self, node: Node, value: Value) -> list[Operand] | None:
-        operation = self.graph.operation(node)
-        joined = self._join(operation, value)
+        joined = self._join(value)
         if joined is not None:
             return [joined]
+        operation = self.graph.operation(node)
         step = Step(self.graph, self.variables, node, value, self.region.axes[value])
         parts = operands(step, operation)
         if parts is None:
             return None
         return [part for part in parts if not self.graph.is_constant(part.value)]
 
-    def _join(self, operation: op.Operation, value: Value) -> Operand | None:
+    def _join(self, value: Value) -> Operand | None:
         """The new rows, where a cache is joined: what is known of tokens goes on with those."""
-        if not isinstance(operation, op.Layout) or len(operation.data) != 2:
-            return None
-        past, new = operation.data
-        move, axes = operation.move, self.region.axes[value]
-        if not isinstance(move, op.Joined | op.Put):
-            return None
-        axis, put = move.axis, move if isinstance(move, op.Put) else None
-        if self.graph.is_input(new) or not self._is_tokens(axes[axis]):
+        axes, read = self.region.axes[value], rows_read(self.graph, value)
+        if read is None or self.graph.is_input(read.new) or not self._is_tokens(axes[read.axis]):
             return None
         of_past: Placement | None = axes
-        if put is None:
-            of_past = self._of_part(past, axes, axis, past_tokens(self.tokens))
-        inputs = None if of_past is None else self._input_moved(past, of_past, put is not None)
-        of_new = self._of_part(new, axes, axis, new_tokens(self.tokens))
-        if inputs is None or of_new is None:
+        if read.put is None or read.count is not None:
+            of_past = self._of_part(read.past, axes, read.axis, past_tokens(self.tokens))
+        way = None if of_past is None else self._input_moved(read, of_past)
+        of_new = self._of_part(read.new, axes, read.axis, new_tokens(self.tokens))
+        if way is None or of_new is None:
             return None
-        moved, past_axes, room = inputs
-        self.region.joins.append(Join(moved[0], new, value, past_axes, moved, put, room))
-        return Operand(new, of_new)
+        self.region.joins.append(
+            Join(
+                way.moved[0],
+                read.new,
+                value,
+                read.written,
+                way.axes,
+                way.moved,
+                read.put,
+                read.count,
+                way.first,
+                way.room,
+            )
+        )
+        return Operand(read.new, of_new)
 
     def _of_part(self, part: Value, axes: Placement, axis: int, tokens: str) -> Placement | None:
         """The axes of rows that are joined with others; ``tokens`` is the variable of theirs."""
@@ -171,64 +197,63 @@ class _Walk:
         self.variables.whole.add(tokens)
         return tuple(of_part)
 
-    def _input_moved(
-        self, value: Value, axes: Placement, roomy: bool
-    ) -> tuple[tuple[Value, ...], Placement, tuple[Value, int] | None] | None:
-        """The input that a value is, on its way through what keeps all elements in their order.
+    def _input_moved(self, read: RowsRead, axes: Placement) -> _Way | None:
+        """The input that the past is, on its way through what keeps all elements in their order.
 
-        If it may be ``roomy``, zeros are told from it that are put behind its tokens.
+        Of a buffer zeros may be told that are put behind its tokens, and sequences left out.
         """
-        chain, room = [value], None
-        while (node := self.graph.producer(value)) is not None:
+        way = _Way((read.past,), axes)
+        while (node := self.graph.producer(way.moved[0])) is not None:
             operation = self.graph.operation(node)
             if not isinstance(operation, op.Layout):
                 return None
-            if roomy and room is None and (found := self._room(operation, axes)) is not None:
-                room, value = found, operation.data[0]
-                before = self._of_part(value, axes, found[1], past_tokens(self.tokens))
-                if before is None:
-                    return None
-                axes = before
-                chain.append(value)
-                continue
-            if not is_rearranged(operation):
+            before = self._rearranged(node, operation, way)
+            if before is None and read.put is not None:
+                before = self._of_buffer(operation, way)
+            if before is None:
                 return None
-            try:
-                parts = operands(Step(self.graph, self.variables, node, value, axes), operation)
-            except ApartError:
-                return None
-            if parts is None or len(parts) != 1:
-                return None
-            value, axes = parts[0].value, parts[0].axes
-            chain.append(value)
-        return (tuple(reversed(chain)), axes, room) if self.graph.is_input(value) else None
+            way = before
+        return way if self.graph.is_input(way.moved[0]) else None
 
-    def _room(self, operation: op.Layout, axes: Placement) -> tuple[Value, int] | None:
-        """Zeros that are joined to something at the end of its tokens, and along which axis."""
-        move = operation.move
-        if not isinstance(move, op.Joined) or len(operation.data) != 2:
+    def _rearranged(self, node: Node, operation: op.Layout, way: _Way) -> _Way | None:
+        """The way with what its first value is a rearrangement of."""
+        if not is_rearranged(operation):
             return None
-        zeros = self._counted(operation.data[1], move.axis)
-        node = self.graph.producer(zeros)
-        spread = None if node is None else self.graph.operation(node)
-        content = self.graph.constant(spread.data) if isinstance(spread, op.Broadcast) else None
-        if content is None or content.any() or not self._is_tokens(axes[move.axis]):
+        step = Step(self.graph, self.variables, node, way.moved[0], way.axes)
+        try:
+            parts = operands(step, operation)
+        except ApartError:
             return None
-        return zeros, move.axis
+        if parts is None or len(parts) != 1:
+            return None
+        return replace(way, moved=(parts[0].value, *way.moved), axes=parts[0].axes)
 
-    def _counted(self, value: Value, axis: int) -> Value:
-        """What was repeated to be a value, along other axes than ``axis``."""
-        while (node := self.graph.producer(value)) is not None:
-            spread = self.graph.operation(node)
-            if not isinstance(spread, op.Broadcast):
-                return value
-            before, after = self.graph.sizes(spread.data), self.graph.sizes(value)
-            if before is None or after is None or len(before) != len(after):
-                return value
-            if not sizes.same(before[axis], after[axis]):
-                return value
-            value = spread.data
-        return value
+    def _of_buffer(self, operation: op.Layout, way: _Way) -> _Way | None:
+        """The way with a buffer that has fewer rows, or more sequences, than what is made of it."""
+        if way.room is None and (room := room_behind(self.graph, operation)) is not None:
+            return self._shortened(operation.data[0], room, way)
+        return self._widened(operation, way) if way.first is None else None
+
+    def _shortened(self, buffer: Value, room: tuple[Value, int], way: _Way) -> _Way | None:
+        """The way with what zeros were put behind of, along its tokens."""
+        if not self._is_tokens(way.axes[room[1]]):
+            return None
+        axes = self._of_part(buffer, way.axes, room[1], past_tokens(self.tokens))
+        if axes is None:
+            return None
+        return replace(way, moved=(buffer, *way.moved), axes=axes, room=room)
+
+    def _widened(self, operation: op.Layout, way: _Way) -> _Way | None:
+        """The way with what its first value has the first places of, along one whole axis."""
+        place, shape = first_of(operation), self.graph.sizes(operation.data[0])
+        if place is None or shape is None:
+            return None
+        axis = self.variables.current(way.axes[place])
+        if len(axis) != 1 or axis[0].name is None or self._is_tokens(axis):
+            return None
+        wide = (*way.axes[:place], (replace(axis[0], size=shape[place]),), *way.axes[place + 1 :])
+        first = (way.moved[0], axis)
+        return replace(way, moved=(operation.data[0], *way.moved), axes=wide, first=first)
 
     def _is_tokens(self, axis: Axis) -> bool:
         return tuple(atom.name for atom in self.variables.current(axis)) == self.variables.names(

@@ -13,6 +13,7 @@ from mla_opt.matching.axes import Placement
 from mla_opt.matching.cache_ends import other_readers, returned
 from mla_opt.matching.core_axes import CoreAxes
 from mla_opt.matching.not_latent import NotLatentError
+from mla_opt.matching.places import places
 from mla_opt.matching.region import Join, Region
 from mla_opt.matching.roles import Roles
 from mla_opt.matching.shared_rows import SharedRows, keeps_order
@@ -76,6 +77,7 @@ def expanded_cache(
     pair = [cached_tensor(graph, roles.layout, rows.region, join) for join in (*keys, *values)]
     check_written_alike(graph, pair, (core.first, core.last))
     for part in pair:
+        _check_may_change(graph, part, (core.first, core.last))
         if part.others is not None:
             raise NotLatentError(
                 "cache_read_twice",
@@ -86,12 +88,24 @@ def expanded_cache(
     return pair[0], pair[1]
 
 
+def _check_may_change(graph: Graph, part: CachedTensor, at: tuple[Node, ...]) -> None:
+    why = graph.why_it_stays(part.past)
+    if why:
+        raise NotLatentError(
+            "cache_in_place",
+            f"the cache {part.past.name!r} cannot become one of latent rows: {why}",
+            at,
+            "export the program with torch.export, and with caches that are zeros",
+        )
+
+
 def cached_tensor(graph: Graph, layout_of: LayoutOf, region: Region, join: Join) -> CachedTensor:
     """A cache and both its ends; ``layout_of`` tells the roles of axes.
 
     Raises:
         NotLatentError: it is not returned whole, or its axes are more than one thing at a time.
     """
+    _check_first(layout_of, join)
     layout, of_past = layout_of(region.axes[join.joined]), layout_of(join.past_axes)
     maker = graph.producer(join.joined)
     at = () if maker is None else (maker,)
@@ -101,7 +115,7 @@ def cached_tensor(graph: Graph, layout_of: LayoutOf, region: Region, join: Join)
             f"the cache {join.past.name!r} has sequences or tokens in one axis with something else",
             at,
         )
-    output = returned(graph, join.joined, layout)
+    output = returned(graph, join, layout)
     if output is None or not _has_axes(output[1]):
         raise NotLatentError(
             "cache_not_returned",
@@ -109,15 +123,17 @@ def cached_tensor(graph: Graph, layout_of: LayoutOf, region: Region, join: Join)
             at,
         )
     others = other_readers(graph, join)
-    positions = None if join.put is None else _positions(join.put, join, layout, at)
+    of_new = layout_of(region.axes[join.new])
+    positions = None if join.put is None else _positions(graph, join.put, join, of_new, at)
     return CachedTensor(
         join.past,
         join.moved[-1],
         join.new,
         join.joined,
+        join.written,
         output[0],
         layout,
-        layout_of(region.axes[join.new]),
+        of_new,
         of_past,
         output[1],
         others,
@@ -125,14 +141,33 @@ def cached_tensor(graph: Graph, layout_of: LayoutOf, region: Region, join: Join)
     )
 
 
-def _positions(put: op.Put, join: Join, layout: Layout, at: tuple[Node, ...]) -> Positions:
+def _positions(
+    graph: Graph, put: op.Put, join: Join, of_new: Layout, at: tuple[Node, ...]
+) -> Positions:
     """Where new rows are written: the same places for all, or places of each sequence."""
-    ahead = [part.role for axis in layout[: put.axis] for part in axis]
-    if ahead not in ([], ["batch"]):
+    index, axes = places(graph, put.index)
+    along = [None if place is None else put.along[place] for place in axes]
+    layout = tuple(() if place is None else of_new[place] for place in along)
+    if any(part.role not in ("batch", "key") for axis in layout for part in axis):
         raise NotLatentError(
-            "cache_axes", f"heads of the cache {join.past.name!r} have places of their own", at
+            "cache_axes",
+            f"heads, or numbers of a row, of the cache {join.past.name!r} have places of their own",
+            at,
+            "write whole rows, those of all heads to one place",
         )
-    return Positions(put.index, put.column, bool(put.axis), join.room)
+    return Positions(index, layout, put.run, join.count, join.first is not None, join.room)
+
+
+def _check_first(layout_of: LayoutOf, join: Join) -> None:
+    """A buffer may have more sequences than a call, not more of anything else."""
+    if join.first is None:
+        return
+    (parts,) = layout_of((join.first[1],))
+    if [part.role for part in parts] != ["batch"]:
+        raise NotLatentError(
+            "cache_axes",
+            f"only part of the cache {join.past.name!r} is written, and not of its sequences",
+        )
 
 
 def check_written_alike(
@@ -156,8 +191,12 @@ def check_written_alike(
 def _alike(graph: Graph, one: Positions | None, other: Positions | None) -> bool:
     if one is None or other is None:
         return one is other
-    same = (one.column, one.by_sequence) == (other.column, other.by_sequence)
-    return same and _alike_room(graph, one, other) and graph.alike(one.index, other.index)
+    forms = [(each.layout, each.run, each.first) for each in (one, other)]
+    if forms[0] != forms[1] or not _alike_room(graph, one, other):
+        return False
+    if one.count is None or other.count is None:
+        return one.count is other.count and graph.alike(one.index, other.index)
+    return graph.alike(one.count, other.count) and graph.alike(one.index, other.index)
 
 
 def _alike_room(graph: Graph, one: Positions, other: Positions) -> bool:

@@ -44,7 +44,8 @@ class Entrance:
 
     ``arguments`` has the name of a tensor for every leaf, and what to give where it is not fed: a
     constant, or the size of another. ``states`` maps an output that a call leaves in one of its
-    arguments to that argument. ``buffers`` are states that the program keeps itself.
+    arguments to that argument. ``buffers`` are states that the program keeps itself, ``counts``
+    are arguments that are numbers, and no tensors.
     """
 
     arguments: tuple[tuple[str, Any], ...]
@@ -52,10 +53,13 @@ class Entrance:
     results: tuple[str | None, ...]
     states: dict[str, str] = field(default_factory=dict)
     buffers: tuple[Buffer, ...] = ()
+    counts: frozenset[str] = frozenset()
 
     def call(self, module: torch.nn.Module, feeds: Mapping[str, torch.Tensor]) -> Tensors:
         """Run ``module`` and return its outputs by name."""
-        leaves = [_argument(feeds, name, other) for name, other in self.arguments]
+        numbers = {name: int(feeds[name]) for name in self.counts if name in feeds}
+        given = {**feeds, **numbers}
+        leaves = [_argument(given, name, other) for name, other in self.arguments]
         args, kwargs = self._containers(leaves)
         with torch.no_grad():
             for each in self.buffers:
@@ -73,7 +77,7 @@ class Entrance:
         return args, kwargs
 
 
-def _argument(feeds: Mapping[str, torch.Tensor], name: str, other: Any) -> Any:
+def _argument(feeds: Mapping[str, Any], name: str, other: Any) -> Any:
     if name in feeds or not isinstance(other, Size):
         return feeds.get(name, other)
     return feeds[other.name].shape[other.axis]
@@ -116,7 +120,8 @@ def of_exported(exported: ExportedProgram, program: LiftedProgram) -> Entrance:
         if spec.kind.name == "BUFFER_MUTATION" and name and spec.target
     )
     results = tuple(names[len(changed) :])
-    return Entrance(arguments, exported.call_spec.in_spec, results, states, buffers)
+    counts = frozenset(node.name for node in program.counts)
+    return Entrance(arguments, exported.call_spec.in_spec, results, states, buffers, counts)
 
 
 def of_module(
@@ -135,4 +140,9 @@ def of_module(
         for node in module.graph.find_nodes(op="placeholder")
     )
     names = [value.name if isinstance(value, fx.Node) else None for value in program.returned]
-    return Entrance(arguments, getattr(module, "_in_spec", None), tuple(names))
+    return Entrance(
+        arguments,
+        getattr(module, "_in_spec", None),
+        tuple(names),
+        counts=frozenset(node.name for node in program.counts),
+    )

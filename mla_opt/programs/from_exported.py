@@ -57,22 +57,35 @@ def _lift(source: ExportedProgram) -> LiftedProgram:
     changed = set(signature.buffers_to_mutate.values())
     stored: dict[fx.Node, Stored] = {}
     inputs: list[fx.Node] = []
+    kept: dict[str, torch.Tensor] = {}
     for spec in signature.input_specs:
         node = by_name.get(getattr(spec.arg, "name", ""))
         if node is None or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
         if spec.kind in _KINDS and spec.target not in changed:
             stored[node] = _stored(source, spec.target or "", _KINDS[spec.kind])
-        else:
-            inputs.append(node)
+            continue
+        inputs.append(node)
+        if spec.kind in _KINDS:
+            kept[node.name] = _stored(source, spec.target or "", _KINDS[spec.kind]).tensor
+    states = [by_name[name] for name in changed_places(source)]
     program = LiftedProgram(
         source.graph_module,
         stored,
         inputs,
         described(source.graph_module.meta.get(METADATA, {})),
+        {node: kept.get(node.name) for node in states},
     ).clone()
     name_outputs(program, list(_output_names(source)))
     return program
+
+
+def changed_places(exported: ExportedProgram) -> list[str]:
+    """Names of the placeholders of changed states, in the order of the outputs that they become."""
+    signature = exported.graph_signature
+    buffers = {path: name for name, path in signature.inputs_to_buffers.items()}
+    targets = [spec.target or "" for spec in signature.output_specs if spec.kind in _CHANGED]
+    return [buffers.get(target, target) for target in targets]
 
 
 def _stored(exported: ExportedProgram, target: str, kind: StoredKind) -> Stored:
@@ -94,10 +107,7 @@ def _check_inference(exported: ExportedProgram) -> None:
 
 def _output_names(exported: ExportedProgram) -> Iterator[str]:
     """Names for what the program returns: where in the result it is, or which state it becomes."""
-    signature = exported.graph_signature
-    specs = [spec for spec in signature.output_specs if spec.kind in _CHANGED]
-    buffers = {path: name for name, path in signature.inputs_to_buffers.items()}
-    changed = [f"new_{buffers.get(spec.target or '', spec.target)}" for spec in specs]
+    changed = [f"new_{place}" for place in changed_places(exported)]
     result = pytree.tree_unflatten([0] * _leaves(exported.call_spec.out_spec), _out(exported))
     paths, _ = pytree.tree_flatten_with_path(result)
     yield from identifiers(iter(changed))

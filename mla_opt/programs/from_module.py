@@ -77,7 +77,7 @@ def lifted(module: fx.GraphModule, tensors: dict[str, torch.Tensor] | None = Non
     copy = _in_operators(copy)
     stored |= _lift_attributes(copy, {each.name for each in stored.values()})
     changed = _functional(copy)
-    program = _program(copy, {n: s for n, s in stored.items() if n not in changed})
+    program = _program(copy, {n: s for n, s in stored.items() if n not in changed}, changed)
     outputs = (f"output_{place}" for place in range(structure.num_leaves))
     name_outputs(program, [*(f"new_{name}" for name in changed), *outputs])
     program.metadata.update(described(module.meta.get(_METADATA, {})))
@@ -212,11 +212,17 @@ def _retraced(module: fx.GraphModule) -> fx.GraphModule:
     return traced
 
 
-def _program(module: fx.GraphModule, stored: dict[str, Stored]) -> LiftedProgram:
+def _program(
+    module: fx.GraphModule, stored: dict[str, Stored], changed: Sequence[str]
+) -> LiftedProgram:
+    """The lifted form; what it changes is somebody's who has it at hand, and stays as it is."""
     places: Sequence[fx.Node] = module.graph.find_nodes(op="placeholder")
     tensors = [node for node in places if isinstance(node.meta.get("val"), torch.Tensor)]
+    by_name = {node.name: node for node in places}
     return LiftedProgram(
         module,
         {node: stored[node.name] for node in tensors if node.name in stored},
         [node for node in tensors if node.name not in stored],
+        changed={by_name[name]: None for name in changed},
+        movable=False,
     )

@@ -15,6 +15,7 @@ from mla_opt.programs import calling, from_exported, from_module, to_exported, t
 from mla_opt.programs.calling import Entrance
 from mla_opt.programs.dynamo import own_tensors
 from mla_opt.programs.recompose import recompose
+from mla_opt.programs.row_writes import unify_writes
 
 if TYPE_CHECKING:
     from mla_opt.programs.recognize import Program
@@ -56,6 +57,7 @@ class OpenedExport:
         """Open one. Raises `InputError` if it cannot be made functional."""
         program, source = from_exported.lifted(exported)
         recompose(program)
+        unify_writes(program)
         return cls(exported, source, program, calling.of_exported(source, program))
 
     def module(self) -> torch.nn.Module:
@@ -87,6 +89,7 @@ class OpenedModule:
         """Open one. Raises `InputError` if it has no shapes or cannot be made functional."""
         source = from_module.lifted(module, own_tensors(module))
         recompose(source.program)
+        unify_writes(source.program)
         return cls(module, source, calling.of_module(source.program, module, source.own))
 
     def module(self) -> torch.nn.Module:

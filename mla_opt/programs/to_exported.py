@@ -21,7 +21,7 @@ from torch.export.graph_signature import (
 from torch.utils import _pytree as pytree
 
 from mla_opt.graphs.torch.lifted_program import LiftedProgram, Stored, is_tensor
-from mla_opt.programs.from_exported import METADATA
+from mla_opt.programs.from_exported import METADATA, changed_places
 
 _SAVED = (InputKind.PARAMETER, InputKind.BUFFER)
 _NEW = {"parameter": InputKind.PARAMETER, "constant": InputKind.CONSTANT_TENSOR}
@@ -70,7 +70,9 @@ def _new_spec(program: LiftedProgram, node: fx.Node) -> InputSpec:
 def _output_specs(program: LiftedProgram, source: ExportedProgram) -> list[OutputSpec]:
     """What each returned value is; those that are gone took their place with them."""
     before = source.graph_signature.output_specs
-    changed = [s for s in before if s.kind is not OutputKind.USER_OUTPUT]
+    states = (s for s in before if s.kind is not OutputKind.USER_OUTPUT)
+    left = {node.name for node in program.changed}
+    changed = [s for s, place in zip(states, changed_places(source)) if place in left]
     others = [s for s in before if s.kind is OutputKind.USER_OUTPUT]
     returned = program.returned
     constants = [s for s in others if not isinstance(s.arg, TensorArgument)]
@@ -97,17 +99,28 @@ def _state_dict(
 ) -> dict[str, Any]:
     """The tensors of the signature that a state dict holds."""
     stored = {each.name: each for each in program.stored.values()}
+    states = _states(program, signature)
     tensors: dict[str, Any] = {}
     for spec in signature.input_specs:
         name = spec.target or ""
         if spec.kind not in _SAVED or spec.persistent is False:
             continue
-        known, new = source.state_dict.get(name), stored.get(name)
+        known, new = states.get(name, source.state_dict.get(name)), stored.get(name)
         if new is not None and new.kind != "constant" and new.tensor is not known:
             tensors[name] = _parameter(new) if new.kind == "parameter" else new.tensor
         elif known is not None:
             tensors[name] = known
     return tensors
+
+
+def _states(program: LiftedProgram, signature: ExportGraphSignature) -> dict[str, torch.Tensor]:
+    """The content of buffers that the program changes, by their attribute paths."""
+    paths = signature.inputs_to_buffers
+    return {
+        paths[node.name]: content
+        for node, content in program.changed.items()
+        if content is not None and node.name in paths
+    }
 
 
 def _parameter(stored: Stored) -> torch.nn.Parameter:
@@ -119,7 +132,9 @@ def _constants(
 ) -> dict[str, Any]:
     """What the signature names besides: buffers that are not saved, constants, objects."""
     new = {s.name: s.tensor for s in program.stored.values() if s.kind == "constant"}
-    known = {**new, **source.constants}
+    saved = set(source.state_dict)
+    states = {n: t for n, t in _states(program, signature).items() if n not in saved}
+    known = {**new, **source.constants, **states}
     used = {spec.target for spec in signature.input_specs}
     return {name: value for name, value in known.items() if name in used}
 

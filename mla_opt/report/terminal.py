@@ -228,7 +228,7 @@ def _site_key(site: SiteReport) -> Hashable:
 
 def _site_cells(members: Group[SiteReport]) -> tuple[str, ...]:
     site = members.members[0]
-    cache = _change(site.cache_bytes_per_token_before, site.cache_bytes_per_token_after)
+    cache = _cached(site.cache_bytes_per_token_before, site.cache_bytes_per_token_after)
     step, after = site.decode_before, site.decode_after
     return (
         members.label,
@@ -304,7 +304,12 @@ def _attentions_table(groups: Sequence[Group[AttentionReport]]) -> Table:
 def _cache(costs: CostFigures | None) -> str:
     if costs is None:
         return "-"
-    return _change(costs.cache_bytes_per_token_before, costs.cache_bytes_per_token_after)
+    return _cached(costs.cache_bytes_per_token_before, costs.cache_bytes_per_token_after)
+
+
+def _cached(before: int, after: int) -> str:
+    """Bytes a token; rows whose cache is not seen, if there is one, are not counted."""
+    return _change(before, after) if before or after else "no cache seen"
 
 
 def _cost_tables(groups: Sequence[Group[AttentionReport]]) -> Iterator[RenderableType]:

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mla_opt.graphs.interface.feeds import Bools, mask_feed, numpy_dtype, position_feed
+from mla_opt.graphs.interface.feeds import (
+    Bools,
+    mask_feed,
+    numpy_dtype,
+    position_feed,
+    start_feed,
+)
 from mla_opt.graphs.interface.interface import AxisRole, ModelInterface, Port
 
 Array = npt.NDArray[Any]
@@ -23,7 +29,7 @@ class TokenFeeds:
     def __init__(self, interface: ModelInterface, tokens: Port, past_len: str | None) -> None:
         self._tokens, self._past_len = tokens, past_len
         self._mask = interface.attention_mask
-        self._positions = interface.positions
+        self._positions, self._starts = interface.positions, interface.starts
         self._ids_dtype = numpy_dtype(tokens)
 
     def __call__(self, ids: Ints, valid: Bools, before: Ints) -> dict[str, Array]:
@@ -42,6 +48,8 @@ class TokenFeeds:
             feeds[self._mask.name] = mask_feed(self._mask, shape, valid, start)
         for port in self._positions:
             feeds[port.name] = _position(port, valid, before, start)
+        for port in self._starts:
+            feeds[port.name] = start_feed(port, _shape(port, ids.shape[0], query_len, total), start)
         if self._past_len is not None:
             feeds[self._past_len] = np.full(ids.shape[0], start, np.int32)
         return feeds

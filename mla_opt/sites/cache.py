@@ -14,15 +14,21 @@ CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Where new rows are written in a buffer: at ``index[..., column]``, ``[S]`` or ``[B, S]``.
+    """Where new rows are written in a buffer: what the axes of ``index`` are, ``layout`` says.
 
-    ``room`` is a value and the axis of it that counts rows of zeros behind those of the past, which
-    are put there first: the buffer grows by them.
+    They are tokens, sequences, or have one place that serves all. With ``run`` it holds the place
+    of the first row alone; the others follow behind that. ``count`` says how many rows of the
+    buffer are read, from its front; ``None``: all. With ``first`` the buffer has room for more
+    sequences than those of the call, which are its first. ``room`` is a value and the axis of it
+    that counts rows of zeros behind those of the past, which are put there first: the buffer grows
+    by them.
     """
 
     index: Value
-    column: int
-    by_sequence: bool
+    layout: Layout
+    run: bool = False
+    count: Value | None = None
+    first: bool = False
     room: tuple[Value, int] | None = None
 
 
@@ -30,13 +36,15 @@ class Positions:
 class CachedTensor:
     """One tensor that the model caches: ``joined = [past | new]`` along the tokens.
 
-    With ``positions`` it is a buffer instead: ``joined`` is ``past`` with new rows in those places.
+    With ``positions`` it is a buffer instead: ``written`` is ``past`` with new rows in those
+    places, and ``joined`` what is read of that.
 
     Attributes:
         past: the input of the graph, of the axes ``past_layout``.
         past_rows: what is joined with new rows: the input, moved to the axes ``layout``.
         new: what this call adds, of the axes ``new_layout``: the same, of another size.
         joined: both, of the same axes.
+        written: all of what they were joined to.
         output: what the graph returns of them, all of it.
         output_layout: the axes of that, as far as they are sequences or tokens.
         others: nodes that read rows of the past beside the one that joins them; ``None`` if none
@@ -49,6 +57,7 @@ class CachedTensor:
     past_rows: Value
     new: Value
     joined: Value
+    written: Value
     output: Value
     layout: Layout
     new_layout: Layout
@@ -78,7 +87,8 @@ class CacheSlots:
     fixed. ``kept_as`` names the type of 8 or 16 bits of a cache whose new rows have more bits;
     with 8 bits the codes of a row and what is beside them take ``row_bytes``. ``own`` are
     the tensors that the model came with. With ``positions`` they are buffers that standard
-    operators write, as the model did. Sites that read the same rows share one of these.
+    operators write, as the model did; ``returned`` is all of them then, which may be more than is
+    read. Sites that read the same rows share one of these.
     """
 
     layout: CacheLayout
@@ -92,6 +102,12 @@ class CacheSlots:
     row_bytes: int | None = None
     own: bool = False
     positions: Positions | None = None
+    returned: tuple[Value, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """The outputs of the graph."""
+        return self.returned or self.joined
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from mla_opt.errors import InputError
 from mla_opt.files.model_io import check_order, describe, from_proto, model_files, read_model
 from mla_opt.graphs.onnx.fused import fused_attentions
 from mla_opt.graphs.onnx.graph import OnnxGraph
+from mla_opt.graphs.onnx.local_functions import inlined
 from mla_opt.graphs.onnx.opset import at_least
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
@@ -47,7 +48,7 @@ class OnnxSubject:
     def __init__(self, model: OnnxLike, target: Target, least_opset: int = 0) -> None:
         self._given, self._target = model, target
         self._before = load(model)
-        self._after = _copy(self._before, least_opset)
+        self._after = _copy(inlined(self._before), least_opset)
         _drop_uncalled_functions(self._after)
         self._graph = OnnxGraph(self._after, style=STYLES[target])
 

@@ -21,6 +21,7 @@ from mla_opt.graphs.interface.feeds import (
     numpy_dtype,
     position_feed,
     positions,
+    start_feed,
 )
 from mla_opt.graphs.interface.interface import ModelInterface, Port
 
@@ -77,6 +78,8 @@ class Timeline:
         for port in interface.positions:
             counted = self.positions[:, :stop]
             feeds[port.name] = position_feed(port, shapes[port.name], counted, start)
+        for port in interface.starts:
+            feeds[port.name] = start_feed(port, shapes[port.name], start)
         for port in interface.others:
             feeds[port.name] = self._other(port, shapes[port.name], start, stop)
         return feeds

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
+from tests.axes.buffers import OF_EACH, places
 from tests.axes.model import Model
 from tests.axes.rotary import past_of
 from tests.axes.tape import Value
@@ -58,7 +59,7 @@ class Masks:
             return None
         if self.kind in ("boolean", "static"):
             seen = self._seen()
-            if self.kind == "static" and self.model.plan.put == "list":
+            if self.kind == "static" and self.model.plan.put not in OF_EACH:
                 return self.model.tape.op("Unsqueeze", seen, self.model.tape.ints(0, 1))
             return seen
         return self._additive(four=True)
@@ -91,11 +92,11 @@ class Masks:
         tape = self.model.tape
         if self.kind == "boolean":
             return tape.input("mask", ("B", 1, "S", self._total()), TensorProto.BOOL)
-        if self.kind == "static" and self.model.plan.put == "each":
-            places = tape.input("position_ids", ("B", "S"), TensorProto.INT64)
-            return tape.op("Unsqueeze", self._until(places, axis=2), tape.ints(1))
+        if self.kind == "static" and self.model.plan.put in OF_EACH:
+            seen = self._until(places(self.model).name, axis=2)
+            return tape.op("Unsqueeze", seen, tape.ints(1))
         if self.kind == "static":
-            return self._until(tape.input("cache_position", ("S",), TensorProto.INT64))
+            return self._until(places(self.model).name)
         ordered = self._causal()
         if self.kind == "causal":
             return ordered

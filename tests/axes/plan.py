@@ -46,7 +46,17 @@ WRITING: dict[str, tuple[str, ...]] = {
     "row_rank": ("b1sr", "bsr", "bs1r"),
     "cache_axes": ("heads", "tokens", "turned", "flat", "first"),
     "present": ("itself", "copy"),
-    "put": ("list", "each", "heads"),
+    "put": (
+        "list",
+        "each",
+        "heads",
+        "start",
+        "elements",
+        "elements_each",
+        "rows",
+        "context",
+    ),
+    "read": ("whole", "gathered"),
     "source_rows": ("one", "two"),
     "norm_at": ("new", "read"),
     "rotary_at": ("new", "read"),
@@ -123,6 +133,7 @@ class Plan:
     cache_axes: str = "heads"
     present: str = "itself"
     put: str = "list"
+    read: str = "whole"
     source_rows: str = "one"
     norm_at: str = "new"
     rotary_at: str = "new"
@@ -200,6 +211,7 @@ RULES: tuple[Rule, ...] = (
             "positions": "shapes",
             "cache_axes": "heads",
             "put": "each",
+            "read": "whole",
             "absorbed": "no",
             "groups": "one",
             "value_pad": "none",
@@ -215,8 +227,10 @@ RULES: tuple[Rule, ...] = (
     ),
     (lambda p: p.product == "group_query" and p.layers == "shared", {"layers": "two"}),
     (lambda p: p.product == "group_query" and p.dtype == "float64", {"dtype": "float32"}),
-    (lambda p: not p.static, {"put": "list"}),
+    (lambda p: not p.static, {"put": "list", "read": "whole"}),
+    (lambda p: p.read == "gathered", {"put": "context", "cache_axes": "heads"}),
     (lambda p: p.put == "heads" and not p.expanded, {"put": "each"}),
+    (lambda p: p.put == "rows" and p.product == "fused_matmul", {"product": "matmul"}),
     (lambda p: p.layers == "shared" and p.grouped, {"layers": "two"}),
     (
         lambda p: p.groups == "apart" and p.cache.endswith("joint"),
@@ -309,6 +323,7 @@ RULES: tuple[Rule, ...] = (
     (lambda p: p.product == "baddbmm" and p.key == "two_products", {"product": "bmm"}),
     (lambda p: p.product == "fused_matmul" and p.dtype == "float64", {"dtype": "float32"}),
     (lambda p: p.product == "fused_matmul", {"opset": "18"}),
+    (lambda p: p.put == "rows", {"opset": "24"}),
     (lambda p: p.mask not in ("boolean", "lengths", "causal") and not p.static, {"fill": "lowest"}),
     (lambda p: p.mask in ("none", "additive") and not p.static, {"mask_at": "scaled"}),
     (lambda p: p.fill == "large", {"mask_at": "scaled"}),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import TensorProto
 
+from tests.axes.buffers import places
 from tests.axes.feeding import Array
 from tests.axes.model import CACHED, TABLE, Model
 from tests.axes.tape import Value, axes
@@ -72,9 +73,8 @@ class Rotary:
     def _positions(self, letter: str, value: Value) -> Value:
         """Places as `bs`, or one list for all sequences."""
         tape, model = self.model.tape, self.model
-        if letter == "s" and model.plan.static and model.plan.put == "list":
-            name = tape.input("cache_position", ("S",), TensorProto.INT64)
-            return Value(name, ("s",))
+        if letter == "s" and model.plan.static:
+            return places(model)
         if letter == "s" and model.plan.positions == "input":
             return Value(tape.input("position_ids", ("B", "S"), TensorProto.INT64), ("b", "s"))
         start = self._past() if letter == "s" else tape.ints(0)

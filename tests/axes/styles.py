@@ -23,11 +23,15 @@ QUALCOMM = Plan(
     row_rank="b1sr",
     storage="separate_of_one",
     cache="static",
-    put="each",
+    put="context",
+    read="gathered",
     exponential="float32",
+    mask="boolean",
+    fill="large",
     k_pe="interleave",
 )
-"""efficient-transformers: k_up and v_up of `[1, C, H N]`, rows put into caches by position."""
+"""efficient-transformers: k_up and v_up of `[1, C, H N]`, rows put into caches by position and read
+from there by local functions."""
 
 FLAT = Plan(row_rank="bsr", cache_axes="tokens")
 """Rows `[B, T, C]` throughout."""

@@ -77,6 +77,7 @@ class Tape:
     outputs: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
     domains: set[str] = field(default_factory=set)
+    functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
     count: int = 0
 
     # Nodes and what they read
@@ -299,7 +300,12 @@ class Tape:
         )
         imports = [helper.make_opsetid("", self.opset)]
         imports += [helper.make_opsetid(domain, 1) for domain in sorted(self.domains - {""})]
-        return helper.make_model(graph, opset_imports=imports, ir_version=10)
+        return helper.make_model(
+            graph,
+            opset_imports=imports,
+            ir_version=10,
+            functions=list(self.functions.values()),
+        )
 
 
 __all__ = ["Axes", "Tape", "TensorProto", "Value", "axes"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import onnx
 import pytest
 from onnx import helper
@@ -11,6 +14,7 @@ from tests.axes.drawing import ASKED
 from tests.axes.harness import SIZES, Outcome, equal_or_refused
 from tests.axes.model import CACHED
 from tests.axes.plan import Plan, settled
+from tests.axes.styles import PUBLISHED
 from tests.axes.writer import build
 
 SMALL = (SIZES[1], SIZES[3])
@@ -62,7 +66,6 @@ def test_buffers_of_keys_and_values_become_latent_ones(put: str) -> None:
         ("packed", {"cache": "latent", "rotary_at": "read"}, "cache_not_recognized"),
         ("nothing", {"cache": "static_expanded", "bias": "key"}, "buffer_bias"),
         ("nothing", {"cache": "static_expanded", "bias": "value"}, "buffer_bias"),
-        ("nothing", {"cache": "static_expanded", "put": "heads"}, "cache_axes"),
     ],
     ids=str,
 )
@@ -143,6 +146,24 @@ def test_verification_holds_rows_of_another_order(word: str) -> None:
     model = turned_halves(build(settled(Plan(cache="joint", cache_axes="tokens", source="ids"))))
     result = mla_opt.optimize(model, **ASKED[word])
     assert result.report.verification["passed"]
+
+
+WITH_CACHE = {name: plan for name, plan in PUBLISHED.items() if plan.cache != "none"}
+
+
+@pytest.mark.parametrize("word", ["packed", "static"])
+@pytest.mark.parametrize("name", WITH_CACHE)
+def test_a_layout_asked_for_is_for_all_or_refused(name: str, word: str) -> None:
+    model = build(settled(replace(WITH_CACHE[name], layers="two", fill="lowest")))
+    try:
+        sites = mla_opt.optimize(model, verify=False, **ASKED[word]).report.sites
+    except mla_opt.RefusedError as refused:
+        report: Any = refused.report
+        assert {each.code for each in report.refusals} == {"cache_not_recognized"}
+        assert all(each.remedy for each in report.refusals)
+        return
+    assert [site.cache_layout_after for site in sites] == [word] * 2
+    assert all(site.cache_bytes_per_token_after for site in sites)
 
 
 @pytest.mark.parametrize(

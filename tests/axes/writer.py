@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto
 
 from tests.axes.attend import Attention
+from tests.axes.buffers import Buffer
 from tests.axes.feeding import Array
 from tests.axes.keys import SMALL, KeysAndValues
 from tests.axes.model import CACHED, Model, Rows
@@ -170,7 +171,8 @@ class Writer:
             tape.declare(past, model.shape(held, "P"))
         out = present if model.plan.present == "itself" else None
         if model.plan.static:
-            joined = self._put(Value(past, held), placed, out)
+            buffer = Buffer(model, Value(past, held), placed, out)
+            joined = buffer.written()
         else:
             ends = (placed.name, past) if model.mutated("order") else (past, placed.name)
             joined = tape.op("Concat", *ends, axis=held.index("t"), out=out)
@@ -178,65 +180,9 @@ class Writer:
             tape.declare(joined, model.shape(held, "T"))
         else:
             tape.output(joined, present, model.shape(held, "T"))
-        whole = Value(joined, held)
+        whole = Value(buffer.read(joined) if model.plan.static else joined, held)
         back = tuple(axis.replace("s", "t") for axis in new.axes)
         return tape.arranged(whole, back)
-
-    def _put(self, buffer: Value, new: Value, out: str | None) -> str:
-        """New rows in their places in a buffer: the same for all, or of each sequence or head."""
-        tape, put = self.model.tape, self.model.plan.put
-        ahead = {"list": "t", "each": "bt", "heads": "bjt"}[put]
-        if put == "heads" and "j" not in buffer.axes:  # heads and width in one axis
-            ahead, put = "bt", "each"
-        order = [buffer.axes.index(axis) for axis in ahead]
-        order += [place for place in range(len(buffer.axes)) if place not in order]
-        index = {
-            "list": self._places,
-            "each": self._places_of_each,
-            "heads": self._places_of_heads,
-        }[put]()
-        if order == sorted(order):
-            return tape.op("ScatterND", buffer.name, index, new.name, out=out)
-        first, rows = (tape.op("Transpose", value.name, perm=order) for value in (buffer, new))
-        put = tape.op("ScatterND", first, index, rows)
-        return tape.op("Transpose", put, perm=[int(place) for place in np.argsort(order)], out=out)
-
-    def _places(self) -> str:
-        tape = self.model.tape
-        places = tape.input("cache_position", ("S",), TensorProto.INT64)
-        return tape.op("Unsqueeze", places, tape.ints(1))
-
-    def _places_of_each(self) -> str:
-        """Pairs of sequence and place, `[B, S, 2]`."""
-        tape = self.model.tape
-        places = tape.input("position_ids", ("B", "S"), TensorProto.INT64)
-        count = tape.op("Squeeze", tape.size("b"), tape.ints(0))
-        column = tape.op(
-            "Unsqueeze", tape.op("Range", tape.whole(0), count, tape.whole(1)), tape.ints(1)
-        )
-        sequences = tape.op("Expand", column, tape.op("Shape", places))
-        pairs = [tape.op("Unsqueeze", value, tape.ints(2)) for value in (sequences, places)]
-        return tape.op("Concat", *pairs, axis=2)
-
-    def _places_of_heads(self) -> str:
-        """Sequence, head and place, `[B, J, S, 3]`."""
-        tape = self.model.tape
-        given = tape.input("position_ids", ("B", "S"), TensorProto.INT64)
-        places = tape.op("Unsqueeze", given, tape.ints(1, 3))
-        count = tape.op("Squeeze", tape.size("b"), tape.ints(0))
-        whole = tape.op("Range", tape.whole(0), count, tape.whole(1))
-        sequences = tape.op("Unsqueeze", whole, tape.ints(1, 2, 3))
-        heads = tape.array(np.arange(self.model.sizes["j"]).reshape(1, -1, 1, 1), "heads")
-        shape = tape.op(
-            "Concat",
-            tape.size("b"),
-            tape.ints(self.model.sizes["j"]),
-            tape.size("s"),
-            tape.ints(1),
-            axis=0,
-        )
-        columns = [tape.op("Expand", each, shape) for each in (sequences, heads, places)]
-        return tape.op("Concat", *columns, axis=3)
 
     def _read(self, rows: Rows) -> Rows:
         """What is done to the rows whenever they are read."""

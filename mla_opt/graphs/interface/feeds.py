@@ -34,6 +34,11 @@ def position_feed(
     return np.broadcast_to(values, shape).astype(numpy_dtype(port))
 
 
+def start_feed(port: Port, shape: tuple[int, ...], start: int) -> Array:
+    """Return the slot of the first new token."""
+    return np.full(shape, start, numpy_dtype(port))
+
+
 def mask_feed(port: Port, shape: tuple[int, ...], valid: Bools, start: int) -> Array:
     """Return the mask of one call, with as many dimensions as ``shape``."""
     if len(shape) == 2:

@@ -28,6 +28,7 @@ from mla_opt.graphs.interface.tokens import (
     mask_roles,
     position_roles,
     sort_inputs,
+    start_roles,
     token_roles,
 )
 from mla_opt.graphs.interface.widths import with_widths
@@ -69,6 +70,7 @@ class Limits:
 class ModelInterface:
     """What a model is fed and what it hands back.
 
+    ``starts`` are inputs that hold the place of the first new token, of all sequences or of each.
     ``vocabulary`` is the number of rows of the table that the ids index, if it was found.
     ``outputs`` holds all outputs, those of the states included. A width of a state that the file
     leaves open is the number that it has to be (`with_widths`).
@@ -82,6 +84,7 @@ class ModelInterface:
     states: tuple[State, ...]
     others: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    starts: tuple[Port, ...] = ()
 
     @classmethod
     def of(cls, model: ir.Model, known: KnownStates | None = None) -> ModelInterface:
@@ -99,10 +102,10 @@ class ModelInterface:
 
     @property
     def inputs(self) -> tuple[Port, ...]:
-        """Every input: tokens, mask, positions, states, others."""
+        """Every input: tokens, mask, positions, states, starts, others."""
         single = (self.token_ids, self.embeddings, self.attention_mask)
         stateless = (*(p for p in single if p is not None), *self.positions)
-        return (*stateless, *(s.input for s in self.states), *self.others)
+        return (*stateless, *(s.input for s in self.states), *self.starts, *self.others)
 
     @property
     def tokens(self) -> Port | None:
@@ -181,6 +184,7 @@ def _with_roles(
         states=tuple(_state(state, batch) for state in states),
         others=tuple(_other(port, named) for port in stateless.others),
         outputs=outputs,
+        starts=tuple(port.with_roles(start_roles(port)) for port in stateless.starts),
     )
 
 

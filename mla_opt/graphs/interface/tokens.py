@@ -1,6 +1,7 @@
 """Telling a model's stateless inputs apart: token ids, embeddings, positions, attention mask.
 
-Structure first: token ids index a weight matrix, positions reach a sine or a rotary operator. The
+Structure first: token ids index a weight matrix, positions reach a sine or a rotary operator, and
+so do the places (:mod:`mla_opt.graphs.interface.places`) that rows of a buffer are written to. The
 mask has no structure of its own that exporters agree on, so names and shapes decide.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from mla_opt.graphs.interface.dims import AxisRole, Port, Size
+from mla_opt.graphs.interface.places import is_place, is_start
 
 #: Between token ids and the look-up.
 INDEX_LAYOUT = frozenset({"Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten"})
@@ -31,19 +33,22 @@ MAX_STEPS = 10
 
 @dataclass(frozen=True, slots=True)
 class StatelessInputs:
-    """Every input that is no state, by what it is."""
+    """Every input that is no state, by what it is; ``starts`` are places of first new tokens."""
 
     token_ids: Port | None
     vocabulary: int | None
     embeddings: Port | None
     attention_mask: Port | None
     positions: tuple[Port, ...]
+    starts: tuple[Port, ...]
     others: tuple[Port, ...]
 
 
 def sort_inputs(values: Iterable[ir.Value]) -> StatelessInputs:
     """Tell ``values``, the inputs that are no states, apart. Roles are not set yet."""
     rest = list(values)
+    starts = [v for v in rest if _is_integer(v) and is_start(v)]
+    _drop(rest, *starts)
     ids, vocabulary = _token_ids(rest)
     _drop(rest, ids)
     embeddings = None if ids else _embeddings(rest)
@@ -58,6 +63,7 @@ def sort_inputs(values: Iterable[ir.Value]) -> StatelessInputs:
         embeddings=_port(embeddings),
         attention_mask=_port(mask),
         positions=tuple(Port.of(v) for v in positions),
+        starts=tuple(Port.of(v) for v in starts),
         others=tuple(Port.of(v) for v in rest),
     )
 
@@ -91,7 +97,7 @@ def _token_ids(values: list[ir.Value]) -> tuple[ir.Value | None, int | None]:
     tables = {v: t for v in values if _is_integer(v) and (t := _indexed_rows(v)) is not None}
     by_name = [v for v in values if _is_integer(v) and _named(v, TOKEN_NAMES)]
     by_name = [v for v in by_name if not _named(v, POSITION_NAMES + MASK_NAMES)]
-    likely = [v for v in tables if not _named(v, POSITION_NAMES + MASK_NAMES)]
+    likely = [v for v in tables if not _named(v, POSITION_NAMES + MASK_NAMES) and not is_place(v)]
     for value in [*(v for v in by_name if v in tables), *likely, *by_name]:
         return value, tables.get(value)
     return None, None
@@ -125,7 +131,7 @@ def _stored_rows(table: ir.Value | None) -> int | None:
 def _is_position(value: ir.Value) -> bool:
     if not _is_integer(value):
         return False
-    if _named(value, POSITION_NAMES):
+    if _named(value, POSITION_NAMES) or is_place(value):
         return True
     if _named(value, MASK_NAMES):
         return False
@@ -170,6 +176,11 @@ def token_roles(port: Port) -> dict[int, AxisRole]:
     if port.dtype is not None and port.dtype.is_floating_point():
         return {0: "batch", 1: "query_len"}
     return {0: "query_len"} if port.rank == 1 else {0: "batch", 1: "query_len"}
+
+
+def start_roles(port: Port) -> dict[int, AxisRole]:
+    """Roles of a place for all sequences, or of one for each."""
+    return {0: "batch"} if port.rank == 1 and port.sizes[0] != 1 else {}
 
 
 def position_roles(port: Port, is_batch: Callable[[Size], bool]) -> dict[int, AxisRole]:

@@ -251,8 +251,25 @@ class OnnxBuilder:
         return self._one("Expand", [value, shape], name)
 
     def put(self, whole: ir.Value, places: ir.Value, rows: ir.Value, name: str) -> ir.Value:
-        """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places``, of the same shape."""
-        return self._one("ScatterElements", [whole, places, rows], name, axis=2)
+        """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places [B or 1, 1, S, 1]``."""
+        sizes = [self.dimension(rows, axis) for axis in range(4)]
+        repeated = self.expand(places, self.concat(sizes, 0, "size_of_rows"), "places_of_rows")
+        return self._one("ScatterElements", [whole, repeated, rows], name, axis=2)
+
+    def first(self, value: ir.Value, count: ir.Value, axis: int, name: str) -> ir.Value:
+        """The first ``count`` places of one axis."""
+        return self._one("Slice", [value, self.integers(0), count, self.integers(axis)], name)
+
+    def put_first(self, whole: ir.Value, part: ir.Value, name: str) -> ir.Value:
+        """``whole`` with ``part`` in the place of as much of the first axis, from its front on."""
+        rest = [self.dimension(part, 0), self.integers(1 << 62), self.integers(0)]
+        return self.concat((part, self._one("Slice", [whole, *rest], f"{name}_rest")), 0, name)
+
+    def as_count(self, number: ir.Value) -> ir.Value:
+        """A number that the graph computes as an int64 vector of one element."""
+        (wide,) = self._emit("Cast", [number], "count", {"to": ir.DataType.INT64})
+        wide.dtype = ir.DataType.INT64
+        return self._one("Reshape", [wide, self.integers(-1)], "count")
 
     def put_each(self, whole: ir.Value, places: ir.Value, rows: ir.Value, name: str) -> ir.Value:
         """``whole [B, M, ...]`` with ``rows [B, S, ...]`` at ``places [B, S, 2]``."""
@@ -326,7 +343,7 @@ class OnnxBuilder:
         return self._one("Attention", operands, name, scale=float(scale), is_causal=int(causal))
 
     def write_rows(self, buffer: ir.Value, rows: ir.Value, start: ir.Value, name: str) -> ir.Value:
-        """ONNX ``TensorScatter``, from opset 24 on."""
+        """ONNX ``TensorScatter``, from opset 24 on; ``start`` has a place for each sequence."""
         self._require_opset(24, "TensorScatter")
         where = self._emit("Cast", [start], f"{name}_start", {"to": ir.DataType.INT64})[0]
         where.dtype = ir.DataType.INT64

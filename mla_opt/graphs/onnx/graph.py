@@ -137,6 +137,14 @@ class OnnxGraph(Bindings[OnnxBinding]):
         """Whether the value is an input, and not a stored tensor that may be overridden."""
         return value.is_graph_input() and not value.is_initializer()
 
+    def is_changed(self, value: ir.Value) -> bool:
+        """Never: what a call makes of an input is an output."""
+        return False
+
+    def why_it_stays(self, value: ir.Value) -> str:
+        """Nothing: whoever feeds an input reads what it is."""
+        return ""
+
     def is_output(self, value: ir.Value) -> bool:
         """Whether the value is an output of the graph."""
         return value.is_graph_output()

@@ -46,6 +46,7 @@ def _rank(facts: Facts, value: ir.Value | None) -> int | None:
 
 
 _NO_RANK = "the number of axes is not known"
+_NOT_OF_SIZES = "what its indices are does not follow from sizes alone"
 
 
 def _same(facts: Facts, node: ir.Node) -> Move:
@@ -124,7 +125,7 @@ def _scatter_nd(facts: Facts, node: ir.Node) -> Move:
         return "how many coordinates its indices have is not known"
     columns = _columns(facts.integers(indices), depth, places)
     if columns is None:
-        return _put(facts, node, depth) or "what its indices are does not follow from sizes alone"
+        return _put(facts, node, depth) or _NOT_OF_SIZES
     axes = [_written_along(columns, place, shape[place]) for place in range(places)]
     known = [axis for axis in axes if axis is not None]
     if len(known) < len(axes) or len({axis for axis, _ in known}) != depth:
@@ -139,23 +140,26 @@ def _put(facts: Facts, node: ir.Node, depth: int) -> op.Put | None:
     counted = None if indices is None else facts.shape(indices)
     if indices is None or shape is None or counted is None or len(counted) != depth + 1:
         return None
-    known = _known_columns(facts, indices, depth)
+    parts = _coordinates(facts, indices, depth)
     ahead = [
-        sizes.same(counted[place], shape[place]) and _is_place(ramp, place, counted[place])
-        for place, ramp in enumerate(known[:-1])
+        sizes.same(counted[place], shape[place])
+        and _is_place(_column(facts, part, depth), place, counted[place])
+        for place, part in enumerate(parts[:-1])
     ]
-    if not all(ahead) or known[-1] is not None:
+    if not parts or not all(ahead):
         return None
-    return op.Put(depth - 1, indices, depth - 1)
+    return op.Put(depth - 1, parts[-1], (*range(depth), None))
 
 
-def _known_columns(facts: Facts, indices: ir.Value, depth: int) -> list[Ramp | None]:
-    """The coordinates of indices that are put together from one tensor for each."""
+def _coordinates(facts: Facts, indices: ir.Value, depth: int) -> list[ir.Value]:
+    """The coordinates of indices that are put together from one tensor for each, else none."""
+    if depth == 1:
+        return [indices]
     node = indices.producer()
-    parts = [] if node is None or node.op_type != "Concat" else list(node.inputs)
-    if len(parts) != depth:
-        return [None] * depth
-    return [None if part is None else _column(facts, part, depth) for part in parts]
+    given = () if node is None or node.op_type != "Concat" else node.inputs
+    shapes = [(part, facts.shape(part)) for part in given if part is not None]
+    parts = [part for part, shape in shapes if shape and shape[-1] == 1]
+    return parts if len(parts) == len(given) == depth else []
 
 
 def _column(facts: Facts, part: ir.Value, depth: int) -> Ramp | None:
@@ -230,10 +234,51 @@ def _scatter_elements(facts: Facts, node: ir.Node) -> Move:
     if rank is None or axis is None or indices is None:
         return _NO_RANK
     ramp = as_ramp(facts.integers(indices), rank)
-    if ramp is None or any(step != 0 for place, step in enumerate(ramp.steps) if place != axis):
-        return "what its indices are does not follow from sizes alone"
+    if ramp is None:
+        return _put_elements(facts, node, rank, axis) or _NOT_OF_SIZES
+    if any(step != 0 for place, step in enumerate(ramp.steps) if place != axis):
+        return _NOT_OF_SIZES
     front = ramp.start == 0 and ramp.steps[axis] == 1
     return op.Written(tuple((place, place != axis or front) for place in range(rank)))
+
+
+def _put_elements(facts: Facts, node: ir.Node, rank: int, axis: int) -> op.Put | None:
+    """Rows written along one axis to places that are computed, number by number."""
+    indices, updates = operand(node, 1), operand(node, 2)
+    if indices is None or not _has_rows_of(facts, node, axis, updates):
+        return None
+    if not _has_rows_of(facts, node, axis, indices):
+        return None
+    return op.Put(axis, indices, tuple(range(rank)))
+
+
+def _has_rows_of(facts: Facts, node: ir.Node, axis: int, rows: ir.Value | None) -> bool:
+    """Whether rows are as large as the first operand, but for how many there are."""
+    whole = operand(node, 0)
+    shape = None if whole is None else facts.shape(whole)
+    other = None if rows is None else facts.shape(rows)
+    if shape is None or other is None or len(shape) != len(other):
+        return False
+    return all(
+        place == axis or sizes.same(one, size)
+        for place, (one, size) in enumerate(zip(shape, other))
+    )
+
+
+def _tensor_scatter(facts: Facts, node: ir.Node) -> Move:
+    """Rows written one behind the other, from a place of each sequence on."""
+    starts, mode = operand(node, 2), node.attributes.get("mode")
+    rank = _rank(facts, operand(node, 0))
+    axis = None if rank is None else axis_of(attribute(node, "axis", -2), rank)
+    if axis is None:
+        return _NO_RANK
+    if mode is not None and mode.value != "linear":
+        return "its places begin again where the buffer ends"
+    if starts is None:
+        return "it writes to the front in every call"
+    if not axis or not _has_rows_of(facts, node, axis, operand(node, 1)):
+        return "its rows are not as large as those of the buffer, as far as can be told"
+    return op.Put(axis, starts, (0,), run=True)
 
 
 RULES: dict[str, Callable[[Facts, ir.Node], Move]] = {
@@ -251,4 +296,5 @@ RULES: dict[str, Callable[[Facts, ir.Node], Move]] = {
     "Concat": _concat,
     "ScatterND": _scatter_nd,
     "ScatterElements": _scatter_elements,
+    "TensorScatter": _tensor_scatter,
 }

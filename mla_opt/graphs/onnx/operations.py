@@ -81,6 +81,11 @@ def _scatter(facts: Facts, node: ir.Node) -> op.Operation:
     return OPAQUE if data is None or updates is None else _layout(facts, node, data, updates)
 
 
+def _tensor_scatter(facts: Facts, node: ir.Node) -> op.Operation:
+    data, rows = operand(node, 0), operand(node, 1)
+    return OPAQUE if data is None or rows is None else _layout(facts, node, data, rows)
+
+
 def _expand(facts: Facts, node: ir.Node) -> op.Operation:
     data = operand(node, 0)
     return OPAQUE if data is None else op.Broadcast(data)
@@ -319,6 +324,7 @@ READERS: dict[tuple[str, str], Reader] = {
     ("", "Concat"): _concat,
     ("", "ScatterND"): _scatter,
     ("", "ScatterElements"): _scatter,
+    ("", "TensorScatter"): _tensor_scatter,
     ("", "ConstantOfShape"): _filled,
     ("", "Expand"): _expand,
     ("", "Tile"): _expand,

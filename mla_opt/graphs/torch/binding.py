@@ -44,6 +44,8 @@ class TorchBinding:
         self._known: dict[Any, int | None] = {}
         for node in program.inputs:
             self._bind(symbolic_shape(node) or (), input_shapes.get(node.name, ()))
+        for node in program.counts:  # where rows begin, if it is anything that sizes depend on
+            self._bind((expression(node.meta["val"]),), (sizes[2],))
 
     def _bind(self, stated: Sequence[Any], given: Sequence[int]) -> None:
         """Take the values of single symbols from one input."""

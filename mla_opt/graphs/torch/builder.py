@@ -270,7 +270,25 @@ class TorchBuilder:
             self.axis(value, axis) if isinstance(size, int) and size == 0 else size
             for axis, size in enumerate(shape.parts)
         ]
-        return self._emit(aten.reshape.default, (value, sizes), name)
+        return self._with_ones(value, sizes, name) or self._emit(
+            aten.reshape.default, (value, sizes), name
+        )
+
+    def _with_ones(self, value: fx.Node, sizes: Sequence[int | fx.Node], name: str) -> Any:
+        """The value in another shape of which only axes of size one are other; else ``None``.
+
+        To reshape such an axis PyTorch asks whether the next one has one place, too, and then the
+        program holds for one of both alone.
+        """
+        known = [expression(n if isinstance(n, int) else n.meta["val"]) for n in sizes]
+        own = [expression(size) for size in value.meta["val"].shape]
+        if [size for size in own if size != 1] != [size for size in known if size != 1]:
+            return None
+        for axis in [axis for axis, size in enumerate(own) if size == 1][::-1]:
+            value = self._emit(aten.squeeze.dim, (value, axis), f"{name}_squeezed")
+        for axis in [axis for axis, size in enumerate(known) if size == 1]:
+            value = self.unsqueeze(value, axis, name)
+        return value
 
     def unsqueeze(self, value: fx.Node, axis: int, name: str) -> fx.Node:
         """One more axis of size one."""
@@ -287,8 +305,36 @@ class TorchBuilder:
         return self._emit(aten.expand.default, (value, sizes), name)
 
     def put(self, whole: fx.Node, places: fx.Node, rows: fx.Node, name: str) -> fx.Node:
-        """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places``, of the same shape."""
-        return self._emit(aten.scatter.src, (whole, 2, places, rows), name)
+        """``whole [B, 1, M, X]`` with ``rows [B, 1, S, X]`` in ``places [B or 1, 1, S, 1]``."""
+        of_all = self.axis(places, 0) == 1
+        flat = places
+        for axis in (3, 1, 0)[: 2 + of_all]:
+            flat = self._emit(aten.squeeze.dim, (flat, axis), "places")
+        if of_all:
+            return self._emit(aten.index_put.default, (whole, [None, None, flat], rows), name)
+        counted = self.positions(self.dimension(whole, 0), "sequences")
+        column = self._emit(aten.unsqueeze.default, (counted, 1), "sequence_column")
+        by_row = [self._emit(aten.select.int, (each, 1, 0), "rows") for each in (whole, rows)]
+        put = self._emit(aten.index_put.default, (by_row[0], [column, flat], by_row[1]), name)
+        return self._emit(aten.unsqueeze.default, (put, 1), name)
+
+    def write_rows(self, buffer: fx.Node, rows: fx.Node, start: fx.Node, name: str) -> fx.Node:
+        """``buffer [B, 1, M, X]`` with ``rows [B, 1, S, X]`` from place ``start`` on."""
+        end = self._count(operator.add, start, self.axis(rows, 2), "end")
+        return self._emit(aten.slice_scatter.default, (buffer, rows, 2, start, end), name)
+
+    def first(self, value: fx.Node, count: Sizes, axis: int, name: str) -> fx.Node:
+        """The first ``count`` places of one axis."""
+        return self._emit(aten.slice.Tensor, (value, axis, 0, count.parts[0]), name)
+
+    def put_first(self, whole: fx.Node, part: fx.Node, name: str) -> fx.Node:
+        """``whole`` with ``part`` in the place of as much of the first axis, from its front on."""
+        end = self.axis(part, 0)
+        return self._emit(aten.slice_scatter.default, (whole, part, 0, 0, end), name)
+
+    def as_count(self, number: fx.Node) -> Sizes:
+        """A number that the graph computes."""
+        return Sizes((number,))
 
     def put_each(self, whole: fx.Node, places: fx.Node, rows: fx.Node, name: str) -> fx.Node:
         """Only attentions of ONNX Runtime need it."""

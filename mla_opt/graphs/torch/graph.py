@@ -19,8 +19,9 @@ from mla_opt.errors import InputError
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.bindings import Bindings, Shapes, Sizes
 from mla_opt.graphs.dependence import depends_on_stored_only
-from mla_opt.graphs.interface.interface import ModelInterface
+from mla_opt.graphs.interface.interface import KnownStates, ModelInterface
 from mla_opt.graphs.protocol import EXAMPLE, Rounding, Size
+from mla_opt.graphs.torch.alike import alike, is_random
 from mla_opt.graphs.torch.binding import TorchBinding, UnboundError
 from mla_opt.graphs.torch.builder import Names, TorchBuilder
 from mla_opt.graphs.torch.inlining import inline_operator
@@ -30,6 +31,7 @@ from mla_opt.graphs.torch.operations import read
 from mla_opt.graphs.torch.order import drop_dead, in_order
 from mla_opt.graphs.torch.reading import operator_name
 from mla_opt.graphs.torch.skeleton import skeleton
+from mla_opt.graphs.torch.states import take_place, why_it_stays
 from mla_opt.graphs.torch.values import Literal, numpy_dtype, torch_dtype
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
@@ -58,7 +60,9 @@ class TorchGraph(Bindings[TorchBinding]):
     @cached_property
     def interface(self) -> ModelInterface:
         """What the program's inputs and outputs are for, as it came."""
-        return ModelInterface.of(skeleton(self.program))
+        changed = zip(self.program.changed, self.program.returned)
+        pairs = {given.name: value.name for given, value in changed if isinstance(value, fx.Node)}
+        return ModelInterface.of(skeleton(self.program), KnownStates(pairs))
 
     # Reading
 
@@ -106,8 +110,8 @@ class TorchGraph(Bindings[TorchBinding]):
         return tuple(sorted(parts, key=lambda part: cast(int, part.args[1]))) or (node,)
 
     def alike(self, one: fx.Node, other: fx.Node) -> bool:
-        """Whether two values are the same in every call, which only one value is known to be."""
-        return one is other
+        """Whether two values are the same in every call: one, or computed alike of the same."""
+        return alike(one, other)
 
     def unchanged(self, node: fx.Node) -> fx.Node | None:
         """The operand that the node returns as it is, at every size; ``None`` where not proved."""
@@ -160,7 +164,7 @@ class TorchGraph(Bindings[TorchBinding]):
         """Whether a value is constant by itself; ``None`` if its operands decide."""
         if value.op == "placeholder":
             return value in self.program.stored
-        return False if value.op != "call_function" or _is_random(value) else None
+        return False if value.op != "call_function" or is_random(value) else None
 
     def stored_name(self, value: Value) -> str | None:
         """The attribute path of a stored tensor in its module."""
@@ -261,15 +265,25 @@ class TorchGraph(Bindings[TorchBinding]):
         new.meta = {**old.meta, "val": self._names.example(sizes, kind, old.meta["val"].device)}
         new.meta.pop("tensor_meta", None)
         self.program.inputs[self.program.inputs.index(old)] = new
+        take_place(self.program, old, new)
         self._retired.append(old)
         self._redirect_shape(old, new, moved or {})
         return new
+
+    def why_it_stays(self, value: fx.Node) -> str:
+        """Why an input cannot hold something else from now on, in words; empty if it can."""
+        return why_it_stays(self.program, value)
+
+    def is_changed(self, value: fx.Node) -> bool:
+        """Whether a call changes an input in place."""
+        return value in self.program.changed
 
     def remove_input(
         self, old: fx.Node, like: fx.Node, moved: Mapping[int, int] | None = None
     ) -> None:
         """Remove an input, and redirect those who read its shape."""
         self.program.inputs.remove(old)
+        self.program.changed.pop(old, None)
         self._retired.append(old)
         self._redirect_shape(old, like, moved or {})
 
@@ -400,11 +414,3 @@ def _is_node(node: fx.Node) -> bool:
 def _is_part(node: fx.Node) -> bool:
     """Whether the node takes one of several values that another made."""
     return node.target is operator.getitem
-
-
-def _is_random(node: fx.Node) -> bool:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return isinstance(target, torch._ops.HigherOrderOperator)
-    seeded = torch.Tag.nondeterministic_seeded in target.tags
-    return seeded or operator_name(node) in ("empty", "new_empty", "empty_like")

@@ -44,6 +44,9 @@ class LiftedProgram:
             not among them, nor are they constants.
         inputs: the placeholders of tensors that a caller gives, and of states.
         outputs: the values that the graph returns, in order; those that change states first.
+        changed: the placeholders of states that a call changes, in the order of the first outputs,
+            which are what they become; with their content at first where the program keeps them.
+        movable: whether states that it changes may become others: nobody holds them elsewhere.
         metadata: what the passes write down about the result.
         specialize: whether conditions on sizes are decided by the example, under a guard.
     """
@@ -52,6 +55,8 @@ class LiftedProgram:
     stored: dict[fx.Node, Stored]
     inputs: list[fx.Node]
     metadata: dict[str, str] = field(default_factory=dict)
+    changed: dict[fx.Node, torch.Tensor | None] = field(default_factory=dict)
+    movable: bool = True
     specialize: bool = False
 
     @property
@@ -87,6 +92,14 @@ class LiftedProgram:
                 return value.fake_mode
         return torch._subclasses.FakeTensorMode()
 
+    @property
+    def counts(self) -> list[fx.Node]:
+        """Placeholders of numbers that a caller gives and that are the size of no input."""
+        sizes = {size for node in self.inputs for size in symbolic_shape(node) or ()}
+        places = self.graph.find_nodes(op="placeholder")
+        given = [node for node in places if isinstance(node.meta.get("val"), torch.SymInt)]
+        return [node for node in given if expression(node.meta["val"]) not in sizes]
+
     def clone(self) -> LiftedProgram:
         """A copy that shares the stored tensors, but no graph: branches are copied, too."""
         copied: dict[fx.Node, fx.Node] = {}
@@ -96,6 +109,8 @@ class LiftedProgram:
             {copied[node]: stored for node, stored in self.stored.items()},
             [copied[node] for node in self.inputs],
             dict(self.metadata),
+            {copied[node]: content for node, content in self.changed.items()},
+            self.movable,
         )
 
 

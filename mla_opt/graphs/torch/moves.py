@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.torch.lifted_program import symbolic_shape
+from mla_opt.graphs import sizes
+from mla_opt.graphs.torch import writes
+from mla_opt.graphs.torch.arguments import argument, as_value, from_front, rank_at
+from mla_opt.graphs.torch.lifted_program import expression, symbolic_shape
+from mla_opt.handles import Value
 
 Move = op.Move | str
 
@@ -20,22 +25,6 @@ def move_of(name: str, node: fx.Node) -> Move:
     """Return what a layout operator does to the axes of its data, or why that is not known."""
     rule = RULES.get(name)
     return f"{name} has no rule" if rule is None else rule(node)
-
-
-def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
-    """An argument by its place or its name."""
-    if index < len(node.args):
-        return node.args[index]
-    return node.kwargs.get(name, default)
-
-
-def _rank(node: fx.Node, place: int = 0) -> int:
-    value = argument(node, place, "self")
-    return len(symbolic_shape(value) or ()) if isinstance(value, fx.Node) else 0
-
-
-def _axis(axis: int, rank: int) -> int:
-    return axis + rank if axis < 0 else axis
 
 
 def _same(node: fx.Node) -> Move:
@@ -47,14 +36,14 @@ def _reshape(node: fx.Node) -> Move:
 
 
 def _permute(node: fx.Node) -> Move:
-    rank = _rank(node)
-    return op.Permuted(tuple(_axis(axis, rank) for axis in argument(node, 1, "dims")))
+    rank = rank_at(node)
+    return op.Permuted(tuple(from_front(axis, rank) for axis in argument(node, 1, "dims")))
 
 
 def _transpose(node: fx.Node) -> Move:
-    rank = _rank(node)
+    rank = rank_at(node)
     first, second = (
-        _axis(argument(node, place, name), rank) for place, name in ((1, "dim0"), (2, "dim1"))
+        from_front(argument(node, place, name), rank) for place, name in ((1, "dim0"), (2, "dim1"))
     )
     order = list(range(rank))
     order[first], order[second] = order[second], order[first]
@@ -62,14 +51,14 @@ def _transpose(node: fx.Node) -> Move:
 
 
 def _turned(node: fx.Node) -> Move:
-    return op.Permuted(tuple(reversed(range(_rank(node)))))
+    return op.Permuted(tuple(reversed(range(rank_at(node)))))
 
 
 def _move_axis(node: fx.Node) -> Move:
-    rank = _rank(node)
+    rank = rank_at(node)
     source, target = argument(node, 1, "source"), argument(node, 2, "destination")
-    sources = [_axis(each, rank) for each in _listed(source)]
-    targets = [_axis(each, rank) for each in _listed(target)]
+    sources = [from_front(each, rank) for each in _listed(source)]
+    targets = [from_front(each, rank) for each in _listed(target)]
     rest = iter(axis for axis in range(rank) if axis not in sources)
     places = dict(zip(targets, sources))
     return op.Permuted(tuple(places[at] if at in places else next(rest) for at in range(rank)))
@@ -80,43 +69,62 @@ def _listed(value: int | Sequence[int]) -> list[int]:
 
 
 def _slice(node: fx.Node) -> Move:
-    axis = _axis(argument(node, 1, "dim", 0), _rank(node))
-    start, step = argument(node, 2, "start"), argument(node, 4, "step", 1)
-    return op.Along(((axis, start in (None, 0) and step == 1),))
+    axis = from_front(argument(node, 1, "dim", 0), rank_at(node))
+    start, end, step = (
+        argument(node, place, name) for place, name in ((2, "start"), (3, "end"), (4, "step"))
+    )
+    front = start in (None, 0) and step in (None, 1)
+    return op.Along(((axis, front),), _first_places(node, axis, end) if front else None)
+
+
+def _first_places(node: fx.Node, axis: int, end: Any) -> Value | int | None:
+    """How many places a slice takes, where its end says that: it is not beyond, nor negative."""
+    shape = symbolic_shape(node)
+    value = end.meta.get("val") if isinstance(end, fx.Node) else end
+    if shape is None or not isinstance(value, (int, torch.SymInt)):
+        return None
+    if not sizes.same(shape[axis], expression(value)):
+        return None
+    return as_value(end) if isinstance(end, fx.Node) else int(end)
 
 
 def _narrow(node: fx.Node) -> Move:
-    return op.Along(
-        ((_axis(argument(node, 1, "dim"), _rank(node)), argument(node, 2, "start") == 0),)
+    axis, front = (
+        from_front(argument(node, 1, "dim"), rank_at(node)),
+        argument(node, 2, "start") == 0,
     )
+    count = _first_places(node, axis, argument(node, 3, "length")) if front else None
+    return op.Along(((axis, front),), count)
 
 
 def _parts(node: fx.Node) -> Move:
-    return op.Along(((_axis(argument(node, 2, "dim", 0), _rank(node)), False),))
+    return op.Along(((from_front(argument(node, 2, "dim", 0), rank_at(node)), False),))
 
 
 def _picked(node: fx.Node) -> Move:
-    return op.Picked(_axis(argument(node, 1, "dim", 0), _rank(node)))
+    return op.Picked(from_front(argument(node, 1, "dim", 0), rank_at(node)))
 
 
 def _along_listed(node: fx.Node) -> Move:
-    return op.Along(tuple((_axis(axis, _rank(node)), False) for axis in argument(node, 1, "dims")))
+    return op.Along(
+        tuple((from_front(axis, rank_at(node)), False) for axis in argument(node, 1, "dims"))
+    )
 
 
 def _roll(node: fx.Node) -> Move:
     axes = argument(node, 2, "dims", ())
     if not axes:
         return "it rolls all axes as one"
-    return op.Along(tuple((_axis(axis, _rank(node)), False) for axis in _listed(axes)))
+    return op.Along(tuple((from_front(axis, rank_at(node)), False) for axis in _listed(axes)))
 
 
 def _index_select(node: fx.Node) -> Move:
-    return op.Along(((_axis(argument(node, 1, "dim"), _rank(node)), False),))
+    return op.Along(((from_front(argument(node, 1, "dim"), rank_at(node)), False),))
 
 
 def _pad(node: fx.Node) -> Move:
     """Amounts are of the last axis first, before and after in turn."""
-    amounts, rank = argument(node, 1, "pad"), _rank(node)
+    amounts, rank = argument(node, 1, "pad"), rank_at(node)
     pairs = [(amounts[at], amounts[at + 1]) for at in range(0, len(amounts), 2)]
     return op.Along(
         tuple(
@@ -129,24 +137,27 @@ def _pad(node: fx.Node) -> Move:
 
 def _concat(node: fx.Node) -> Move:
     rank = len(symbolic_shape(node) or ())
-    return op.Joined(_axis(argument(node, 1, "dim", 0), rank))
+    return op.Joined(from_front(argument(node, 1, "dim", 0), rank))
 
 
 def _slice_scatter(node: fx.Node) -> Move:
-    rank = _rank(node)
-    axis = _axis(argument(node, 2, "dim", 0), rank)
+    rank = rank_at(node)
+    axis = from_front(argument(node, 2, "dim", 0), rank)
     start, step = argument(node, 3, "start"), argument(node, 5, "step", 1)
+    if isinstance(start, fx.Node) and step == 1:
+        return writes.of_run(node, axis, start)
     front = start in (None, 0) and step == 1
     return op.Written(tuple((place, place != axis or front) for place in range(rank)))
 
 
 def _select_scatter(node: fx.Node) -> Move:
-    rank = _rank(node)
-    axis = _axis(argument(node, 2, "dim"), rank)
+    rank = rank_at(node)
+    axis = from_front(argument(node, 2, "dim"), rank)
     return op.Written(tuple((place, True) for place in range(rank) if place != axis))
 
 
 RULES: dict[str, Callable[[fx.Node], Move]] = {
+    **writes.RULES,
     **dict.fromkeys(
         ("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout"), _same
     ),

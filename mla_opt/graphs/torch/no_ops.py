@@ -17,6 +17,7 @@ from torch import fx
 
 from mla_opt.graphs.torch.lifted_program import expression, is_tensor
 from mla_opt.graphs.torch.reading import operator_name
+from mla_opt.graphs.torch.restored import put_there
 
 
 class Facts(Protocol):
@@ -44,7 +45,11 @@ def unchanged(facts: Facts, node: fx.Node) -> fx.Node | None:
         rule = RULES.get(name)
         data = _first(node) if rule is not None and rule(facts, node) else None
     results = facts.results(node)
-    if data is None or len(results) != 1 or not _look_alike(data, results[0]):
+    if len(results) != 1:
+        return None
+    if data is None or not _look_alike(data, results[0]):
+        data = put_there(node)
+    if data is None or not _look_alike(data, results[0]):
         return None
     seen = _is_kept(_origin(data)) and _escapes(facts, results[0])
     return None if seen and name not in VIEWS else data

@@ -58,6 +58,18 @@ def _overwrite(facts: Facts, node: fx.Node) -> op.Operation:
     return moved_by(node, data, source)
 
 
+def _written(place: int, name: str) -> Reader:
+    """Rows, the argument at ``place``, are written to places of the first operand."""
+
+    def reader(facts: Facts, node: fx.Node) -> op.Operation:
+        data, rows = tensor_of(operand(node, 0, "self")), tensor_of(operand(node, place, name))
+        if data is None or rows is None:
+            return OPAQUE
+        return moved_by(node, data, rows)
+
+    return reader
+
+
 def _index_select(facts: Facts, node: fx.Node) -> op.Operation:
     data, index = tensor_of(operand(node, 0)), tensor_of(operand(node, 2, "index"))
     if data is None or index is None or not facts.is_constant(index):
@@ -263,6 +275,9 @@ READERS: dict[str, Reader] = {
     "copy": _copy,
     "slice_scatter": _overwrite,
     "select_scatter": _overwrite,
+    "index_put": _written(2, "values"),
+    "index_copy": _written(3, "source"),
+    "scatter": _written(3, "src"),
     "index_select": _index_select,
     "constant_pad_nd": _pad,
     "pad": _pad_in_mode,

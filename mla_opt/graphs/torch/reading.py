@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import fx
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.torch import moves
+from mla_opt.graphs.torch.arguments import as_value
 from mla_opt.graphs.torch.lifted_program import symbolic_shape
 from mla_opt.handles import Value
 
@@ -73,7 +74,7 @@ def moved_by(node: fx.Node, *data: fx.Node, axis: int | None = None) -> op.Layou
 
 def handle(node: fx.Node) -> Value:
     """A node as a value of the graph protocol."""
-    return cast(Value, node)
+    return as_value(node)
 
 
 def rank_of(value: fx.Node) -> int:

@@ -3,7 +3,8 @@
 Which input holds tokens, positions, a mask or a state is read off what the graph does with it
 (:mod:`mla_opt.graphs.interface.interface`). That reads ONNX; so a program is shown to it as a graph
 of the same wiring, in which the operators that it looks for have their ONNX names and all others
-are opaque. Stored tensors are there with their shape and type.
+are opaque. Stored tensors are there with their shape and type. A number that rows are written from
+is drawn as the start of a range of places, as ONNX has it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from mla_opt.graphs.torch.arguments import argument
 from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_tensor, symbolic_shape
 from mla_opt.graphs.torch.reading import operator_name
 from mla_opt.operator import contract
@@ -45,6 +47,9 @@ _NAMES = {
     "einsum": "Einsum",
     "cos": "Cos",
     "sin": "Sin",
+    "index_put": "ScatterND",
+    "index_copy": "ScatterND",
+    "scatter": "ScatterElements",
 }
 _OPAQUE_DOMAIN = "torch"
 
@@ -52,7 +57,7 @@ _OPAQUE_DOMAIN = "torch"
 def skeleton(program: LiftedProgram) -> ir.Model:
     """The wiring of a program; stored tensors share their memory."""
     drawing = _Drawing()
-    inputs = [drawing.value(node) for node in program.inputs]
+    inputs = [drawing.value(node) for node in (*program.inputs, *program.counts)]
     for node, stored in program.stored.items():
         value = drawing.value(node)
         value.const_value = ir.tensor_adapters.TorchTensor(stored.tensor, name=value.name)
@@ -104,7 +109,15 @@ class _Drawing:
             else:
                 self._draw_node(node)
 
+    def _draw_start(self, node: fx.Node) -> None:
+        """The place that rows are written from, where it is an argument of the program."""
+        start = argument(node, 3, "start")
+        given = isinstance(start, fx.Node) and start.op == "placeholder"
+        if operator_name(node) == "slice_scatter" and given:
+            self.nodes.append(ir.node("Range", [self.value(start)] * 3))
+
     def _draw_node(self, node: fx.Node) -> None:
+        self._draw_start(node)
         parts = _parts(node)
         outputs = [self.value(part) for part in parts if is_tensor(part)]
         if not outputs:
@@ -114,7 +127,7 @@ class _Drawing:
             drawn = ir.node(contract.OP_TYPE, inputs, domain=contract.DOMAIN, outputs=outputs)
         else:
             name = _NAMES.get(operator_name(node))
-            operands = [self.value(each) for each in node.all_input_nodes if is_tensor(each)]
+            operands = [self.value(each) for each in _read(node) if is_tensor(each)]
             kind, domain = (name, "") if name else (_word(node), _OPAQUE_DOMAIN)
             drawn = ir.node(kind, operands, domain=domain, outputs=outputs)
         self.nodes.append(drawn)
@@ -138,6 +151,14 @@ class _Drawing:
         for part in _parts(node):
             inner = results[cast(int, part.args[1])]
             self.nodes.append(ir.node("Identity", [self.value(inner)], outputs=[self.value(part)]))
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """What a node reads; of indices the last, which says the places on the axis of tokens."""
+    if operator_name(node) != "index_put":
+        return node.all_input_nodes
+    whole, indices, rows = node.args[:3]
+    return [each for each in (whole, indices[-1], rows) if isinstance(each, fx.Node)]  # type: ignore[index]
 
 
 def _second_branch(node: fx.Node, module: torch.nn.Module) -> fx.GraphModule | None:
@@ -165,6 +186,9 @@ def _word(node: fx.Node) -> str:
 
 
 def _drawn(node: fx.Node, name: str | None = None) -> ir.Value:
+    if isinstance(node.meta.get("val"), torch.SymInt):
+        number = ir.TensorType(ir.DataType.INT64)
+        return ir.Value(name=node.name, shape=ir.Shape(()), type=number)
     shape = symbolic_shape(node)
     dims = [size if isinstance(size, int) else str(size) for size in shape or ()]
     kind = (

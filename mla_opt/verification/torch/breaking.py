@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.torch.lifted_program import LiftedProgram
+from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_real
 from mla_opt.graphs.torch.order import in_order
 from mla_opt.verification.site_records import METADATA_KEY, SiteRecord
 
@@ -44,7 +44,7 @@ class BreakableProgram:
     def heads_are_alike(self, site: SiteRecord) -> bool:
         """Whether every head has the same W_UK, as where it was absorbed by hand."""
         weight = self.program.stored[self._weight(site)].tensor
-        return bool((weight == weight[:1]).all())
+        return is_real(weight) and bool((weight == weight[:1]).all())
 
     def scale_query(self, site: SiteRecord, factor: float) -> None:
         """Multiply the absorbed query."""
