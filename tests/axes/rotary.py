@@ -154,6 +154,8 @@ def _past_to_come(model: Model) -> str:
         return tape.ints(0)
     name, letter = ("latent", "l") if plan.cache.endswith("joint") else ("key", "c")
     kind = "latent"
+    if plan.groups == "apart":
+        letter = "d"
     if plan.expanded:
         kind, letter = "expanded", "k"
     if letter == "l" and plan.rotary == "none":
