@@ -22,14 +22,15 @@ class Latent(nn.Module):
     """Rows cached as `[B, T, C]` and `[B, T, R]`, one kv_b, heads before tokens."""
 
     caches = (LATENT, ROPE)
+    heads = HEADS
 
     def __init__(self) -> None:
         super().__init__()
-        self.q_proj = nn.Linear(HIDDEN, HEADS * WIDTH, bias=False)
+        self.q_proj = nn.Linear(HIDDEN, self.heads * WIDTH, bias=False)
         self.kv_a = nn.Linear(HIDDEN, LATENT + ROPE, bias=False)
         self.norm = nn.RMSNorm(LATENT, eps=1e-6)
-        self.kv_b = nn.Linear(LATENT, HEADS * (NOPE + VALUE), bias=False)
-        self.o_proj = nn.Linear(HEADS * VALUE, HIDDEN, bias=False)
+        self.kv_b = nn.Linear(LATENT, self.heads * (NOPE + VALUE), bias=False)
+        self.o_proj = nn.Linear(self.heads * VALUE, HIDDEN, bias=False)
         angles = torch.arange(TABLE)[:, None] * 10.0 ** -torch.arange(0, 2, 4 / ROPE)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -39,7 +40,7 @@ class Latent(nn.Module):
         latent, rope = self.kv_a(hidden).split([LATENT, ROPE], dim=-1)
         start = past[0].shape[1] if past else 0
         rows = self.norm(latent), self.turned(rope, start)
-        query = self.q_proj(hidden).unflatten(-1, (HEADS, WIDTH))
+        query = self.q_proj(hidden).unflatten(-1, (self.heads, WIDTH))
         query = torch.cat(
             [
                 query[..., :NOPE],
@@ -66,13 +67,13 @@ class Latent(nn.Module):
 
     def made(self, latent: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[B, H, T, ...]`."""
-        both = self.kv_b(latent).unflatten(-1, (HEADS, NOPE + VALUE)).transpose(1, 2)
+        both = self.kv_b(latent).unflatten(-1, (self.heads, NOPE + VALUE)).transpose(1, 2)
         nope, value = both.split([NOPE, VALUE], dim=-1)
         return torch.cat([nope, self.repeated(rope)], dim=-1), value
 
     def repeated(self, rope: Tensor) -> Tensor:
         """k_pe of every head."""
-        return rope[:, None].expand(-1, HEADS, -1, -1)
+        return rope[:, None].expand(-1, self.heads, -1, -1)
 
     def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
         """Softmax attention, heads before tokens."""
@@ -137,6 +138,26 @@ class Grouped(Latent):
             whole, key, latent.unsqueeze(1), mask, scale=WIDTH**-0.5, enable_gqa=True
         )
         return torch.einsum("bhsc,hdc->bshd", context, weight[:, -VALUE:])
+
+
+class TwoLatents(Latent):
+    """Two groups of heads with a latent each, one behind the other in the cached rows."""
+
+    heads = 4
+
+    def made(self, latent: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.kv_b.weight.view(2, 2, NOPE + VALUE, LATENT)
+        sizes = [LATENT // 2, LATENT - LATENT // 2]
+        halves = zip(latent.split(sizes, dim=-1), weight)
+        both = torch.cat(
+            [
+                torch.einsum("btc,hxc->bhtx", rows, own[..., : rows.shape[-1]])
+                for rows, own in halves
+            ],
+            dim=1,
+        )
+        nope, value = both.split([NOPE, VALUE], dim=-1)
+        return torch.cat([nope, self.repeated(rope)], dim=-1), value
 
 
 class TokensFirst(WithoutCache):
@@ -432,6 +453,7 @@ MODULES: dict[str, type[Latent]] = {
         Naive,
         Absorbed,
         Grouped,
+        TwoLatents,
         TokensFirst,
         Repeated,
         Interleaved,

@@ -15,7 +15,17 @@ from tests.axes.harness import FEW, equal_or_refused
 from tests.axes.modules import HIDDEN, LOOKALIKES, MODULES, Absorbed, Buffers, Latent
 
 OFTEN = {"Cropped", "ReversedBeyond", "ThirdSwapped", "Windowed", "OtherProduct"}
-QUICK = {"Naive", "Absorbed", "Grouped", "TokensFirst", "Folded", "Padded", "TwoProducts", *OFTEN}
+QUICK = {
+    "TwoLatents",
+    "Naive",
+    "Absorbed",
+    "Grouped",
+    "TokensFirst",
+    "Folded",
+    "Padded",
+    "TwoProducts",
+    *OFTEN,
+}
 SIZES = ((1, 1, 0), (2, 1, 7), (3, 4, 2), (5, 9, 31), (1, 230, 0), (1, 4, 1100))
 PROMPTS = ((1, 1, 0), (3, 4, 0), (5, 9, 0), (1, 300, 0))
 CALLS = ((4, 0), (1, 4), (30, 5), (1, 35))
