@@ -42,12 +42,14 @@ OTHERS = (
 )
 
 
-def worst(before: Any, after: Any, way: Way, batch: int) -> float:
+def worst(
+    before: Any, after: Any, way: Way, batch: int, sizes: tuple[tuple[int, int], ...] = CALLS
+) -> float:
     """The largest deviation over some calls, each on what the one before has left."""
     modules = [copy.deepcopy(each.module()) for each in (before, after)]
     caches = [_caches(each, way, batch) for each in (before, after)]
     errors = []
-    for tokens, past in STEPS if way.write == "select" else CALLS:
+    for tokens, past in STEPS if way.write == "select" else sizes:
         given = call(way, batch, tokens, past)
         with torch.no_grad():
             wanted, found = (m(*given, *own) for m, own in zip(modules, caches))
@@ -89,6 +91,28 @@ class Elsewhere(Module):
     def put(self, part, rows, place, places, axis) -> None:
         further = int(rows.shape[-1] == self.way.widths.value)
         super().put(part, rows, place, places + further, axis)
+
+
+class Rolled(Module):
+    """A look-alike: the rows are read in another order."""
+
+    def cached(self, new, where, store) -> Tensor:
+        return super().cached(new, where, store).roll(1, 1)
+
+
+class Turned(Module):
+    """A look-alike: new values are written in reverse."""
+
+    def cached(self, new, where, store) -> Tensor:
+        turned = new.flip(1) if new.shape[-1] == self.way.widths.value else new
+        return super().cached(turned, where, store)
+
+
+class Early(Module):
+    """Only the rows of the past are read."""
+
+    def cached(self, new, where, store) -> Tensor:
+        return super().cached(new, where, store)[:, : where[0]]
 
 
 class ReadTwice(Module):
@@ -166,3 +190,18 @@ def test_a_cache_that_is_read_twice_stays() -> None:
 
 def test_rows_that_are_added_to_others_are_none() -> None:
     assert codes(exported(Way(write="put", read="all"), kind=Added)) == ["tokens_apart"]
+
+
+@pytest.mark.parametrize(
+    "kind", [Rolled, *(pytest.param(each, marks=pytest.mark.sweep) for each in (Turned, Early))]
+)
+@pytest.mark.parametrize("read", ["end", pytest.param("all", marks=pytest.mark.sweep)])
+def test_what_only_looks_like_it_is_equal_or_refused(kind: type[Module], read: str) -> None:
+    way = Way(read=read)
+    program = exported(way, kind=kind)
+    try:
+        result = mla_opt.optimize(program, verify=False)
+    except mla_opt.NothingMatchedError:
+        return
+    calls = tuple(size for size in CALLS if size[1])
+    assert worst(program, result.model, way, 3, calls) < TOLERANCE
