@@ -81,6 +81,7 @@ def _operator(
         scale=record.scale,
         dtype="unknown" if node is None else node.dtype,
         cache=None if node is None else node.layout,
+        cache_dtype=None if node is None else node.cache_dtype,
         form=_form(record),
         prefill_threshold=record.prefill_threshold,
     )
@@ -99,6 +100,7 @@ def _unrecorded(node: FusedAttention) -> OperatorReport:
         scale=node.scale,
         dtype=node.dtype,
         cache=node.layout,
+        cache_dtype=node.cache_dtype,
         form=None,
         prefill_threshold=None,
     )

@@ -15,7 +15,7 @@ from mla_opt.report.site import dtype_bytes
 from mla_opt.sites import CacheFamily, CacheLayout, Form, PrefillForm
 from mla_opt.version import tool_version
 
-INSPECTION_SCHEMA_VERSION = 2
+INSPECTION_SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,8 @@ class OperatorReport:
 
     ``node`` is its fused operator, ``None`` where the model has standard operators instead. Widths
     are ``None`` where the model does not tell them, ``cache`` (how the rows lie that the operator
-    reads, ``rows`` for none) where there is no operator, ``form`` where there is no record.
+    reads, ``rows`` for none) where there is no operator, ``cache_dtype`` where it reads no cache,
+    ``form`` where there is no record.
     ``prefill_threshold`` is the number of new tokens from which on the site expands by its function
     body, ``None`` where it never does.
     """
@@ -96,6 +97,7 @@ class OperatorReport:
     scale: float
     dtype: str
     cache: CacheLayout | None
+    cache_dtype: str | None
     form: Form | None
     prefill_threshold: int | None
 

@@ -11,6 +11,8 @@ from mla_opt.report.report import InterfaceChange, PortSpec
 
 Kind = Literal["input", "output"]
 
+_CODES = ("int8", "float8e4m3fn")
+
 
 def interface_changes(before: ir.Model, after: ir.Model) -> tuple[InterfaceChange, ...]:
     """Compare two models port by port, by name."""
@@ -37,6 +39,10 @@ def _changes(
 def _why_added(port: PortSpec) -> str:
     if port.shape is not None and len(port.shape) == 1:
         return "how many rows of each sequence's buffer are past"
+    if port.dtype in _CODES:
+        return "holds codes of the rows c_kv of one layer"
+    if port.name.endswith("_rope_scales"):
+        return "holds k_pe, and the scales of the codes, of one layer"
     return "holds the latent rows [c_kv | k_pe] of one layer"
 
 

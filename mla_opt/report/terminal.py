@@ -98,10 +98,16 @@ def operators_table(operators: Sequence[OperatorReport]) -> Table:
             _operator_name(first.node),
             _widths(first),
             first.dtype,
-            first.cache or "-",
+            _cache_of(first),
             _form(first),
         )
     return table
+
+
+def _cache_of(operator: OperatorReport) -> str:
+    """How the rows lie, and their type where it is another than the queries'."""
+    layout, dtype = operator.cache or "-", operator.cache_dtype
+    return layout if dtype in (None, operator.dtype) else f"{layout}, {dtype}"
 
 
 def _operator_name(node: str | None) -> str:

@@ -18,7 +18,7 @@ class FusedAttention:
         shapes: shape of each operand that is there, by the contract's names; ``None`` for a size,
             or for a whole shape, that the graph does not tell.
         dtype: element type of the query, in NumPy's words.
-        quantized: whether the cache holds codes, and ``rope_cache`` their scales as well.
+        cache_dtype: element type of the cache; ``None`` where there is none, or it is not known.
     """
 
     label: str
@@ -27,7 +27,7 @@ class FusedAttention:
     scale: float
     kv_lora_rank: int
     dtype: str
-    quantized: bool = False
+    cache_dtype: str | None = None
 
     @property
     def layout(self) -> CacheLayout:
@@ -47,7 +47,9 @@ class FusedAttention:
     @property
     def qk_rope_head_dim(self) -> int | None:
         """R, which is what a row has beyond C."""
-        split = None if self.quantized else self._width("rope_cache")
+        # Beside codes of 8 bits there are not only those dims.
+        is_codes = self.cache_dtype in ("int8", "float8_e4m3fn")
+        split = None if is_codes else self._width("rope_cache")
         if split is not None:
             return split
         # A query before absorption has N dims and not C before its rotary part.

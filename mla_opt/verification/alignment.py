@@ -29,6 +29,9 @@ from mla_opt.verification.oracle import Call, Run
 Array = npt.NDArray[Any]
 Kind = Literal["output", "state"]
 
+JOINS = " ‖ "
+"""What stands between the names of states that are compared as one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -158,7 +161,7 @@ def _joined(parts: Sequence[Array], change: StateMap) -> Array:
 
 def joined_name(change: StateMap) -> str:
     """What a report calls a cache whose tensors are compared as one."""
-    return " ‖ ".join(change.original.outputs)
+    return JOINS.join(change.original.outputs)
 
 
 def _state_of(model: ModelInterface, name: str) -> State:

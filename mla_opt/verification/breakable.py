@@ -27,8 +27,8 @@ class Breakable(Protocol):
     def heads(self, site: SiteRecord) -> int | None:
         """H of the stored W_UK; ``None`` where the model does not say."""
 
-    def heads_alike(self, site: SiteRecord) -> bool:
-        """Whether all heads are known to have the same W_UK, as where it was absorbed before."""
+    def heads_are_alike(self, site: SiteRecord) -> bool:
+        """Whether every head has the same W_UK, as where it was absorbed by hand."""
 
     def scale_query(self, site: SiteRecord, factor: float) -> None:
         """Multiply the absorbed query."""

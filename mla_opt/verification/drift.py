@@ -8,12 +8,12 @@ a root mean square, as one token that a router sends to another expert is all of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from mla_opt.verification.alignment import Aligner, Pair
+from mla_opt.verification.alignment import JOINS, Aligner, Pair
 from mla_opt.verification.oracle import Run
 
 #: Most drift of a model whose caches hold codes of a type. Exports of two layers with random
@@ -96,11 +96,18 @@ def measure_drift(
     reference: Run, original: Deployed, optimized: Deployed, limit: float | None = None
 ) -> Drift:
     """Compare both models as they are deployed with the original in floating point."""
-    sides = [side.drift(reference) for side in (original, optimized)]
-    names = dict.fromkeys(name for side in sides for name in side)
-    outputs = tuple(OutputDrift(name, *(side.get(name) for side in sides)) for name in names)
+    before, after = (side.drift(reference) for side in (original, optimized))
+    outputs = tuple(
+        OutputDrift(name, _drift_of(name, before), after.get(name)) for name in after or before
+    )
     problems = tuple(side.run.error for side in (original, optimized) if side.run.error)
     return Drift(outputs, problems, reference.scenario.name, limit)
+
+
+def _drift_of(name: str, measured: Mapping[str, float]) -> float | None:
+    """The drift of an output, or the largest of states that are compared as one."""
+    parts = [measured[part] for part in name.split(JOINS) if part in measured]
+    return max(parts, default=None)
 
 
 @dataclass(slots=True)

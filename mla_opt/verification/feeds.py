@@ -27,6 +27,9 @@ from mla_opt.graphs.interface.interface import ModelInterface, Port
 
 #: Ids to draw from where no table was found that they index.
 UNKNOWN_VOCABULARY = 16
+#: Inputs that say how many tokens there are, by what ONNX Runtime's models call them, and how many
+#: more than there are they say. Rows count their padding.
+COUNTS = {"seqlens_k": -1, "past_seq_len": -1, "total_sequence_length": 0, "total_seq_len": 0}
 #: Low ids tend to be special: padding, start, end.
 FIRST_ORDINARY_TOKEN = 2
 
@@ -78,7 +81,7 @@ class Timeline:
         for port in interface.starts:
             feeds[port.name] = start_feed(port, shapes[port.name], start)
         for port in interface.others:
-            feeds[port.name] = self._other(port, shapes[port.name], start)
+            feeds[port.name] = self._other(port, shapes[port.name], start, stop)
         return feeds
 
     def _tokens(self, interface: ModelInterface, port: Port, start: int, stop: int) -> Array:
@@ -96,12 +99,14 @@ class Timeline:
         first = FIRST_ORDINARY_TOKEN if vocabulary > FIRST_ORDINARY_TOKEN else 0
         return self._generator(name).integers(first, vocabulary, self.valid.shape)
 
-    def _other(self, port: Port, shape: tuple[int, ...], start: int) -> Array:
+    def _other(self, port: Port, shape: tuple[int, ...], start: int, stop: int) -> Array:
         """True, 0 and 1 are what flags, counts and factors do least harm with.
 
         A float input as long as the query is data, not a factor: random.
         """
         dtype = numpy_dtype(port)
+        if dtype.kind in "iu" and port.name in COUNTS:
+            return np.full(shape, stop + COUNTS[port.name], dtype)
         if dtype.kind in "biu":
             return np.full(shape, dtype.kind == "b", dtype)
         if port.axis_of("query_len") is None:

@@ -140,7 +140,7 @@ def _heads_obstacle(model: Breakable, site: SiteRecord) -> str | None:
         return lost
     if model.heads(site) == 1:
         return "there is one head only"
-    return "all heads have the same W_UK" if model.heads_alike(site) else None
+    return "all heads have the same W_UK" if model.heads_are_alike(site) else None
 
 
 def _heads(model: Breakable, site: SiteRecord) -> None:

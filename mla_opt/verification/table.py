@@ -87,7 +87,9 @@ def _scenario_cells(result: ScenarioParity) -> list[Text]:
 
 def _drift(drift: Drift) -> Table:
     """What the roundings of quantized activations make of both models, as they are deployed."""
-    table = Table(title="drift as deployed, rms of spread (decides nothing)", title_justify="left")
+    decides = "decides nothing" if drift.limit is None else f"at most {drift.limit:g}"
+    title = f"drift as deployed, rms of spread ({decides})"
+    table = Table(title=title, title_justify="left")
     table.add_column("output", overflow="fold")
     for heading in ("original", "optimized"):
         table.add_column(heading, justify="right")

@@ -254,9 +254,12 @@ class Pair:
         return worst
 
     def _empty(self, runner: Runner, size: Size, rows: int) -> dict[str, Array]:
-        """Caches without a row; buffers with ``rows`` of zeros."""
-        start = Size(size.batch, size.query, rows if self.changed.past_len else 0)
-        shapes = {port: runner.inputs.shape(port, start) for port in runner.inputs.of("cache")}
+        """Caches without a row; buffers with ``rows`` of zeros, where caches were made such."""
+        counts = {name: rows for name in self.changed.optimized if self.changed.past_len}
+        shapes = {
+            port: runner.inputs.shape(port, Size(size.batch, size.query, counts.get(port.name, 0)))
+            for port in runner.inputs.of("cache")
+        }
         return {port.name: np.zeros(shape, port.dtype) for port, shape in shapes.items()}
 
 

@@ -29,7 +29,7 @@ def of_heads(*, real: bool = False) -> onnx.ModelProto:
     size = "real" if real else "eights"
     plan = Plan(product="group_query", cache="expanded", size=size)
     model = build(settled(plan))
-    _node(model).input[5:] = ["seqlens_k", "total"]
+    _node(model).input[5:] = ["seqlens_k", "total_sequence_length"]
     _with_lengths(model)
     return model
 
@@ -49,7 +49,15 @@ def by_hand(capacity: int | None = None) -> onnx.ModelProto:
         node("Tanh", ["projected"], ["rows"]),
         node(
             "GroupQueryAttention",
-            ["query", "rows", "rows", "past_key", "past_value", "seqlens_k", "total"],
+            [
+                "query",
+                "rows",
+                "rows",
+                "past_key",
+                "past_value",
+                "seqlens_k",
+                "total_sequence_length",
+            ],
             ["context", "present_key", "present_value"],
             name="attention",
             domain="com.microsoft",
@@ -82,7 +90,7 @@ def _node(model: onnx.ModelProto) -> onnx.NodeProto:
 def _with_lengths(model: onnx.ModelProto) -> None:
     value = helper.make_tensor_value_info
     model.graph.input.extend([value("seqlens_k", TensorProto.INT32, ["B"])])
-    model.graph.input.extend([value("total", TensorProto.INT32, [])])
+    model.graph.input.extend([value("total_sequence_length", TensorProto.INT32, [])])
 
 
 def calls(hidden: int, late: int) -> Iterator[tuple[dict[str, Array], Array]]:
@@ -98,7 +106,7 @@ def calls(hidden: int, late: int) -> Iterator[tuple[dict[str, Array], Array]]:
         given = {
             "x": rng.standard_normal((len(lengths), count, hidden)).astype(np.float32),
             "seqlens_k": (lengths - 1 - late * (step > 0)).astype(np.int32),
-            "total": np.array(lengths.max(), np.int32),
+            "total_sequence_length": np.array(lengths.max(), np.int32),
         }
         valid = np.arange(count) < (lengths[:, None] if step == 0 else 1)
         yield given, np.broadcast_to(valid, (len(lengths), count))
@@ -141,6 +149,12 @@ def test_ragged_batches(model: onnx.ModelProto, rows: int, cache: str) -> None:
 def test_a_ragged_batch_at_the_widths_of_released_models() -> None:
     model = of_heads(real=True)
     _compare(model, ir.to_proto(mla_opt.optimize(model, verify=False).model), 0)
+
+
+@pytest.mark.parametrize("model", [by_hand(), by_hand(9)], ids=["growing", "of one capacity"])
+def test_lengths_as_inputs_are_fed_to_verify(model: onnx.ModelProto) -> None:
+    report = mla_opt.optimize(model).report
+    assert report.verification["passed"]
 
 
 @pytest.mark.parametrize("late", [1, 2])

@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from mla_opt.kernels import cpu_tiers, kernel_library
-from mla_opt.kernels.building.build import compiler
+from mla_opt.kernels.building.build import HOME, compiler
 from tests.benchmarks import models
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.sheet import Sheet, number
 
 NATIVE = Path(__file__).with_name("native")
 SOURCES = ("core.cpp", "peak.cpp", "pool.cpp")
+QUANTIZED_ROWS = HOME / "cpu" / "quantized_rows.cpp"
 OPTIONS = ("-std=c++17", "-O2", "-pthread")
 THREADS = 2
-#: Bytes of a latent row's number.
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-WIDTH = 512 + 64
+#: Bytes of a latent row.
+ROW_BYTES = {"float32": 2304, "float16": 1152, "bfloat16": 1152, "int8": 656, "fp8": 656}
 #: Share of the core's rate wanted of one thread, in percent, by type and heads; and of two threads
 #: how many times one.
 TARGETS = {
@@ -100,7 +100,7 @@ class CoreTiming:
     @property
     def gigabytes(self) -> float:
         """10^9 bytes of rows a second on one thread."""
-        return self.case.keys * WIDTH * BYTES[self.case.dtype] / self.best / 1e9
+        return self.case.keys * ROW_BYTES[self.case.dtype] / self.best / 1e9
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""
@@ -128,18 +128,20 @@ def cases(heads: Sequence[int], keys: Sequence[int]) -> list[CoreCase]:
     for tier in (TILES_TIER, BFLOAT16_TIER):
         if tier in tiers:
             found += of("bfloat16", tier, lambda _, tier=tier: tier == BFLOAT16_TIER)
+    for dtype in ("int8", "fp8"):
+        found += of(dtype, tiers[0], lambda _: False)
     return found
 
 
 def program() -> Path:
     """Compile what is timed; once for each version of it."""
     digest = hashlib.sha256(" ".join(OPTIONS).encode())
-    for path in sorted(NATIVE.iterdir()):
+    for path in (*sorted(NATIVE.iterdir()), QUANTIZED_ROWS):
         digest.update(path.read_bytes())
     target = models.cache_folder() / f"core-{digest.hexdigest()[:12]}"
     if not target.exists():
         partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-        sources = [str(NATIVE / name) for name in SOURCES]
+        sources = [*(str(NATIVE / name) for name in SOURCES), str(QUANTIZED_ROWS)]
         command = [*compiler(), *OPTIONS, *sources, "-ldl", "-o", str(partial)]
         models.run(command, "the program that times the kernel")
         partial.rename(target)

@@ -40,8 +40,12 @@ def cache_folder() -> Path:
 
 def folder_of(dims: Dims, kind: str, builder: Path) -> Path:
     """One folder for each model and each version of what builds it; external data lies beside."""
-    key = hashlib.sha256(dims.to_json().encode() + builder.read_bytes()).hexdigest()[:12]
-    return cache_folder() / f"{kind}-{dims.layers}layers-{key}"
+    return cache_folder() / f"{kind}-{dims.layers}layers-{key_of(dims.to_json(), builder)}"
+
+
+def key_of(what: str, builder: Path) -> str:
+    """Twelve digits that change with what is built, and with what builds it."""
+    return hashlib.sha256(what.encode() + builder.read_bytes()).hexdigest()[:12]
 
 
 def run(command: Sequence[str], what: str) -> None:

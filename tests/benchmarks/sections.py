@@ -4,6 +4,7 @@ found."""
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from mla_opt.benchmarking.machine import Machine
 from mla_opt.benchmarking.turns import Timing
 from tests.benchmarks import figures, kernel_core, models, optimize_time, prompt, runner, suite
+from tests.benchmarks import whole as whole_run
 from tests.benchmarks.dims import Dims
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.runner import Case
@@ -228,6 +230,16 @@ def optimize_figures(chosen: Suite, depths: list[optimize_time.Depth]) -> list[F
     return lines
 
 
+def whole(bench: Bench) -> None:
+    """A whole 4-bit model, beside llama.cpp where that is installed."""
+    chosen = bench.suite.whole
+    for cache_type, report in whole_run.measure(chosen, bench.say):
+        bench.sheets.append(whole_run.sheet(chosen, cache_type, report))
+        bench.figures += whole_run.figures(chosen, report, cache_type)
+        bench.skipped += [f"{peer.name}: {peer.reason}" for peer in report.missing]
+        bench.results.setdefault("whole", {})[cache_type] = json.loads(report.to_json())
+
+
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "decode": decode,
     "memory": memory,
@@ -237,4 +249,5 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "sweep": sweep,
     "prompts": prompts,
     "optimize": optimize,
+    "whole": whole,
 }

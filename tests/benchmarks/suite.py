@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tests.benchmarks import dims, figures
 from tests.benchmarks.dims import Dims
 from tests.benchmarks.runner import Case
+from tests.benchmarks.whole import Whole
 
 #: Ratios wanted of one decode step, by past length.
 DECODE_TARGETS: dict[int, dict[str, float]] = {
@@ -71,6 +72,7 @@ class Suite:
     core: Core
     prompts: tuple[int, ...]
     depths: tuple[int, ...]
+    whole: Whole
     promised: bool
 
     def decode_targets(self, case: Case) -> Mapping[str, float]:
@@ -101,6 +103,15 @@ FULL = Suite(
     core=Core((16, 128), (8192, 32768), rounds=8),
     prompts=(4096, 8192, 32768),
     depths=(7, 14, 27, 61),
+    whole=Whole(
+        "minicpm3-4b",
+        cache_types=("keep", "bfloat16"),
+        contexts=(1024, 8192),
+        prompt=2048,
+        rounds=4,
+        seconds=120.0,
+        promised=True,
+    ),
     promised=True,
 )
 
@@ -122,5 +133,6 @@ QUICK = Suite(
     core=Core((16,), (1024,), rounds=1),
     prompts=(16, 64),
     depths=(1, 2),
+    whole=Whole("minicpm3-tiny", ("keep",), (16, 64), prompt=24, rounds=1, seconds=5.0),
     promised=False,
 )

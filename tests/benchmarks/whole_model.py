@@ -29,7 +29,7 @@ from tests.benchmarks.export_deepseek import FlatCache, dynamic_shapes, example
 
 BITS, BLOCK, ACCURACY = 4, 32, 4
 #: Numbers from which a parameter is made when it is written: norms and small tables are real.
-LARGE = 1 << 16
+LARGE = 1 << 10
 #: What a weight's scale is on average: activations neither vanish nor explode in many layers.
 WEIGHT_STD = 0.02
 OPSET = 23
@@ -74,7 +74,23 @@ V2_LITE_DENSE: dict[str, Any] = {
     "first_k_dense_replace": 27,
     "rope_interleave": True,
 }
+#: For `--quick`.
+MINICPM3_TINY: dict[str, Any] = {
+    **MINICPM3_4B,
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "intermediate_size": 96,
+    "vocab_size": 96,
+}
 MODELS = {
+    "minicpm3-tiny": ("MiniCPM3", MINICPM3_TINY),
     "minicpm3-4b": ("MiniCPM3", MINICPM3_4B),
     "v2-lite-dense": ("DeepseekV3", V2_LITE_DENSE),
 }
@@ -233,6 +249,8 @@ def _replace(node: ir.Node, replacement: ir.Node) -> None:
     """Put another node of one output in a node's place."""
     old, new = node.outputs[0], replacement.outputs[0]
     new.name, new.shape, new.type = old.name, old.shape, old.type
+    replacement.name = node.name
+    replacement.metadata_props.update(node.metadata_props)
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], [replacement], [old], [new])
 
 

@@ -96,6 +96,7 @@ def operator(layer: int, **changes: Any) -> OperatorReport:
         scale=0.07,
         dtype="float32",
         cache="split",
+        cache_dtype="float32",
         form="factored",
         prefill_threshold=171,
     )

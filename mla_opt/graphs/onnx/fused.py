@@ -10,7 +10,6 @@ from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.operator import contract
 from mla_opt.operator.multi_head import INPUTS as MULTI_HEAD_INPUTS
 from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPES
-from mla_opt.operator.quantized_rows import is_codes
 from mla_opt.sites import FusedAttention
 
 _INPUTS: dict[tuple[str, str], tuple[str, ...]] = {
@@ -40,12 +39,12 @@ def _fused(graph: OnnxGraph, node: ir.Node, inputs: Sequence[str]) -> FusedAtten
         scale=node.attributes.get_float("scale", 0.0),
         kv_lora_rank=node.attributes.get_int("kv_lora_rank", 0),
         dtype="unknown" if query.dtype is None else str(query.dtype.numpy()),
-        quantized=_is_quantized(operands.get("cache")),
+        cache_dtype=_dtype(operands.get("cache")),
     )
 
 
-def _is_quantized(cache: ir.Value | None) -> bool:
-    return cache is not None and cache.dtype is not None and is_codes(cache.dtype.numpy())
+def _dtype(value: ir.Value | None) -> str | None:
+    return None if value is None or value.dtype is None else str(value.dtype.numpy())
 
 
 def _shape(graph: OnnxGraph, value: ir.Value) -> tuple[int | None, ...] | None:

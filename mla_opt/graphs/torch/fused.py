@@ -34,8 +34,13 @@ def _fused(node: fx.Node) -> FusedAttention:
         shapes={name: _shape(value) for name, value in operands.items()},
         scale=float(str(given["scale"])),
         kv_lora_rank=int(str(given["kv_lora_rank"])),
-        dtype=str(query.meta["val"].dtype).removeprefix("torch."),
+        dtype=_dtype(query),
+        cache_dtype=_dtype(operands["cache"]) if "cache" in operands else None,
     )
+
+
+def _dtype(node: fx.Node) -> str:
+    return str(node.meta["val"].dtype).removeprefix("torch.")
 
 
 def _shape(node: fx.Node) -> tuple[int | None, ...]:

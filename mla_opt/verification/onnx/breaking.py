@@ -49,13 +49,10 @@ class BreakableOnnx:
         shape = self._initializer(site).shape
         return shape[0] if shape is not None and isinstance(shape[0], int) else None
 
-    def heads_alike(self, site: SiteRecord) -> bool:
-        """Whether the stored W_UK is one matrix, over and over."""
-        weight = None if site.kv_b is not None else self._initializer(site).const_value
-        if weight is None:
-            return False
-        array = weight.numpy()
-        return bool((array == array[:1]).all())
+    def heads_are_alike(self, site: SiteRecord) -> bool:
+        """Whether every head has the same W_UK, as where it was absorbed by hand."""
+        parts = self._parts_of_heads(site) if site.kv_b is not None else [self._content(site)]
+        return all(bool((part == part[:1]).all()) for part in parts)
 
     def scale_query(self, site: SiteRecord, factor: float) -> None:
         """Multiply the absorbed query."""
@@ -82,26 +79,41 @@ class BreakableOnnx:
         if site.kv_b is not None:
             self._shift_rows(site)
             return
+        weight, content = self._initializer(site), self._content(site)
+        dtype = None if weight.const_value is None else weight.const_value.dtype
+        weight.const_value = ir.Tensor(np.roll(content, 1, axis=0), dtype=dtype, name=weight.name)
+
+    def _content(self, site: SiteRecord) -> npt.NDArray[Any]:
         weight = self._initializer(site)
         if weight.const_value is None:
             raise InputError(f"{METADATA_KEY}: initializer {weight.name!r} has no data")
-        rolled = np.roll(weight.const_value.numpy(), 1, axis=0)
-        weight.const_value = ir.Tensor(rolled, dtype=weight.const_value.dtype, name=weight.name)
+        return weight.const_value.numpy()
 
     def _shift_rows(self, site: SiteRecord) -> None:
         """Roll the rows of W_UK in ``kv_b``, its scales and its zero points."""
-        heads, nope = site.num_heads, site.qk_nope_head_dim
+        nope = site.qk_nope_head_dim
         for name in site.held:
-            value = self.model.graph.initializers.get(name)
-            if value is None or value.const_value is None or heads is None:
-                raise InputError(
-                    f"{METADATA_KEY}: site {site.name!r} names {name!r}, which is no initializer"
-                )
-            tensor = value.const_value.numpy()
-            by_head = tensor.reshape(heads, -1, *tensor.shape[1:]).copy()
+            tensor, by_head = self._by_head(site, name)
             by_head[:, :nope] = np.roll(by_head[:, :nope], 1, axis=0)
-            rolled = by_head.reshape(tensor.shape)
-            value.const_value = ir.Tensor(rolled, dtype=value.const_value.dtype, name=name)
+            rolled = by_head.reshape(tensor.shape.numpy())
+            value = self.model.graph.initializers[name]
+            value.const_value = ir.Tensor(rolled, dtype=tensor.dtype, name=name)
+
+    def _parts_of_heads(self, site: SiteRecord) -> list[npt.NDArray[Any]]:
+        """W_UK of every head in all tensors that hold it."""
+        held = [self._by_head(site, name)[1] for name in site.held]
+        return [by_head[:, : site.qk_nope_head_dim] for by_head in held]
+
+    def _by_head(self, site: SiteRecord, name: str) -> tuple[ir.TensorProtocol, npt.NDArray[Any]]:
+        """A tensor that a site holds, and a copy of it with an axis for heads."""
+        value = self.model.graph.initializers.get(name)
+        if value is None or value.const_value is None or site.num_heads is None:
+            raise InputError(
+                f"{METADATA_KEY}: site {site.name!r} names {name!r}, which is no initializer"
+            )
+        content = value.const_value.numpy()
+        by_head = content.reshape(site.num_heads, -1, *content.shape[1:]).copy()
+        return value.const_value, by_head
 
     def _cast_like(self, value: ir.Value, like: ir.Value) -> ir.Node:
         """Convert to the type of ``like``: before CastLike, the one noted there or the weights'."""

@@ -41,8 +41,8 @@ class BreakableProgram:
         """H of the stored W_UK."""
         return int(self.program.stored[self._weight(site)].tensor.shape[0])
 
-    def heads_alike(self, site: SiteRecord) -> bool:
-        """Whether the stored W_UK is one matrix, over and over."""
+    def heads_are_alike(self, site: SiteRecord) -> bool:
+        """Whether every head has the same W_UK, as where it was absorbed by hand."""
         weight = self.program.stored[self._weight(site)].tensor
         return is_real(weight) and bool((weight == weight[:1]).all())
 

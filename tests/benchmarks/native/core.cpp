@@ -1,8 +1,9 @@
 // Times the kernel itself, on one thread and on several, beside the multiply-adds of the same core.
 //
-//   core LIBRARY float32|float16|bfloat16 HEADS KEYS THREADS ROUNDS
+//   core LIBRARY float32|float16|bfloat16|int8|fp8 HEADS KEYS THREADS ROUNDS
 //
-// One new token attends from HEADS heads to KEYS rows of 512 + 64 numbers in a buffer. Rounds take
+// One new token attends from HEADS heads to KEYS rows of 512 + 64 numbers in a buffer; to rows of 8 bits
+// from queries of float32. Rounds take
 // turns: the core's rate, the kernel on one thread, the rate of THREADS threads, the kernel on them.
 // Prints one JSON object: seconds a call of each round, and floating-point operations a second.
 #include <dlfcn.h>
@@ -18,7 +19,7 @@
 #include <string>
 #include <vector>
 
-#include "../../../mla_opt/kernels/cpu/element.h"
+#include "../../../mla_opt/kernels/cpu/quantized_rows.h"
 #include "peak.h"
 #include "pool.h"
 
@@ -83,19 +84,25 @@ struct Memory {
 
 // One token on a buffer of rows, of random numbers.
 struct Step {
-  Memory query, latent, cache, output;
+  Memory query, latent, cache, rope_cache, output;
   int32_t past_len;
   mla_opt_latent_attention problem{};
 
-  Step(int32_t type, int64_t heads, int64_t keys) : past_len(static_cast<int32_t>(keys - 1)) {
+  Step(int32_t cache_type, int64_t heads, int64_t keys)
+      : past_len(static_cast<int32_t>(keys - 1)) {
+    const int32_t type = is_quantized(cache_type) ? int32_t{MLA_OPT_FLOAT32} : cache_type;
     const auto size = static_cast<int64_t>(element_size(type));
     std::mt19937 random(1);
     fill(query, type, heads * kWidth, random);
     fill(latent, type, kWidth, random);
-    fill(cache, type, keys * kWidth, random);
+    if (is_quantized(cache_type))
+      fill_codes(cache_type, keys, random);
+    else
+      fill(cache, type, keys * kWidth, random);
     output.resize(static_cast<size_t>(heads * kRank * size));
     problem.struct_size = sizeof problem;
-    problem.type = problem.cache_type = type;
+    problem.type = type;
+    problem.cache_type = cache_type;
     problem.causal = 1;
     problem.batch = problem.query_len = problem.new_len = 1;
     problem.heads = heads;
@@ -106,8 +113,24 @@ struct Step {
     problem.query = query.data();
     problem.latent = latent.data();
     problem.cache = problem.new_cache = cache.data();
+    if (is_quantized(cache_type))
+      problem.rope_cache = problem.new_rope_cache = rope_cache.data();
     problem.past_len = &past_len;
     problem.output = output.data();
+  }
+
+  void fill_codes(int32_t type, int64_t keys, std::mt19937& random) {
+    std::vector<float> row(static_cast<size_t>(kWidth));
+    std::uniform_real_distribution<float> values(-1.0f, 1.0f);
+    const int64_t width = width_beside(type, kRank, kRope);
+    cache.resize(static_cast<size_t>(keys * kRank));
+    rope_cache.resize(static_cast<size_t>(keys * width) * sizeof(BFloat16));
+    auto* codes = reinterpret_cast<uint8_t*>(cache.data());
+    auto* beside = reinterpret_cast<BFloat16*>(rope_cache.data());
+    for (int64_t key = 0; key < keys; ++key) {
+      for (float& number : row) number = values(random);
+      quantize_row(row.data(), type, kRank, kRope, codes + key * kRank, beside + key * width);
+    }
   }
 
   static void fill(Memory& tensor, int32_t type, int64_t count, std::mt19937& random) {
@@ -167,6 +190,8 @@ double call(const Library& library, Pool& pool, bool all, const Step& step) {
 
 int32_t type_of(const std::string& name) {
   if (name == "float16") return MLA_OPT_FLOAT16;
+  if (name == "int8") return MLA_OPT_INT8;
+  if (name == "fp8") return MLA_OPT_FLOAT8E4M3FN;
   return name == "bfloat16" ? MLA_OPT_BFLOAT16 : MLA_OPT_FLOAT32;
 }
 
@@ -183,7 +208,10 @@ int main(int count, char** words) {
   const Library library = open(words[1]);
   const int32_t type = type_of(words[2]);
   const int64_t heads = std::atoll(words[3]), keys = std::atoll(words[4]);
-  const Multiply multiply = multiply_of(library.tier(), type == MLA_OPT_BFLOAT16);
+  const std::string tier = library.tier();
+  const bool as_bfloat16 = is_quantized(type) && (tier == "amx" || tier == "avx512bf16");
+  const Multiply multiply =
+      multiply_of(tier.c_str(), type == MLA_OPT_BFLOAT16 || as_bfloat16);
   if (!multiply) {
     std::fprintf(stderr, "the tier %s multiplies no bfloat16\n", library.tier());
     return 2;
