@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,11 +151,16 @@ def test_the_widths_of_released_models(form: str) -> None:
     held(exported(way), way)
 
 
-def test_it_is_verified_from_an_empty_cache_on() -> None:
+def test_it_is_verified_from_an_empty_cache_on_and_saved(tmp_path: Path) -> None:
     way = Way(write="copy", read="all", order="heads")
-    report = mla_opt.optimize(exported(way)).report
-    assert report.verification["passed"]
-    assert [change.kind for change in report.interface_changes] == ["input"] * 2 + ["output"] * 2
+    program = exported(way)
+    result = mla_opt.optimize(program)
+    changes = result.report.interface_changes
+    assert result.report.verification["passed"]
+    assert [change.kind for change in changes] == ["input"] * 2 + ["output"] * 2
+    torch.export.save(result.model, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2")
+    assert worst(program, loaded, way, 3) < TOLERANCE
 
 
 @pytest.mark.parametrize("form", ["naive", "absorbed"])
