@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,12 +43,14 @@ OTHERS = (
 )
 
 
-def worst(before: Any, after: Any, way: Way, batch: int) -> float:
+def worst(
+    before: Any, after: Any, way: Way, batch: int, sizes: tuple[tuple[int, int], ...] = CALLS
+) -> float:
     """The largest deviation over some calls, each on what the one before has left."""
     modules = [copy.deepcopy(each.module()) for each in (before, after)]
     caches = [_caches(each, way, batch) for each in (before, after)]
     errors = []
-    for tokens, past in STEPS if way.write == "select" else CALLS:
+    for tokens, past in STEPS if way.write == "select" else sizes:
         given = call(way, batch, tokens, past)
         with torch.no_grad():
             wanted, found = (m(*given, *own) for m, own in zip(modules, caches))
@@ -91,6 +94,28 @@ class Elsewhere(Module):
         super().put(part, rows, place, places + further, axis)
 
 
+class Rolled(Module):
+    """A look-alike: the rows are read in another order."""
+
+    def cached(self, new, where, store) -> Tensor:
+        return super().cached(new, where, store).roll(1, 1)
+
+
+class Turned(Module):
+    """A look-alike: new values are written in reverse."""
+
+    def cached(self, new, where, store) -> Tensor:
+        turned = new.flip(1) if new.shape[-1] == self.way.widths.value else new
+        return super().cached(turned, where, store)
+
+
+class Early(Module):
+    """Only the rows of the past are read."""
+
+    def cached(self, new, where, store) -> Tensor:
+        return super().cached(new, where, store)[:, : where[0]]
+
+
 class ReadTwice(Module):
     """A look-alike: the keys of the cache are returned, too."""
 
@@ -126,11 +151,16 @@ def test_the_widths_of_released_models(form: str) -> None:
     held(exported(way), way)
 
 
-def test_it_is_verified_from_an_empty_cache_on() -> None:
+def test_it_is_verified_from_an_empty_cache_on_and_saved(tmp_path: Path) -> None:
     way = Way(write="copy", read="all", order="heads")
-    report = mla_opt.optimize(exported(way)).report
-    assert report.verification["passed"]
-    assert [change.kind for change in report.interface_changes] == ["input"] * 2 + ["output"] * 2
+    program = exported(way)
+    result = mla_opt.optimize(program)
+    changes = result.report.interface_changes
+    assert result.report.verification["passed"]
+    assert [change.kind for change in changes] == ["input"] * 2 + ["output"] * 2
+    torch.export.save(result.model, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2")
+    assert worst(program, loaded, way, 3) < TOLERANCE
 
 
 @pytest.mark.parametrize("form", ["naive", "absorbed"])
@@ -166,3 +196,18 @@ def test_a_cache_that_is_read_twice_stays() -> None:
 
 def test_rows_that_are_added_to_others_are_none() -> None:
     assert codes(exported(Way(write="put", read="all"), kind=Added)) == ["tokens_apart"]
+
+
+@pytest.mark.parametrize(
+    "kind", [Rolled, *(pytest.param(each, marks=pytest.mark.sweep) for each in (Turned, Early))]
+)
+@pytest.mark.parametrize("read", ["end", pytest.param("all", marks=pytest.mark.sweep)])
+def test_what_only_looks_like_it_is_equal_or_refused(kind: type[Module], read: str) -> None:
+    way = Way(read=read)
+    program = exported(way, kind=kind)
+    try:
+        result = mla_opt.optimize(program, verify=False)
+    except mla_opt.NothingMatchedError:
+        return
+    calls = tuple(size for size in CALLS if size[1])
+    assert worst(program, result.model, way, 3, calls) < TOLERANCE

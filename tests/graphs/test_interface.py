@@ -445,3 +445,33 @@ def test_many_layers_are_read_quickly():
     )
     assert len(found.states) == len(layers)
     assert time.perf_counter() - started < 2
+
+
+# -- places of rows in buffers -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ScatterND", "ScatterElements"])
+def test_places_that_rows_are_written_to_are_positions_by_any_name(kind):
+    moved = helper.make_node("Unsqueeze", ["where", "axes"], ["column"])
+    written = helper.make_node(kind, ["buffer", "column", "rows"], ["logits"])
+    inputs = [IDS, ("where", INT, ["S"]), ("buffer", FLOAT, [9, 4])]
+    found = read(inputs, [LOGITS], [moved, written])
+    assert [port.name for port in found.positions] == ["where"]
+    assert found.token_ids.name == IDS[0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "nodes"),
+    [
+        ([], [helper.make_node("Range", ["begin", "end", "one"], ["logits"])]),
+        (["B"], [helper.make_node("TensorScatter", ["buffer", "new", "begin"], ["logits"])]),
+    ],
+    ids=["range", "rows"],
+)
+def test_places_that_rows_are_written_from_are_starts(sizes, nodes):
+    inputs = [IDS, ("begin", INT, sizes), ("buffer", FLOAT, ["B", 9, 4])]
+    found = read(inputs, [LOGITS], nodes)
+    assert [(port.name, roles(port)) for port in found.starts] == [
+        ("begin", ["batch"] * len(sizes))
+    ]
+    assert not found.positions
