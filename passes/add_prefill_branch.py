@@ -78,7 +78,6 @@ def _branch(graph: Graph, site: LatentAttentionSite, conditions: Conditions) -> 
         "by_query_length",
     )
     adopt(graph, site, values)
-    site.branches = True
 
 
 def _rows(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Rows:

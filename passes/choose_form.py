@@ -56,6 +56,7 @@ class ChooseForm(Pass):
         refusals = _prepare_folds(graph, site)
         if self.absorb == "auto":  # nobody asked for the fold that is not possible
             refusals = []
+        site.chooses = self.held and site.form == "factored"
         site.prefill, site.prefill_reason = self._prefill(graph, site)
         if site.form == "factored" and not self.held:
             site.notes.append("W_UK and W_UV are stored in the type of the queries")

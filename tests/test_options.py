@@ -50,7 +50,7 @@ def step(options: Options, name: str):
         ),
         ({"cache_type": "int8"}, "cache type int8 needs cache packed or static: scales have no"),
         (
-            {"cache_type": "fp8", "cache": "packed", "prefill": "expanded"},
+            {"cache_type": "fp8", "cache": "packed", "prefill": "expanded", "weights": "float"},
             "prefill expanded is not for cache type fp8, .* use weights keep",
         ),
         ({"cache_type": "float16", "absorb": "none"}, "cache type float16 needs absorbed"),

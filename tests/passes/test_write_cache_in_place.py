@@ -199,6 +199,6 @@ def test_what_must_be_done_before(steps, message):
 
 
 def test_sites_with_a_prefill_branch_are_not_written_in_place():
-    graph = prepared(Block(), *BEFORE, "add_prefill_branch", prefill="auto")
+    graph = prepared(Block(), *BEFORE, prefill="auto")
     with pytest.raises(PassError, match="does not append to its cache in one operator"):
         run(graph, "write_cache_in_place")
