@@ -31,6 +31,7 @@ SCALE = 0.07
 #: What the two products of a layer took in ONNX Runtime, in microseconds, and the share wanted.
 TODAY, SHARE = 986.0, 0.35
 WANTED = "packed4_32"
+PRODUCT = "square MatMul of ONNX Runtime"
 TWO_PRODUCTS, ATTENTION = "two MatMuls of ONNX Runtime", "attention alone"
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
@@ -122,6 +123,19 @@ def two_products() -> Callable[[], object]:
     return _run(session(helper.make_model(graph, opset_imports=imports, ir_version=10)), feeds)
 
 
+def square_product(edge: int) -> Callable[[], object]:
+    """What the rate of products is told by: a square MatMul of ONNX Runtime."""
+    feeds = {name: np.ones((edge, edge), np.float32) for name in "ab"}
+    inputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, x.shape) for n, x in feeds.items()
+    ]
+    output = helper.make_tensor_value_info("c", TensorProto.FLOAT, None)
+    node = helper.make_node("MatMul", ["a", "b"], ["c"])
+    graph = helper.make_graph([node], "product", inputs, [output])
+    imports = [helper.make_opsetid("", 21)]
+    return _run(session(helper.make_model(graph, opset_imports=imports, ir_version=10)), feeds)
+
+
 def _run(opened: ort.InferenceSession, feeds: Feeds) -> Callable[[], object]:
     given = {name: ort.OrtValue.ortvalue_from_numpy(feed) for name, feed in feeds.items()}
     names = [output.name for output in opened.get_outputs()]
@@ -181,8 +195,10 @@ def layers(sizes: Sequence[tuple[int, int]], rounds: int, quick: bool) -> list[L
     found = []
     forms: tuple[Form, ...] = ("absorbed", "expanded")
     for new, past in sizes:
-        runs = {form: holding("float32", new, past, form) for form in forms}
-        found.append(Layer(new, past, take_turns(runs, rounds), machine.gemm_gflops(edge, 1)))
+        runs = {str(form): holding("float32", new, past, form) for form in forms}
+        spent = take_turns({**runs, PRODUCT: square_product(edge)}, rounds)
+        gflops = 2 * edge**3 / spent.pop(PRODUCT).best / 1e9
+        found.append(Layer(new, past, spent, gflops))
     return found
 
 

@@ -34,8 +34,8 @@ from mla_opt.operator.onnx.function_body import (
     zero_where_blind,
 )
 
-# Parts of a buffer from which on attention to all of it is faster than to a copy of the rows that
-# are valid: 24.1 ms and 27.9 for one token of 16 heads where all of 32768 rows are.
+# Part of a buffer from which on attention to all of it is preferred to attention to a copy of the rows
+# that are valid: copying all of 32768 rows takes a seventh of the time of one token of 16 heads.
 MOSTLY_FULL = (4, 5)
 
 
