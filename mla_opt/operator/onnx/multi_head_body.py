@@ -34,8 +34,8 @@ from mla_opt.operator.onnx.function_body import (
     zero_where_blind,
 )
 
-# Part of a buffer from which on attention to all of it is preferred to attention to a copy of the rows
-# that are valid: copying all of 32768 rows takes a seventh of the time of one token of 16 heads.
+# Part of a buffer from which on all of it is attended to, rather than a copy of the rows that are
+# valid: copying all of 32768 rows takes a seventh of the time of one token of 16 heads.
 MOSTLY_FULL = (4, 5)
 
 
