@@ -81,7 +81,7 @@ def optimize(
     phase: Phase = "decode",
     plugin: bool = True,
     keep_activation_quantization: bool = False,
-    weights: Weights = "float",
+    weights: Weights = "auto",
     allow_unmatched: bool = False,
     observer: Observer | None = None,
 ) -> OptimizeResult:
@@ -107,7 +107,8 @@ def optimize(
         keep_activation_quantization: refuse attentions whose activations are quantized; if not,
             they are rewritten without that, and the report says so.
         weights: ``keep`` lets one operator hold W_UK and W_UV in the bits that the model stores
-            them in, for ONNX files; ``float`` stores them in the type of the queries.
+            them in, for ONNX files and ``onnxruntime``; ``float`` stores them in the type of the
+            queries; ``auto`` keeps them where that is possible and nothing folds them.
         allow_unmatched: return the model as it is if nothing matches.
         observer: told of every pass and every verification run.
 
@@ -130,7 +131,7 @@ def optimize(
         weights,
     )
     opened = subject(model, target, options.least_opset)
-    opened.check(options)
+    options = opened.settle(options)
     graph = opened.graph
     with ThreadPoolExecutor(1) as aside:  # hashing a large file takes as long as the passes
         described = aside.submit(opened.file)
@@ -201,7 +202,7 @@ def inspect(model: ModelLike) -> InspectionReport:
     opened = subject(model)
     graph = opened.graph
     # Before they change anything: those that decide are the passes of optimize itself.
-    records = _passed(opened, Options(passes=LOOKING), None)
+    records = _passed(opened, opened.settle(Options(passes=LOOKING)), None)
     matched = [_attention(graph, site) for site in graph.sites]
     refused = [_refused(each) for record in records for each in record.result.refusals]
     attentions = sorted((*matched, *refused), key=lambda each: _natural(each.name))

@@ -41,9 +41,14 @@ class MlaGeometry:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
+    def head_width(self) -> int:
+        """Numbers per token of a head's key and value, ``N + R + V``."""
+        return self.qk_head_dim + self.v_head_dim
+
+    @property
     def expanded_width(self) -> int:
         """Numbers per token of an expanded cache, ``H (N + R + V)``."""
-        return self.num_heads * (self.qk_head_dim + self.v_head_dim)
+        return self.num_heads * self.head_width
 
     @property
     def prefill_crossover(self) -> float:

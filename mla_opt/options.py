@@ -16,12 +16,14 @@ from mla_opt.sites import PrefillForm
 Target = Literal["onnxruntime", "portable", "tensorrt"]
 Phase = Literal["prefill", "decode"]
 CacheType = Literal["keep", "float16", "bfloat16", "int8", "fp8"]
-Weights = Literal["float", "keep"]
+Weights = Literal["auto", "float", "keep"]
 #: TensorScatter is there since 24, Attention since 23, 8-bit floats since 19, CastLike since 15.
 TENSORRT_OPSET = 24
 OPSET_OF_CODES = {"int8": 15, "fp8": 19}
 
 Absorb = Literal["auto", "factored", "fold-q", "fold-o", "fold", "none"]
+
+REWRITES, HOLD_WEIGHTS = "absorb_weights", "hold_weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Options:
         plugin: whether TensorRT runs the operator by the plugin, where that has a kernel for the
             widths C and R, or by standard operators.
         weights: ``keep`` lets one operator hold W_UK and W_UV in the bits that the model stores
-            them in, ``float`` stores them anew in the type of the queries.
+            them in, ``float`` stores them anew in the type of the queries. ``auto`` keeps them
+            wherever the target has that operator and nothing folds them.
     """
 
     target: Target = "onnxruntime"
@@ -55,7 +58,7 @@ class Options:
     phase: Phase = "decode"
     plugin: bool = True
     keep_activation_quantization: bool = False
-    weights: Weights = "float"
+    weights: Weights = "auto"
 
     def __post_init__(self) -> None:
         kinds = {
@@ -85,15 +88,16 @@ class Options:
         """What was asked for by name is done, or refused."""
         prompts_only = self.target == "tensorrt" and self.phase == "prefill"
         if self.prefill == "expanded" and not prompts_only:
-            if self.cache_mode()[0] == "static" and self.weights != "keep":
-                raise InputError(
-                    "prefill expanded is not for cache static, whose buffers are attended to as"
-                    " they are, absorbed; use weights keep, cache keep or packed, or prefill auto"
-                )
             if self.absorb in ("fold-q", "fold-o", "fold"):
                 raise InputError(
                     f"prefill expanded is not for absorb {self.absorb}: folded weights cannot be"
                     " expanded without storing them twice; use absorb factored, or prefill auto"
+                )
+            if self.cache_mode()[0] == "static" and not self.holds_weights:
+                raise InputError(
+                    "prefill expanded is for cache static only where the operator holds its"
+                    f" weights, which it does not for target {self.target} with weights"
+                    f" {self.weights}; use weights keep, cache keep or packed, or prefill auto"
                 )
         if self.prefill == "absorbed" and self.absorb == "none":
             raise InputError("prefill absorbed needs absorbed attention; absorb is 'none'")
@@ -110,14 +114,14 @@ class Options:
                 f"cache type {self.cache_type} needs cache packed or static: scales have no place"
                 " in the model's own cache, which keep leaves as it is"
             )
-        if self.prefill == "expanded" and self.weights != "keep":
+        if self.prefill == "expanded" and not self.holds_weights:
             raise InputError(
                 f"prefill expanded is not for cache type {self.cache_type}, whose rows are attended"
                 " to as they are, absorbed; use weights keep, or prefill auto"
             )
 
     def _check_weights(self) -> None:
-        if self.weights == "float":
+        if self.weights != "keep":
             return
         if self.absorb not in ("auto", "factored"):
             raise InputError(f"weights keep is not for absorb {self.absorb}, which stores others")
@@ -141,6 +145,13 @@ class Options:
             return TENSORRT_OPSET
         return OPSET_OF_CODES.get(self.cache_type, 0)
 
+    @property
+    def holds_weights(self) -> bool:
+        """Whether an operator is to hold W_UK and W_UV, where nothing folds them."""
+        if self.weights == "auto":
+            return self.target == "onnxruntime" and self.absorb in ("auto", "factored")
+        return self.weights == "keep"
+
     def cache_mode(self) -> tuple[str, int | None]:
         """The cache mode, and the capacity where one is given."""
         try:
@@ -150,36 +161,39 @@ class Options:
 
     def pipeline(self) -> Pipeline:
         """The passes to run, with their options."""
-        names = self.passes
-        if names is None:
-            static = self.cache_mode()[0] == "static"
-            names = passes.names(
-                portable=self.target == "portable",
-                static=static,
-                narrow=self.cache_type in ("float16", "bfloat16"),
-                quantize=self.is_quantized,
-                hold_weights=self.weights == "keep",
-                tensorrt=self.phase if self.target == "tensorrt" else None,
-            )
+        names = self._default_passes() if self.passes is None else self.passes
         _check_order(names)
-        return Pipeline([self._make(passes.load(name)) for name in names])
+        # Passes that only look are told what those that rewrite would do.
+        rewrites = REWRITES in names
+        held = HOLD_WEIGHTS in names or (self.holds_weights and not rewrites)
+        return Pipeline([self._make(passes.load(name), held) for name in names])
 
-    def _make(self, kind: type[Pass]) -> Pass:
+    def _default_passes(self) -> Sequence[str]:
+        return passes.names(
+            portable=self.target == "portable",
+            static=self.cache_mode()[0] == "static",
+            narrow=self.cache_type in ("float16", "bfloat16"),
+            quantize=self.is_quantized,
+            hold_weights=self.holds_weights,
+            tensorrt=self.phase if self.target == "tensorrt" else None,
+        )
+
+    def _make(self, kind: type[Pass], held: bool) -> Pass:
         mode, capacity = self.cache_mode()
         tensorrt = self.target == "tensorrt"
         expands = tensorrt and self.phase == "prefill"
         given: dict[str, dict[str, Any]] = {
             "choose_form": {
                 "absorb": "factored" if expands or self.weights == "keep" else self.absorb,
-                "prefill": "absorbed" if self.weights == "keep" else self.prefill,
+                "prefill": self.prefill,
                 "in_place": mode == "static",
                 "quantized": self.is_quantized,
+                "held": held,
             },
             "check_roundings": {"keep": self.keep_activation_quantization},
             "compress_cache": {"mode": mode},
             "narrow_cache": {"cache_type": "keep" if self.is_quantized else self.cache_type},
             "quantize_cache": {"cache_type": self.cache_type if self.is_quantized else "keep"},
-            "hold_weights": {"prefill": self.prefill},
             "write_cache_in_place": {
                 "capacity": capacity,
                 "count": "shapes" if tensorrt else "lengths",

@@ -14,7 +14,8 @@
 12. `quantize_cache`: on request, keep them in 8 bits, with scales
 13. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
 14. `write_cache_in_place`: for static caches, buffers that are written in place
-15. `hold_weights`: on request, one operator that holds W_UK and W_UV as the model stores them
+15. `hold_weights`: one operator that holds W_UK and W_UV as the model stores them, where the
+    target has it
 16. `lower_to_standard_ops`: for the portable target, no custom operator is left
 17. `lower_to_tensorrt`: for engines, the prefill or the decode graph
 18. `put_back_roundings`: quantize activations again outside of what was rewritten

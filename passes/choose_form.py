@@ -26,7 +26,9 @@ _UNFOLDED = "nothing between the attention and the projection but layout; or for
 class ChooseForm(Pass):
     """Set form and prefill form of every site.
 
-    ``in_place`` when caches will be buffers, ``quantized`` when their rows will be of 8 bits.
+    ``in_place`` when caches will be buffers, ``quantized`` when their rows will be of 8 bits;
+    ``held`` when the operator will hold W_UK and W_UV of the sites that nothing folds, and has both
+    forms then, whatever the cache.
     """
 
     name: ClassVar[str] = "choose_form"
@@ -34,6 +36,7 @@ class ChooseForm(Pass):
     prefill: PrefillForm = "auto"
     in_place: bool = False
     quantized: bool = False
+    held: bool = False
 
     def requires(self, graph: Graph) -> None:
         """Every site has its geometry."""
@@ -44,7 +47,7 @@ class ChooseForm(Pass):
         """Decide; nothing is rewritten."""
         refusals = [each for site in graph.sites for each in self._decide(graph, site)]
         notes = {f"{site.form}: {site.form_reason}" for site in graph.sites}
-        if self.in_place or self.quantized:
+        if self.in_place or self.quantized or self.held:
             notes |= {f"prefill {site.prefill}: {site.prefill_reason}" for site in graph.sites}
         return PassResult(len(graph.sites), 0, tuple(refusals), tuple(sorted(notes)))
 
@@ -53,7 +56,10 @@ class ChooseForm(Pass):
         refusals = _prepare_folds(graph, site)
         if self.absorb == "auto":  # nobody asked for the fold that is not possible
             refusals = []
+        site.chooses = self.held and site.form == "factored"
         site.prefill, site.prefill_reason = self._prefill(graph, site)
+        if site.form == "factored" and not self.held:
+            site.notes.append("W_UK and W_UV are stored in the type of the queries")
         return refusals
 
     def _form(self, graph: Graph, site: LatentAttentionSite) -> tuple[Form, str]:
@@ -63,6 +69,8 @@ class ChooseForm(Pass):
         choice = cost_model.choose_form(
             site.geometry, dtype_bytes=graph.dtype(site.core.query).itemsize
         )
+        if choice.form != "factored" and self.held:
+            return "factored", f"{choice.reason}; but the operator holds the matrices as they are"
         if choice.form != "factored" and self._prefill(graph, site)[0] != "absorbed":
             return "factored", f"{choice.reason}; but long queries need the matrices as they are"
         return choice.form, choice.reason
@@ -70,9 +78,10 @@ class ChooseForm(Pass):
     def _prefill(self, graph: Graph, site: LatentAttentionSite) -> tuple[PrefillForm, str]:
         if site.form == "none":
             return "expanded", "asked not to absorb"
-        if self.in_place:
+        held = self.held and site.form == "factored"
+        if self.in_place and not held:
             return "absorbed", "a static cache is attended to as it is, so prompts are absorbed"
-        if self.quantized:
+        if self.quantized and not held:
             return "absorbed", "rows of 8 bits are attended to as they are, so prompts are absorbed"
         if site.form != "factored" and self.prefill != "absorbed":
             return "absorbed", "folded weights cannot be expanded again without storing them twice"
@@ -82,6 +91,8 @@ class ChooseForm(Pass):
         shape = graph.example_shape(site.core.query)
         single = shape is not None and shape[2] == 1
         choice = cost_model.choose_prefill(site.geometry, always_short=single)
+        if held and choice.form == "auto" and site.only_new_rows:
+            return "expanded", "no cache: a whole prompt is cheaper expanded"
         return choice.form, choice.reason
 
 

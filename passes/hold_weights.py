@@ -3,9 +3,10 @@
 Before:   query @ W_UK --> LatentAttention(rows) --> @ W_UV
 After:    query --> MultiHeadLatentAttention(rows, kv_b, its scales)
 
-Rows that the model keeps in few bits are looked for by their numbers, and stay as they are, bit for
-bit; others are stored in the narrowest float type that holds each of their numbers. Whether a call
-is absorbed or expanded is decided in the operator.
+Rows that the model keeps in few bits are looked for by their numbers, and stay as they are, bit
+for bit, also where something multiplies them on their way; others are stored in the narrowest float
+type that holds each of their numbers. Whether a call is absorbed or expanded is decided in the
+operator.
 """
 
 from __future__ import annotations
@@ -26,17 +27,16 @@ from mla_opt.operator.kv_b import PLAIN, KvB
 from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
 from mla_opt.passes.write_cache_in_place import buffer_rows
 from mla_opt.pipeline import Pass, PassResult
-from mla_opt.sites import LatentAttentionSite, LatentWeights, PrefillForm
+from mla_opt.sites import LatentAttentionSite, LatentWeights
 
 _NARROW = (np.float16, ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True)
 class HoldWeights(Pass):
-    """Rewrite every site whose matrices are as they were; ``prefill`` is the form it asks for."""
+    """Rewrite every site whose matrices are as they were, to take the form that was chosen."""
 
     name: ClassVar[str] = "hold_weights"
-    prefill: PrefillForm = "auto"
 
     def requires(self, graph: Graph) -> None:
         """Every site is rebuilt already."""
@@ -54,14 +54,13 @@ class HoldWeights(Pass):
     def _hold(self, graph: Graph, site: LatentAttentionSite) -> None:
         assert site.weights is not None
         rows = rows_of_heads(site.weights)
-        kept = graph.stored_rows(rows) or _plain(rows, graph.dtype(site.core.query))
+        kept = _kept(graph, rows, graph.dtype(site.core.query))
         builder = graph.builder(anchor(graph, site), f"{site.name}/mla")
         emitted = self._emit(graph, builder, site, kept)
         adopt(graph, site, emitted.values())
         if site.cache is not None and site.cache.layout == "static":
             for value in emitted.caches:
                 graph.declare_rows(value, buffer_rows(site.cache.capacity))
-        site.prefill, site.prefill_reason = self.prefill, "the operator holds its weights"
         site.notes.append(_told(kept, rows))
 
     def _emit(
@@ -82,7 +81,7 @@ class HoldWeights(Pass):
             scale=site.scale,
             geometry=geometry,
             causal=site.core.causal,
-            form=self.prefill,
+            form=site.prefill,
             name="multi_head_latent_attention",
         )
         return Emitted(shifted(builder, operands, output), tuple(caches))
@@ -103,16 +102,34 @@ def _query(builder: Builder, site: LatentAttentionSite) -> Value:
     return builder.concat((operands.query_nope, operands.query_rope), 3, "query")
 
 
-def _plain(rows: Array, dtype: np.dtype) -> KvB:
-    """The rows in the narrowest float type that holds each number, at most the query's."""
+def _kept(graph: Graph, rows: Array, dtype: np.dtype) -> KvB:
+    """The rows in the bits that the model has them in."""
+    stored = graph.stored_rows(rows)
+    if stored is not None:
+        return stored
     rows = rows.astype(dtype, copy=False)
+    short = _in_16_bits(rows)
+    if short is not None:
+        return KvB(PLAIN, short)
+    return graph.scaled_rows(rows) or KvB(PLAIN, rows)
+
+
+def _in_16_bits(rows: Array) -> Array | None:
+    """The rows in a narrower float type that holds each number, if there is one."""
     for narrow in _NARROW:
-        if np.dtype(narrow).itemsize < dtype.itemsize:
-            with np.errstate(over="ignore"):
-                short = rows.astype(narrow)
-            if (short.astype(dtype) == rows).all():
-                return KvB(PLAIN, short)
-    return KvB(PLAIN, rows)
+        if np.dtype(narrow).itemsize >= rows.dtype.itemsize:
+            continue
+        if _same(rows[:1], narrow) is not None:  # few numbers tell of most rows that they are wide
+            short = _same(rows, narrow)
+            if short is not None:
+                return short
+    return None
+
+
+def _same(rows: Array, narrow: type) -> Array | None:
+    with np.errstate(over="ignore"):
+        short: Array = rows.astype(narrow)
+    return short if (short.astype(rows.dtype) == rows).all() else None
 
 
 def _told(kept: KvB, rows: Array) -> str:

@@ -47,13 +47,14 @@ class QuantizeCache(Pass):
     cache_type: CodesType = "keep"
 
     def requires(self, graph: Graph) -> None:
-        """Every cache is one tensor, handed to the operator, and every call is absorbed."""
+        """Every cache is one tensor, handed to the operator; nothing else expands its rows."""
         for site in cached(graph):
             if not site.fused:
                 raise PassError(f"{site.name} does not append to its cache; run fuse_cache_append")
             if site.cache is not None and len(site.cache.past) != 1:
                 raise PassError(f"{site.name} keeps its cache in two tensors; pack it first")
-            if site.prefill != "absorbed" and self.cache_type != "keep":
+            fixed = site.prefill == "absorbed" or site.chooses
+            if not fixed and self.cache_type != "keep":
                 raise PassError(f"{site.name} has an expanded form, which knows no 8-bit rows")
 
     def run(self, graph: Graph) -> PassResult:

@@ -45,7 +45,7 @@ class WriteCacheInPlace(Pass):
     def requires(self, graph: Graph) -> None:
         """Every cache is one tensor and handed to the operator."""
         for site in _cached(graph):
-            if not site.fused or site.prefill != "absorbed":
+            if not site.fused or not (site.prefill == "absorbed" or site.chooses):
                 raise PassError(f"{site.name} does not append to its cache in one operator")
             if site.cache is not None and len(site.cache.past) != _tensors_of(site.cache):
                 raise PassError(f"{site.name} keeps its cache in two tensors; pack it first")

@@ -203,6 +203,7 @@ def test_causal_scores_count_the_triangle() -> None:
 
 UNFUSED = Prefill(V2_LITE, 4)
 FUSED = Prefill(V2_LITE, 4, expands_from=171, fused=True)
+HELD = Prefill(V2_LITE, 4, expands_from=171, fused=True, held=True)
 GIB = 1 << 30
 
 
@@ -229,7 +230,16 @@ def test_a_mask_is_what_limits_a_chunk_with_a_kernel() -> None:
     assert chunk * (31_000 + chunk) * 20 > absorbed.bytes(Workload(1, chunk, 31_000 + chunk)) / 2
 
 
-@pytest.mark.parametrize("prefill", [UNFUSED, FUSED])
+def test_a_kernel_that_expands_keeps_no_scores_and_few_keys() -> None:
+    """At most 64 MiB of keys and values, or those of one head: 320 numbers for each token."""
+    for batch, total, kept in ((1, 32_768, 1 << 26), (4, 100_000, 100_000 * 320 * 4)):
+        workload, masks = Workload(batch, 512, total), batch * 512 * total * 20
+        beyond = HELD.bytes(workload) - masks
+        assert kept <= beyond <= kept + batch * 512 * 16 * 2 * 1100 * 4
+        assert FUSED.bytes(workload) - HELD.bytes(workload) > 3 * 16 * batch * 512 * total * 4
+
+
+@pytest.mark.parametrize("prefill", [UNFUSED, FUSED, HELD])
 @pytest.mark.parametrize("past_len", [0, 1000, 32_000])
 @pytest.mark.parametrize("budget", [1 << 20, 1 << 26, GIB])
 def test_a_chunk_fits_and_no_better_one_would(prefill: Prefill, past_len: int, budget: int) -> None:

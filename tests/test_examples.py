@@ -53,7 +53,7 @@ def test_optimize_in_export_pipeline(tmp_path: Path) -> None:
     assert any("mlp.gate" in tensor.name for tensor in model.graph.initializer), "no experts"
     assert "attention_mask" in {each.name for each in model.graph.input}
     functions = sorted(f.name for f in model.functions)
-    assert functions == ["LatentAttention", "PrefillCrossover"]
+    assert functions == ["MultiHeadLatentAttention"]
 
 
 def test_optimize_torch_program(tmp_path: Path) -> None:

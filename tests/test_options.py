@@ -34,8 +34,13 @@ def step(options: Options, name: str):
         ({"cache": "static:many"}, "cache: the rows in 'static:many': 'many' is no whole number"),
         ({"cache": "static", "absorb": "none"}, "cache static needs absorbed attention"),
         (
-            {"cache": "static", "prefill": "expanded"},
-            "prefill expanded is not for cache static, .* use weights keep, cache keep or packed",
+            {"cache": "static", "prefill": "expanded", "weights": "float"},
+            "prefill expanded is for cache static only where the operator holds its weights, which"
+            " it does not for target onnxruntime with weights float; use weights keep, cache keep",
+        ),
+        (
+            {"cache": "static", "prefill": "expanded", "target": "portable"},
+            "prefill expanded is for cache static only where .* target portable with weights auto",
         ),
         ({"absorb": "fold", "prefill": "expanded"}, "prefill expanded is not for absorb fold"),
         ({"absorb": "none", "prefill": "absorbed"}, "prefill absorbed needs absorbed attention"),
@@ -45,11 +50,11 @@ def step(options: Options, name: str):
         ),
         ({"cache_type": "int8"}, "cache type int8 needs cache packed or static: scales have no"),
         (
-            {"cache_type": "fp8", "cache": "packed", "prefill": "expanded"},
+            {"cache_type": "fp8", "cache": "packed", "prefill": "expanded", "weights": "float"},
             "prefill expanded is not for cache type fp8, .* use weights keep",
         ),
         ({"cache_type": "float16", "absorb": "none"}, "cache type float16 needs absorbed"),
-        ({"weights": "packed"}, "weights is 'packed', not float or keep"),
+        ({"weights": "packed"}, "weights is 'packed', not auto, float or keep"),
         ({"weights": "keep", "absorb": "fold"}, "weights keep is not for absorb fold"),
         (
             {"weights": "keep", "target": "portable"},
@@ -94,7 +99,7 @@ def test_the_default_pipeline_in_order():
         "lower_to_tensorrt",
         "narrow_cache",
         "quantize_cache",
-        "hold_weights",
+        "add_prefill_branch",
     }
     assert names(Options()) == [name for name in passes.BUILT_IN if name not in left_out]
 
@@ -102,14 +107,16 @@ def test_the_default_pipeline_in_order():
 @pytest.mark.parametrize(
     ("given", "added"),
     [
-        ({"target": "portable"}, "lower_to_standard_ops"),
-        ({"cache": "static"}, "write_cache_in_place"),
-        ({"cache_type": "bfloat16"}, "narrow_cache"),
-        ({"cache_type": "int8", "cache": "packed"}, "quantize_cache"),
+        ({"target": "portable"}, {"lower_to_standard_ops", "add_prefill_branch"}),
+        ({"cache": "static"}, {"write_cache_in_place"}),
+        ({"cache_type": "bfloat16"}, {"narrow_cache"}),
+        ({"weights": "float"}, {"add_prefill_branch"}),
+        ({"absorb": "fold"}, {"add_prefill_branch"}),
+        ({"cache_type": "int8", "cache": "packed"}, {"quantize_cache"}),
     ],
 )
 def test_passes_that_run_only_when_asked_for(given, added):
-    assert set(names(Options(**given))) - set(names(Options())) == {added}
+    assert set(names(Options(**given))) - set(names(Options())) == added
     chosen = names(Options(**given))
     assert chosen == [name for name in passes.BUILT_IN if name in chosen]
 
@@ -145,11 +152,11 @@ def test_options_reach_their_passes():
 
 
 def test_an_operator_that_holds_its_weights_chooses_the_form_itself():
-    options = Options(weights="keep", cache="static", prefill="expanded")
-    assert "add_prefill_branch" not in names(options)
-    assert step(options, "hold_weights").prefill == "expanded"
-    form = step(options, "choose_form")
-    assert (form.absorb, form.prefill) == ("factored", "absorbed")
+    for weights, absorb in (("keep", "factored"), ("auto", "auto")):
+        options = Options(weights=weights, cache="static", prefill="expanded")
+        assert "add_prefill_branch" not in names(options)
+        form = step(options, "choose_form")
+        assert (form.absorb, form.prefill, form.held) == (absorb, "expanded", True)
 
 
 def test_passes_of_ones_own_choice():
@@ -199,5 +206,5 @@ def test_as_dict_is_what_was_given():
         "phase": "decode",
         "plugin": True,
         "keep_activation_quantization": False,
-        "weights": "float",
+        "weights": "auto",
     }

@@ -102,7 +102,7 @@ SIGNATURES = {
         "phase": "decode",
         "plugin": True,
         "keep_activation_quantization": False,
-        "weights": "float",
+        "weights": "auto",
         "allow_unmatched": False,
         "observer": None,
     },
@@ -339,7 +339,7 @@ def test_a_failed_verification_is_raised_with_its_report(monkeypatch):
 
     monkeypatch.setattr(AbsorbWeights, "run", doubled)
     with pytest.raises(mla_opt.VerificationError) as error:
-        mla_opt.optimize(build(Block()), absorb="factored")
+        mla_opt.optimize(build(Block()), absorb="factored", weights="float")
     assert error.value.report is not None
 
 

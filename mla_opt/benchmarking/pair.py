@@ -175,8 +175,14 @@ class Pair:
         before = form_before(self.attentions[0].cache_family)
         if side == "original" or not self.sites:
             return before
-        thresholds = [s.prefill_threshold for s in self.sites if s.prefill_threshold is not None]
-        return "expanded" if thresholds and query >= max(thresholds) else "factored"
+        limit = self.expands_from
+        return "expanded" if limit is not None and query >= limit else "factored"
+
+    @property
+    def expands_from(self) -> int | None:
+        """New tokens from which on all attentions of the optimized model expand; `None`: never."""
+        known = [s.prefill_threshold for s in self.sites if s.prefill_threshold is not None]
+        return max(known, default=None)
 
     def least_bytes(self, side: Side, point: Point) -> int:
         """Bytes that one side needs at the very least: weights, caches, and keys and values once

@@ -91,17 +91,25 @@ _INSIDE: dict[str | None, str] = {
 }
 
 
+def _prompts(pair: Pair, why: str) -> str:
+    """From how many new tokens on keys and values are expanded, and why."""
+    first = pair.expands_from
+    return "" if first is None else f"; expands from about {first} new tokens on, as far as {why}"
+
+
 def variants(pair: Pair, threads: int) -> tuple[tuple[Variant, ...], tuple[str, ...]]:
     """Return every way to run the two models here, and what cannot be shown, in words."""
     inside = _INSIDE[pair.form("optimized", 1)]
+    body = f"{inside}{_prompts(pair, 'that takes fewer operations')}; standard operators"
     found = [
         Variant(ORIGINAL, "original", _INSIDE[pair.form("original", 1)], pair, "original", threads),
-        Variant(BODY, "optimized", f"{inside}; standard operators", pair, "optimized", threads),
+        Variant(BODY, "optimized", body, pair, "optimized", threads),
     ]
     if not pair.has_operator:
         return tuple(found), ("no kernel: the optimized model holds no mla_opt::LatentAttention",)
     if not kernels.kernel_available():
         return tuple(found), ("no kernel: this installation was made without the kernel library",)
-    text = f"{inside}; one fused kernel ({kernels.cpu_tier()})"
+    fast = _prompts(pair, "the kernel's own rates say so")
+    text = f"{inside}{fast}; one fused kernel ({kernels.cpu_tier()})"
     found.append(Variant(KERNEL, "optimized", text, pair, "optimized", threads, kernel=True))
     return tuple(found), ()

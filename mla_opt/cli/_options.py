@@ -47,6 +47,7 @@ class CacheType(StrEnum):
 class Weights(StrEnum):
     """What becomes of the bits of W_UK and W_UV."""
 
+    AUTO = "auto"
     FLOAT = "float"
     KEEP = "keep"
 

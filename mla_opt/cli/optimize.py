@@ -130,9 +130,10 @@ def optimize(
             parser=choice(Weights),
             metavar=names(Weights),
             help="float: store W_UK and W_UV in the type of the queries. keep: one operator holds "
-            "them in the bits that the model stores them in.",
+            "them in the bits that the model stores them in. auto: keep, where the target has that "
+            "operator and nothing is folded.",
         ),
-    ] = Weights.FLOAT,
+    ] = Weights.AUTO,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run both models and compare.")
     ] = True,

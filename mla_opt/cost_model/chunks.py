@@ -20,6 +20,9 @@ _SCORES_HELD = 3
 #: Bytes that the mask takes while a model makes it, for each query and key, whatever the heads: 19
 #: were measured with exports of transformers 5.23, which compare, join, and turn it into floats.
 _MASK_BYTES = 20
+#: Bytes of keys and values that the kernel which expands by itself keeps at a time, some heads of
+#: one sequence; more only where those of one head are more.
+_EXPANDED_HELD = 64 << 20
 #: Chunks whose times differ by less than this factor are taken to be equally fast.
 _SAME_TIME = 1.05
 
@@ -34,6 +37,7 @@ class Prefill:
         expands_from: s, where chunks of more than ``s T / (T + s)`` tokens are expanded; ``None``
             where none is.
         fused: whether the absorbed form keeps no scores.
+        held: whether the expanded form keeps none either, and few keys and values at a time.
         logits_per_token: logits that a call makes for each of its tokens; 0 if for the last only.
     """
 
@@ -41,6 +45,7 @@ class Prefill:
     dtype_bytes: int
     expands_from: int | None = None
     fused: bool = False
+    held: bool = False
     logits_per_token: int = 0
 
     def expands(self, query_len: int, total_len: int) -> bool:
@@ -57,12 +62,16 @@ class Prefill:
         geometry, rows = self.geometry, workload.batch * workload.query_len
         pairs = geometry.num_heads * rows * workload.total_len
         numbers = rows * (self.logits_per_token + 2 * _query_numbers(geometry))
-        if self.expands(workload.query_len, workload.total_len):
+        expands, kept = self.expands(workload.query_len, workload.total_len), 0
+        if expands and self.held:
+            head = self.dtype_bytes * workload.total_len * geometry.head_width
+            kept = max(head, min(head * geometry.num_heads, _EXPANDED_HELD))
+        elif expands:
             # Joined keys and the parts they are joined from; values twice, as made and laid out.
             numbers += 2 * workload.keys * geometry.expanded_width + _SCORES_HELD * pairs
         elif not self.fused:
             numbers += _SCORES_HELD * pairs
-        return self.dtype_bytes * numbers + _MASK_BYTES * rows * workload.total_len
+        return self.dtype_bytes * numbers + kept + _MASK_BYTES * rows * workload.total_len
 
     def seconds_per_token(self, workload: Workload, hardware: Hardware = DEFAULT_HARDWARE) -> float:
         """Return the time of the attention of one call, for each of its tokens."""

@@ -271,6 +271,13 @@ class Graph(Protocol):
         for bit as it is stored. ``None``: they are kept nowhere, or only as they are.
         """
 
+    def scaled_rows(self, rows: Array) -> KvB | None:
+        """Codes that the graph keeps, and scales with which they are these rows ``[W, C]``.
+
+        The codes come bit for bit as they are stored, the scales as all that they are multiplied
+        with on their way. ``None``: the rows are multiples of no stored codes.
+        """
+
     def is_input(self, value: Value) -> bool:
         """Whether the value is an input of the graph."""
 

@@ -8,7 +8,7 @@ the ``C / block_size`` blocks of a row:
 | storage | ``kv_b`` | ``kv_b_scales`` |
 |---|---|---|
 | plain | [W, C] float32, float16, bfloat16, float64 | absent: 1 |
-| scaled | [W, C] int8, uint8, float8e4m3fn, float8e5m2 | [W / block_rows, K] |
+| scaled | [W, C] int8, uint8, float8e4m3fn, float8e5m2, float16, bfloat16 | [W / block_rows, K] |
 | packed | [W, K, block_size * bits / 8] uint8 | [W, K] |
 
 | storage | ``kv_b_zero_points`` |

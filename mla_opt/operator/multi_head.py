@@ -31,8 +31,9 @@ computes it as it stands. *Absorbed* computes the same as ``LatentAttention`` fr
 | ``scale``, ``causal``, ``plugin_namespace``, ``plugin_version`` | | as ``LatentAttention`` |
 | ``kv_lora_rank``, ``qk_nope_head_dim``, ``v_head_dim`` | int | C, N, V |
 | ``bits``, ``block_size``, ``block_rows`` | int | see :class:`mla_opt.operator.kv_b.Storage` |
-| ``form`` | string | ``absorbed``, ``expanded``, or ``auto``: whichever takes less time |
+| ``form`` | string | ``absorbed``; ``expanded``, where S > 1; or ``auto``: what takes less time |
 
+One query to many rows is absorbed by ``expanded``, too: nobody wants a step to expand its cache.
 Every attribute is written on the node. Nodes of several signatures are named as those of
 ``LatentAttention`` are: ``MultiHeadLatentAttention``, ``MultiHeadLatentAttention_2`` and so on.
 """

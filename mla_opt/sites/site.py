@@ -42,6 +42,7 @@ class LatentAttentionSite:
         original_cache: names of the cache's inputs and outputs in the model as it came.
         operands: what the rewritten site reads, once it is rewritten.
         fused: whether the operator reads the cache itself.
+        chooses: whether its operator chooses the form of a call, as it will hold the weights.
         appends: whether the site adds the new rows to its cache, or another has done so before.
         output: what the rewritten site returns: ``[B, H, S, V]``, or what the output projection
             returns where that is folded in.
@@ -80,6 +81,7 @@ class LatentAttentionSite:
     stored: StoredWeights | None = None
     operands: Operands | None = None
     fused: bool = False
+    chooses: bool = False
     appends: bool = True
     output: Value | None = None
     query_value: Value | None = None

@@ -42,8 +42,12 @@ class Subject(Protocol):
     def operators(self) -> tuple[OperatorReport, ...]:
         """The attentions that were rewritten before, where the model is an optimized one."""
 
-    def check(self, options: Options) -> None:
-        """Raise `InputError` where an option is not for this kind of model."""
+    def settle(self, options: Options) -> Options:
+        """The options with what they leave open decided for this kind of model.
+
+        Raises:
+            InputError: an option is not for it.
+        """
 
     def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
         """What to know of running such a model, whose attentions compute in ``dtypes``."""

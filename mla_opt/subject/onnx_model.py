@@ -80,8 +80,9 @@ class OnnxSubject:
         made = {value.name or "" for graph in graphs for node in graph for value in node.outputs}
         return metadata.operators(self._before.metadata_props, nodes, stored, made)
 
-    def check(self, options: Options) -> None:
+    def settle(self, options: Options) -> Options:
         """Every option is for ONNX."""
+        return options
 
     def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
         """That ONNX Runtime's CPU provider does not compute in float16, where the model does."""

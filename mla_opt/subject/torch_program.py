@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -66,7 +67,7 @@ class ProgramSubject:
         nodes = fused_attentions(self._program)
         return metadata.operators(self._program.metadata, nodes, stored, made)
 
-    def check(self, options: Options) -> None:
+    def settle(self, options: Options) -> Options:
         """Engines are made of ONNX; fixed buffers are for runtimes that write inputs in place."""
         if options.target == "tensorrt":
             raise InputError(
@@ -86,6 +87,8 @@ class ProgramSubject:
                 "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"
                 " buffer is; use keep or packed"
             )
+        # Programs have no operator that holds its weights.
+        return replace(options, weights="float")
 
     def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
         """Nothing: PyTorch computes in the types of a program."""

@@ -36,6 +36,18 @@ class Dims:
         """What the scores are multiplied by."""
         return float(self.qk_head_dim**-0.5)
 
+    def prompt_operations(self, new: int, past: int) -> float:
+        """Operations of all products of `new` tokens on `past`, but for those of the vocabulary.
+
+        With keys and values expanded once, and nothing above the diagonal.
+        """
+        made = self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        expansion = self.layers * self.kv_lora_rank * made
+        linear = self.step_weights - self.hidden_size * self.vocab - expansion
+        pairs = new * past + new * (new + 1) / 2
+        attention = self.layers * self.num_heads * (self.qk_head_dim + self.v_head_dim) * pairs
+        return 2.0 * (new * linear + (new + past) * expansion + attention)
+
     @property
     def step_weights(self) -> int:
         """Stored numbers that one token needs: all but the embeddings of the others."""

@@ -15,7 +15,7 @@ from tests.benchmarks.runner import Case
 ORIGINAL, CLEAN, CLEAN_BY_HAND = "original", "clean", "clean by hand"
 OPTIMIZED, ABSORBED_BY_HAND = "optimized", "absorbed by hand"
 KERNEL, KERNEL_ABSORBED, KERNEL_EXPANDED = "kernel", "kernel, absorbed", "kernel, expanded"
-STATIC = "static cache"
+STATIC, STATIC_BODY = "static cache, kernel", "static cache, function body"
 ORIGINAL_457, OPTIMIZED_457 = "original 4.57", "optimized 4.57"
 
 #: Times the better form that a model holding both may take.
@@ -126,6 +126,25 @@ def sweep_figures(case: Case, timings: Timings, promised: bool) -> list[Figure]:
             ours.median / other.median,
             **target,
         ),
+    ]
+
+
+def static_figures(
+    case: Case, timings: Timings, dims: Dims, machine: Machine, most: float | None
+) -> list[Figure]:
+    """A prompt into a static cache: against the limit, and the body against the original."""
+    ours = timings[STATIC]
+    limit = dims.prompt_operations(case.new, case.past) / machine.gemm_gflops / 1e6
+    return [
+        Figure(
+            f"{case.name}, static: of the limit",
+            ours.best / limit,
+            ours.median / limit,
+            most,
+            at_least=False,
+        ),
+        *speedup(timings, ORIGINAL, STATIC, f"{case.name}, static: whole gain"),
+        *speedup(timings, ORIGINAL, STATIC_BODY, f"{case.name}, static: gain of the body"),
     ]
 
 

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mla_opt.benchmarking.machine import Machine
 from mla_opt.benchmarking.memory import memory, reset_peak, resident_of
 from tests.benchmarks import models
+from tests.benchmarks.dims import Dims
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.sheet import Sheet, number
 
@@ -65,18 +67,29 @@ def measure(model: Path, tokens: int, threads: int) -> Prompt:
     return Prompt(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def figures(prompts: Sequence[Prompt], promised: bool) -> list[Figure]:
-    """The memory of each."""
-    return [
-        Figure(
-            f"prompt of {prompt.tokens}: beyond the loaded model",
-            prompt.beyond_mb,
-            target=TARGET_MB if promised and prompt.tokens == TARGET_TOKENS else None,
-            at_least=False,
-            unit="MB",
-        )
-        for prompt in prompts
-    ]
+def figures(
+    prompts: Sequence[Prompt], dims: Dims, machine: Machine, most: float | None
+) -> list[Figure]:
+    """The memory of each, and its time over that of all its products; `most` is for the longest."""
+    found = []
+    for prompt in prompts:
+        name, promised = f"prompt of {prompt.tokens} in chunks", prompt.tokens == TARGET_TOKENS
+        limit = dims.prompt_operations(prompt.tokens, 0) / machine.gemm_gflops / 1e9
+        bounds = (most, TARGET_MB) if promised and most is not None else (None, None)
+        found += [
+            Figure(
+                f"{name}: of the limit", prompt.seconds / limit, None, bounds[0], at_least=False
+            ),
+            Figure(
+                f"{name}: beyond the loaded model",
+                prompt.beyond_mb,
+                None,
+                bounds[1],
+                at_least=False,
+                unit="MB",
+            ),
+        ]
+    return found
 
 
 def sheet(prompts: Sequence[Prompt]) -> Sheet:

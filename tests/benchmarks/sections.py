@@ -12,6 +12,7 @@ from typing import Any
 from mla_opt.benchmarking.machine import Machine
 from mla_opt.benchmarking.turns import Timing
 from tests.benchmarks import figures, kernel_core, models, optimize_time, prompt, runner, suite
+from tests.benchmarks import products as operator
 from tests.benchmarks import whole as whole_run
 from tests.benchmarks.dims import Dims
 from tests.benchmarks.figures import Figure
@@ -169,24 +170,43 @@ def kernel(bench: Bench) -> None:
 
 
 def prompts(bench: Bench) -> None:
-    """Long prompts in chunks, with a static cache and the kernel."""
-    original = bench.model(
-        figures.ORIGINAL, bench.suite.lite, lambda: models.exported(bench.suite.lite)
-    )
+    """Prompts into a static cache with the kernel: in one call, and long ones in chunks."""
+    dims = bench.suite.lite
+    original = bench.model(figures.ORIGINAL, dims, lambda: models.exported(dims))
     if original is None:
         return
-    static = bench.model(
-        figures.STATIC, bench.suite.lite, lambda: models.optimized(original, cache="static")
-    )
+    static = bench.model(figures.STATIC, dims, lambda: models.optimized(original, cache="static"))
     if static is None:
         return
+    built = {figures.ORIGINAL: original, figures.STATIC: static, figures.STATIC_BODY: static}
+    for case in bench.suite.static:
+        timings = bench.measure("static", case, built)
+        most = bench.suite.target(suite.STATIC_TARGETS.get((case.new, case.past)))
+        bench.figures += figures.static_figures(case, timings, dims, bench.machine, most)
+    _in_chunks(bench, static)
+
+
+def _in_chunks(bench: Bench, static: Path) -> None:
     found = []
     for tokens in bench.suite.prompts:
         bench.say(f"measuring a prompt of {tokens}")
         found.append(prompt.measure(static, tokens, runner.THREADS))
+    most = bench.suite.target(suite.STATIC_TARGETS[prompt.TARGET_TOKENS, 0])
     bench.sheets.append(prompt.sheet(found))
-    bench.figures += prompt.figures(found, bench.suite.promised)
+    bench.figures += prompt.figures(found, bench.suite.lite, bench.machine, most)
     bench.results["prompts"] = [dataclasses.asdict(one) for one in found]
+
+
+def products(bench: Bench) -> None:
+    """The operator that holds its weights, by itself."""
+    chosen = bench.suite.products
+    bench.say("measuring the operator that holds its weights")
+    spent = operator.step(chosen.rounds)
+    bench.sheets.append(operator.step_sheet(spent))
+    bench.figures += operator.step_figures(spent, bench.suite.promised)
+    found = operator.layers(chosen.sizes, chosen.prompt_rounds, not bench.suite.promised)
+    bench.sheets.append(operator.layer_sheet(found))
+    bench.results["products"] = {name: each.seconds for name, each in spent.items()}
 
 
 def v3(bench: Bench) -> None:
@@ -248,6 +268,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "kernel": kernel,
     "sweep": sweep,
     "prompts": prompts,
+    "products": products,
     "optimize": optimize,
     "whole": whole,
 }

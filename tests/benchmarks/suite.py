@@ -16,6 +16,15 @@ DECODE_TARGETS: dict[int, dict[str, float]] = {
     8192: {"whole": 100.0, "absorption": 22.0, "expanded": 8.0},
     32768: {"whole": 150.0, "absorption": 35.0},
 }
+#: Times of all products that a prompt into a static cache may take: new tokens, and those before.
+STATIC_TARGETS = {
+    (512, 0): 1.15,
+    (2048, 0): 1.2,
+    (8192, 0): 1.3,
+    (32768, 0): 1.5,
+    (512, 8192): 1.2,
+    (512, 32768): 1.2,
+}
 PREFILL_TARGETS = {0: 1.0, 4096: 1.8}
 MEMORY_TARGET = 10.0
 V3_TARGET = 60.0
@@ -27,9 +36,19 @@ BEND_TARGET = 1.3
 
 LATENT = (figures.ORIGINAL, figures.CLEAN, figures.CLEAN_BY_HAND, figures.OPTIMIZED)
 LATENT_DECODE = (*LATENT, figures.ABSORBED_BY_HAND)
+STATIC = (figures.ORIGINAL, figures.STATIC, figures.STATIC_BODY)
 WITH_KERNEL = (figures.KERNEL, figures.KERNEL_ABSORBED, figures.KERNEL_EXPANDED)
 SWEEP = (figures.ORIGINAL, figures.CLEAN, figures.CLEAN_BY_HAND, *WITH_KERNEL)
 ENDS = (figures.ORIGINAL, figures.OPTIMIZED)
+
+
+def prompt(new: int, past: int, rounds: int, only: Sequence[str] = STATIC) -> Case:
+    """A prompt into a static cache."""
+    name = f"prompt of {new} on {past}"
+    chosen = tuple(only)
+    return Case(
+        name, past, new=new, rounds=rounds, turn_ms=0, only=chosen, kernel=(figures.STATIC,)
+    )
 
 
 def sweep(news: Sequence[int], pasts: Sequence[int], rounds: int) -> tuple[Case, ...]:
@@ -58,6 +77,15 @@ class Core:
 
 
 @dataclasses.dataclass(frozen=True)
+class Products:
+    """The operator that holds its weights, by itself: rounds of a step, and prompts."""
+
+    rounds: int
+    sizes: tuple[tuple[int, int], ...]
+    prompt_rounds: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Suite:
     """Everything one command measures."""
 
@@ -70,7 +98,9 @@ class Suite:
     v3_decode: Case
     sweep: tuple[Case, ...]
     core: Core
+    static: tuple[Case, ...]
     prompts: tuple[int, ...]
+    products: Products
     depths: tuple[int, ...]
     whole: Whole
     promised: bool
@@ -101,7 +131,15 @@ FULL = Suite(
     v3_decode=Case("V3 layer, decode, 8k past", 8192, rounds=3, turn_ms=120.0),
     sweep=sweep((1, 16, 64, 128, 171, 256, 512, 2048), (0, 4096), rounds=5),
     core=Core((16, 128), (8192, 32768), rounds=8),
+    static=(
+        prompt(512, 0, 6),
+        prompt(2048, 0, 4),
+        prompt(8192, 0, 3, (figures.STATIC,)),
+        prompt(512, 8192, 5, (figures.STATIC,)),
+        prompt(512, 32768, 3, (figures.STATIC,)),
+    ),
     prompts=(4096, 8192, 32768),
+    products=Products(200, ((512, 0), (2048, 0), (512, 8192)), 3),
     depths=(7, 14, 27, 61),
     whole=Whole(
         "minicpm3-4b",
@@ -131,7 +169,9 @@ QUICK = Suite(
     v3_decode=Case("small V3 layer, decode, 16 past", 16, rounds=2, turn_ms=0),
     sweep=sweep((1, 24), (0, 16), rounds=2),
     core=Core((16,), (1024,), rounds=1),
+    static=(prompt(8, 0, 1), prompt(8, 16, 1)),
     prompts=(16, 64),
+    products=Products(2, ((16, 0),), 1),
     depths=(1, 2),
     whole=Whole("minicpm3-tiny", ("keep",), (16, 64), prompt=24, rounds=1, seconds=5.0),
     promised=False,

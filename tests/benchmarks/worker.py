@@ -6,6 +6,7 @@ Each line in is a JSON object, each line out another: `{"do": "setup", "past": 1
 "feed_back": true}`, `{"do": "step"}` (milliseconds of one run), `{"do": "logits"}` (of the last
 step) and `{"do": "peak"}` (MB). Every variant is treated alike: inputs and outputs are bound, so
 nothing is copied to or from NumPy in the timed region, and present caches go back in as they are.
+A static cache has room for one step, which is taken again and again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mla_opt.benchmarking.serving import serve
 from mla_opt.benchmarking.sessions import open_session
 
 TOKENS = ("input_ids", "attention_mask", "position_ids")
+PAST_LEN = "past_len"
 
 
 def noise(name: str, shape: list[int]) -> ort.OrtValue:
@@ -40,7 +42,8 @@ class Worker:
         self.loaded_mb = memory("VmRSS")
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = [o.name for o in self.session.get_outputs()]
-        self.states = [name for name in self.inputs if name not in TOKENS]
+        self.static = PAST_LEN in self.inputs
+        self.states = [name for name in self.inputs if name not in (*TOKENS, PAST_LEN)]
         if len(self.states) != len(self.outputs) - 1:
             raise SystemExit(
                 f"{path}: cannot pair inputs {self.states} with outputs {self.outputs}"
@@ -51,7 +54,7 @@ class Worker:
         self.cache: dict[str, ort.OrtValue] = {}
         self.results: list[ort.OrtValue] = []
         reset_peak()
-        self.past, self.new, self.feed_back = past, new, feed_back
+        self.past, self.new, self.feed_back = past, new, feed_back and not self.static
         for name in self.states:
             self.cache[name] = noise(name, self.state_shape(name))
         rows = {name: self.state_shape(name) for name in self.states}
@@ -60,13 +63,14 @@ class Worker:
     def state_shape(self, name: str) -> list[int]:
         """[1, heads, past, width] for a cache input; rows are always the last axis but one."""
         shape = [1, *self.inputs[name].shape[1:]]
-        shape[-2] = self.past
+        shape[-2] = self.past + (self.new if self.static else 0)
         return shape
 
     def tokens(self) -> dict[str, np.ndarray[Any, Any]]:
         """Ids, mask and positions of the next step."""
         total = self.past + self.new
         return {
+            PAST_LEN: np.array([self.past], np.int32),
             "input_ids": (np.arange(self.past, total, dtype=np.int64) % 61)[None],
             "attention_mask": np.ones((1, total), np.int64),
             "position_ids": np.arange(self.past, total, dtype=np.int64)[None],
@@ -92,8 +96,12 @@ class Worker:
         binding = self.session.io_binding()
         for name in self.inputs:
             binding.bind_ortvalue_input(name, values[name])
-        for name in self.outputs:
-            binding.bind_output(name, "cpu")
+        binding.bind_output(self.outputs[0], "cpu")
+        for name, state in zip(self.outputs[1:], self.states, strict=True):
+            if self.static:
+                binding.bind_ortvalue_output(name, values[state])
+            else:
+                binding.bind_output(name, "cpu")
         self.session.run_with_iobinding(binding)
         # The outputs keep the binding alive, which would keep the past cache alive with them.
         results = list(binding.get_outputs())

@@ -22,17 +22,19 @@ CACHES = ("keep", "packed", "static:128")
 PREFILL = ("auto", "absorbed", "expanded")
 
 
-def is_contradiction(absorb: str, cache: str, prefill: str) -> bool:
-    """What is refused: a buffer needs the operator, and folded weights cannot be expanded."""
+def is_contradiction(target: str, absorb: str, cache: str, prefill: str) -> bool:
+    """What is refused: a buffer needs the operator, expanding what folds nothing."""
     if absorb == "none":
         return cache == "static:128" or prefill == "absorbed"
-    return prefill == "expanded" and (cache == "static:128" or absorb.startswith("fold"))
+    held = target == "onnxruntime" and absorb in ("auto", "factored")
+    static = cache == "static:128" and not held
+    return prefill == "expanded" and (static or absorb.startswith("fold"))
 
 
 COMBINATIONS = [
     each
     for each in itertools.product(TARGETS, ABSORB, CACHES, PREFILL)
-    if not is_contradiction(*each[1:])
+    if not is_contradiction(*each)
 ]
 #: Logits have a spread of about 2; measured: below 1e-5.
 TOLERANCE = 1e-4

@@ -45,6 +45,7 @@ SMALL_STORAGES: dict[str, tuple[Storage, Any, Any]] = {
         np.uint8,
         np.float16,
     ),
+    "bfloat16_by_row": (Storage(block_size=6), ml_dtypes.bfloat16, np.float32),
     "fp8_blocks": (Storage(block_size=4, block_rows=4), ml_dtypes.float8_e4m3fn, np.float32),
     "fp8_e5m2": (Storage(block_size=6, block_rows=16), ml_dtypes.float8_e5m2, np.float32),
     "packed2": (Storage(bits=2, block_size=4), np.uint8, np.float32),

@@ -53,6 +53,31 @@ def test_every_signature_matches_the_reference(attention):
             assert_matches(runtime.run(None, feeds), signature, feeds)
 
 
+@pytest.mark.parametrize("past", [0, 5, 60])
+@pytest.mark.parametrize(
+    "attention", [each for each in cases.REDUCED_SIGNATURES if each.in_place], ids=cases.name
+)
+def test_rows_beyond_the_longest_sequence_are_left_out(attention, past):
+    """Sequences of a buffer of 60 rows and more: nearly empty, and full."""
+    signature = MultiHeadSignature(attention)
+    feeds = operands(signature, PLAIN_WEIGHTS, query_len=1, past=60)
+    proto = model(signature, feeds, style=ONNX_RUNTIME)
+    runtime = cases.session(proto)
+    for query_len in (1, 16):
+        feeds = operands(signature, PLAIN_WEIGHTS, query_len=query_len, past=60)
+        feeds["past_len"] = np.array([0, past // 2, past], np.int32)
+        unread = past + query_len if attention.has_latent else max(past, 1)
+        feeds["cache"][:, :, unread:] = 1e30
+        assert_matches(runtime.run(None, feeds), signature, feeds)
+
+
+def test_one_token_is_absorbed_where_prompts_are_expanded():
+    signature = MultiHeadSignature(Signature(has_cache=True), form="expanded")
+    body = multi_head_function_body(signature, 18)
+    (choice,) = (node for node in body if node.op_type == "If")
+    assert choice.inputs[0].producer().op_type == "LessOrEqual"
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("storage", SMALL_STORAGES)
 def test_every_storage_matches_the_reference(storage, form):

@@ -62,11 +62,15 @@ def run(graph: OnnxGraph, *steps: Step) -> list[PassResult]:
 
 
 def prepared(
-    source: Block | onnx.ModelProto, *steps: Step, absorb: str = "factored", prefill: str = "auto"
+    source: Block | onnx.ModelProto,
+    *steps: Step,
+    absorb: str = "factored",
+    prefill: str = "auto",
+    held: bool = False,
 ) -> OnnxGraph:
     """A graph with its sites found, proved and decided on, then `steps`."""
     graph = graph_of(source)
-    choose = kind_of("choose_form")(absorb=absorb, prefill=prefill)
+    choose = kind_of("choose_form")(absorb=absorb, prefill=prefill, held=held)
     run(graph, *EXTRACT, choose, *steps)
     return graph
 

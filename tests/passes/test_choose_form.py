@@ -72,6 +72,16 @@ def test_what_is_not_absorbed_is_expanded():
     assert chosen(Block(), "none", "absorbed")[0].prefill == "expanded"
 
 
+def test_an_operator_that_holds_its_weights_has_both_forms_on_any_cache():
+    for prefill, wanted in (("auto", "auto"), ("expanded", "expanded"), ("absorbed", "absorbed")):
+        site, _ = chosen(Block(), "auto", prefill, in_place=True, held=True)
+        assert (site.form, site.prefill) == ("factored", wanted)
+    site, _ = chosen(Block(cache="none"), held=True)
+    assert (site.prefill, site.notes) == ("expanded", [])
+    site, _ = chosen(Block())
+    assert site.notes == ["W_UK and W_UV are stored in the type of the queries"]
+
+
 def test_buffers_written_in_place_are_not_expanded():
     assert chosen(Block(), prefill="expanded", in_place=True)[0].prefill == "absorbed"
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -28,8 +31,8 @@ BLOCK = Block(latent=32)
 
 
 def held(source, *steps, mode: str = "keep", prefill: str = "auto"):
-    graph = prepared(source, CompressCache(mode), *STEPS, *steps, prefill="absorbed")
-    (result,) = run(graph, HoldWeights(prefill))
+    graph = prepared(source, CompressCache(mode), *STEPS, *steps, prefill=prefill, held=True)
+    (result,) = run(graph, HoldWeights())
     run(graph, "clean_up")
     return graph, result
 
@@ -165,6 +168,70 @@ def test_other_numbers_in_the_same_bits_are_not_taken_for_them():
     assert graph.stored_rows(numbers[:, :-1]) is None
     _, other = quantized(BLOCK, storage, seed=1)
     assert graph.stored_rows(other.numbers(BLOCK.latent)) is None
+
+
+def scaled(stored: np.ndarray, factors: np.ndarray):
+    """A weight that the graph makes of codes, one factor a block of them."""
+
+    def edit(tape, weight):
+        codes = tape.stored(stored, tape.named("codes"))
+        wide = tape("Cast", codes, to=TensorProto.FLOAT)
+        return tape("Mul", wide, tape.stored(factors.astype(np.float32), tape.named("factors")))
+
+    return edit
+
+
+def kv_b_codes(dtype) -> np.ndarray:
+    """Codes as the Linear of a block stores them, ``[C, H (N + V)]``."""
+    random = np.random.default_rng(5)
+    shape = (BLOCK.latent, BLOCK.heads * (BLOCK.nope + BLOCK.value))
+    return (random.standard_normal(shape) * 30).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn, np.float16])
+@pytest.mark.parametrize(("blocks", "group"), [(1, 1), (2, 1), (2, 7), (1, 42)])
+def test_codes_with_factors_stay_as_they_are(dtype, blocks, group):
+    """A factor a row, a block, a block of several rows and a matrix: all become scales."""
+    codes = kv_b_codes(dtype)
+    width, rows = codes.shape
+    random = np.random.default_rng(1)
+    of_blocks = random.uniform(0.5, 1.5, (blocks, rows // group)) / 200
+    factors = of_blocks.repeat(width // blocks, axis=0).repeat(group, axis=1)
+    block = dataclasses.replace(BLOCK, opset=21, edits={"kv_weight": scaled(codes, factors)})
+    graph, _ = held(block)
+    node = operator(graph)
+    assert content(node, "kv_b").dtype == dtype
+    np.testing.assert_array_equal(content(node, "kv_b").astype(np.float64), codes.T)
+    assert node.attributes["block_rows"].as_int() == group
+    assert node.attributes["block_size"].as_int() == width // blocks
+    np.testing.assert_allclose(content(node, "kv_b_scales"), of_blocks.T, rtol=3e-7)
+    assert_generates_same(block, graph.model)
+
+
+@pytest.mark.parametrize("storage", STORAGES[:3], ids=lambda storage: storage.overload)
+def test_factors_of_rows_go_into_the_scales_of_packed_weights(storage):
+    proto, kept = quantized(BLOCK, storage)
+    factors = np.random.default_rng(2).uniform(0.5, 1.5, (len(kept.codes), 1))
+    rows = (kept.numbers(BLOCK.latent) * factors).astype(np.float32)
+    graph = graph_of(proto)
+    assert graph.stored_rows(rows) is None
+    found = graph.scaled_rows(rows)
+    np.testing.assert_array_equal(found.codes, kept.codes)
+    np.testing.assert_allclose(found.scales, kept.scales * factors, rtol=3e-7)
+    rows[:, 3] *= 1.5
+    assert graph.scaled_rows(rows) is None
+
+
+def test_a_number_that_is_no_multiple_of_its_code_shows():
+    codes = kv_b_codes(np.int8)
+    graph = graph_of(
+        dataclasses.replace(BLOCK, edits={"kv_weight": scaled(codes, np.ones((1, 1)))})
+    )
+    rows = codes.T.astype(np.float32) * 0.125
+    assert graph.scaled_rows(rows) is not None
+    rows[-1, -1] += 1e-4
+    assert graph.scaled_rows(rows) is None
+    assert graph.scaled_rows(np.random.default_rng(0).standard_normal(rows.shape)) is None
 
 
 def test_rows_in_another_order_are_found_in_that_order():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -11,8 +12,9 @@ import mla_opt
 from mla_opt.errors import InputError, KernelUnavailableError
 from mla_opt.models import demo_model
 from mla_opt.operator import Signature
+from mla_opt.operator.multi_head import MultiHeadSignature
 from mla_opt.runtimes.onnxruntime import generate, session, sessions
-from tests.operator import cases
+from tests.operator import cases, multi_head_cases
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -58,7 +60,7 @@ def test_the_kernel_is_what_runs(models, tmp_path):
         opened = session(models["keep"], kernel=kernel, session_options=options)
         generate(opened, PROMPT, max_new_tokens=2)
         with open(opened.end_profiling()) as file:  # noqa: PTH123
-            assert ('"LatentAttention"' in file.read()) == wanted
+            assert ('"MultiHeadLatentAttention"' in file.read()) == wanted
 
 
 def test_without_a_kernel_models_run_by_their_bodies(models, monkeypatch):
@@ -134,5 +136,12 @@ def test_types_that_do_not_go_together_are_named(name, kind, message):
     proto = cases.model(signature, cases.operands(signature))
     (value,) = (value for value in proto.graph.input if value.name == name)
     value.type.tensor_type.elem_type = getattr(onnx.TensorProto, kind)
-    with pytest.raises(InputError, match=f"LatentAttention '.*': {message}"):
+    with pytest.raises(InputError, match=f" LatentAttention '.*': {message}"):
+        session(proto)
+    holding = MultiHeadSignature(signature)
+    feeds = multi_head_cases.operands(holding, {"kv_b": np.zeros((16, 6), np.float32)})
+    proto = multi_head_cases.model(holding, feeds)
+    (value,) = (value for value in proto.graph.input if value.name == name)
+    value.type.tensor_type.elem_type = getattr(onnx.TensorProto, kind)
+    with pytest.raises(InputError, match=f" MultiHeadLatentAttention '.*': {message}"):
         session(proto)

@@ -133,6 +133,10 @@ class OnnxGraph(Bindings[OnnxBinding]):
         """Rows of a matrix that MatMulNBits or DequantizeLinear reads."""
         return self._stored.find(rows)
 
+    def scaled_rows(self, rows: Array) -> KvB | None:
+        """Rows of a stored matrix of integers or narrow floats, with scales of their own."""
+        return self._stored.find_multiples(rows)
+
     def is_input(self, value: ir.Value) -> bool:
         """Whether the value is an input, and not a stored tensor that may be overridden."""
         return value.is_graph_input() and not value.is_initializer()

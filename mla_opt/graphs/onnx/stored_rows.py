@@ -7,18 +7,20 @@ what is looked for is told by their numbers, one by one, and by nothing else.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from mla_opt.graphs.onnx.codes import BYTE_TYPES, ROUNDING, are_same, nearest
+from mla_opt.graphs.onnx.scaled_rows import Candidate, code_matrices, shared_by_rows
 from mla_opt.handles import Array
 from mla_opt.operator.kv_b import PACKED_BITS, KvB, Storage
 
-#: Numbers are the same up to the rounding of what ran the model: of a product of the code and the
-#: scale, and of another one of the zero point and the scale.
-ROUNDING = 4e-7
+_Thing = TypeVar("_Thing")
 
 _PACKED_TYPES = {
     ir.DataType.INT4: (4, 8),
@@ -26,37 +28,60 @@ _PACKED_TYPES = {
     ir.DataType.INT2: (2, 2),
     ir.DataType.UINT2: (2, 0),
 }
-_BYTE_TYPES = (
-    ir.DataType.INT8,
-    ir.DataType.UINT8,
-    ir.DataType.FLOAT8E4M3FN,
-    ir.DataType.FLOAT8E5M2,
-)
 
 
 class StoredMatrices:
-    """Those of one model; each is read when rows of its width are looked for."""
+    """Those of one model; each is read when rows of its width are looked for.
+
+    Layers are asked for in their order, as a rule, so a search begins behind the last find.
+    """
 
     def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._candidates: dict[int, deque[Candidate]] = {}
         self._readers = [
             (node, reader)
             for node in ir.traversal.RecursiveGraphIterator(model.graph)
             if (reader := _READERS.get((node.domain, node.op_type))) is not None
         ]
-        self._of_width: dict[int, list[KvB]] = {}
+        self._of_width: dict[int, deque[KvB]] = {}
 
     def find(self, rows: Array) -> KvB | None:
         """Return where rows ``[W, C]`` are kept, in their order; None: nowhere."""
+        wanted = rows.astype(np.float64)
+        return _first(
+            self._read(rows.shape[1]),
+            lambda stored: (
+                None
+                if (places := _places(stored, wanted)) is None
+                else shared_by_rows(stored.take(places))
+            ),
+        )
+
+    def find_multiples(self, rows: Array) -> KvB | None:
+        """Return codes that rows ``[W, C]`` are multiples of; None: there are none."""
         columns = rows.shape[1]
+        if columns not in self._candidates:
+            known = (Candidate(each, columns) for each in self._read(columns))
+            self._candidates[columns] = deque([*known, *code_matrices(self._model, columns)])
+        return _first(self._candidates[columns], lambda candidate: candidate.multiples(rows))
+
+    def _read(self, columns: int) -> deque[KvB]:
         if columns not in self._of_width:
-            self._of_width[columns] = [
+            self._of_width[columns] = deque(
                 each for node, read in self._readers for each in read(node, columns)
-            ]
-        for stored in self._of_width[columns]:
-            places = _places(stored, rows.astype(np.float64))
-            if places is not None:
-                return stored.take(places)
-        return None
+            )
+        return self._of_width[columns]
+
+
+def _first(things: deque[_Thing], make: Callable[[_Thing], KvB | None]) -> KvB | None:
+    """Return what can be made of the first thing that it can be made of, which is put last."""
+    for _ in range(len(things)):
+        made = make(things[0])
+        things.rotate(-1)
+        if made is not None:
+            return made
+    return None
 
 
 def _places(stored: KvB, rows: Array) -> npt.NDArray[np.int64] | None:
@@ -66,14 +91,8 @@ def _places(stored: KvB, rows: Array) -> npt.NDArray[np.int64] | None:
     numbers = stored.numbers(rows.shape[1])
     # Rows that are the same have the same product with any vector, and others hardly ever.
     probe = np.random.default_rng(0).standard_normal(rows.shape[1])
-    keys = numbers @ probe
-    order = np.argsort(keys)
-    wanted = rows @ probe
-    right = np.clip(np.searchsorted(keys[order], wanted), 0, len(order) - 1)
-    left = np.maximum(right - 1, 0)
-    nearer = np.abs(keys[order[left]] - wanted) < np.abs(keys[order[right]] - wanted)
-    places = order[np.where(nearer, left, right)].astype(np.int64)
-    return places if _are_same(numbers[places], rows) else None
+    places = nearest(numbers @ probe, rows @ probe)
+    return places if are_same(numbers[places], rows) else None
 
 
 def _holds(stored: KvB, row: Array) -> bool:
@@ -91,12 +110,6 @@ def _holds(stored: KvB, row: Array) -> bool:
     starts = blocks.numbers(width)
     gaps = np.abs(starts - row[:, :width]).max(axis=1)
     return bool(gaps.min() <= ROUNDING * max(np.abs(starts).max(), 1e-30))
-
-
-def _are_same(stored: Array, rows: Array) -> bool:
-    """Whether all numbers are the same, up to the rounding of the largest of their row."""
-    largest = np.abs(stored).max(axis=1, keepdims=True)
-    return bool((np.abs(stored - rows) <= ROUNDING * largest).all())
 
 
 def _content(node: ir.Node, place: int) -> npt.NDArray[np.generic] | None:
@@ -184,7 +197,7 @@ def _stored(
     zeros: npt.NDArray[np.generic] | None,
     width: int,
 ) -> KvB | None:
-    if kind in _BYTE_TYPES:
+    if kind in BYTE_TYPES:
         storage = Storage(block_size=width, zero_points="none" if zeros is None else "plain")
         return KvB(storage, rows, scales, zeros)
     bits, middle = _PACKED_TYPES.get(kind, (0, 0))

@@ -14,6 +14,8 @@ bool is_byte(int32_t type) {
          type == MLA_OPT_FLOAT8E5M2;
 }
 
+bool is_short(int32_t type) { return type == MLA_OPT_FLOAT16 || type == MLA_OPT_BFLOAT16; }
+
 bool check_plain(const KvB& w, int32_t query_type, mla_opt_failure& failure) {
   if (w.zero_points) return refuse(failure, "kv_b_zero_points is given without kv_b_scales");
   if (w.block_size) return refuse(failure, "kv_b_scales is missing, but block_size is not 0");
@@ -27,8 +29,9 @@ bool check_scaled(const KvB& w, mla_opt_failure& failure) {
     return refuse(failure, "block_size and block_rows must be at least 1 with kv_b_scales");
   if (!is_float(w.scales_type))
     return refuse(failure, "kv_b_scales must be float32, float16 or bfloat16");
-  if (!w.bits && !is_byte(w.type))
-    return refuse(failure, "kv_b with kv_b_scales must be int8, uint8, float8e4m3fn or float8e5m2");
+  if (!w.bits && !is_byte(w.type) && !is_short(w.type))
+    return refuse(failure, "kv_b with kv_b_scales must be int8, uint8, float8e4m3fn, float8e5m2, "
+                           "float16 or bfloat16");
   if (!w.bits && w.zero_points && w.zero_points_type != w.type)
     return refuse(failure, "kv_b_zero_points must have the type of kv_b");
   return true;
@@ -50,6 +53,12 @@ double byte_number(int32_t type, uint8_t bits) {
   if (type == MLA_OPT_UINT8) return bits;
   return static_cast<double>(type == MLA_OPT_FLOAT8E4M3FN ? to_float(Float8E4M3FN{bits})
                                                           : to_float(Float8E5M2{bits}));
+}
+
+// Code of an element of its own.
+double code_at(const KvB& w, const uint8_t* from, int64_t at) {
+  if (is_short(w.type)) return static_cast<double>(number_in(from, w.type, at));
+  return byte_number(w.type, from[at]);
 }
 
 uint8_t packed_at(const uint8_t* row, int bits, int64_t at) {
@@ -78,7 +87,7 @@ float zero_point_of(const Matrix& m, int64_t row, int64_t block) {
   const KvB& w = *m.kv_b;
   if (!w.zero_points) return w.bits ? static_cast<float>(1 << (w.bits - 1)) : 0.0f;
   const auto* bytes = static_cast<const uint8_t*>(w.zero_points);
-  if (!w.bits) return static_cast<float>(byte_number(w.type, bytes[scale_index(m, row, block)]));
+  if (!w.bits) return static_cast<float>(code_at(w, bytes, scale_index(m, row, block)));
   if (w.zero_points_type != MLA_OPT_UINT8)
     return number_in(w.zero_points, w.scales_type, scale_index(m, row, block));
   const int64_t stride = (blocks_of_row(w, m.columns) * w.bits + 7) / 8;
@@ -92,7 +101,7 @@ double number_at(const Matrix& m, int64_t row, int64_t column) {
     if (w.type == MLA_OPT_FLOAT64) return reinterpret_cast<const double*>(from)[column];
     return static_cast<double>(number_in(from, w.type, column));
   }
-  const double code = w.bits ? packed_at(from, w.bits, column) : byte_number(w.type, from[column]);
+  const double code = w.bits ? packed_at(from, w.bits, column) : code_at(w, from, column);
   const int64_t block = column / w.block_size;
   return (code - static_cast<double>(zero_point_of(m, row, block))) *
          static_cast<double>(scale_of(m, row, block));

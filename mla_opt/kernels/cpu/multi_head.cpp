@@ -81,7 +81,9 @@ bool absorbed_is_less(const Call& c) {
 
 int32_t form_of(const Call& c) {
   if (c.attention.type == MLA_OPT_FLOAT64) return MLA_OPT_ABSORBED;
-  if (c.problem.form != MLA_OPT_AUTO) return c.problem.form;
+  if (c.problem.form == MLA_OPT_EXPANDED)
+    return c.attention.query_len > 1 ? MLA_OPT_EXPANDED : MLA_OPT_ABSORBED;
+  if (c.problem.form == MLA_OPT_ABSORBED) return MLA_OPT_ABSORBED;
   return absorbed_is_less(c) ? MLA_OPT_ABSORBED : MLA_OPT_EXPANDED;
 }
 

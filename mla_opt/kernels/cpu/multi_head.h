@@ -40,7 +40,7 @@ struct mla_opt_multi_head_latent_attention {
   struct mla_opt_kv_b kv_b;
   int64_t nope_dim; /* N */
   int64_t v_dim;    /* V */
-  int32_t form;     /* enum mla_opt_form; auto: what takes less time here */
+  int32_t form;     /* enum mla_opt_form; auto: what takes less time here; expanded: where S > 1 */
 };
 
 /* As mla_opt_latent_attention_run. */

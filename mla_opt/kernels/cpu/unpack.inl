@@ -154,13 +154,20 @@ inline int64_t block_size_of(const Matrix& m) {
   return m.kv_b->block_size ? m.kv_b->block_size : m.columns;
 }
 
+// Scales of a row as floats; those of the row before it, where the two share them.
+inline void read_scales_of_row(const Matrix& m, int64_t blocks, int64_t row, float* to) {
+  const bool shared = row > 0 && (m.first_row + row) % m.kv_b->block_rows != 0;
+  for (int64_t b = 0; b < blocks; ++b) to[b] = shared ? to[b - blocks] : scale_of(m, row, b);
+}
+
 // Scales of all rows as floats, where they lie if they can be read there.
 const float* read_scales(const Matrix& m, int64_t blocks, float* room) {
   const KvB& w = *m.kv_b;
   if (!w.scales) return nullptr;
   const int64_t first = m.first_row * blocks, count = m.rows * blocks;
   if (w.block_rows != 1) {
-    for (int64_t i = 0; i < count; ++i) room[i] = scale_of(m, i / blocks, i % blocks);
+    for (int64_t row = 0; row < m.rows; ++row)
+      read_scales_of_row(m, blocks, row, room + row * blocks);
     return room;
   }
   if (w.scales_type == MLA_OPT_FLOAT32) return static_cast<const float*>(w.scales) + first;

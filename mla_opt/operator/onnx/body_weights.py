@@ -4,9 +4,10 @@
       | Cast float
     codes [W, C]
       | Sub zero points, Mul scales, each spread over its block
-    [W, C] -> CastLike query -> [H, N+V, C] -> W_UK [H, N, C], W_UV^T [H, V, C]
+    [W, C] -> CastLike query -> [H, N+V, C] -> W_UK [H, N, C], W_UV [H, C, V]
 
-Of constants only, so a runtime that folds constants does this once, when it loads the model.
+Of constants only, so a runtime that folds constants does this once, when it loads the model. Both
+forms read the matrices as they are here, so that it keeps one copy of each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mla_opt.operator.onnx.body_tape import BodyTape
 
 @dataclass(frozen=True, slots=True)
 class HeadWeights:
-    """``w_uk`` [H, N, C] and ``w_uv`` [H, V, C], in the query's type."""
+    """``w_uk`` [H, N, C] and ``w_uv`` [H, C, V], in the query's type."""
 
     w_uk: ir.Value
     w_uv: ir.Value
@@ -38,9 +39,10 @@ def head_weights(tape: BodyTape, storage: Storage, inputs: Mapping[str, ir.Value
     shape = tape.op("Concat", tape.ints(-1), rows, rank, axis=0)
     by_head = tape.op("Reshape", weights, shape)
     start, axis = tape.ints(0), tape.ints(1)
+    turned = tape.op("Slice", by_head, nope, rows, axis)
     return HeadWeights(
         w_uk=tape.op("Slice", by_head, start, nope, axis),
-        w_uv=tape.op("Slice", by_head, nope, rows, axis),
+        w_uv=tape.op("Transpose", turned, perm=[0, 2, 1]),
     )
 
 

@@ -1,19 +1,21 @@
 """``MultiHeadLatentAttention`` as a function of standard operators: both forms under one If.
 
     rows, bias                            as LatentAttention's: body_rows, body_mask
-    W_UK [H, N, C], W_UV^T [H, V, C]      body_weights
+    W_UK [H, N, C], W_UV [H, C, V]        body_weights
 
     absorbed   [query_nope @ W_UK | query_rope] -> attention to rows (function_body) -> @ W_UV
-    expanded   [query_nope | query_rope] @ [c_kv @ W_UK^T | k_pe]^T -> softmax -> @ (c_kv @ W_UV)
+    expanded   [query_nope | query_rope] @ [W_UK @ c_kv^T | k_pe^T] -> softmax -> @ (c_kv @ W_UV)
 
 Which one takes fewer products is known when S and T are: absorbed attention multiplies 2 C + R
 numbers for each query and key, and C (N + V) for each query; expanded N + R + V, and C (N + V) for
-each key.
+each key. Of a buffer T are the rows of its longest sequence. Expanded, only those are copied out of
+it, as each would cost C (N + V) for a head; absorbed, where they are fewer than MOSTLY_FULL of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -31,6 +33,10 @@ from mla_opt.operator.onnx.function_body import (
     share_kept,
     zero_where_blind,
 )
+
+# Part of a buffer from which on all of it is attended to, rather than a copy of the rows that are
+# valid: copying all of 32768 rows takes a seventh of the time of one token of 16 heads.
+MOSTLY_FULL = (4, 5)
 
 
 def multi_head_function_body(
@@ -67,6 +73,23 @@ def multi_head_function_body(
     return ir.Function(DOMAIN, MULTI_HEAD_OP_TYPE, overload, graph=graph, attributes=declared)
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The rows to attend to, and the bias that goes with them."""
+
+    rows: Rows
+    bias: ir.Value | None
+
+    def first(self, tape: BodyTape, count: ir.Value) -> _Seen:
+        """Return the first ``count`` [1] rows of each sequence."""
+        start = tape.ints(0)
+        parts = (tape.op("Slice", part, start, count, tape.ints(2)) for part in self.rows.parts)
+        bias = self.bias
+        if bias is not None:
+            bias = tape.op("Slice", bias, start, count, tape.ints(-1))
+        return _Seen(replace(self.rows, parts=tuple(parts)), bias)
+
+
 class _Body:
     """What both forms read, made once in front of them."""
 
@@ -89,24 +112,36 @@ class _Body:
     def record(self, tape: BodyTape) -> ir.Value:
         """Record the form that the signature asks for, or the choice."""
         bias = additive_bias(tape, self._attention, self._inputs, self._rows)
+        seen = _Seen(self._rows, bias)
         weights = head_weights(tape, self._signature.storage, self._inputs)
+        longest = self._longest(tape)
         if self._signature.form == "absorbed":
-            return self._absorbed(tape, weights, bias)
-        if self._signature.form == "expanded":
-            return self._expanded(tape, weights, bias)
+            return self._absorbed(tape, weights, seen, longest)
+        is_short = self._is_one if self._signature.form == "expanded" else self._absorbed_is_less
         return tape.choose(
-            self._absorbed_is_less(tape),
-            lambda branch: self._absorbed(branch, weights, bias),
-            lambda branch: self._expanded(branch, weights, bias),
+            is_short(tape, longest),
+            lambda branch: self._absorbed(branch, weights, seen, longest),
+            lambda branch: self._expanded(branch, weights, seen, longest),
         )
 
-    def _absorbed_is_less(self, tape: BodyTape) -> ir.Value:
+    def _longest(self, tape: BodyTape) -> ir.Value | None:
+        """Return how many rows of a buffer the longest sequence has, at least 1; None: all."""
+        if self._rows.valid is None or not self._style.adaptive:
+            return None
+        return tape.op("Max", tape.reduce_max(self._rows.valid), tape.ints(1))
+
+    def _is_one(self, tape: BodyTape, longest: ir.Value | None) -> ir.Value:
+        """S <= 1."""
+        del longest
+        return tape.op("LessOrEqual", tape.size(self._inputs["query"], 2), tape.index(1))
+
+    def _absorbed_is_less(self, tape: BodyTape, longest: ir.Value | None) -> ir.Value:
         """S (T (2 C - N - V) + C (N + V)) <= T C (N + V)."""
         rank, nope, value = (
             tape.int_attribute(name) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim")
         )
         query_len = tape.sizes(self._inputs["query"], 2)
-        total_len = tape.sizes(self._rows.latent_part, 2)
+        total_len = tape.sizes(self._rows.latent_part, 2) if longest is None else longest
         made = tape.op("Add", nope, value)
         expansion = tape.op("Mul", rank, made)
         excess = tape.op("Sub", tape.op("Add", rank, rank), made)
@@ -116,53 +151,81 @@ class _Body:
             tape.op("Mul", query_len, absorbed),
             tape.op("Mul", total_len, expansion),
         )
-        scalar = tape.op("Constant", value_ints=ir.AttrInt64s("value_ints", []))
-        return tape.op("Reshape", less, scalar)
+        return _scalar(tape, less)
 
     def _query_parts(self, tape: BodyTape) -> tuple[ir.Value, ir.Value]:
         nope = tape.int_attribute("qk_nope_head_dim")
         query = self._inputs["query"]
         return tape.columns_before(query, nope), tape.columns_from(query, nope)
 
-    def _absorbed(self, tape: BodyTape, weights: HeadWeights, bias: ir.Value | None) -> ir.Value:
+    def _absorbed(
+        self, tape: BodyTape, weights: HeadWeights, seen: _Seen, longest: ir.Value | None
+    ) -> ir.Value:
         nope, rope = self._query_parts(tape)
         query = tape.op("Concat", tape.op("MatMul", nope, weights.w_uk), rope, axis=3)
         inputs = {**self._inputs, "query": query}
-        output = attend(tape, self._attention, inputs, self._rows, bias, self._style.adaptive)
-        return tape.op("MatMul", output, self._turned(tape, weights.w_uv))
 
-    def _expanded(self, tape: BodyTape, weights: HeadWeights, bias: ir.Value | None) -> ir.Value:
-        c_kv, k_pe = self._row_parts(tape)
+        def attended(branch: BodyTape, seen: _Seen) -> ir.Value:
+            return attend(
+                branch, self._attention, inputs, seen.rows, seen.bias, self._style.adaptive
+            )
+
+        if longest is None:
+            output = attended(tape, seen)
+        else:
+            output = tape.choose(
+                self._is_mostly_full(tape, longest),
+                lambda branch: attended(branch, seen),
+                lambda branch: attended(branch, seen.first(branch, longest)),
+            )
+        return tape.op("MatMul", output, weights.w_uv)
+
+    def _is_mostly_full(self, tape: BodyTape, longest: ir.Value) -> ir.Value:
+        part, whole = (tape.ints(number) for number in MOSTLY_FULL)
+        rows = tape.sizes(self._rows.latent_part, 2)
+        full = tape.op("LessOrEqual", tape.op("Mul", rows, part), tape.op("Mul", longest, whole))
+        return _scalar(tape, full)
+
+    def _expanded(
+        self, tape: BodyTape, weights: HeadWeights, seen: _Seen, longest: ir.Value | None
+    ) -> ir.Value:
+        if longest is not None:
+            seen = seen.first(tape, longest)
+        c_kv, k_pe = self._row_parts(tape, seen.rows)
         scores = self._scores(tape, c_kv, k_pe, weights.w_uk)
-        if bias is not None:
-            scores = tape.op("Add", scores, bias)
+        if seen.bias is not None:
+            scores = tape.op("Add", scores, seen.bias)
         probabilities = tape.op("Softmax", scores, axis=-1)
-        values = tape.op("MatMul", c_kv, self._turned(tape, weights.w_uv))
+        values = tape.op("MatMul", c_kv, weights.w_uv)
         output = tape.op("MatMul", probabilities, values)
         if self._attention.sink:
             share = share_kept(tape, scores, probabilities, self._inputs["sink"])
             output = tape.op("Mul", output, share)
-        if bias is not None and may_see_nothing(self._attention):
-            output = zero_where_blind(tape, output, bias)
+        if seen.bias is not None and may_see_nothing(self._attention):
+            output = zero_where_blind(tape, output, seen.bias)
         return output
 
-    def _row_parts(self, tape: BodyTape) -> tuple[ir.Value, ir.Value]:
-        if len(self._rows.parts) == 2:
-            return self._rows.parts[0], self._rows.parts[1]
+    @staticmethod
+    def _row_parts(tape: BodyTape, rows: Rows) -> tuple[ir.Value, ir.Value]:
+        if len(rows.parts) == 2:
+            return rows.parts[0], rows.parts[1]
         rank = tape.int_attribute("kv_lora_rank")
-        packed = self._rows.latent_part
-        return tape.columns_before(packed, rank), tape.columns_from(packed, rank)
+        return tape.columns_before(rows.latent_part, rank), tape.columns_from(
+            rows.latent_part, rank
+        )
 
     def _scores(self, tape: BodyTape, c_kv: ir.Value, k_pe: ir.Value, w_uk: ir.Value) -> ir.Value:
-        """Return scale * [query_nope | query_rope] @ [keys | k_pe]^T, [B, H, S, T]."""
+        """Return scale * [query_nope | query_rope] @ [W_UK @ c_kv^T | k_pe^T], [B, H, S, T]."""
         query = tape.op("Mul", self._inputs["query"], tape.float_attribute("scale"))
-        keys = tape.op("MatMul", c_kv, self._turned(tape, w_uk))
+        keys = tape.op("MatMul", w_uk, tape.swap_last(c_kv))
         # Broadcast to all heads, so that there is one product and one Concat.
-        shape = tape.op("Concat", tape.sizes(keys, 0, 1, 2), tape.sizes(k_pe, 3), axis=0)
-        joined = tape.op("Concat", keys, tape.op("Expand", k_pe, shape), axis=3)
-        return tape.op("MatMul", query, tape.swap_last(joined))
+        of_keys, rope = tape.sizes(keys, 0, 1), tape.swap_last(k_pe)
+        shape = tape.op("Concat", of_keys, tape.sizes(rope, 2, 3), axis=0)
+        joined = tape.op("Concat", keys, tape.op("Expand", rope, shape), axis=2)
+        return tape.op("MatMul", query, joined)
 
-    @staticmethod
-    def _turned(tape: BodyTape, matrices: ir.Value) -> ir.Value:
-        """Return [H, Y, X] as [H, X, Y]."""
-        return tape.op("Transpose", matrices, perm=[0, 2, 1])
+
+def _scalar(tape: BodyTape, condition: ir.Value) -> ir.Value:
+    """Return a condition [1] as a scalar, which an If takes."""
+    shape = tape.op("Constant", value_ints=ir.AttrInt64s("value_ints", []))
+    return tape.op("Reshape", condition, shape)

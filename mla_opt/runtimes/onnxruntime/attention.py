@@ -19,11 +19,13 @@ class Attention:
         expands_from: query length from which on it expands keys and values; ``None``: never. With
             the kernel library it may do so later only, and takes less memory then.
         fused: whether the kernel runs the absorbed form, which keeps no scores.
+        held: whether it runs the expanded form as well, as the operator holds its weights.
     """
 
     geometry: MlaGeometry
     expands_from: int | None
     fused: bool
+    held: bool = False
 
 
 def read_attention(model: ir.Model, fused: bool) -> Attention | None:
@@ -34,6 +36,8 @@ def read_attention(model: ir.Model, fused: bool) -> Attention | None:
 
 
 def _attention(model: ir.Model, site: SiteRecord, fused: bool) -> Attention | None:
+    if site.kv_b is not None:
+        return _holding(model, site, fused)
     up_keys, up_values = _shape(model, site.w_uk), _shape(model, site.w_uv)
     heads = (up_keys or up_values or (0,))[0] or _query_heads(model, site.query)
     if not heads:
@@ -48,12 +52,32 @@ def _attention(model: ir.Model, site: SiteRecord, fused: bool) -> Attention | No
     return Attention(geometry, site.prefill_threshold, fused)
 
 
+def _holding(model: ir.Model, site: SiteRecord, fused: bool) -> Attention | None:
+    """That of an operator which holds its weights: rows of a head beyond N are V."""
+    rows, heads, nope = _stored(model, site.kv_b), site.num_heads, site.qk_nope_head_dim
+    if not rows or not heads or nope is None:
+        return None
+    geometry = MlaGeometry(
+        num_heads=heads,
+        qk_nope_head_dim=nope,
+        qk_rope_head_dim=site.qk_rope_head_dim,
+        v_head_dim=rows[0] // heads - nope,
+        kv_lora_rank=site.kv_lora_rank,
+    )
+    return Attention(geometry, site.prefill_threshold, fused, held=fused)
+
+
 def _shape(model: ir.Model, name: str | None) -> tuple[int, ...] | None:
+    """Shape of a matrix of all heads."""
+    shape = _stored(model, name)
+    return shape if len(shape) == 3 else None
+
+
+def _stored(model: ir.Model, name: str | None) -> tuple[int, ...]:
     value = None if name is None else model.graph.initializers.get(name)
     if value is None or value.const_value is None:
-        return None
-    shape = tuple(value.const_value.shape.numpy())
-    return shape if len(shape) == 3 else None
+        return ()
+    return tuple(value.const_value.shape.numpy())
 
 
 def _query_heads(model: ir.Model, name: str) -> int:

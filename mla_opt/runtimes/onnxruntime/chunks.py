@@ -60,5 +60,6 @@ def _prefill(decoder: Decoder) -> Prefill:
         dtype_bytes=numpy_dtype(decoder.logits).itemsize,
         expands_from=attention.expands_from,
         fused=attention.fused,
+        held=attention.held,
         logits_per_token=decoder.vocabulary or 0 if decoder.all_logits else 0,
     )

@@ -1,4 +1,4 @@
-"""Which types of the operator's inputs do not go together.
+"""Which types of an operator's inputs do not go together.
 
 ONNX Runtime says only that no kernel fits a node; what is wrong with it is found here.
 """
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from mla_opt.operator.contract import INPUTS, is_operator
+from mla_opt.operator.contract import INPUTS, OP_TYPE, is_operator
+from mla_opt.operator.multi_head import INPUTS as MULTI_HEAD_INPUTS
+from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE, is_multi_head
 from mla_opt.operator.quantized_rows import is_codes
 
 #: Types of a query for which there is a kernel.
@@ -22,16 +24,23 @@ def wrong_operand_types(model: ir.Model) -> str | None:
     """Return the first input whose type fits no kernel, in words; ``None`` where none is known."""
     for graph in model.graphs():
         for node in graph:
-            if is_operator(node.domain, node.op_type):
-                for wrong in _wrong(node):
-                    return f"LatentAttention {node.name!r}: {wrong}"
+            for is_ours, op_type, inputs in _OPERATORS:
+                if is_ours(node.domain, node.op_type):
+                    for wrong in _wrong(node, inputs):
+                        return f"{op_type} {node.name!r}: {wrong}"
     return None
 
 
-def _wrong(node: ir.Node) -> Iterator[str]:
+_OPERATORS = (
+    (is_operator, OP_TYPE, INPUTS),
+    (is_multi_head, MULTI_HEAD_OP_TYPE, MULTI_HEAD_INPUTS),
+)
+
+
+def _wrong(node: ir.Node, inputs: tuple[str, ...]) -> Iterator[str]:
     types = {
         name: value.dtype.numpy().name
-        for name, value in zip(INPUTS, node.inputs)
+        for name, value in zip(inputs, node.inputs)
         if value is not None and value.dtype is not None
     }
     query = types.get("query", "")

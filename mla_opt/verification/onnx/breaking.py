@@ -92,16 +92,26 @@ class BreakableOnnx:
     def _shift_rows(self, site: SiteRecord) -> None:
         """Roll the rows of W_UK in ``kv_b``, its scales and its zero points."""
         nope = site.qk_nope_head_dim
-        for name in site.held:
+        for name in self._rows_of_heads(site):
             tensor, by_head = self._by_head(site, name)
             by_head[:, :nope] = np.roll(by_head[:, :nope], 1, axis=0)
             rolled = by_head.reshape(tensor.shape.numpy())
             value = self.model.graph.initializers[name]
             value.const_value = ir.Tensor(rolled, dtype=tensor.dtype, name=name)
 
+    def _rows_of_heads(self, site: SiteRecord) -> list[str]:
+        """Names of ``kv_b`` and of what has as many rows.
+
+        Scales that several rows share belong to no head.
+        """
+        stored = self.model.graph.initializers
+        shapes = [None if name not in stored else stored[name].shape for name in site.held]
+        rows = [None if shape is None else shape[0] for shape in shapes]
+        return [name for name, count in zip(site.held, rows) if count in (None, rows[0])]
+
     def _parts_of_heads(self, site: SiteRecord) -> list[npt.NDArray[Any]]:
         """W_UK of every head in all tensors that hold it."""
-        held = [self._by_head(site, name)[1] for name in site.held]
+        held = [self._by_head(site, name)[1] for name in self._rows_of_heads(site)]
         return [by_head[:, : site.qk_nope_head_dim] for by_head in held]
 
     def _by_head(self, site: SiteRecord, name: str) -> tuple[ir.TensorProtocol, npt.NDArray[Any]]:

@@ -1,0 +1,134 @@
+"""Codes in a file whose multiples some rows are, whatever has multiplied them on the way.
+
+    wanted[w, c] = scale[w, c / block] * code[place[w], c]
+
+Found are integers and narrow floats that reach the rows by other operators than those that
+:mod:`mla_opt.graphs.onnx.stored_rows` reads: by a Cast and a Mul, by blocks of several rows, or
+with a positive factor of each row behind them. Nothing is taken for granted: rows are told by the
+direction of their first numbers, then every number is compared.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from mla_opt.graphs.onnx.codes import BYTE_TYPES, ROUNDING, are_same, nearest
+from mla_opt.handles import Array
+from mla_opt.operator.kv_b import PLAIN, KvB, Storage
+
+_TYPES = (*BYTE_TYPES, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+#: Numbers at the start of a row by whose direction it is known again: they share a scale.
+_START = 16
+#: How far directions are apart at most, of rows of which one is a multiple of the other.
+_APART = 1e-4
+#: Numbers that share a scale, tried from the most on; 0: those of a whole row.
+_BLOCKS = (0, 256, 128, 64, 32, 16)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Rows of a file, ``[any, C]``: codes without scales, or with those that they have."""
+
+    kept: KvB
+    columns: int
+
+    @functools.cached_property
+    def directions(self) -> Array:
+        """Those of all rows."""
+        if self.kept.scales is None:
+            return _directions(self.kept.codes[:, :_START].astype(np.float64))
+        return _directions(self.kept.numbers(self.columns))
+
+    def multiples(self, rows: Array) -> KvB | None:
+        """Return ``rows [W, C]`` as multiples of rows of it; None where they are none."""
+        wanted = rows.astype(np.float64)
+        directions = _directions(wanted)
+        places = nearest(self.directions, directions)
+        if (np.abs(self.directions[places] - directions) > _APART).any():
+            return None
+        taken = self.kept.take(places)
+        made = _with_factors if taken.scales is not None else _with_scales
+        return made(taken, wanted)
+
+
+def code_matrices(model: ir.Model, columns: int) -> Iterator[Candidate]:
+    """Every stored matrix of codes with rows, or columns, of this width."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in _TYPES or len(tensor.shape) != 2:
+            continue
+        content = np.asarray(tensor.numpy())
+        for codes in (content, content.T):
+            if codes.shape[1] == columns:
+                yield Candidate(KvB(PLAIN, codes), columns)
+
+
+def shared_by_rows(kept: KvB, tolerance: float = 0.0) -> KvB:
+    """Return the same with one scale for as many rows as share it."""
+    if kept.scales is None or kept.storage.bits or kept.storage.block_rows != 1:
+        return kept
+    each = [x.astype(np.float64) for x in (kept.scales, kept.zero_points) if x is not None]
+    changes = np.zeros(len(each[0]) - 1, np.bool_)
+    for numbers in each:
+        apart = np.abs(np.diff(numbers, axis=0)) > tolerance * np.abs(numbers[1:])
+        changes |= apart.any(axis=1)
+    together = int(np.gcd.reduce([len(changes) + 1, *(np.flatnonzero(changes) + 1)]))
+    if together == 1:
+        return kept
+    storage = Storage(0, kept.storage.block_size, together, kept.storage.zero_points)
+    zeros = None if kept.zero_points is None else kept.zero_points[::together]
+    return KvB(storage, kept.codes, kept.scales[::together], zeros)
+
+
+def _with_scales(codes: KvB, wanted: Array) -> KvB | None:
+    """Give codes the scales that make them what is wanted, as few as can be."""
+    columns = wanted.shape[1]
+    numbers = codes.numbers(columns)
+    for width in (block or columns for block in _BLOCKS):
+        scales = None if width > columns else _ratios(numbers, wanted, width)
+        if scales is None:
+            continue
+        kept = KvB(Storage(block_size=width), codes.codes, scales)
+        if are_same(kept.numbers(columns), wanted):
+            return shared_by_rows(kept, 8 * ROUNDING)
+    return None
+
+
+def _with_factors(taken: KvB, wanted: Array) -> KvB | None:
+    """Multiply the scales of each row by the factor that makes it what is wanted."""
+    columns = wanted.shape[1]
+    factors = _ratios(taken.numbers(columns), wanted, columns)
+    if factors is None or taken.scales is None:
+        return None
+    scales = (taken.scales.astype(np.float64) * factors).astype(np.float32)
+    zeros = taken.zero_points
+    if zeros is not None and taken.storage.bits and taken.storage.zero_points == "plain":
+        zeros = zeros.astype(np.float32)  # of the type of the scales
+    kept = KvB(taken.storage, taken.codes, scales, zeros)
+    return kept if are_same(kept.numbers(columns), wanted) else None
+
+
+def _directions(rows: Array) -> Array:
+    """Return a number for each row that its multiples have, too, and others hardly ever."""
+    starts = rows[:, :_START]
+    probe = np.random.default_rng(0).standard_normal(starts.shape[1])
+    lengths = np.linalg.norm(starts, axis=1)
+    found: Array = (starts @ probe) / np.where(lengths == 0, 1.0, lengths)
+    return found
+
+
+def _ratios(codes: Array, wanted: Array, width: int) -> npt.NDArray[np.float32] | None:
+    """Return what each block was multiplied with, by its largest code: ``[W, blocks]``."""
+    padding = ((0, 0), (0, -codes.shape[1] % width))
+    blocks, made = (np.pad(x, padding).reshape(len(x), -1, width) for x in (codes, wanted))
+    largest = np.abs(blocks).argmax(axis=2)[:, :, None]
+    top, factor = (np.take_along_axis(x, largest, axis=2)[:, :, 0] for x in (blocks, made))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(top == 0, 1.0, factor / top).astype(np.float32)
+    return ratios if np.isfinite(ratios).all() else None
