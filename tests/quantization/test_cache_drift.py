@@ -8,10 +8,10 @@ from tests.quantization.trained import STEPS, Reading, readings, table
 
 #: Most that a type may take the logits away, relative to their spread, and the loss, in nats.
 MOST = {
-    "float16": (1e-3, 1e-4),
-    "bfloat16": (1e-2, 1e-3),
-    "int8": (2e-2, 2e-3),
-    "fp8": (6e-2, 1e-2),
+    "float16": (5e-4, 1e-4),
+    "bfloat16": (3e-3, 2e-4),
+    "int8": (4e-3, 2e-4),
+    "fp8": (1e-2, 5e-4),
 }
 
 
@@ -28,5 +28,5 @@ def check(found: dict[str, Reading], agreement: float) -> None:
 @pytest.mark.sweep
 def test_a_model_that_has_learnt_for_a_minute() -> None:
     found = readings(STEPS, windows=128)
-    assert found["float32"].loss < 2.2
-    check(found, agreement=0.97)
+    assert found["float32"].loss < 2.5  # of 5.5 before it has seen anything
+    check(found, agreement=0.985)

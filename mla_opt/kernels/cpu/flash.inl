@@ -10,8 +10,8 @@
 //
 // so a latent row is read from memory once, for keys and for values.
 //
-// What products_*.inl offers: query_bytes, pack_query, Block, block_of, block_floats, score,
-// add_values, settle. Both products bring the next block nearer while they multiply.
+// What products_*.inl offers: query_bytes, pack_query, block_keys (at most kBlockKeys), Block, block_of,
+// block_floats, score, add_values, settle. Both products bring the next block nearer while they multiply.
 
 #include "masks.inl"
 #include "softmax.inl"
@@ -64,15 +64,16 @@ void attend_block(const Problem& p, const Tile& tile, const void* query, const B
 void attend_segment(const Problem& p, const Tile& tile, const void* query, const Segment& segment,
                     int64_t first, int64_t end, int64_t seen, bool copy, const Workspace& workspace,
                     const Partial& partial) {
-  for (int64_t key = first; key < end; key += kBlockKeys) {
-    const int64_t keys = least(kBlockKeys, end - key);
+  const int64_t step = block_keys(tile.count);
+  for (int64_t key = first; key < end; key += step) {
+    const int64_t keys = least(step, end - key);
     if (copy && key < p.cache_len) copy_past_rows(p, tile.sequence, key, keys);
     const int64_t visible = least(keys, seen - key);
     if (visible <= 0) continue;
     const Block block =
         block_of(p, segment, key, static_cast<int>(visible), workspace.rows);
-    const int64_t next = key + kBlockKeys;
-    const Ahead ahead = ahead_of(segment, next, least(kBlockKeys, least(end, seen) - next));
+    const int64_t next = key + step;
+    const Ahead ahead = ahead_of(segment, next, least(step, least(end, seen) - next));
     attend_block(p, tile, query, block, ahead, workspace, partial);
   }
 }

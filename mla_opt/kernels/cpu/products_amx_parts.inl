@@ -11,6 +11,7 @@
 // Tiles 0 to 3 are sums, 4 and 6 one factor, 5 and 7 the other.
 
 constexpr int kBlockKeys = 64;
+inline int64_t block_keys(int64_t /*rows*/) { return kBlockKeys; }
 constexpr int kKeyTiles = kBlockKeys / kTileRows;
 constexpr int kKeySteps = kBlockKeys / kTileDims;  // of 32 keys
 constexpr int kChunkSteps = 2;                     // of 32 dims, of a block's rows at a time

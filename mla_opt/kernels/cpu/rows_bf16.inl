@@ -7,6 +7,10 @@
 // so are quantized rows, a block of keys at a time.
 
 constexpr int kBlockKeys = 128;
+// With one vector of query rows half of that is 13 % faster (tiles, 8k and 32k keys): a block then stays
+// nearer until its values are added up. With 128 query rows it is 15 % slower: outputs are read and
+// written for each block.
+inline int64_t block_keys(int64_t rows) { return rows <= LANES ? kBlockKeys / 2 : kBlockKeys; }
 constexpr int kPairColumns = 32;    // columns that one load interleaves
 constexpr int kStripVectors = 4;    // vectors of columns in a strip; the last may have 2
 
