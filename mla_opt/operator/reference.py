@@ -215,7 +215,7 @@ def _check_sources(
         _check_rows("cache", cache, batch, width if packed else kv_lora_rank)
     rope_dim = width - kv_lora_rank
     if cache is not None and _is_quantized(cache):
-        _check_quantized(query, rope_cache)
+        _check_quantized(latent, rope_cache)
         rope_dim = width_beside(kv_lora_rank, rope_dim)
     if rope_cache is not None:
         _check_rope_cache(rope_cache, cache, batch, rope_dim)
@@ -223,14 +223,15 @@ def _check_sources(
         raise InputError(f"{OP_TYPE}: latent and cache have 0 rows; at least 1 is needed")
 
 
-def _check_quantized(query: AnyArray, rope_cache: AnyArray | None) -> None:
+def _check_quantized(latent: AnyArray | None, rope_cache: AnyArray | None) -> None:
     if rope_cache is None:
         raise InputError(f"{OP_TYPE}: rope_cache, which holds the scales of the cache, is missing")
-    if rope_cache.dtype != BFLOAT16 or query.dtype != np.float32:
+    if rope_cache.dtype != BFLOAT16:
         raise InputError(
-            f"{OP_TYPE}: rope_cache is {rope_cache.dtype} and query {query.dtype}; with a cache of"
-            " 8 bits they are bfloat16 and float32"
+            f"{OP_TYPE}: rope_cache is {rope_cache.dtype}, expected bfloat16 beside codes"
         )
+    if latent is not None and latent.dtype != np.float32:
+        raise InputError(f"{OP_TYPE}: latent is {latent.dtype}, expected float32 beside codes")
 
 
 def _check_rows(name: str, rows: AnyArray, batch: int, width: int) -> None:

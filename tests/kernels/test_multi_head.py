@@ -98,6 +98,14 @@ def test_narrow_caches(form, attention, dtype):
     assert matches(Runtime(signature, feeds).run(feeds), signature, feeds)
 
 
+@pytest.mark.parametrize("attention", cases.QUANTIZED_SIGNATURES, ids=cases.name)
+@pytest.mark.parametrize("form", FORMS)
+def test_caches_of_codes(form, attention):
+    signature = MultiHeadSignature(attention, form=form)
+    feeds = operands(signature, PLAIN_WEIGHTS)
+    assert matches(Runtime(signature, feeds).run(feeds), signature, feeds)
+
+
 @pytest.mark.parametrize("storage", SMALL_STORAGES)
 def test_every_storage(tier, storage):
     """Rows and blocks that fill no vector."""

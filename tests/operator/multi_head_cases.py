@@ -180,9 +180,8 @@ def model(
     for name in stored:
         values[name].const_value = ir.tensor(feeds[name], name=name)
         values[name].shape = ir.Shape(feeds[name].shape)
-    kept = values["cache"].dtype if "cache" in values else None
     outputs = [
-        cases._output(name, kept if name.startswith("new") and kept else element)
+        cases._output(name, values[name.removeprefix("new_")].dtype if "new" in name else element)
         for name in signature.outputs
     ]
     node = ir.Node(

@@ -109,6 +109,14 @@ def test_narrow_caches_match_the_reference(attention, form):
     assert_matches(cases.run(model(signature, feeds), feeds), signature, feeds)
 
 
+@pytest.mark.parametrize("attention", cases.QUANTIZED_SIGNATURES, ids=cases.name)
+@pytest.mark.parametrize("form", FORMS)
+def test_caches_of_codes_match_the_reference(attention, form):
+    signature = MultiHeadSignature(attention, form=form)
+    feeds = operands(signature, PLAIN_WEIGHTS)
+    assert_matches(cases.run(model(signature, feeds, opset=19), feeds), signature, feeds)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 @pytest.mark.parametrize("form", FORMS)
 def test_other_types_of_queries(dtype, form):

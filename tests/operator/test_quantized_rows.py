@@ -121,7 +121,7 @@ def test_codes_need_their_scales():
         latent_attention(query, cache=cache, scale=1.0, kv_lora_rank=6)
     with pytest.raises(InputError, match="rope_cache has width 4, expected 8"):
         latent_attention(query, cache=cache, rope_cache=beside[..., :4], scale=1.0, kv_lora_rank=6)
-    with pytest.raises(InputError, match="they are bfloat16 and float32"):
+    with pytest.raises(InputError, match="rope_cache is float32, expected bfloat16"):
         latent_attention(
             query, cache=cache, rope_cache=beside.astype(np.float32), scale=1.0, kv_lora_rank=6
         )
