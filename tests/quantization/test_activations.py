@@ -30,7 +30,7 @@ def counted(model: onnx.ModelProto | ir.Model, *kinds: str) -> int:
     return sum(node.op_type in kinds for node in nodes)
 
 
-def check(model: onnx.ModelProto, *, controlled: bool = True) -> None:
+def check(model: onnx.ModelProto) -> None:
     """It is rewritten and verified; the report says what it lost, and how far both drift."""
     before = counted(model, *ROUNDS)
     assert before > 2
@@ -38,7 +38,7 @@ def check(model: onnx.ModelProto, *, controlled: bool = True) -> None:
     assert 0 < counted(result.model, *ROUNDS) < before
     (site,) = result.report.sites
     assert any("quantized" in note for note in site.notes)
-    report = check_verified(model, controlled=controlled)
+    report = check_verified(model)
     assert report.verification is not None
     (drift,) = [d for d in report.verification["drift"]["outputs"] if d["name"] == "hidden"]
     assert drift["original"] > 1e-3
@@ -58,7 +58,7 @@ def test_static(tmp_path: Path, how: str) -> None:
 @pytest.mark.parametrize("cache", ["packed", "expanded", "none"])
 def test_caches(tmp_path: Path, cache: Any) -> None:
     block = Block(heads=4, nope=16, rope=8, value=16, latent=64, hidden=48, cache=cache)
-    check(static(build(block), block, tmp_path), controlled=cache != "none")
+    check(static(build(block), block, tmp_path))
 
 
 def test_it_is_refused_where_that_is_asked_for(tmp_path: Path) -> None:
