@@ -90,6 +90,8 @@ def _with_scales(codes: KvB, wanted: Array) -> KvB | None:
     """Give codes the scales that make them what is wanted, as few as can be."""
     columns = wanted.shape[1]
     numbers = codes.numbers(columns)
+    if codes.codes.dtype.itemsize > 1 and are_same(numbers, wanted):
+        return codes  # 16-bit numbers may go without scales
     for width in (block or columns for block in _BLOCKS):
         scales = None if width > columns else _ratios(numbers, wanted, width)
         if scales is None:
