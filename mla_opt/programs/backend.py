@@ -30,6 +30,7 @@ from mla_opt.graphs.torch.lifted_program import LiftedProgram, shape_of
 from mla_opt.options import Options
 from mla_opt.programs import from_module, to_module
 from mla_opt.programs.dynamo import own_tensors
+from mla_opt.programs.program_options import program_options
 from mla_opt.programs.recompose import recompose
 
 logger = logging.getLogger("mla_opt")
@@ -53,11 +54,11 @@ def compile_graph(
             ``prefill`` and ``target``.
 
     Raises:
-        InputError: an option has no such value.
+        InputError: an option has no such value, or is not for programs.
     """
     from torch._inductor.compile_fx import compile_fx
 
-    wanted = Options(**(options or {}))
+    wanted = program_options(Options(**(options or {})))
     try:
         rewritten = _rewritten(module, example_inputs, wanted)
         if rewritten is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +11,6 @@ import onnx_ir as ir
 from torch import fx
 
 from mla_opt import metadata
-from mla_opt.errors import InputError
 from mla_opt.graphs.protocol import Graph
 from mla_opt.graphs.torch.fused import fused_attentions
 from mla_opt.graphs.torch.graph import TorchGraph
@@ -20,6 +18,7 @@ from mla_opt.graphs.torch.skeleton import skeleton
 from mla_opt.handles import Value
 from mla_opt.options import Options
 from mla_opt.programs.frontends import open_program
+from mla_opt.programs.program_options import program_options
 from mla_opt.programs.recognize import is_program_file
 from mla_opt.programs.saved import describe_program, read_program
 from mla_opt.report.inspection import OperatorReport
@@ -68,27 +67,8 @@ class ProgramSubject:
         return metadata.operators(self._program.metadata, nodes, stored, made)
 
     def settle(self, options: Options) -> Options:
-        """Engines are made of ONNX; fixed buffers are for runtimes that write inputs in place."""
-        if options.target == "tensorrt":
-            raise InputError(
-                "target 'tensorrt' is not for PyTorch programs: export the program to ONNX first"
-            )
-        if options.weights == "keep":
-            raise InputError(
-                "weights 'keep' is not for PyTorch programs: export the program to ONNX first"
-            )
-        if options.is_quantized:
-            raise InputError(
-                f"cache type '{options.cache_type}' is not for PyTorch programs, which cannot be"
-                " given more inputs; use bfloat16 or float16, or export the program to ONNX first"
-            )
-        if options.cache_mode()[0] == "static":
-            raise InputError(
-                "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"
-                " buffer is; use keep or packed"
-            )
-        # Programs have no operator that holds its weights.
-        return replace(options, weights="float")
+        """What of them is for programs."""
+        return program_options(options)
 
     def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
         """Nothing: PyTorch computes in the types of a program."""

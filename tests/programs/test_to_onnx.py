@@ -57,7 +57,8 @@ def fused(model):
 def test_nodes_and_bodies_are_those_of_the_optimized_file(translated):
     calls, bodies = fused(onnx.load(translated))
     spec = ExportSpec("deepseek_v3", opset=23)
-    file = mla_opt.optimize(exported(spec), verify=False, prefill="absorbed").model
+    options = {"prefill": "absorbed", "weights": "float"}
+    file = mla_opt.optimize(exported(spec), verify=False, **options).model
     wanted_calls, wanted_bodies = fused(ir.to_proto(file))
     assert len(calls) == 2
     assert calls == wanted_calls

@@ -124,7 +124,11 @@ def test_files_that_are_no_models_are_refused(tmp_path):
     [
         ("query", "INT32", "query is int32, expected one of float32"),
         ("latent", "FLOAT16", "latent is float16, expected float32 for a query of float32"),
-        ("cache", "DOUBLE", "cache is float64, expected float32 or float16 or bfloat16 for"),
+        (
+            "cache",
+            "DOUBLE",
+            "cache is float64, expected float32 or float16 or bfloat16 or int8 or float8_e4m3fn",
+        ),
         ("past_len", "INT64", "past_len is int64, expected int32"),
         ("sink", "DOUBLE", "sink is float64, expected float32"),
         ("rope_cache", "FLOAT16", "rope_cache is float16, expected float32"),

@@ -1,0 +1,37 @@
+"""Which options are for PyTorch programs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mla_opt.errors import InputError
+from mla_opt.options import Options
+
+
+def program_options(options: Options) -> Options:
+    """Return the options as they are for a program, which has no operator that holds its weights.
+
+    Engines are made of ONNX; fixed buffers are for runtimes that write inputs in place.
+
+    Raises:
+        InputError: something is asked for that programs have not.
+    """
+    if options.target == "tensorrt":
+        raise InputError(
+            "target 'tensorrt' is not for PyTorch programs: export the program to ONNX first"
+        )
+    if options.weights == "keep":
+        raise InputError(
+            "weights 'keep' is not for PyTorch programs: export the program to ONNX first"
+        )
+    if options.is_quantized:
+        raise InputError(
+            f"cache type '{options.cache_type}' is not for PyTorch programs, which cannot be"
+            " given more inputs; use bfloat16 or float16, or export the program to ONNX first"
+        )
+    if options.cache_mode()[0] == "static":
+        raise InputError(
+            "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"
+            " buffer is; use keep or packed"
+        )
+    return replace(options, weights="float")
