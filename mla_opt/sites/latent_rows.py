@@ -21,5 +21,6 @@ class LatentRows:
 
     @property
     def width(self) -> int:
-        """Numbers of a row."""
-        return math.prod(part.size or 1 for part in parts_of(self.layout) if part.role == "width")
+        """Numbers of a row; none where a layer has no rotary part."""
+        sizes = [part.size for part in parts_of(self.layout) if part.role == "width"]
+        return math.prod(1 if size is None else size for size in sizes)
