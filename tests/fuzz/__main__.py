@@ -173,6 +173,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, _too_long)
     if GUIDED:
         options = [*sys.argv[2:], "-max_len=200000", "-timeout=300", "-rss_limit_mb=6000"]
+        options.append(f"-artifact_prefix={FINDINGS}/")  # what libFuzzer itself keeps
         atheris.Setup([sys.argv[0], *options, str(corpus)], one_input, custom_mutator=mutated)
         with contextlib.suppress(SystemExit):
             atheris.Fuzz()
