@@ -15,7 +15,8 @@ def expected(case: Case, arrays: Arrays) -> Arrays:
     """The outputs, as `tests.kernels.cuda.problems.expected` gives them."""
     query = arrays["query"].astype(np.float64)
     batch, heads, query_len, width = query.shape
-    past = reference._packed(arrays.get("cache"), arrays.get("rope_cache"))
+    rope_cache = arrays.get("rope_cache")
+    past = reference._packed(arrays.get("cache"), rope_cache, case.rope)
     lengths = arrays.get("past_len")
     seen, updated = reference._store(batch, arrays.get("latent"), past, lengths)
     folded = query.reshape(batch, heads * query_len, width)
@@ -27,6 +28,6 @@ def expected(case: Case, arrays: Arrays) -> Arrays:
     weights = reference._softmax(np.where(allowed, scores, -np.inf), arrays.get("sink"))
     weights = weights.reshape(batch, heads * query_len, -1)
     output = (weights @ seen.rows[..., : case.rank]).reshape(batch, heads, query_len, case.rank)
-    caches = reference._unpacked(updated, arrays.get("rope_cache"), case.rank)
+    caches = reference._unpacked(updated, rope_cache, case.rank)
     named = zip(("output", "new_cache", "new_rope_cache"), (output, *caches))
     return {name: value for name, value in named if value is not None}
