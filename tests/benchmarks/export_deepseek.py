@@ -121,20 +121,17 @@ def dynamic_shapes(layers: int) -> dict[str, Any]:
     }
 
 
-def export(dims: dict[str, Any], opset: int, path: Path) -> None:
-    """Write the model beside its external data."""
-    torch.manual_seed(0)
-    model = transformers.DeepseekV3ForCausalLM(config(dims)).eval()
-    randomize(model)
+def program(
+    model: torch.nn.Module, dims: dict[str, Any], opset: int, **options: Any
+) -> torch.onnx.ONNXProgram:
+    """The model as torch.onnx exports it, with `options` of its exporter."""
     names = [f"{i}.{kind}" for i in range(dims["layers"]) for kind in ("keys", "values")]
     with torch.no_grad():
-        torch.onnx.export(
+        exported: torch.onnx.ONNXProgram = torch.onnx.export(
             FlatCache(model),
             example(dims),
-            str(path),
             dynamo=True,
             opset_version=opset,
-            external_data=True,
             input_names=[
                 "input_ids",
                 "attention_mask",
@@ -143,7 +140,17 @@ def export(dims: dict[str, Any], opset: int, path: Path) -> None:
             ],
             output_names=["logits", *(f"present.{n}" for n in names)],
             dynamic_shapes=dynamic_shapes(dims["layers"]),
+            **options,
         )
+    return exported
+
+
+def export(dims: dict[str, Any], opset: int, path: Path) -> None:
+    """Write the model beside its external data."""
+    torch.manual_seed(0)
+    model = transformers.DeepseekV3ForCausalLM(config(dims)).eval()
+    randomize(model)
+    program(model, dims, opset).save(str(path), external_data=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 import transformers
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from tests.benchmarks.export_deepseek import FlatCache, dynamic_shapes, example
+from tests.benchmarks.export_deepseek import program
 
 BITS, BLOCK, ACCURACY = 4, 32, 4
 #: Numbers from which a parameter is made when it is written: norms and small tables are real.
@@ -114,12 +114,14 @@ def make(name: str, folder: Path, layers: int | None = None) -> Path:
         **SHARED, **dims, attn_implementation="sdpa", architectures=[f"{family}ForCausalLM"]
     )
     model = weightless(getattr(transformers, f"{family}ForCausalLM"), config)
-    program = export(model, {**dims, "layers": dims["num_hidden_layers"]})
-    quantize(program.model)
-    program.optimize()
+    sizes = {**dims, "layers": dims["num_hidden_layers"]}
+    # Optimizing right away would make every weight, to transpose it.
+    exported = program(model, sizes, OPSET, optimize=False, verbose=False)
+    quantize(exported.model)
+    exported.optimize()
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    ir.save(program.model, folder / "model.onnx", external_data="model.onnx.data")
+    ir.save(exported.model, folder / "model.onnx", external_data="model.onnx.data")
     return folder / "model.onnx"
 
 
@@ -137,28 +139,6 @@ def weightless(model_class: Any, config: Any) -> torch.nn.Module:
             seen = torch.nn.Parameter(number.expand(parameter.shape), requires_grad=False)
             setattr(module, name, seen)
     return model.eval()
-
-
-def export(model: torch.nn.Module, dims: dict[str, Any]) -> torch.onnx.ONNXProgram:
-    """The model in ONNX, its cache as plain inputs and outputs, logits of the last token."""
-    names = [f"{i}.{kind}" for i in range(dims["layers"]) for kind in ("keys", "values")]
-    with torch.no_grad():
-        return torch.onnx.export(
-            FlatCache(model),
-            example(dims),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[
-                "input_ids",
-                "attention_mask",
-                "position_ids",
-                *(f"past.{n}" for n in names),
-            ],
-            output_names=["logits", *(f"present.{n}" for n in names)],
-            dynamic_shapes=dynamic_shapes(dims["layers"]),
-            optimize=False,  # it would make every weight to transpose it
-            verbose=False,
-        )
 
 
 def quantize(model: ir.Model) -> None:

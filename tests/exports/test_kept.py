@@ -22,7 +22,8 @@ def test_all_are_there_and_no_others() -> None:
 def test_no_weight_is_missing_and_no_path_of_a_machine_is_left(name: str, tmp_path: Path) -> None:
     kept.unpack(name, tmp_path / "model.onnx")
     model = onnx.load(tmp_path / "model.onnx")
-    onnx.checker.check_model(model) if "hf_ort" not in name else None
+    if "hf_ort" not in name:  # its fusions write an operator without its domain
+        onnx.checker.check_model(model)
     sizes = [len(onnx.numpy_helper.to_array(each).ravel()) for each in model.graph.initializer]
     assert max(sizes) > 1000
     assert [place.value for place in kept.places(model) if kept.PATH.search(place.value)] == []
