@@ -16,8 +16,8 @@ from mla_opt import inspect, optimize
 from mla_opt.errors import InputError
 from mla_opt.files import model_io
 from mla_opt.verification import verify
+from tests.files.small_models import proto, refused, save
 from tests.graphs.latent_block import Block, build
-from tests.test_model_io import proto, refused, save
 
 FLOAT = TensorProto.FLOAT
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import mla_opt
 from mla_opt.cli._app import app
 from tests.cli.fakes import FakeApi
-from tests.test_model_io import proto, save
+from tests.files.small_models import proto, save
 
 Run = Callable[..., Any]
 

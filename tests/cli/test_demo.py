@@ -10,7 +10,7 @@ import pytest
 from mla_opt.cli import _timing, demo
 from tests.cli.conftest import Run
 from tests.cli.fakes import FakeApi
-from tests.test_model_io import proto
+from tests.files.small_models import proto
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from mla_opt.errors import PassError
 from tests.cli.conftest import Run
 from tests.cli.fakes import FakeApi
-from tests.test_model_io import proto, save, save_external
+from tests.files.small_models import proto, save, save_external
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from mla_opt.cli import main; main()"]

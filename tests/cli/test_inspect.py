@@ -45,7 +45,7 @@ def test_json_is_nothing_but_json(run: Run, api: FakeApi, model: Path) -> None:
 def test_unknown_operators_are_told(run: Run, api: FakeApi, tmp_path: Path) -> None:
     from onnx import helper
 
-    from tests.test_model_io import proto, save
+    from tests.files.small_models import proto, save
 
     odd = helper.make_node("Odd", ["y"], ["z"], domain="other")
     result = run("inspect", save(tmp_path / "odd.onnx", proto(extra=(odd,))))

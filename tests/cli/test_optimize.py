@@ -16,8 +16,8 @@ from mla_opt.kernels import library
 from mla_opt.report import OptimizationReport
 from tests.cli.conftest import Run
 from tests.cli.fakes import FakeApi
+from tests.files.small_models import WEIGHT, save_external
 from tests.report import examples
-from tests.test_model_io import WEIGHT, save_external
 
 DEFAULTS = {
     "target": "onnxruntime",

@@ -15,8 +15,8 @@ import mla_opt
 from mla_opt.report import OptimizationReport
 from tests.cli.conftest import Run
 from tests.exports.controls import GENUINE
+from tests.files.small_models import proto, save
 from tests.programs import exporting
-from tests.test_model_io import proto, save
 
 
 @pytest.fixture(scope="module")

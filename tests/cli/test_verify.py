@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from tests.cli.conftest import Run
-from tests.test_model_io import proto, save
+from tests.files.small_models import proto, save
 
 
 def changed(path: Path, factor: float) -> Path:
