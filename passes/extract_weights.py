@@ -84,6 +84,7 @@ def _refusal(graph: Graph, site: LatentAttentionSite) -> Refusal | None:
             (graph.label(site.core.first), graph.label(site.core.last)),
             "export the model in a wider type, if rounding is what differs; else report this",
         )
+    site.weights = weights.kept(graph.keep_aside)
     site.geometry = _geometry(graph, site, weights)
     if not graph.has_content():
         site.certificate_error = float("nan")

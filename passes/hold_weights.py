@@ -27,7 +27,7 @@ from mla_opt.operator.kv_b import PLAIN, KvB
 from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
 from mla_opt.passes.write_cache_in_place import buffer_rows
 from mla_opt.pipeline import Pass, PassResult
-from mla_opt.sites import LatentAttentionSite, LatentWeights
+from mla_opt.sites import LatentAttentionSite
 
 _NARROW = (np.float16, ml_dtypes.bfloat16)
 
@@ -48,12 +48,13 @@ class HoldWeights(Pass):
         chosen = [site for site in graph.sites if site.form == "factored"]
         for site in chosen:
             self._hold(graph, site)
+            graph.let_go()
         notes = sorted({note for site in chosen for note in site.notes[-1:]})
         return PassResult(len(graph.sites), len(chosen), notes=tuple(notes))
 
     def _hold(self, graph: Graph, site: LatentAttentionSite) -> None:
         assert site.weights is not None
-        rows = rows_of_heads(site.weights)
+        rows = site.weights.rows
         kept = _kept(graph, rows, graph.dtype(site.core.query))
         builder = graph.builder(anchor(graph, site), f"{site.name}/mla")
         emitted = self._emit(graph, builder, site, kept)
@@ -85,12 +86,6 @@ class HoldWeights(Pass):
             name="multi_head_latent_attention",
         )
         return Emitted(shifted(builder, operands, output), tuple(caches))
-
-
-def rows_of_heads(weights: LatentWeights) -> Array:
-    """Return ``W_UK`` and ``W_UV^T`` of all heads as the rows of ``kv_b``, ``[H (N + V), C]``."""
-    by_head = np.concatenate([weights.w_uk, weights.w_uv.swapaxes(1, 2)], axis=1)
-    return by_head.reshape(-1, by_head.shape[2])
 
 
 def _query(builder: Builder, site: LatentAttentionSite) -> Value:

@@ -89,9 +89,10 @@ class OnnxFile:
 
     def write(self, model: Any, path: Path, *, force: bool) -> ModelFile:
         """The file, and its data file if there is one."""
-        from mla_opt.files.model_io import describe, write_model
+        from mla_opt.files.model_io import describe, write_hashed
 
-        return describe(write_model(model, path, force=force, inputs=self.files()), model)
+        written = write_hashed(model, path, force=force, inputs=self.files())
+        return describe(written.files, model, written.sha256)
 
 
 class ProgramFile:

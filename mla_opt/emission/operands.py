@@ -90,8 +90,8 @@ def _store(
     dtype = graph.dtype(site.core.query)
     bias = weights.value_bias
     return StoredWeights(
-        w_uk=builder.constant(weights.w_uk.astype(dtype, copy=False), "w_uk"),
-        w_uv=builder.constant(weights.w_uv.astype(dtype, copy=False), "w_uv"),
+        w_uk=builder.constant(weights.w_uk, "w_uk", dtype),
+        w_uv=builder.constant(weights.w_uv, "w_uv", dtype),
         value_bias=None
         if bias is None
         else builder.constant(bias[:, None, :].astype(dtype), "value_bias"),

@@ -29,6 +29,7 @@ from mla_opt.files.writing import (
     clear_up,
     data_path,
     whole_file,
+    write_hashed,
     write_model,
     write_text,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "sha256",
     "unknown_operators",
     "whole_file",
+    "write_hashed",
     "write_model",
     "write_text",
 ]
@@ -96,16 +98,17 @@ def sha256(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def describe(files: Sequence[Path], model: ir.Model) -> ModelFile:
+def describe(files: Sequence[Path], model: ir.Model, digest: str | None = None) -> ModelFile:
     """Return what a report says of a model on disk.
 
     Args:
         files: the model file, then its external data (:func:`model_files`, :func:`write_model`).
         model: what is in them.
+        digest: their hash (:func:`sha256`), where it is known.
     """
     return ModelFile(
         path=str(files[0]),
-        sha256=sha256(files),
+        sha256=digest or sha256(files),
         bytes=sum(file.stat().st_size for file in files),
         opset_imports=dict(model.opset_imports),
         ir_version=model.ir_version,

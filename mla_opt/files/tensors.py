@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
+from mla_opt.files.mapped import MappedTensor
 from mla_opt.files.order import bodies
 
 # The field that holds the elements of a type, and how many of its entries an element takes.
@@ -155,7 +156,7 @@ def _check_inline(where: str, tensor: ir.TensorProtocol, proto: onnx.TensorProto
         raise InputError(f"{where} holds {held} {unit}, its shape needs {needed}; export it again")
 
 
-def _found(tensor: ir.ExternalTensor, folder: Path) -> ir.ExternalTensor:
+def _found(tensor: ir.ExternalTensor, folder: Path) -> MappedTensor:
     """The tensor where its file really is."""
     where = f"tensor {tensor.name!r}"
     if tensor.dtype == ir.DataType.STRING:
@@ -171,9 +172,9 @@ def _found(tensor: ir.ExternalTensor, folder: Path) -> ir.ExternalTensor:
     tensor.base_dir = str(folder)
     real = Path(os.path.realpath(file))
     if real.is_relative_to(os.path.realpath(folder)):
-        return tensor
+        return MappedTensor.of(tensor)
     # onnx_ir follows no link out of the folder that it is told.
-    return ir.ExternalTensor(
+    return MappedTensor(
         real.name,
         tensor.offset,
         tensor.length,

@@ -8,24 +8,32 @@ graph.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
+from mla_opt.files.hashed import HashedStream
 from mla_opt.files.reading import external_files, referred_files
 from mla_opt.files.transaction import Transaction
+from mla_opt.files.weights import DataFile, weight_bytes
 
 # Protobuf ends at 2 GiB; serializing needs room beside the weights.
 INLINE_LIMIT = 1_500_000_000
-# Smaller tensors stay in the model file, where shape inference can see them.
-_EXTERNAL_FROM = 1024
-# A page, so that runtimes can map a tensor where it lies.
-_ALIGNMENT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A model on disk: the file and its data file if there is one, and the hash of both, in hex."""
+
+    files: tuple[Path, ...]
+    sha256: str
 
 
 def write_model(
@@ -58,16 +66,29 @@ def write_model(
         InputError: the file exists, another run is writing it, it cannot be written, or the disk
             is full.
     """
+    written = write_hashed(model, path, force=force, inputs=inputs, inline_limit=inline_limit)
+    return written.files
+
+
+def write_hashed(
+    model: ir.Model,
+    path: str | Path,
+    *,
+    force: bool = False,
+    inputs: Sequence[str | Path] = (),
+    inline_limit: int = INLINE_LIMIT,
+) -> Written:
+    """Like :func:`write_model`; tells the hash of what was written, without reading it again."""
     path = Path(path)
     read = (*inputs, *external_files(model))
-    external = _weight_bytes(model) > inline_limit or bool(external_files(model))
+    external = weight_bytes(model) > inline_limit or bool(external_files(model))
     check_output(path, force=force, inputs=read)
     with _one_line_errors(path), Transaction(path, lambda: referred_files(path)) as transaction:
         check_output(path, force=force, inputs=read)  # another run may have made it meanwhile
         data, replaced = _data_paths(path, force, read) if external else (None, _left(path, read))
-        _write(model, path, data, transaction)
+        digest = _write(model, path, data, transaction)
         transaction.commit(replaced)
-    return (path,) if data is None else (path, data)
+    return Written((path,) if data is None else (path, data), digest)
 
 
 def _data_paths(
@@ -205,91 +226,29 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def _weight_bytes(model: ir.Model) -> int:
-    seen = {id(v.const_value): v.const_value for v in _initializers(model)}
-    return sum(
-        tensor.nbytes for tensor in seen.values() if tensor is not None and _has_bytes(tensor)
-    )
-
-
-def _has_bytes(tensor: ir.TensorProtocol) -> bool:
-    """Whether a tensor is numbers; a tensor of texts stays in the model file."""
-    return tensor.dtype != ir.DataType.STRING
-
-
-def _initializers(model: ir.Model) -> Iterator[ir.Value]:
-    for graph in model.graphs():
-        yield from (v for v in graph.initializers.values() if v.const_value is not None)
-
-
 # Writing.
 
 
-def _write(model: ir.Model, path: Path, data: Path | None, transaction: Transaction) -> None:
-    with contextlib.ExitStack() as stack:
-        if data is not None:
-            stream = stack.enter_context(transaction.open(data))
-            stack.enter_context(_externalized(model, stream, data))
+def _write(model: ir.Model, path: Path, data: Path | None, transaction: Transaction) -> str:
+    """Write both files; returns their hash, the model file's bytes first."""
+    if data is None:
         content = ir.to_proto(model).SerializeToString()
+        digest = hashlib.sha256(content).hexdigest()
+    else:
+        content, digest = _write_data(model, data, transaction)
     with transaction.open(path) as stream:
         stream.write(content)
+    return digest
 
 
-@contextlib.contextmanager
-def _externalized(model: ir.Model, stream: IO[bytes], data: Path) -> Iterator[None]:
-    """Write large initializers to ``stream``; inside the context the model refers to them there."""
-    original = [(value, value.const_value) for value in _initializers(model)]
-    written: dict[object, int] = {}
-    try:
-        for value, tensor in original:
-            assert tensor is not None
-            value.const_value = _moved(tensor, stream, data, written)
-        yield
-    finally:
-        for value, tensor in original:
-            value.const_value = tensor
-
-
-def _moved(
-    tensor: ir.TensorProtocol, stream: IO[bytes], data: Path, written: dict[object, int]
-) -> ir.TensorProtocol:
-    """The tensor as the new file has it; ``written`` tells where what came before it lies."""
-    if not _has_bytes(tensor):
-        return tensor
-    if tensor.nbytes < _EXTERNAL_FROM:
-        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
-    source = _source(tensor)
-    # Initializers that share a tensor, or its range of a file, share its bytes too.
-    if source not in written:
-        written[source] = _append(tensor, stream)
-    return ir.ExternalTensor(
-        data.name,
-        written[source],
-        tensor.nbytes,
-        tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()),
-        name=tensor.name or "",
-        base_dir=str(data.absolute().parent),
-    )
-
-
-def _source(tensor: ir.TensorProtocol) -> object:
-    """What is equal for two tensors that are the same bytes."""
-    if not isinstance(tensor, ir.ExternalTensor):
-        return id(tensor)
-    return (tensor.path, tensor.offset or 0, tensor.nbytes)
-
-
-def _append(tensor: ir.TensorProtocol, stream: IO[bytes]) -> int:
-    """Write the bytes of a tensor; returns where they begin."""
-    stream.write(bytes(-stream.tell() % _ALIGNMENT))
-    offset = stream.tell()
-    # Tensors of onnx_ir stream themselves; the protocol alone does not promise it.
-    if (tofile := getattr(tensor, "tofile", None)) is not None:
-        tofile(stream)
-    else:
-        stream.write(tensor.tobytes())
-    return offset
+def _write_data(model: ir.Model, data: Path, transaction: Transaction) -> tuple[bytes, str]:
+    """Write the data file; returns the model file that refers to it, and the hash of both."""
+    file = DataFile(model, data)
+    with file.referred_to():
+        content = ir.to_proto(model).SerializeToString()
+    with transaction.open(data) as stream, HashedStream(stream, content) as out:
+        file.write(out)
+        return content, out.hexdigest()
 
 
 @contextlib.contextmanager

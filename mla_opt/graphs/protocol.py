@@ -40,8 +40,8 @@ class Builder(Protocol):
     those of the results.
     """
 
-    def constant(self, array: Array, name: str) -> Value:
-        """A stored tensor."""
+    def constant(self, array: Array, name: str, dtype: np.dtype[Any] | None = None) -> Value:
+        """A stored tensor, of the array's element type or another."""
 
     def integers(self, *numbers: int) -> Value:
         """An int64 vector."""
@@ -264,6 +264,12 @@ class Graph(Protocol):
         ``None`` where that is not proved, or where more than the first result is read.
         """
 
+    def packed_rows(self, node: Node) -> Array | None:
+        """The weight ``[W, C]`` of a linear layer that is stored packed, read by its definition.
+
+        ``None`` where the layer has to be run to tell its matrix.
+        """
+
     def stored_rows(self, rows: Array) -> KvB | None:
         """Where the graph keeps these rows ``[W, C]`` in fewer bits, number by number.
 
@@ -298,6 +304,12 @@ class Graph(Protocol):
 
     def stored_name(self, value: Value) -> str | None:
         """The name by which the model keeps a stored tensor; ``None`` for all other values."""
+
+    def keep_aside(self, array: Array) -> Array:
+        """The same array; where it is large and kept for long, out of memory if that can be."""
+
+    def let_go(self) -> None:
+        """Give back the memory of what was read of arrays that are kept aside."""
 
     def has_content(self) -> bool:
         """Whether stored tensors have a content; if not, parts are run on made-up ones."""
@@ -450,6 +462,9 @@ class Binding(Protocol):
 
     def shape(self, value: Value) -> tuple[int, ...] | None:
         """Shape under this binding; ``None`` when it cannot be told."""
+
+    def repeated(self) -> Binding:
+        """A view for running the same parts again and again, while the graph does not change."""
 
     def run(self, outputs: Sequence[Value], feeds: Mapping[Value, Array]) -> list[Array]:
         """Run the nodes between ``feeds`` and ``outputs``.

@@ -148,8 +148,9 @@ class _Case:
         bias = self._bias(feeds)
         (seen,) = self.binding.run([core.output], feeds)
         sink = None if core.sink is None else _content(self.binding, core.sink).reshape(-1)
+        absorbed = self._absorbed(query)
         latent = latent_attention(
-            self._absorbed(query),
+            absorbed,
             rows[:, None],
             bias=bias,
             sink=sink,
@@ -162,17 +163,17 @@ class _Case:
         kind = self._kind((seen,))
         if isinstance(self.graph.operation(core.first), op.FusedAttention):
             kind = coarsest((kind, "float32"))  # that is what its scale is, whatever it computes in
-        return error, of_sums(kind, *self._sums_of_attention(query, rows))
+        return error, of_sums(kind, *self._sums_of_attention(absorbed, query.shape[-1], rows))
 
-    def _sums_of_attention(self, query: Float64, rows: Float64) -> list[float]:
+    def _sums_of_attention(self, absorbed: Float64, width: int, rows: Float64) -> list[float]:
         """Terms of the sums that make values, probabilities and the mean, and of those of scores.
 
         An error of a score is one of its probability, so that large scores make more of it.
         """
         keys = self._sums()
         few = rows[:, None, :_FEW_ROWS]
-        size = _weighed(self._absorbed(query) @ few.swapaxes(-1, -2) * self.site.scale)
-        made = (*keys, query.shape[-1], 2 * OPERATORS)
+        size = _weighed(absorbed @ few.swapaxes(-1, -2) * self.site.scale)
+        made = (*keys, width, 2 * OPERATORS)
         return [*keys, 2 * rows.shape[1], *(size * terms for terms in made)]
 
     def _query(self) -> tuple[Float64, Array]:

@@ -25,6 +25,9 @@ from mla_opt.sites import CachedTensor, LatentAttentionSite, LatentRows, LatentW
 from mla_opt.sites.core import AttentionCore, CoreLayouts
 from mla_opt.sites.layout import KEYS, ROWS, from_standard, head_count, heads_of, to_standard
 
+_BLOCK = 256
+"""Rows and columns of a matrix that are transposed at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Region:
@@ -37,7 +40,7 @@ class Region:
     @classmethod
     def of(cls, graph: Graph, site: LatentAttentionSite) -> Region:
         """The region of a site, at small sizes."""
-        return cls(graph, graph.nearest_binding(*EXAMPLE), site)
+        return cls(graph, graph.nearest_binding(*EXAMPLE).repeated(), site)
 
     @property
     def core(self) -> AttentionCore:
@@ -144,10 +147,16 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class _Images:
-    """Keys ``[W, H, D]`` and values ``[W, H, V]`` of every basis row, and of a row of zeros."""
+    """What every head makes of each basis row, and of a row of zeros.
+
+    ``keys [H, D, C]`` and ``values [H, V, C]`` are of the rows of ``c_kv``, ``rope_keys [H, D, R]``
+    and ``rope_values [H, V, R]`` of those of ``k_pe``.
+    """
 
     keys: Array
     values: Array
+    rope_keys: Array
+    rope_values: Array
     key_offset: Array
     value_offset: Array
 
@@ -162,7 +171,7 @@ def extract(graph: Graph, site: LatentAttentionSite) -> LatentWeights:
     images = _by_labels(region, site.projection) if _is_plain(graph, site) else None
     if images is None:
         images = _by_basis(region)
-    weights = _weights(site, images, region.latent_width, region.rope_width)
+    weights = _weights(site, images)
     _check_buffers(site, weights)
     return weights
 
@@ -210,16 +219,28 @@ def _by_labels(region: Region, projection: Node | None) -> _Images | None:
     key, value = trace(width + r, run)
     if np.any(value.source >= width):
         raise NotLatentError("rope_in_values", "the values depend on k_pe", (region.core.last,))
-    kind = matrix.weight.dtype
-    rope_keys = _one_hot(key, width, r, kind)
-    no_rope = np.zeros((r, *value.source.shape), dtype=kind)
     bias = np.zeros(width) if matrix.bias is None else matrix.bias
+    rows, kind = _transposed(matrix.weight), matrix.weight.dtype
     return _Images(
-        np.concatenate([_columns(matrix.weight, key, width), rope_keys]),
-        np.concatenate([_columns(matrix.weight, value, width), no_rope]),
+        _picked(rows, key),
+        _picked(rows, value),
+        _one_hot(key, width, r, kind),
+        np.zeros((*value.source.shape, r), kind),
         key.offset + np.where(_within(key, width), bias[key.source % width] * key.factor, 0.0),
         value.offset + np.where(value.moved, bias[value.source] * value.factor, 0.0),
     )
+
+
+def _transposed(matrix: Array) -> Array:
+    """The transpose in its order of memory, block by block: those that the processor holds."""
+    if matrix.T.flags.c_contiguous:
+        return matrix.T
+    made = np.empty_like(matrix.T, order="C")
+    for row in range(0, len(matrix), _BLOCK):
+        for column in range(0, len(made), _BLOCK):
+            block = matrix[row : row + _BLOCK, column : column + _BLOCK]
+            made[column : column + _BLOCK, row : row + _BLOCK] = block.T
+    return made
 
 
 def _within(traced: Trace, width: int) -> Array:
@@ -227,19 +248,23 @@ def _within(traced: Trace, width: int) -> Array:
     return within
 
 
-def _columns(weight: Array, traced: Trace, width: int) -> Array:
-    """Columns of the layer ``[C, H, D]``, each times its factor; zero where there is no source."""
-    within = _within(traced, width)
-    picked = np.where(within, weight[:, traced.source % width], 0).astype(weight.dtype)
+def _picked(rows: Array, traced: Trace) -> Array:
+    """Columns of a layer that is ``rows [W, C]``, each times its factor: ``[H, D, C]``.
+
+    Zero where there is no source.
+    """
+    within = _within(traced, len(rows))
+    picked: Array = rows[np.where(within, traced.source, 0)]
+    picked[~within] = 0
     if np.all(traced.factor[within] == 1.0):
         return picked
-    return (picked.astype(np.float64) * traced.factor).astype(weight.dtype)
+    return (picked.astype(np.float64) * traced.factor[..., None]).astype(rows.dtype)
 
 
 def _one_hot(traced: Trace, width: int, r: int, kind: np.dtype[Any]) -> Array:
-    """What each dim of ``k_pe`` becomes in the keys: ``[R, H, D]``."""
-    places = np.arange(r)[:, None, None] + width
-    made: Array = np.where(traced.source[None] == places, traced.factor[None], 0.0)
+    """What each dim of ``k_pe`` becomes in the keys: ``[H, D, R]``."""
+    is_source = traced.source[..., None] == np.arange(r) + width
+    made: Array = np.where(is_source, traced.factor[..., None], 0.0)
     return made.astype(kind)
 
 
@@ -250,37 +275,40 @@ def _by_basis(region: Region) -> _Images:
     rows = np.concatenate([np.zeros((1, width)), np.eye(width)])
     padded = np.concatenate([rows, np.zeros((-len(rows) % room, width))])
     made = [region.run(part) for part in padded.reshape(-1, batch, tokens, width)]
-    keys, values = (
+    made_of = [
         np.concatenate(
             [each[half].swapaxes(1, 2).reshape(room, *_head(each[half])) for each in made]
         )
         for half in (0, 1)
+    ]
+    of_keys, of_values = ((each[1 : len(rows)] - each[0]).transpose(1, 2, 0) for each in made_of)
+    c = region.latent_width
+    return _Images(
+        of_keys[..., :c],
+        of_values[..., :c],
+        of_keys[..., c:],
+        of_values[..., c:],
+        made_of[0][0],
+        made_of[1][0],
     )
-    count = len(rows)
-    return _Images(keys[1:count] - keys[0], values[1:count] - values[0], keys[0], values[0])
 
 
 def _head(array: Array) -> tuple[int, int]:
     return array.shape[1], array.shape[3]
 
 
-def _weights(site: LatentAttentionSite, images: _Images, c: int, r: int) -> LatentWeights:
+def _weights(site: LatentAttentionSite, images: _Images) -> LatentWeights:
     """Tell what the values are made of from what only the keys are."""
-    used = np.any(images.values != 0, axis=(1, 2))
-    if np.any(used[c:]):
+    if np.any(images.rope_values):
         raise NotLatentError("rope_in_values", "the values depend on k_pe", (site.core.last,))
-    rope = np.arange(c, c + r)
-    rope_dims, factor = _rope_dims(site, images.keys, rope)
-    nope_dims = tuple(dim for dim in range(images.keys.shape[2]) if dim not in set(rope_dims))
-    w_uk = images.keys[:c][:, :, list(nope_dims)]
-    if np.any(images.keys[c:][:, :, list(nope_dims)]):
+    rope_dims, factor = _rope_dims(site, images)
+    nope_dims = tuple(dim for dim in range(images.keys.shape[1]) if dim not in set(rope_dims))
+    if np.any(images.rope_keys[:, list(nope_dims)]):
         raise NotLatentError(
             "rope_mixed",
             "the heads do not hold k_pe as it is, in dims of its own",
             (site.core.first,),
         )
-    if factor != 1.0:
-        w_uk = (w_uk.astype(np.float64) / factor).astype(w_uk.dtype)
     bias = images.value_offset
     if site.core.sink is not None and np.any(bias):
         raise NotLatentError(
@@ -290,8 +318,7 @@ def _weights(site: LatentAttentionSite, images: _Images, c: int, r: int) -> Late
             (site.core.last,),
         )
     return LatentWeights(
-        w_uk=np.ascontiguousarray(w_uk.transpose(1, 2, 0)),
-        w_uv=np.ascontiguousarray(images.values[:c].transpose(1, 0, 2)),
+        by_head=_by_head(images, nope_dims, factor),
         value_bias=bias if np.any(bias) else None,
         nope_dims=nope_dims,
         rope_dims=rope_dims,
@@ -300,19 +327,33 @@ def _weights(site: LatentAttentionSite, images: _Images, c: int, r: int) -> Late
     )
 
 
-def _rope_dims(
-    site: LatentAttentionSite, keys: Array, rope: Array
-) -> tuple[tuple[int, ...], float]:
+def _by_head(images: _Images, nope_dims: tuple[int, ...], factor: float) -> Array:
+    """Keys and values of each head one behind the other, the factor of the keys taken out."""
+    nope = images.keys[:, _run_of(nope_dims)]
+    if factor != 1.0:
+        nope = (nope.astype(np.float64) / factor).astype(nope.dtype)
+    made: Array = np.concatenate([nope, images.values], axis=1)
+    return made
+
+
+def _run_of(dims: tuple[int, ...]) -> slice | list[int]:
+    """The dims as a slice, which copies nothing, where they are a run."""
+    if dims and dims == tuple(range(dims[0], dims[0] + len(dims))):
+        return slice(dims[0], dims[0] + len(dims))
+    return list(dims)
+
+
+def _rope_dims(site: LatentAttentionSite, images: _Images) -> tuple[tuple[int, ...], float]:
     """Where ``k_pe`` lands in every head's key, and the one factor it is multiplied by."""
-    if not len(rope):
+    parts = images.rope_keys.transpose(2, 0, 1)
+    if not len(parts):
         return (), 1.0
-    parts = keys[rope]
     holds = parts != 0
     dims = holds[:, 0].argmax(axis=-1)
     factor = float(parts[0, 0, dims[0]])
     wanted = np.zeros_like(parts)
-    wanted[np.arange(len(rope)), :, dims] = factor
-    others = np.any(np.delete(keys, rope, axis=0)[:, :, dims])
+    wanted[np.arange(len(parts)), :, dims] = factor
+    others = np.any(images.keys[:, dims])
     if not np.array_equal(parts, wanted) or others or len(set(dims.tolist())) < len(dims):
         raise NotLatentError(
             "rope_mixed",

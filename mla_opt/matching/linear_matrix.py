@@ -20,7 +20,7 @@ class LinearMatrix:
 
 
 def linear_matrix(graph: Graph, binding: Binding, linear: Node) -> LinearMatrix:
-    """Read the matrix of a linear layer; one that is stored in another form is run on a basis."""
+    """Read the matrix of a linear layer; one whose form nobody knows is run on a basis."""
     operation = graph.operation(linear)
     assert isinstance(operation, op.Linear)
     if operation.plain:
@@ -29,6 +29,9 @@ def linear_matrix(graph: Graph, binding: Binding, linear: Node) -> LinearMatrix:
             (weight,) = binding.run([operation.weight], {})
         if weight.ndim == 2:
             return LinearMatrix(weight.T if operation.transposed else weight, None)
+    packed = graph.packed_rows(linear) if operation.packed else None
+    if packed is not None:
+        return LinearMatrix(packed.T, None)
     return _by_basis(graph, binding, linear, operation)
 
 

@@ -114,10 +114,14 @@ def numbers(
     codes = kv_b.astype(np.float64) if not storage.bits else _unpacked(kv_b, storage.bits, columns)
     if scales is None:
         return codes
-    zeros = _zeros(storage, zero_points, scales.shape)
-    return (codes - _spread(storage, zeros, codes.shape)) * _spread(
-        storage, scales.astype(np.float64), codes.shape
-    )
+    zeros, factors = _zeros(storage, zero_points, scales.shape), scales.astype(np.float64)
+    if storage.block_rows == 1 and columns % storage.block_size == 0:
+        blocks = codes.reshape(*scales.shape, storage.block_size)
+        blocks -= zeros[..., None]
+        blocks *= factors[..., None]
+        return blocks.reshape(codes.shape)
+    spread = [_spread(storage, each, codes.shape) for each in (zeros, factors)]
+    return (codes - spread[0]) * spread[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +163,8 @@ class KvB:
 
 def _unpacked(packed: AnyArray, bits: int, columns: int) -> Array:
     """Return the codes of rows of bytes, ``[rows, columns]``."""
-    shifts = np.arange(0, 8, bits)
-    codes = (packed.reshape(packed.shape[0], -1, 1).astype(np.int64) >> shifts) & (2**bits - 1)
+    shifts, mask = np.arange(0, 8, bits, dtype=np.uint8), np.uint8(2**bits - 1)
+    codes = (packed.reshape(packed.shape[0], -1, 1).view(np.uint8) >> shifts) & mask
     wide: Array = codes.reshape(packed.shape[0], -1)[:, :columns].astype(np.float64)
     return wide
 

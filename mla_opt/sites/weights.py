@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from mla_opt.handles import Array, Value
 
@@ -16,8 +17,7 @@ class LatentWeights:
     taken out) and ``value = c @ w_uv[h] + value_bias[h]``.
 
     Attributes:
-        w_uk: ``[H, N, C]``.
-        w_uv: ``[H, C, V]``.
+        by_head: ``w_uk`` and the transposed ``w_uv`` of each head, ``[H, N + V, C]``.
         value_bias: ``[H, V]``, or ``None`` when it is zero.
         nope_dims: the N positions of a head's key and query that ``w_uk`` makes, in its order.
         rope_dims: the R positions that hold ``k_pe``, in its order.
@@ -25,13 +25,31 @@ class LatentWeights:
         key_bias: ``[H, N + R]``, or ``None``; it drops out of the softmax.
     """
 
-    w_uk: Array
-    w_uv: Array
+    by_head: Array
     value_bias: Array | None
     nope_dims: tuple[int, ...]
     rope_dims: tuple[int, ...]
     key_scale: float
     key_bias: Array | None = None
+
+    @property
+    def w_uk(self) -> Array:
+        """``[H, N, C]``, a view."""
+        return self.by_head[:, : len(self.nope_dims)]
+
+    @property
+    def w_uv(self) -> Array:
+        """``[H, C, V]``, a view."""
+        return self.by_head[:, len(self.nope_dims) :].swapaxes(1, 2)
+
+    @property
+    def rows(self) -> Array:
+        """The rows of ``kv_b``, ``[H (N + V), C]``, a view."""
+        return self.by_head.reshape(-1, self.by_head.shape[2])
+
+    def kept(self, keep: Callable[[Array], Array]) -> LatentWeights:
+        """The same with the matrices as ``keep`` returns them."""
+        return replace(self, by_head=keep(self.by_head))
 
 
 @dataclass(frozen=True, slots=True)

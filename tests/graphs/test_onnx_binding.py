@@ -191,23 +191,23 @@ def test_a_part_that_fails_while_running_is_an_error_of_ours():
 
 
 def test_equal_parts_share_a_session(monkeypatch):
-    from mla_opt.graphs.onnx import binding as onnx_binding
+    from mla_opt.graphs.onnx import parts
 
-    monkeypatch.setattr(onnx_binding, "_sessions", {})
+    monkeypatch.setattr(parts, "_sessions", {})
     graph, binding = bound(Block(layers=2))
     for layer in range(2):
         rows = at(graph, f"present.{layer}.keys")
         binding.run([at(graph, f"made_{layer}")], {rows: np.ones((2, 1, 7, 12), np.float32)})
-    small = len(onnx_binding._sessions)
+    small = len(parts._sessions)
     assert small == 2  # their small weights are part of them
 
     wide = Block(layers=2, heads=16, latent=16)
     graph, binding = bound(wide)
-    onnx_binding._sessions.clear()
+    parts._sessions.clear()
     for layer in range(2):
         rows = at(graph, f"present.{layer}.keys")
         binding.run([at(graph, f"made_{layer}")], {rows: np.ones((2, 1, 7, 16), np.float32)})
-    assert len(onnx_binding._sessions) == 1  # large ones are fed
+    assert len(parts._sessions) == 1  # large ones are fed
 
 
 def test_element_types_are_inferred():

@@ -96,18 +96,22 @@ def test_the_coarsest_type_counts():
 
 
 WEIGHTS: dict[str, Callable[[LatentWeights], LatentWeights]] = {
-    "another head's W_UK": lambda w: replace(w, w_uk=np.roll(w.w_uk, 1, axis=0)),
-    "another head's W_UV": lambda w: replace(w, w_uv=np.roll(w.w_uv, 1, axis=0)),
-    "one wrong entry of W_UK": lambda w: replace(w, w_uk=_touched(w.w_uk)),
-    "one wrong entry of W_UV": lambda w: replace(w, w_uv=_touched(w.w_uv)),
+    "another head's W_UK": lambda w: _with(w, np.roll(w.w_uk, 1, axis=0), w.w_uv),
+    "another head's W_UV": lambda w: _with(w, w.w_uk, np.roll(w.w_uv, 1, axis=0)),
+    "one wrong entry of W_UK": lambda w: _with(w, _touched(w.w_uk), w.w_uv),
+    "one wrong entry of W_UV": lambda w: _with(w, w.w_uk, _touched(w.w_uv)),
     "rope dims swapped": lambda w: replace(w, rope_dims=w.rope_dims[::-1]),
     "rope and nope mixed": lambda w: replace(
         w, nope_dims=(*w.nope_dims[:-1], w.rope_dims[0]), rope_dims=(7, *w.rope_dims[1:])
     ),
     "a key scale": lambda w: replace(w, key_scale=1.01),
     "a value bias": lambda w: replace(w, value_bias=np.full((3, 6), 1e-3)),
-    "not a number": lambda w: replace(w, w_uv=w.w_uv * np.nan),
+    "not a number": lambda w: _with(w, w.w_uk, w.w_uv * np.nan),
 }
+
+
+def _with(weights: LatentWeights, w_uk: Any, w_uv: Any) -> LatentWeights:
+    return replace(weights, by_head=np.concatenate([w_uk, w_uv.swapaxes(1, 2)], axis=1))
 
 
 def _touched(matrix: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 
+from mla_opt.aside import LARGE, Aside
 from mla_opt.errors import InputError, PassError
 from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.protocol import BranchBody, Builder
@@ -37,12 +38,14 @@ class OnnxBuilder:
         names: set[str],
         *,
         style: BodyStyle = ONNX_RUNTIME,
+        aside: Aside | None = None,
     ) -> None:
         self._model = model
         self._before = before
         self._prefix = prefix
         self._names = names
         self._style = style
+        self._aside = aside or Aside()
         self.emitted: list[ir.Node] = []
 
     # Emission
@@ -92,14 +95,15 @@ class OnnxBuilder:
 
     # Stored tensors
 
-    def constant(self, array: Array, name: str) -> ir.Value:
-        """A stored tensor of the main graph."""
+    def constant(self, array: Array, name: str, dtype: np.dtype[Any] | None = None) -> ir.Value:
+        """A stored tensor of the main graph; a large one is converted whenever it is read."""
         full = self._unique(name)
+        tensor = _tensor(self._aside.keep(array), array.dtype if dtype is None else dtype, full)
         value = ir.Value(
             name=full,
             shape=ir.Shape(array.shape),
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            const_value=ir.Tensor(np.asarray(array, order="C"), name=full),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         self._model.graph.initializers[full] = value
         return value
@@ -460,6 +464,7 @@ class OnnxBuilder:
             f"{self._prefix}/{name}",
             self._names,
             style=self._style,
+            aside=self._aside,
         )
         outputs = cast(Sequence[ir.Value], body(cast(Builder, inner)))
         return ir.Graph(
@@ -469,6 +474,19 @@ class OnnxBuilder:
             opset_imports=self._model.opset_imports,
             name=f"{self._prefix}/{name}",
         )
+
+
+def _tensor(array: Array, dtype: np.dtype[Any], name: str) -> ir.TensorProtocol:
+    """A tensor of an array in a type; a large one that has to be made takes no memory by itself."""
+    as_it_is = array.flags.c_contiguous and array.dtype == dtype
+    if as_it_is or array.nbytes < LARGE:
+        return ir.Tensor(np.asarray(array, dtype, order="C"), name=name)
+    return ir.LazyTensor(
+        lambda: ir.Tensor(np.asarray(array, dtype, order="C"), name=name),
+        ir.DataType.from_numpy(dtype),
+        ir.Shape(array.shape),
+        name=name,
+    )
 
 
 def _set_dtype(value: ir.Value, dtype: ir.DataType | None) -> None:

@@ -8,6 +8,7 @@ from functools import cached_property
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from mla_opt.aside import Aside
 from mla_opt.graphs.bindings import Bindings
 from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.graphs.onnx.binding import OnnxBinding
@@ -18,6 +19,7 @@ from mla_opt.graphs.onnx.unread import (
     remove_dead_nodes,
     remove_unread_tensors,
 )
+from mla_opt.handles import Array
 from mla_opt.operator import contract
 from mla_opt.operator.onnx.body_style import BodyStyle
 from mla_opt.operator.onnx.node import settle
@@ -31,6 +33,7 @@ class Edits(Bindings[OnnxBinding]):
     def __init__(self, model: ir.Model, style: BodyStyle) -> None:
         self.model = model
         self._style = style
+        self._aside = Aside()
 
     @cached_property
     def interface(self) -> ModelInterface:
@@ -73,9 +76,19 @@ class Edits(Bindings[OnnxBinding]):
         ]
         return (*self.operands(node), *captured, *returned)
 
+    def keep_aside(self, array: Array) -> Array:
+        """The same array; large ones are kept in a file once there are many."""
+        return self._aside.keep(array)
+
+    def let_go(self) -> None:
+        """Give back the memory of what was read of that file."""
+        self._aside.let_go()
+
     def builder(self, before: ir.Node, prefix: str) -> OnnxBuilder:
         """A builder that emits in front of ``before``."""
-        return OnnxBuilder(self.model, before, prefix, self._names, style=self._style)
+        return OnnxBuilder(
+            self.model, before, prefix, self._names, style=self._style, aside=self._aside
+        )
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let every reader and the graph outputs read ``new``, which takes over ``old``'s name."""

@@ -22,7 +22,7 @@ from mla_opt.graphs.onnx.operations import read
 from mla_opt.graphs.onnx.quantization.dequantized import dequantized
 from mla_opt.graphs.onnx.quantization.roundings import Rounding, Roundings
 from mla_opt.graphs.onnx.stored import StoredOnly
-from mla_opt.graphs.onnx.stored_rows import StoredMatrices
+from mla_opt.graphs.onnx.stored_rows import StoredMatrices, packed_rows
 from mla_opt.graphs.onnx.symbols import SymbolicShapes
 from mla_opt.graphs.protocol import EXAMPLE
 from mla_opt.graphs.sizes import Expression
@@ -101,6 +101,12 @@ class OnnxGraph(InterfaceEdits):
     @cached_property
     def _stored(self) -> StoredMatrices:
         return StoredMatrices(self.model)
+
+    def packed_rows(self, node: ir.Node) -> Array | None:
+        """What MatMulNBits multiplies with, by its definition."""
+        packed = packed_rows(node)
+        columns = node.attributes.get_int("K", 0)
+        return None if packed is None else packed.numbers(columns).astype(np.float32)
 
     def stored_rows(self, rows: Array) -> KvB | None:
         """Rows of a matrix that MatMulNBits or DequantizeLinear reads."""

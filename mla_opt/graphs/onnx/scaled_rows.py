@@ -11,7 +11,7 @@ direction of their first numbers, then every number is compared.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,19 +31,24 @@ _APART = 1e-4
 _BLOCKS = (0, 256, 128, 64, 32, 16)
 
 
+Loader = Callable[[], KvB]
+"""Reads rows of a file, which take memory only while they are looked at."""
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """Rows of a file, ``[any, C]``: codes without scales, or with those that they have."""
 
-    kept: KvB
+    load: Loader
     columns: int
 
     @functools.cached_property
     def directions(self) -> Array:
         """Those of all rows."""
-        if self.kept.scales is None:
-            return _directions(self.kept.codes[:, :_START].astype(np.float64))
-        return _directions(self.kept.numbers(self.columns))
+        kept = self.load()
+        if kept.scales is None:
+            return _directions(kept.codes[:, :_START].astype(np.float64))
+        return _directions(kept.numbers(self.columns))
 
     def multiples(self, rows: Array) -> KvB | None:
         """Return ``rows [W, C]`` as multiples of rows of it; None where they are none."""
@@ -52,21 +57,31 @@ class Candidate:
         places = nearest(self.directions, directions)
         if (np.abs(self.directions[places] - directions) > _APART).any():
             return None
-        taken = self.kept.take(places)
+        taken = self.load().take(places)
         made = _with_factors if taken.scales is not None else _with_scales
         return made(taken, wanted)
 
 
-def code_matrices(model: ir.Model, columns: int) -> Iterator[Candidate]:
-    """Every stored matrix of codes with rows, or columns, of this width."""
+def code_matrices(model: ir.Model, columns: int, width: int) -> Iterator[Candidate]:
+    """Every stored matrix with rows, or columns, of this many codes of less than ``width`` bytes.
+
+    Others take no less memory than the rows themselves.
+    """
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None or tensor.dtype not in _TYPES or len(tensor.shape) != 2:
             continue
-        content = np.asarray(tensor.numpy())
-        for codes in (content, content.T):
-            if codes.shape[1] == columns:
-                yield Candidate(KvB(PLAIN, codes), columns)
+        if tensor.dtype.itemsize >= width:
+            continue
+        for turned in (False, True):
+            if tensor.shape[0 if turned else 1] == columns:
+                yield Candidate(functools.partial(_codes, tensor, turned), columns)
+
+
+def _codes(tensor: ir.TensorProtocol, turned: bool) -> KvB:
+    """The content of a matrix, or of its transpose, as codes without scales."""
+    content = np.asarray(tensor.numpy())
+    return KvB(PLAIN, content.T if turned else content)
 
 
 def shared_by_rows(kept: KvB, tolerance: float = 0.0) -> KvB:

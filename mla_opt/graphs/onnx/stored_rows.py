@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -16,11 +19,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from mla_opt.graphs.onnx.codes import BYTE_TYPES, ROUNDING, are_same, nearest
-from mla_opt.graphs.onnx.scaled_rows import Candidate, code_matrices, shared_by_rows
+from mla_opt.graphs.onnx.scaled_rows import Candidate, Loader, code_matrices, shared_by_rows
 from mla_opt.handles import Array
 from mla_opt.operator.kv_b import PACKED_BITS, KvB, Storage
 
 _Thing = TypeVar("_Thing")
+
+_BIAS_OF_MATMUL_NBITS = 5
 
 _PACKED_TYPES = {
     ir.DataType.INT4: (4, 8),
@@ -30,48 +35,82 @@ _PACKED_TYPES = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class _Operator:
+    """A node with what it read when it was found: passes take nodes out of the graph later."""
+
+    node: ir.Node
+    inputs: tuple[ir.Value | None, ...]
+
+    def number(self, name: str, default: int) -> int:
+        """An attribute."""
+        return self.node.attributes.get_int(name, default)
+
+
+def packed_rows(node: ir.Node) -> KvB | None:
+    """The rows ``[W, C]`` of the weight of a product, where it is stored packed, with scales.
+
+    None: it is no such product, or does more than multiply with these numbers.
+    """
+    if (node.domain, node.op_type) != ("com.microsoft", "MatMulNBits"):
+        return None
+    operator = _Operator(node, tuple(node.inputs))
+    if _is_given(operator, _BIAS_OF_MATMUL_NBITS):
+        return None
+    return next(_of_matmul_nbits(operator, operator.number("K", 0)), None)
+
+
 class StoredMatrices:
-    """Those of one model; each is read when rows of its width are looked for.
+    """Those of one model; each is read when rows of its width are looked for, and let go then.
 
     Layers are asked for in their order, as a rule, so a search begins behind the last find.
     """
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
-        self._candidates: dict[int, deque[Candidate]] = {}
+        self._candidates: dict[tuple[int, int], deque[Candidate]] = {}
         self._readers = [
-            (node, reader)
+            (_Operator(node, tuple(node.inputs)), reader)
             for node in ir.traversal.RecursiveGraphIterator(model.graph)
             if (reader := _READERS.get((node.domain, node.op_type))) is not None
         ]
-        self._of_width: dict[int, deque[KvB]] = {}
+        self._of_width: dict[int, deque[Loader]] = {}
 
     def find(self, rows: Array) -> KvB | None:
         """Return where rows ``[W, C]`` are kept, in their order; None: nowhere."""
-        wanted = rows.astype(np.float64)
+        stored = self._read(rows.shape[1])
+        wanted = rows.astype(np.float64) if stored else rows
         return _first(
-            self._read(rows.shape[1]),
-            lambda stored: (
+            stored,
+            lambda load: (
                 None
-                if (places := _places(stored, wanted)) is None
+                if (places := _places(stored := load(), wanted)) is None
                 else shared_by_rows(stored.take(places))
             ),
         )
 
     def find_multiples(self, rows: Array) -> KvB | None:
         """Return codes that rows ``[W, C]`` are multiples of; None: there are none."""
-        columns = rows.shape[1]
-        if columns not in self._candidates:
+        columns, width = rows.shape[1], rows.dtype.itemsize
+        if (columns, width) not in self._candidates:
             known = (Candidate(each, columns) for each in self._read(columns))
-            self._candidates[columns] = deque([*known, *code_matrices(self._model, columns)])
-        return _first(self._candidates[columns], lambda candidate: candidate.multiples(rows))
+            codes = code_matrices(self._model, columns, width)
+            self._candidates[columns, width] = deque([*known, *codes])
+        return _first(self._candidates[columns, width], lambda each: each.multiples(rows))
 
-    def _read(self, columns: int) -> deque[KvB]:
+    def _read(self, columns: int) -> deque[Loader]:
         if columns not in self._of_width:
             self._of_width[columns] = deque(
-                each for node, read in self._readers for each in read(node, columns)
+                partial(_nth, read, node, columns, place)
+                for node, read in self._readers
+                for place, _ in enumerate(read(node, columns))
             )
         return self._of_width[columns]
+
+
+def _nth(read: _Reader, node: _Operator, columns: int, place: int) -> KvB:
+    """Read one of the matrices of a node."""
+    return next(islice(read(node, columns), place, None))
 
 
 def _first(things: deque[_Thing], make: Callable[[_Thing], KvB | None]) -> KvB | None:
@@ -112,7 +151,7 @@ def _holds(stored: KvB, row: Array) -> bool:
     return bool(gaps.min() <= ROUNDING * max(np.abs(starts).max(), 1e-30))
 
 
-def _content(node: ir.Node, place: int) -> npt.NDArray[np.generic] | None:
+def _content(node: _Operator, place: int) -> npt.NDArray[np.generic] | None:
     """Return a stored operand; None where there is none, or its content is not known."""
     value = node.inputs[place] if place < len(node.inputs) else None
     if value is None or value.is_graph_input():
@@ -121,17 +160,19 @@ def _content(node: ir.Node, place: int) -> npt.NDArray[np.generic] | None:
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
-def _is_given(node: ir.Node, place: int) -> bool:
+def _is_given(node: _Operator, place: int) -> bool:
     return place < len(node.inputs) and node.inputs[place] is not None
 
 
-def _of_matmul_nbits(node: ir.Node, columns: int) -> Iterator[KvB]:
-    bits = node.attributes.get_int("bits", 4)
-    block = node.attributes.get_int("block_size", 0)
-    codes, scales, zeros = (_content(node, place) for place in (1, 2, 3))
-    fits = node.attributes.get_int("K", 0) == columns and bits in PACKED_BITS and block > 0
+def _of_matmul_nbits(node: _Operator, columns: int) -> Iterator[KvB]:
+    bits = node.number("bits", 4)
+    block = node.number("block_size", 0)
+    fits = node.number("K", 0) == columns and bits in PACKED_BITS and block > 0
     # A g_idx puts columns into blocks of its own.
-    if not fits or codes is None or scales is None or _is_given(node, 4):
+    if not fits or _is_given(node, 4):
+        return
+    codes, scales, zeros = (_content(node, place) for place in (1, 2, 3))
+    if codes is None or scales is None:
         return
     if _is_given(node, 3) and zeros is None:
         return
@@ -148,12 +189,12 @@ def _of_matmul_nbits(node: ir.Node, columns: int) -> Iterator[KvB]:
     )
 
 
-def _of_dequantize_linear(node: ir.Node, columns: int) -> Iterator[KvB]:
+def _of_dequantize_linear(node: _Operator, columns: int) -> Iterator[KvB]:
     codes, scales, zeros = (_content(node, place) for place in (0, 1, 2))
     if codes is None or scales is None or codes.ndim != 2 or (_is_given(node, 2) and zeros is None):
         return
-    axis = node.attributes.get_int("axis", 1) % 2
-    block = node.attributes.get_int("block_size", 0)
+    axis = node.number("axis", 1) % 2
+    block = node.number("block_size", 0)
     for turned in (False, True):
         if codes.shape[0 if turned else 1] != columns:
             continue
@@ -222,7 +263,7 @@ def _packed(codes: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.uint8]:
     return whole
 
 
-_Reader = Callable[[ir.Node, int], Iterator[KvB]]
+_Reader = Callable[[_Operator, int], Iterator[KvB]]
 _READERS: dict[tuple[str, str], _Reader] = {
     ("com.microsoft", "MatMulNBits"): _of_matmul_nbits,
     ("", "DequantizeLinear"): _of_dequantize_linear,

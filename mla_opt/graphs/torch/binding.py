@@ -70,6 +70,10 @@ class TorchBinding:
             self._known[size] = int(value) if value.is_number else None
         return self._known[size]
 
+    def repeated(self) -> TorchBinding:
+        """Itself: a run needs no preparation."""
+        return self
+
     def run(self, outputs: Sequence[fx.Node], feeds: Mapping[fx.Node, Array]) -> list[Array]:
         """Run the nodes between ``feeds`` and ``outputs``."""
         part = _Part(self, {value: to_tensor(array) for value, array in feeds.items()})

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import sympy
 import torch
 from torch import fx
@@ -110,9 +111,10 @@ class TorchBuilder:
 
     # Stored tensors
 
-    def constant(self, array: Array, name: str) -> fx.Node:
+    def constant(self, array: Array, name: str, dtype: np.dtype[Any] | None = None) -> fx.Node:
         """A stored tensor, on the device of the program's own."""
-        return self._names.store(to_tensor(array), f"{self._prefix}/{name}")
+        made = array if dtype is None else array.astype(dtype, copy=False)
+        return self._names.store(to_tensor(made), f"{self._prefix}/{name}")
 
     def integers(self, *numbers: int) -> Sizes:
         """Fixed sizes."""

@@ -117,6 +117,10 @@ class TorchGraph(Bindings[TorchBinding]):
         """The operand that the node returns as it is, at every size; ``None`` where not proved."""
         return unchanged(self, node)
 
+    def packed_rows(self, node: fx.Node) -> Array | None:
+        """None: PyTorch's own products take numbers."""
+        return None
+
     def stored_rows(self, rows: Array) -> KvB | None:
         """Programs keep tensors as they are."""
         del rows
@@ -175,6 +179,13 @@ class TorchGraph(Bindings[TorchBinding]):
         """The attribute path of a stored tensor in its module."""
         stored = self.program.stored.get(cast(fx.Node, value))
         return None if stored is None else stored.name
+
+    def keep_aside(self, array: Array) -> Array:
+        """As it is: a program is in memory as a whole."""
+        return array
+
+    def let_go(self) -> None:
+        """Nothing."""
 
     def has_content(self) -> bool:
         """Whether no stored tensor lies on the meta device or is an example only."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from mla_opt.operator.kv_b import Storage
-from mla_opt.operator.multi_head import Form, MultiHeadSignature
+from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE, Form, MultiHeadSignature
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
 from mla_opt.operator.onnx.multi_head_body import multi_head_function_body
 from mla_opt.operator.onnx.node import define_body, signature_of
@@ -34,4 +34,4 @@ def define_multi_head(
             signature, opset, overload=overload, element_type=element, style=style
         )
 
-    return define_body(model, signature.overload, element_type, make)
+    return define_body(model, MULTI_HEAD_OP_TYPE, signature.overload, element_type, make)

@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 
 from mla_opt.operator.contract import (
     DOMAIN,
+    OP_TYPE,
     OP_TYPES,
     VERSION,
     BiasKind,
@@ -58,11 +59,15 @@ def define(
     def make(opset: int, overload: str, element: ir.DataType) -> ir.Function:
         return function_body(signature, opset, overload=overload, element_type=element, style=style)
 
-    return define_body(model, signature.overload, element_type, make)
+    return define_body(model, OP_TYPE, signature.overload, element_type, make)
 
 
 def define_body(
-    model: ir.Model, overload: str, element_type: ir.DataType | None, make: MakeBody
+    model: ir.Model,
+    op_type: str,
+    overload: str,
+    element_type: ir.DataType | None,
+    make: MakeBody,
 ) -> str:
     """Give ``model`` the body of an overload, unless it has it; return the overload.
 
@@ -72,8 +77,9 @@ def define_body(
     opset, element = model.opset_imports[""], element_type or ir.DataType.FLOAT
     of_one_type = opset < CAST_LIKE_SINCE
     overload = f"{overload}_{element.name.lower()}" if of_one_type else overload
-    body = make(opset, overload, element)
-    model.functions.setdefault(body.identifier(), body)
+    if (DOMAIN, op_type, overload) not in model.functions:  # sites are alike, and bodies long
+        body = make(opset, overload, element)
+        model.functions[body.identifier()] = body
     return overload
 
 

@@ -1,0 +1,133 @@
+"""Where the stored tensors of a model go when it is written: into its data file, or its own.
+
+Places are known before a byte is written, so that the model file, which tells them, is made first
+and the data after it, each tensor when its turn comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from mla_opt.aside import let_go
+
+# Smaller tensors stay in the model file, where shape inference can see them.
+_EXTERNAL_FROM = 1024
+# A page, so that runtimes can map a tensor where it lies.
+_ALIGNMENT = 4096
+# Bytes of a tensor that are read and written at once.
+_PIECE = 8 << 20
+
+
+class Out(Protocol):
+    """What bytes are written to."""
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Write all of it."""
+
+
+class DataFile:
+    """The data file of a model that is to be written at ``path``."""
+
+    def __init__(self, model: ir.Model, path: Path) -> None:
+        self._model, self._path = model, path
+        self._places: dict[object, int] = {}
+        self._contents: list[tuple[int, ir.TensorProtocol]] = []
+        end = 0
+        for tensor in _in_order_of_files(_distinct(model)):
+            start = end + -end % _ALIGNMENT
+            self._places[_source(tensor)] = start
+            self._contents.append((start, tensor))
+            end = start + tensor.nbytes
+
+    @contextlib.contextmanager
+    def referred_to(self) -> Iterator[None]:
+        """Let the model refer to the data file, inside the context."""
+        original = list(_stored(self._model))
+        try:
+            for value, tensor in original:
+                value.const_value = self._placed(tensor)
+            yield
+        finally:
+            for value, tensor in original:
+                value.const_value = tensor
+
+    def write(self, out: Out) -> None:
+        """Write the content of the file, tensor by tensor."""
+        end = 0
+        for start, tensor in self._contents:
+            out.write(bytes(start - end))
+            _write(tensor, out)
+            end = start + tensor.nbytes
+
+    def _placed(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if not has_bytes(tensor):
+            return tensor
+        if tensor.nbytes < _EXTERNAL_FROM:
+            return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+        return ir.ExternalTensor(
+            self._path.name,
+            self._places[_source(tensor)],
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=tensor.name or "",
+            base_dir=str(self._path.absolute().parent),
+        )
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all stored tensors of a model, each counted once."""
+    seen = {id(tensor): tensor for _, tensor in _stored(model)}
+    return sum(tensor.nbytes for tensor in seen.values() if has_bytes(tensor))
+
+
+def has_bytes(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is numbers; a tensor of texts stays in the model file."""
+    return tensor.dtype != ir.DataType.STRING
+
+
+def _stored(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+
+
+def _distinct(model: ir.Model) -> list[ir.TensorProtocol]:
+    """The tensors that go into a data file; of those that are the same bytes one."""
+    large = (t for _, t in _stored(model) if has_bytes(t) and t.nbytes >= _EXTERNAL_FROM)
+    return list({_source(tensor): tensor for tensor in large}.values())
+
+
+def _in_order_of_files(tensors: list[ir.TensorProtocol]) -> list[ir.TensorProtocol]:
+    """What comes from files first, so that each of them is read from its front to its end."""
+    files = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+    others = [tensor for tensor in tensors if not isinstance(tensor, ir.ExternalTensor)]
+    return [*sorted(files, key=lambda tensor: (tensor.path, tensor.offset or 0)), *others]
+
+
+def _source(tensor: ir.TensorProtocol) -> object:
+    """What is equal for two tensors that are the same bytes."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return id(tensor)
+    return (tensor.path, tensor.offset or 0, tensor.nbytes)
+
+
+def _write(tensor: ir.TensorProtocol, out: Out) -> None:
+    """Write the bytes of one tensor, a piece at a time."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.tofile(out)  # checks its file, and reads it in pieces
+    elif tensor.dtype.bitwidth < 8:
+        out.write(tensor.tobytes())  # packs them
+    else:
+        array = np.asarray(tensor.numpy(), order="C")
+        content = array.reshape(-1).view(np.uint8).data
+        for start in range(0, len(content), _PIECE):
+            out.write(content[start : start + _PIECE])
+        let_go(array)

@@ -1,0 +1,157 @@
+"""Memory and time of `mla-opt optimize` as a model gets deeper: DeepSeek-V3's attentions.
+
+    python -m tests.benchmarks.scale [--layers N ...] [--kinds float16 4bit] [--weights auto float]
+
+Each model is made, optimized from file to file without verification in a process of its own, copied
+with `cp`, and removed again. 61 layers need 45 GB of disk. Prints one row a run, and the memory
+that each further layer takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mla_opt.benchmarking.memory import memory
+from tests.benchmarks import deep_model
+from tests.benchmarks.dims import V3
+
+#: What `optimize` may take: MB, besides twice the largest tensor.
+ALLOWED_MB = 1.5e9 / 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of the command line; MB are of 2^20 bytes."""
+
+    kind: str
+    weights: str
+    layers: int
+    file_mb: float
+    largest_mb: float
+    peak_mb: float
+    seconds: float
+    cpu_seconds: float
+    copy_seconds: float
+
+    @property
+    def allowed_mb(self) -> float:
+        """What the run may take of memory."""
+        return ALLOWED_MB + 2 * self.largest_mb
+
+    def row(self) -> str:
+        """A row of a table in Markdown."""
+        numbers = (self.file_mb, self.peak_mb, self.allowed_mb)
+        times = (self.seconds, self.cpu_seconds, self.copy_seconds)
+        cells = [self.kind, self.weights, str(self.layers)]
+        cells += [f"{number:.0f}" for number in numbers] + [f"{number:.1f}" for number in times]
+        return f"| {' | '.join(cells)} |"
+
+
+COLUMNS = (
+    "| model | weights | layers | file MB | peak MB | allowed MB | s | CPU s | `cp` s |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def optimize(arguments: Sequence[str]) -> None:
+    """Run the command line in this process; prints what it took, as JSON."""
+    from mla_opt.cli import main
+
+    start = time.perf_counter()
+    try:
+        sys.argv[1:] = ["optimize", *arguments]
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+    took = {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time(),
+        "peak_mb": memory("VmHWM"),
+    }
+    print(json.dumps(took))
+
+
+def measure(kind: str, weights: str, layers: int, source: Path) -> Run:
+    """Optimize and copy one model."""
+    target = source.with_name("optimized.onnx")
+    options = ["--no-verify", "--quiet", "--weights", weights, "-o", str(target)]
+    command = [sys.executable, "-m", "tests.benchmarks.scale", "--run", str(source), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    for path in source.parent.glob("optimized.onnx*"):
+        path.unlink()
+    tape = deep_model.DeepTape(kind)
+    deep_model.decoder(tape, dataclasses.replace(V3, layers=1))
+    return Run(
+        kind,
+        weights,
+        layers,
+        sum(path.stat().st_size for path in source.parent.iterdir()) / 2**20,
+        max(each.nbytes for each in tape.stored) / 2**20,
+        copy_seconds=_copied(source.parent),
+        **json.loads(done.stdout.splitlines()[-1]),
+    )
+
+
+def _copied(folder: Path) -> float:
+    """Seconds that copying the files takes, until they are on the disk."""
+    target = folder.with_name(f"{folder.name}.copy")
+    start = time.perf_counter()
+    try:
+        subprocess.run(["cp", "-r", "--sparse=never", folder, target], check=True)
+        subprocess.run(["sync", "-f", target], check=True)
+        return time.perf_counter() - start
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def slope(runs: Sequence[Run]) -> float:
+    """MB of memory for each further layer, from the first run to the last."""
+    return (runs[-1].peak_mb - runs[0].peak_mb) / (runs[-1].layers - runs[0].layers)
+
+
+def series(kind: str, weights: Sequence[str], depths: Sequence[int], folder: Path | None) -> None:
+    """Measure one kind of model at every depth; prints a row for each run."""
+    runs: dict[str, list[Run]] = {each: [] for each in weights}
+    for layers in depths:
+        with tempfile.TemporaryDirectory(prefix="deep-", dir=folder) as made:
+            source = Path(made, "in", "model.onnx")
+            source.parent.mkdir()
+            deep_model.make(kind, dataclasses.replace(V3, layers=layers), source)
+            for each in weights:
+                runs[each].append(measure(kind, each, layers, source))
+                print(runs[each][-1].row(), flush=True)
+    for each, done in runs.items():
+        if len(done) > 1:
+            print(f"{kind}, weights {each}: {slope(done):.2f} MB each further layer", flush=True)
+
+
+def main() -> None:
+    """Measure, or be what is measured."""
+    if sys.argv[1:2] == ["--run"]:
+        optimize(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--layers", type=int, nargs="+", default=[4, 16, 61])
+    parser.add_argument("--kinds", nargs="+", choices=deep_model.KINDS, default=deep_model.KINDS)
+    parser.add_argument("--weights", nargs="+", default=["auto", "float"])
+    parser.add_argument("--folder", type=Path, help="on the disk to use")
+    options = parser.parse_args()
+    print(COLUMNS)
+    for kind in options.kinds:
+        series(kind, options.weights, options.layers, options.folder)
+
+
+if __name__ == "__main__":
+    main()
