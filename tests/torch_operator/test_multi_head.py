@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import mla_opt.operator.torch.multi_head.blocks as blocks
 import mla_opt.operator.torch.multi_head.cpu as on_cpu
+import mla_opt.operator.torch.multi_head.expanded as expanding
 from mla_opt.errors import InputError
 from mla_opt.operator import Signature
 from mla_opt.operator.kv_b import PLAIN, Storage
 from mla_opt.operator.multi_head import INPUTS, MultiHeadSignature
 from mla_opt.operator.torch.multi_head import devices
 from mla_opt.operator.torch.multi_head.call import make_multi_head_call
+from mla_opt.operator.torch.multi_head.masks import blocks
 from tests.operator import cases
 from tests.operator.multi_head_cases import (
     REAL_STORAGES,
@@ -65,8 +66,8 @@ class Way:
 def way(request, monkeypatch):
     if request.param == "aten":
         monkeypatch.setattr(on_cpu, "kernel_available", lambda: False)
-        monkeypatch.setattr(blocks, "MOST_QUERIES", 3)  # blocks that are no full ones
-        monkeypatch.setattr(blocks, "MOST_SCORES", 60)
+        monkeypatch.setattr(expanding, "MOST_QUERIES", 3)  # blocks that are no full ones
+        monkeypatch.setattr(expanding, "MOST_NUMBERS", 60)  # a head at a time
     elif request.param == "core":
         assert on_cpu.kernel_available()
     return Way(request.param)
@@ -127,7 +128,8 @@ REAL = {"prompt": (70, 0), "chunk": (40, 60), "step": (1, 60)}
 @pytest.mark.parametrize("storage", ["float32", "packed4_32_zeros"])
 @pytest.mark.parametrize("call", REAL)
 def test_real_head_widths(call, storage, way, monkeypatch):
-    monkeypatch.setattr(blocks, "MOST_SCORES", 1 << 14)
+    monkeypatch.setattr(expanding, "MOST_QUERIES", 32)
+    monkeypatch.setattr(expanding, "MOST_NUMBERS", 5 * 100 * 640)
     query_len, past = REAL[call]
     signature, feeds = real_operands(storage, query_len=query_len, past=past)
     options = {"geometry": V2_LITE, "scale": 0.07}
@@ -152,15 +154,34 @@ def test_real_head_widths_of_a_padded_batch(query_len, bias, way):
     assert_matches(outputs, signature, feeds, **options)
 
 
-def test_blocks_end_with_what_is_seen():
-    """What lies above the diagonal is not computed: numbers there would show."""
-    signature = MultiHeadSignature(Signature(bias="boolean"), form="expanded")
+@pytest.mark.parametrize("bias", ["boolean", "additive"])
+def test_blocks_end_with_what_is_seen(bias):
+    """Nothing of what lies above the diagonal is computed but within a block."""
+    signature = MultiHeadSignature(Signature(has_cache=True, bias=bias), form="expanded")
     feeds = operands(signature, PLAIN_WEIGHTS, query_len=9)
-    feeds["bias"] = np.tril(np.ones((9, 9), bool))[None, None]
+    feeds["bias"] = _triangle(bias, 9, 14)
     call = make_multi_head_call(*positional(feeds), **attributes(signature))
-    found = list(blocks.blocks(call.attention, 9, 4))
-    assert [block.seen for block in found] == [4, 8, 9]
-    assert_matches(blocks.attend_in_blocks(call), signature, feeds)
+    assert [block.seen for block in blocks(call.attention, 14, 4)] == [9, 13, 14]
+
+
+@pytest.mark.parametrize("bias", ["boolean", "additive"])
+def test_a_mask_that_is_causal_is_told_as_such(bias):
+    signature = MultiHeadSignature(Signature(bias=bias), form="expanded")
+    feeds = operands(signature, PLAIN_WEIGHTS, query_len=9)
+    for changed in (False, True):
+        feeds["bias"] = _triangle(bias, 9, 9)
+        if changed:
+            feeds["bias"][0, 0, 3, 3] = feeds["bias"][0, 0, 0, 8]
+        call = make_multi_head_call(*positional(feeds), **attributes(signature))
+        causal = [block.is_causal for block in blocks(call.attention, 9, 5)]
+        assert causal == ([True] if bias == "boolean" and not changed else [False, False])
+        assert_matches(expanding.attend_expanded_by_blocks(call), signature, feeds)
+
+
+def _triangle(bias, queries, seen):
+    """What each query may see where the last one sees everything."""
+    allowed = np.tril(np.ones((queries, seen), bool), seen - queries)[None, None]
+    return allowed if bias == "boolean" else np.where(allowed, 0, -np.inf).astype(np.float32)
 
 
 @pytest.mark.parametrize(

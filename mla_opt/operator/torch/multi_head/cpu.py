@@ -16,7 +16,6 @@ from mla_opt.operator.torch.cpu import threads
 from mla_opt.operator.torch.cpu_memory import empty_like_cache
 from mla_opt.operator.torch.in_place import write_in_place
 from mla_opt.operator.torch.multi_head.absorbed import attend_absorbed
-from mla_opt.operator.torch.multi_head.blocks import attend_in_blocks, rows_seen
 from mla_opt.operator.torch.multi_head.call import (
     MultiHeadCall,
     empty_output,
@@ -24,6 +23,7 @@ from mla_opt.operator.torch.multi_head.call import (
     renamed,
 )
 from mla_opt.operator.torch.multi_head.choice import expands
+from mla_opt.operator.torch.multi_head.expanded import attend_expanded_by_blocks, rows_seen
 from mla_opt.operator.torch.multi_head.problem import make_problem
 
 
@@ -62,7 +62,7 @@ def attend_cpu_in_place(call: MultiHeadCall) -> Tensor:
 def _attend_by_aten(call: MultiHeadCall) -> Outputs:
     _check_lengths(call)
     if expands(call, rows_seen(call)):
-        return attend_in_blocks(call)
+        return attend_expanded_by_blocks(call)
     return attend_absorbed(call, attend_composite)
 
 

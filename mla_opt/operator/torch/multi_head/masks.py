@@ -1,7 +1,7 @@
-"""What a block of queries may see, for attention that goes by blocks on the CPU.
+"""What blocks of queries may see, as scaled_dot_product_attention takes it.
 
-There, reading a mask costs little beside the products that it saves: a block's keys end with the
-last one that any of its queries may see.
+Queries that see nothing see everything instead, and are given zeros afterwards: what the softmax of
+nothing is differs from backend to backend.
 """
 
 from __future__ import annotations
@@ -22,96 +22,110 @@ class Block:
 
     Attributes:
         rows: the queries.
-        seen: keys that any of them may see, all others being behind those.
-        bias: additive, ``[B or 1, H or 1, rows or 1, seen]``.
-        hidden: true where a query does not see one of the last keys of ``seen``, as many as there
-            are columns here.
+        seen: keys of which the others are behind: nobody sees those.
+        mask: additive, or boolean (true = attend); ``[B or 1, H or 1, rows or 1, seen]``.
         blind: true for queries that see nothing, ``[B or 1, H or 1, rows or 1, 1]``.
+        is_causal: whether a query sees the keys up to its own place and no others.
     """
 
     rows: slice
     seen: int
-    bias: Tensor | None = None
-    hidden: Tensor | None = None
+    mask: Tensor | None = None
     blind: Tensor | None = None
+    is_causal: bool = False
 
     def of_heads(self, heads: slice) -> Block:
         """The block for some of the heads."""
-        return Block(
-            self.rows,
-            self.seen,
-            _of_heads(self.bias, heads),
-            _of_heads(self.hidden, heads),
-            _of_heads(self.blind, heads),
-        )
+        mask, blind = (_of_heads(each, heads) for each in (self.mask, self.blind))
+        return Block(self.rows, self.seen, mask, blind, self.is_causal)
 
-    def apply(self, scores: Tensor) -> None:
-        """Let the scores ``[B, H, rows, seen]`` be those of what is seen, in place."""
-        if self.bias is not None:
-            scores.add_(self.bias)
-        if self.hidden is not None:
-            scores[..., -self.hidden.shape[3] :].masked_fill_(self.hidden, float("-inf"))
+
+def whole(call: Call) -> Block:
+    """All queries in one block; no value of a tensor is read."""
+    rows, seen = slice(0, call.query.shape[2]), call.total_len
+    if _is_square(call):
+        return Block(rows, seen, is_causal=call.causal)
+    bias = None if call.bias is None else _columns(call.bias, seen)
+    last = last_columns(call)
+    allowed = _allowed(bias, last, seen)
+    return Block(rows, seen) if allowed is None else _masked(rows, bias, allowed)
 
 
 def blocks(call: Call, seen: int, size: int) -> Iterator[Block]:
-    """Cut the queries of a call, whose rows end with row ``seen``, into blocks of ``size``."""
-    bias = None if call.bias is None else _columns(_of_rank_4(call.bias), seen)
+    """Cut the queries of a call, of which ``seen`` rows are valid, into blocks of ``size``.
+
+    Masks and lengths are read for it, so they must lie where that costs nothing: a block's keys end
+    with the last one that any of its queries may see.
+    """
+    if _is_square(call):
+        yield whole(call)
+        return
+    bias = None if call.bias is None else _columns(call.bias, seen)
+    if _is_triangle(call, bias, seen):
+        yield Block(slice(0, call.query.shape[2]), seen, is_causal=True)
+        return
     last = last_columns(call)
     for start in range(0, call.query.shape[2], size):
         rows = slice(start, min(start + size, call.query.shape[2]))
-        yield _block(rows, seen, _rows(bias, rows), _rows(last, rows))
+        yield _shortest(rows, _rows(bias, rows), _rows(last, rows), seen)
 
 
-def _block(rows: slice, seen: int, bias: Tensor | None, last: Tensor | None) -> Block:
-    hidden = None
+def _shortest(rows: slice, bias: Tensor | None, last: Tensor | None, seen: int) -> Block:
+    """A block whose keys end where they can, without a mask where it would hide nothing."""
     if last is not None:
         seen = min(seen, max(1, int(last.max()) + 1))
-        first = min(seen, max(0, int(last.min()) + 1))
-        hidden = torch.arange(first, seen) > last if first < seen else None
-    if bias is None:
-        return Block(rows, seen, None, hidden, _blind(hidden, seen))
-    allowed = (bias if bias.dtype == torch.bool else bias > float("-inf"))[..., :seen]
-    if hidden is not None:
-        allowed = _without(allowed, hidden)
-    end = _end(allowed)
-    blind = ~allowed.any(dim=-1, keepdim=True)
-    added = None if bias.dtype == torch.bool else bias[..., :end]
-    unseen = _unless_empty(~allowed[..., :end]) if added is None or hidden is not None else None
-    return Block(rows, end, added, unseen, _unless_empty(blind))
-
-
-def _without(allowed: Tensor, hidden: Tensor) -> Tensor:
-    """What is allowed and not hidden, ``[B or 1, H or 1, rows, seen]``."""
-    shape = torch.broadcast_shapes(allowed.shape[:3], hidden.shape[:3])
-    left = allowed.expand(*shape, allowed.shape[3]).clone()
-    left[..., -hidden.shape[3] :] &= ~hidden
-    return left
-
-
-def _end(allowed: Tensor) -> int:
-    """Columns up to the last one that is allowed for anybody; at least 1."""
+    bias = None if bias is None else bias[..., :seen]
+    allowed = _allowed(bias, last, seen)
+    if allowed is None:
+        return Block(rows, seen)
     used = allowed.flatten(0, 2).any(dim=0).nonzero()
-    return int(used[-1]) + 1 if len(used) else 1
+    end = int(used[-1]) + 1 if len(used) else 1
+    allowed, bias = allowed[..., :end], None if bias is None else bias[..., :end]
+    if (bias is None or bias.dtype == torch.bool) and bool(allowed.all()):
+        return Block(rows, end)
+    return _masked(rows, bias, allowed)
 
 
-def _blind(hidden: Tensor | None, seen: int) -> Tensor | None:
-    """Queries from which all of ``seen`` is hidden; None: there are none."""
-    if hidden is None or hidden.shape[3] < seen:
-        return None
-    return _unless_empty(hidden.all(dim=-1, keepdim=True))
+def _masked(rows: slice, bias: Tensor | None, allowed: Tensor) -> Block:
+    blind = ~allowed.any(dim=-1, keepdim=True)
+    if bias is None or bias.dtype == torch.bool:
+        mask = allowed | blind
+    else:
+        mask = bias.masked_fill(~allowed, float("-inf")).masked_fill(blind, 0.0)
+    return Block(rows, allowed.shape[3], mask, blind)
 
 
-def _unless_empty(condition: Tensor) -> Tensor | None:
-    """A condition that holds somewhere, or None."""
-    return condition if bool(condition.any()) else None
+def _allowed(bias: Tensor | None, last: Tensor | None, seen: int) -> Tensor | None:
+    """Return which of ``seen`` keys each query may see; None: all of them."""
+    of_bias = None
+    if bias is not None:
+        of_bias = bias if bias.dtype == torch.bool else bias > float("-inf")
+    if last is None:
+        return of_bias
+    of_last = torch.arange(seen, device=last.device) <= last
+    return of_last if of_bias is None else of_bias & of_last
 
 
-def _of_rank_4(bias: Tensor) -> Tensor:
-    return bias[(None,) * (4 - bias.dim())]
+def _is_square(call: Call) -> bool:
+    """Whether all is seen, or what is_causal means, which aligns top left and knows no sink."""
+    if call.past_len is not None or call.bias is not None:
+        return False
+    return not call.causal or (call.sink is None and call.total_len == call.query.shape[2])
+
+
+def _is_triangle(call: Call, bias: Tensor | None, seen: int) -> bool:
+    """Whether a boolean bias is what is_causal means, as masks without padding are."""
+    if bias is None or bias.dtype != torch.bool or call.past_len is not None:
+        return False
+    if call.sink is not None or bias.shape[2:] != (seen, seen):
+        return False
+    triangle = torch.ones(seen, seen, dtype=torch.bool, device=bias.device).tril()
+    return bool((bias == triangle).all())
 
 
 def _columns(bias: Tensor, seen: int) -> Tensor:
-    """A bias with a column for each of the first ``seen`` rows."""
+    """A bias of four axes, with a column for each of the first ``seen`` rows."""
+    bias = bias[(None,) * (4 - bias.dim())]
     wide = bias.expand(*bias.shape[:3], seen) if bias.shape[3] == 1 else bias
     return wide[..., :seen]
 
