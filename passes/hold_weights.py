@@ -103,6 +103,8 @@ def _kept(graph: Graph, rows: Array, dtype: np.dtype) -> KvB:
     if stored is not None:
         return stored
     rows = rows.astype(dtype, copy=False)
+    if not graph.has_content():
+        return KvB(PLAIN, rows)
     short = _in_16_bits(rows)
     if short is not None:
         return KvB(PLAIN, short)

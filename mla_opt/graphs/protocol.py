@@ -184,11 +184,7 @@ class Builder(Protocol):
         form: PrefillForm,
         name: str,
     ) -> tuple[Value, ...]:
-        """One ``MultiHeadLatentAttention``: its outputs, in the order of the contract.
-
-        Raises:
-            InputError: this kind of graph has no such operator.
-        """
+        """One ``MultiHeadLatentAttention``: its outputs, in the order of the contract."""
 
     def prefill_crossover(
         self, geometry: MlaGeometry, counted: int, rows: Value, name: str

@@ -14,6 +14,10 @@ from mla_opt.kernels.library import load_library
 
 # The numbers of ONNX's TensorProto.DataType.
 FLOAT32, BOOL, FLOAT16, FLOAT64, BFLOAT16 = 1, 9, 10, 11, 16
+UINT8, INT8, FLOAT8E4M3FN, FLOAT8E5M2 = 2, 3, 17, 19
+
+FORMS = ("auto", "absorbed", "expanded")
+"""In the order of ``enum mla_opt_form``."""
 
 
 class Problem(ctypes.Structure):
@@ -47,6 +51,35 @@ class Problem(ctypes.Structure):
     )
 
 
+class KvB(ctypes.Structure):
+    """``struct mla_opt_kv_b``."""
+
+    _fields_ = (
+        ("type", ctypes.c_int32),
+        ("bits", ctypes.c_int32),
+        ("scales_type", ctypes.c_int32),
+        ("zero_points_type", ctypes.c_int32),
+        ("block_size", ctypes.c_int64),
+        ("block_rows", ctypes.c_int64),
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("zero_points", ctypes.c_void_p),
+    )
+
+
+class MultiHeadProblem(ctypes.Structure):
+    """``struct mla_opt_multi_head_latent_attention``."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_size_t),
+        ("attention", Problem),
+        ("kv_b", KvB),
+        ("nope_dim", ctypes.c_int64),
+        ("v_dim", ctypes.c_int64),
+        ("form", ctypes.c_int32),
+    )
+
+
 class Threads(ctypes.Structure):
     """``struct mla_opt_threads``: how many may work, and whose they are (None: the library's)."""
 
@@ -59,7 +92,7 @@ class _Failure(ctypes.Structure):
     _fields_ = (("message", ctypes.c_char * 256), ("host_error", ctypes.c_void_p))
 
 
-def run(problem: Problem, threads: Threads) -> str:
+def run(problem: Problem | MultiHeadProblem, threads: Threads) -> str:
     """Compute ``problem`` on CPU threads; the interpreter is free meanwhile.
 
     Returns:
@@ -68,17 +101,30 @@ def run(problem: Problem, threads: Threads) -> str:
     Raises:
         KernelUnavailableError: there is no library.
     """
-    attend, spread = _entry_points()
+    compute, spread = _entry_points(type(problem))
     failure = _Failure()
-    if attend(ctypes.byref(problem), spread, ctypes.byref(threads), ctypes.byref(failure)):
+    if compute(ctypes.byref(problem), spread, ctypes.byref(threads), ctypes.byref(failure)):
         return str(failure.message.decode(errors="replace"))
     return ""
 
 
+def form(problem: MultiHeadProblem) -> str:
+    """The form that ``auto`` takes for a legal problem: ``absorbed`` or ``expanded``."""
+    choose = load_library().mla_opt_multi_head_latent_attention_form
+    choose.restype = ctypes.c_int32
+    return FORMS[choose(ctypes.byref(problem))]
+
+
 @functools.cache
-def _entry_points() -> tuple[Callable[..., int], ctypes.c_void_p]:
+def _entry_points(
+    kind: type[Problem | MultiHeadProblem],
+) -> tuple[Callable[..., int], ctypes.c_void_p]:
     library = load_library()
-    attend = library.mla_opt_latent_attention_run
-    attend.restype = ctypes.c_int
+    compute = (
+        library.mla_opt_latent_attention_run
+        if kind is Problem
+        else library.mla_opt_multi_head_latent_attention_run
+    )
+    compute.restype = ctypes.c_int
     spread = ctypes.cast(library.mla_opt_run_on_threads, ctypes.c_void_p)
-    return attend, spread
+    return compute, spread

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mla_opt.errors import InputError
 from mla_opt.options import Options
 
 
 def program_options(options: Options) -> Options:
-    """Return the options as they are for a program, which has no operator that holds its weights.
+    """Return the options as they are for a program.
 
     Engines are made of ONNX; fixed buffers are for runtimes that write inputs in place.
 
@@ -19,10 +17,6 @@ def program_options(options: Options) -> Options:
     if options.target == "tensorrt":
         raise InputError(
             "target 'tensorrt' is not for PyTorch programs: export the program to ONNX first"
-        )
-    if options.weights == "keep":
-        raise InputError(
-            "weights 'keep' is not for PyTorch programs: export the program to ONNX first"
         )
     if options.is_quantized:
         raise InputError(
@@ -34,4 +28,4 @@ def program_options(options: Options) -> Options:
             "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"
             " buffer is; use keep or packed"
         )
-    return replace(options, weights="float")
+    return options

@@ -1,12 +1,15 @@
 """Exported programs beside the module they came from and beside ONNX Runtime.
 
     python -m tests.benchmarks.torch_program [--past 1024 --past 8192] [--rounds N]
+    python -m tests.benchmarks.torch_program --new 512 [--new 2048] [--past 4096]
     python -m tests.benchmarks.torch_program --rewrite LAYERS
 
 The first times one token of two V2-Lite layers, batch 1, the cache fed back, variants in turns in
 one process on two threads: the module in eager mode, the program that `mla_opt.optimize` makes of
 its export, and the ONNX file of the same model through ONNX Runtime with the kernel. The second
-tells how long rewriting a deeper program takes, and how much memory beyond what is there already.
+times calls of many tokens: the module, the program with the kernel and without, and the portable
+one. The third tells how long rewriting a deeper program takes, and how much memory beyond what is
+there already.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -26,6 +30,7 @@ import transformers
 import mla_opt
 from mla_opt.benchmarking.memory import memory, reset_peak
 from mla_opt.benchmarking.turns import take_turns
+from mla_opt.operator.torch.multi_head import cpu as multi_head_cpu
 from tests.benchmarks import models
 from tests.benchmarks.dims import Dims
 from tests.benchmarks.export_deepseek import FlatCache, config, dynamic_shapes, example, randomize
@@ -142,6 +147,63 @@ def steps(pasts: Sequence[int], rounds: int) -> None:
         )
 
 
+class TorchPrompts(TorchSteps):
+    """The same of many tokens at a time, always on the cache as it was at first."""
+
+    def __init__(self, call: Callable[..., Any], dims: Dims, past: int, new: int) -> None:
+        super().__init__(call, dims, past)
+        self._new = new
+
+    def step(self) -> float:
+        past = self.cache[0][0].shape[2]
+        positions = torch.arange(past, past + self._new)[None]
+        mask = torch.ones(1, past + self._new, dtype=torch.long)
+        start = time.perf_counter()
+        with torch.no_grad():
+            logits, *_ = self._call(positions % 997, mask, positions, self.cache)
+        taken = (time.perf_counter() - start) * 1e3
+        self.logits = logits.numpy()
+        return taken
+
+
+def without_kernel(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A program that runs as where the kernel library was not built."""
+
+    def called(*given: Any) -> Any:
+        with mock.patch.object(multi_head_cpu, "kernel_available", return_value=False):
+            return call(*given)
+
+    return called
+
+
+def prompts(pasts: Sequence[int], news: Sequence[int], rounds: int) -> None:
+    """Time the variants at every length and print a line for each."""
+    torch.set_num_threads(THREADS)
+    dims = FULL.lite
+    flat = module(dims)
+    program = exported(flat, dims)
+    optimized = mla_opt.optimize(program).model.module()
+    calls = {
+        "eager": flat,
+        "kernel": optimized,
+        "aten": without_kernel(optimized),
+        "portable": mla_opt.optimize(program, target="portable").model.module(),
+    }
+    print("new     past    " + "".join(f"{name:<18}" for name in calls) + "error   (min/median ms)")
+    for past in pasts:
+        for new in news:
+            workers = {name: TorchPrompts(call, dims, past, new) for name, call in calls.items()}
+            for worker in workers.values():
+                worker.step()
+            eager = workers["eager"].logits
+            error = (
+                max(np.abs(eager - each.logits).max() for each in workers.values()) / eager.std()
+            )
+            samples = take_turns(workers, rounds, TURN_MS)
+            shown = "".join(f"{min(s):7.1f}/{np.median(s):7.1f}   " for s in samples.values())
+            print(f"{new:<8}{past:<8}{shown}{error / eager.std():.0e}", flush=True)
+
+
 def rewrite(layers: int) -> None:
     """Time `mla_opt.optimize` on a program of so many layers."""
     dims = FULL.scaling(layers)
@@ -164,10 +226,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--past", type=int, action="append")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--new", type=int, action="append")
     parser.add_argument("--rewrite", type=int, metavar="LAYERS")
     options = parser.parse_args(arguments)
     if options.rewrite:
         rewrite(options.rewrite)
+    elif options.new:
+        prompts(options.past or (0,), options.new, options.rounds)
     else:
         steps(options.past or (1024, 8192, 32768), options.rounds)
     return 0

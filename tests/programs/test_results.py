@@ -29,7 +29,7 @@ def test_absorbed_weights_are_in_the_state_dict_and_unused_ones_are_gone(program
     new = set(optimized.state_dict) - set(program.state_dict)
     gone = set(program.state_dict) - set(optimized.state_dict)
     layers = ("layers.0.self_attn", "layers.1.self_attn")
-    assert new == {f"{layer}.mla.{name}" for layer in layers for name in ("w_uk", "w_uv")}
+    assert new == {f"{layer}.mla.kv_b" for layer in layers}
     assert gone == {f"model.model.{layer}.kv_b_proj.weight" for layer in layers}
     kept = set(program.state_dict) & set(optimized.state_dict)
     assert all(optimized.state_dict[name] is program.state_dict[name] for name in kept)
@@ -119,7 +119,7 @@ def test_graph_modules_of_torch_export(program):
     assert result.report.verification["passed"]
     assert exporting.worst_error(exporting.model("deepseek_v3"), result.model) < 5e-5
     names = dict(result.model.named_parameters())
-    assert "layers.0.self_attn.mla.w_uk" in names
+    assert "layers.0.self_attn.mla.kv_b" in names
     assert not [name for name in names if "kv_b_proj" in name]
 
 

@@ -14,11 +14,22 @@ from tests.exports.cache import exported
 from tests.exports.spec import ExportSpec
 from tests.programs import exporting
 
+OPTIONS = {
+    "LatentAttention": {"prefill": "absorbed", "weights": "float"},
+    "MultiHeadLatentAttention": {},
+}
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def operator(request):
+    return request.param
+
 
 @pytest.fixture(scope="module")
-def translated(tmp_path_factory):
+def translated(tmp_path_factory, operator):
     path = tmp_path_factory.mktemp("program") / "model.onnx"
-    result = mla_opt.optimize(exporting.program("deepseek_v3"), verify=False, prefill="absorbed")
+    given = exporting.program("deepseek_v3")
+    result = mla_opt.optimize(given, verify=False, **OPTIONS[operator])
     program = torch.onnx.export(
         result.model,
         custom_translation_table=mla_opt.onnx_translation_table(),
@@ -35,9 +46,9 @@ def _rounded(value):
     return round(value, 6) if isinstance(value, float) else value
 
 
-def fused(model):
+def fused(model, operator):
     """Attributes and present operands of every fused node, and the bodies by their names."""
-    nodes = [node for node in model.graph.node if node.op_type == "LatentAttention"]
+    nodes = [node for node in model.graph.node if node.op_type == operator]
     calls = [
         (
             {each.name: _rounded(onnx.helper.get_attribute_value(each)) for each in node.attribute},
@@ -54,12 +65,11 @@ def fused(model):
     return calls, bodies
 
 
-def test_nodes_and_bodies_are_those_of_the_optimized_file(translated):
-    calls, bodies = fused(onnx.load(translated))
+def test_nodes_and_bodies_are_those_of_the_optimized_file(translated, operator):
+    calls, bodies = fused(onnx.load(translated), operator)
     spec = ExportSpec("deepseek_v3", opset=23)
-    options = {"prefill": "absorbed", "weights": "float"}
-    file = mla_opt.optimize(exported(spec), verify=False, **options).model
-    wanted_calls, wanted_bodies = fused(ir.to_proto(file))
+    file = mla_opt.optimize(exported(spec), verify=False, **OPTIONS[operator]).model
+    wanted_calls, wanted_bodies = fused(ir.to_proto(file), operator)
     assert len(calls) == 2
     assert calls == wanted_calls
     assert [each for _, each in sorted(bodies.items())] == [

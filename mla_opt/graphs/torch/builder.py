@@ -25,7 +25,8 @@ from mla_opt.graphs.torch.values import Sizes, to_tensor
 from mla_opt.handles import Array, Value
 from mla_opt.operator import contract
 from mla_opt.operator.kv_b import Storage
-from mla_opt.operator.torch.op import NAME
+from mla_opt.operator.multi_head import INPUTS as MULTI_HEAD_INPUTS
+from mla_opt.operator.torch.op import MULTI_HEAD_NAME, NAME
 from mla_opt.sites import PrefillForm
 
 __all__ = ["Names", "TorchBuilder"]
@@ -391,9 +392,7 @@ class TorchBuilder:
             kv_lora_rank=kv_lora_rank,
             causal=causal,
         )
-        appends = "latent" in operands and "cache" in operands
-        present = 1 + appends + (appends and "rope_cache" in operands)
-        return self._parts(node, contract.OUTPUTS[:present])
+        return self._outputs(node, operands)
 
     def multi_head_latent_attention(
         self,
@@ -406,12 +405,28 @@ class TorchBuilder:
         form: PrefillForm,
         name: str,
     ) -> tuple[fx.Node, ...]:
-        """Programs have no such operator.
+        """One ``multi_head_latent_attention``; outputs in the contract's order."""
+        node = self._emit(
+            getattr(torch.ops.mla_opt, MULTI_HEAD_NAME).default,
+            tuple(operands.get(each) for each in MULTI_HEAD_INPUTS),
+            name,
+            scale=scale,
+            kv_lora_rank=geometry.kv_lora_rank,
+            qk_nope_head_dim=geometry.qk_nope_head_dim,
+            v_head_dim=geometry.v_head_dim,
+            causal=causal,
+            bits=storage.bits,
+            block_size=storage.block_size,
+            block_rows=storage.block_rows,
+            form=form,
+        )
+        return self._outputs(node, operands)
 
-        Raises:
-            InputError: always.
-        """
-        raise InputError("weights keep is for ONNX files; a PyTorch program takes weights float")
+    def _outputs(self, node: fx.Node, operands: Mapping[str, fx.Node]) -> tuple[fx.Node, ...]:
+        """The outputs that a fused operator has with these operands."""
+        appends = "latent" in operands and "cache" in operands
+        present = 1 + appends + (appends and "rope_cache" in operands)
+        return self._parts(node, contract.OUTPUTS[:present])
 
     def branch(
         self,

@@ -8,24 +8,45 @@ from torch import fx
 
 from mla_opt.graphs.torch.lifted_program import LiftedProgram
 from mla_opt.operator import contract
+from mla_opt.operator.multi_head import INPUTS as MULTI_HEAD_INPUTS
+from mla_opt.operator.torch.op import (
+    MULTI_HEAD_NAME,
+    MULTI_HEAD_NAME_IN_PLACE,
+    NAME,
+    NAME_IN_PLACE,
+)
 from mla_opt.sites import FusedAttention
 
-_PREFIX = f"{contract.DOMAIN}.latent_attention"
+_INPUTS = {
+    f"{contract.DOMAIN}.{NAME}": contract.INPUTS,
+    f"{contract.DOMAIN}.{NAME_IN_PLACE}": contract.INPUTS,
+    f"{contract.DOMAIN}.{MULTI_HEAD_NAME}": MULTI_HEAD_INPUTS,
+    f"{contract.DOMAIN}.{MULTI_HEAD_NAME_IN_PLACE}": MULTI_HEAD_INPUTS,
+}
+
+
+def operand_names(node: fx.Node) -> tuple[str, ...] | None:
+    """Names of a fused operator's operands, in their order; ``None`` for any other node."""
+    return _INPUTS.get(str(node.target).rpartition(".")[0])
+
+
+def is_multi_head(node: fx.Node) -> bool:
+    """Whether the node is the operator that holds its weights."""
+    return operand_names(node) is MULTI_HEAD_INPUTS
 
 
 def fused_attentions(program: LiftedProgram) -> Sequence[FusedAttention]:
-    """Every ``latent_attention``, module by module."""
+    """Every fused operator, module by module."""
     modules = (m for m in program.module.modules() if isinstance(m, fx.GraphModule))
     nodes = (node for module in modules for node in module.graph.nodes)
-    return [_fused(node) for node in nodes if str(node.target).startswith(_PREFIX)]
+    named = ((node, operand_names(node)) for node in nodes)
+    return [_fused(node, names) for node, names in named if names is not None]
 
 
-def _fused(node: fx.Node) -> FusedAttention:
-    given = dict(zip(contract.INPUTS, node.args)) | node.kwargs
+def _fused(node: fx.Node, names: tuple[str, ...]) -> FusedAttention:
+    given = dict(zip(names, node.args)) | node.kwargs
     operands = {
-        name: value
-        for name, value in given.items()
-        if name in contract.INPUTS and isinstance(value, fx.Node)
+        name: value for name, value in given.items() if name in names and isinstance(value, fx.Node)
     }
     query = operands["query"]
     return FusedAttention(

@@ -18,9 +18,11 @@ import torch
 from torch import fx
 
 from mla_opt.graphs.torch.arguments import argument
+from mla_opt.graphs.torch.fused import is_multi_head
 from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_tensor, symbolic_shape
 from mla_opt.graphs.torch.reading import operator_name
 from mla_opt.operator import contract
+from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE
 
 _NAMES = {
     "embedding": "Gather",
@@ -124,7 +126,8 @@ class _Drawing:
             return
         if _is_ours(node):
             inputs = [self._operand(each) for each in node.args]
-            drawn = ir.node(contract.OP_TYPE, inputs, domain=contract.DOMAIN, outputs=outputs)
+            kind = MULTI_HEAD_OP_TYPE if is_multi_head(node) else contract.OP_TYPE
+            drawn = ir.node(kind, inputs, domain=contract.DOMAIN, outputs=outputs)
         else:
             name = _NAMES.get(operator_name(node))
             operands = [self.value(each) for each in _read(node) if is_tensor(each)]

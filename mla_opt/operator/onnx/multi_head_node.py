@@ -13,6 +13,19 @@ from mla_opt.operator.onnx.multi_head_body import multi_head_function_body
 from mla_opt.operator.onnx.node import define_body, signature_of
 
 
+def storage_of(node: ir.Node, operands: Mapping[str, ir.Value]) -> Storage:
+    """Return how the weights of a node are stored, by its attributes and these operands."""
+    bits = node.attributes.get_int("bits", 0)
+    zeros = operands.get("kv_b_zero_points")
+    is_packed = zeros is not None and bits and zeros.dtype == ir.DataType.UINT8
+    return Storage(
+        bits,
+        node.attributes.get_int("block_size", 0),
+        node.attributes.get_int("block_rows", 1),
+        "none" if zeros is None else "packed" if is_packed else "plain",
+    )
+
+
 def multi_head_signature_of(
     operands: Mapping[str, ir.Value], storage: Storage, form: Form, causal: bool
 ) -> MultiHeadSignature:

@@ -8,14 +8,21 @@ is left to the kernels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_or_false, statically_known_true
 
-from mla_opt.errors import InputError
-from mla_opt.operator.contract import OP_TYPE
+from mla_opt.operator.torch.demands import (
+    check_rank,
+    check_size,
+    check_type,
+    demand,
+    either,
+    name_of,
+    refuse,
+)
 
 ELEMENT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NARROW_TYPES = (torch.float16, torch.bfloat16)
@@ -165,46 +172,46 @@ def check_past_len(call: Call) -> None:
     room = call.cache_len - call.new_len
     for sequence, past in enumerate(call.past_len.tolist()):
         if not 0 <= past <= room:
-            _refuse(
+            refuse(
                 f"past_len[{sequence}] is {past}; cache has {call.cache_len} rows, "
                 f"and {call.new_len} are to be added"
             )
 
 
 def _check_query(call: Call) -> None:
-    _check_rank("query", call.query, 4)
+    check_rank("query", call.query, 4)
     rank, width = call.kv_lora_rank, call.query.shape[3]
-    _demand(rank >= 1, lambda: f"kv_lora_rank is {rank}, at least 1 is needed")
-    _demand(rank <= width, lambda: f"kv_lora_rank is {rank}, but query has width {width}")
+    demand(rank >= 1, lambda: f"kv_lora_rank is {rank}, at least 1 is needed")
+    demand(rank <= width, lambda: f"kv_lora_rank is {rank}, but query has width {width}")
 
 
 def _check_present(call: Call) -> None:
     if call.latent is None and call.cache is None:
-        _refuse("neither latent nor cache is given, so there are no keys")
+        refuse("neither latent nor cache is given, so there are no keys")
     if call.cache is None and call.past_len is not None:
-        _refuse("past_len is given without the cache it counts rows of")
+        refuse("past_len is given without the cache it counts rows of")
     if call.cache is None and call.rope_cache is not None:
-        _refuse("rope_cache is given without cache, its other half")
+        refuse("rope_cache is given without cache, its other half")
 
 
 def _check_devices(call: Call) -> None:
     for name, operand in zip(Call._fields, call[:7]):
         if operand is not None and operand.device != call.query.device:
-            _refuse(f"{name} is on {operand.device}, query on {call.query.device}")
+            refuse(f"{name} is on {operand.device}, query on {call.query.device}")
 
 
 def _check_types(call: Call) -> None:
     element = call.query.dtype
     if element not in ELEMENT_TYPES:
-        _refuse(f"query is {_name(element)}, expected {_either(ELEMENT_TYPES)}")
-    _check_type("latent", call.latent, (element,))
+        refuse(f"query is {name_of(element)}, expected {either(ELEMENT_TYPES)}")
+    check_type("latent", call.latent, (element,))
     narrow = NARROW_TYPES if element == torch.float32 else ()
-    _check_type("cache", call.cache, (element, *narrow))
+    check_type("cache", call.cache, (element, *narrow))
     if call.cache is not None:
-        _check_type("rope_cache", call.rope_cache, (call.cache.dtype,))
-    _check_type("past_len", call.past_len, (torch.int32,))
-    _check_type("bias", call.bias, (torch.bool, element))
-    _check_type("sink", call.sink, (element,))
+        check_type("rope_cache", call.rope_cache, (call.cache.dtype,))
+    check_type("past_len", call.past_len, (torch.int32,))
+    check_type("bias", call.bias, (torch.bool, element))
+    check_type("sink", call.sink, (element,))
 
 
 def _check_sources(call: Call) -> None:
@@ -217,36 +224,36 @@ def _check_sources(call: Call) -> None:
         _check_rows("cache", call.cache, call, rank)
         _check_rope_cache(call, call.rope_cache)
     if statically_known_true(call.cache_len + call.new_len == 0):
-        _refuse("latent and cache have 0 rows; at least 1 is needed")
+        refuse("latent and cache have 0 rows; at least 1 is needed")
 
 
 def _check_rows(name: str, rows: Tensor | None, call: Call, width: int) -> None:
     """Check [B, 1, any, width]."""
     if rows is None:
         return
-    _check_rank(name, rows, 4)
-    _check_size(name, "batch", rows.shape[0], call.query.shape[0])
-    _check_size(name, "axis 1", rows.shape[1], 1)
-    _check_size(name, "width", rows.shape[3], width)
+    check_rank(name, rows, 4)
+    check_size(name, "batch", rows.shape[0], call.query.shape[0])
+    check_size(name, "axis 1", rows.shape[1], 1)
+    check_size(name, "width", rows.shape[3], width)
 
 
 def _check_rope_cache(call: Call, rope_cache: Tensor) -> None:
     width, rows = call.rope_dim, call.cache_len
-    _demand(
+    demand(
         width >= 1,
         lambda: "rope_cache is given, but query has 0 dims beyond kv_lora_rank; at least 1",
     )
     _check_rows("rope_cache", rope_cache, call, width)
     own = rope_cache.shape[2]
-    _demand(own == rows, lambda: f"rope_cache has {own} rows, cache has {rows}")
+    demand(own == rows, lambda: f"rope_cache has {own} rows, cache has {rows}")
 
 
 def _check_vector(name: str, vector: Tensor | None, what: str, size: int) -> None:
     if vector is None:
         return
-    _check_rank(name, vector, 1)
+    check_rank(name, vector, 1)
     own = vector.shape[0]
-    _demand(own == size, lambda: f"{name} has {own} elements, expected {size} ({what} of query)")
+    demand(own == size, lambda: f"{name} has {own} elements, expected {size} ({what} of query)")
 
 
 def _check_bias(call: Call) -> None:
@@ -254,7 +261,7 @@ def _check_bias(call: Call) -> None:
     if bias is None:
         return
     if not 1 <= bias.ndim <= 4:
-        _refuse(f"bias has rank {bias.ndim}, expected 1 to 4")
+        refuse(f"bias has rank {bias.ndim}, expected 1 to 4")
     scores = (*call.query.shape[:3], call.total_len)
     for axis, (own, size) in enumerate(zip(bias.shape[::-1], scores[::-1])):
         if own is not size and not guard_or_false(own == 1):
@@ -262,43 +269,10 @@ def _check_bias(call: Call) -> None:
 
 
 def _check_bias_axis(own: int, size: int, axis: int) -> None:
-    _demand(
+    demand(
         own == size,
         lambda: (
             f"bias has size {own} on axis {axis} of [B, H, S, T], which "
             f"does not broadcast to {size}"
         ),
     )
-
-
-def _check_rank(name: str, value: Tensor, rank: int) -> None:
-    if value.ndim != rank:
-        _refuse(f"{name} has rank {value.ndim}, expected {rank}")
-
-
-def _check_size(name: str, what: str, size: int, expected: int) -> None:
-    _demand(size == expected, lambda: f"{name} has {what} {size}, expected {expected}")
-
-
-def _check_type(name: str, value: Tensor | None, allowed: tuple[torch.dtype, ...]) -> None:
-    if value is not None and value.dtype not in allowed:
-        _refuse(f"{name} is {_name(value.dtype)}, expected {_either(allowed)}")
-
-
-def _demand(condition: Any, message: Callable[[], str]) -> None:
-    """Refuse where ``condition`` is false; a symbolic one that is not known is checked later."""
-    if condition is not True:
-        torch._check_with(InputError, condition, lambda: f"{OP_TYPE}: {message()}")
-
-
-def _refuse(message: str) -> NoReturn:
-    raise InputError(f"{OP_TYPE}: {message}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _either(types: tuple[torch.dtype, ...]) -> str:
-    *others, last = map(_name, types)
-    return f"{', '.join(others)} or {last}" if others else last

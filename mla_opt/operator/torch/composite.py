@@ -57,7 +57,7 @@ def _rows(call: Call, caches: Caches) -> Tensor:
     parts = [part for part in caches if part is not None]
     if call.cache is None and call.latent is not None:
         parts = [call.latent]
-    wide = [part.to(_sum_type(call)) for part in parts]
+    wide = [part.to(sum_type(call)) for part in parts]
     return (wide[0] if len(wide) == 1 else torch.cat(wide, dim=-1)).squeeze(1)
 
 
@@ -76,14 +76,14 @@ def _masked(call: Call, scores: Tensor) -> Tensor:
         scores = scores + call.bias
     elif call.bias is not None:
         scores = scores.masked_fill(~call.bias, float("-inf"))
-    last = _last_columns(call)
+    last = last_columns(call)
     if last is None:
         return scores
     columns = torch.arange(scores.shape[3], device=scores.device)
     return scores.masked_fill(columns > last, float("-inf"))
 
 
-def _last_columns(call: Call) -> Tensor | None:
+def last_columns(call: Call) -> Tensor | None:
     """Return the last column that each row may see, [B or 1, 1, S or 1, 1]; None: all of them."""
     query_len, device = call.query.shape[2], call.query.device
     if call.past_len is None and not call.causal:
@@ -112,5 +112,6 @@ def _softmax(scores: Tensor, sink: Tensor | None) -> Tensor:
     return weights / total.masked_fill(total == 0.0, 1.0)
 
 
-def _sum_type(call: Call) -> torch.dtype:
+def sum_type(call: Call) -> torch.dtype:
+    """Return the type that sums are kept in."""
     return torch.float64 if call.query.dtype == torch.float64 else torch.float32

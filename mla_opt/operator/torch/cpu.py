@@ -19,6 +19,7 @@ from mla_opt.operator.torch.call import (
     Call,
     Outputs,
     check_past_len,
+    empty_output,
     empty_outputs,
     write_caches,
 )
@@ -52,16 +53,23 @@ def attend_cpu_in_place(call: Call) -> torch.Tensor:
         outputs = attend_cpu(call)
         write_caches(call, outputs)
         return outputs.output
-    return write_in_place(call, _run, attend_cpu)
+    return write_in_place(
+        call, lambda: empty_output(call), lambda made: _run(call, made), lambda: attend_cpu(call)
+    )
 
 
 def _run(call: Call, outputs: Outputs) -> None:
     if call.query.shape[0] == 0:
         return
     held = make_problem(call, outputs)
-    refused = core.run(held.problem, core.Threads(torch.get_num_threads(), _team()))
+    refused = core.run(held.problem, threads())
     if refused:
         raise InputError(f"{OP_TYPE}: {refused}")
+
+
+def threads() -> core.Threads:
+    """Return those that PyTorch computes with."""
+    return core.Threads(torch.get_num_threads(), _team())
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from mla_opt.kernels.cuda_library import (
     cuda_kernel_library,
     load_cuda_library,
 )
-from mla_opt.operator.torch.call import Call, Outputs, empty_outputs
+from mla_opt.operator.torch.call import Call, Outputs, empty_output, empty_outputs
 from mla_opt.operator.torch.in_place import write_in_place
 from mla_opt.operator.torch.problem import make_problem
 
@@ -57,7 +57,9 @@ def attend(call: Call) -> Outputs:
 
 def attend_in_place(call: Call) -> Tensor:
     """Compute a checked call that has ``past_len``, write its caches, and return the output."""
-    return write_in_place(call, _run, attend)
+    return write_in_place(
+        call, lambda: empty_output(call), lambda made: _run(call, made), lambda: attend(call)
+    )
 
 
 def _run(call: Call, outputs: Outputs) -> None:

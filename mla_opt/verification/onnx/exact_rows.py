@@ -18,10 +18,13 @@ from typing import cast
 import onnx_ir as ir
 
 from mla_opt.operator import contract
-from mla_opt.operator.kv_b import Storage
 from mla_opt.operator.multi_head import INPUTS as MULTI_HEAD_INPUTS
 from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE, Form, is_multi_head
-from mla_opt.operator.onnx.multi_head_node import define_multi_head, multi_head_signature_of
+from mla_opt.operator.onnx.multi_head_node import (
+    define_multi_head,
+    multi_head_signature_of,
+    storage_of,
+)
 from mla_opt.operator.onnx.node import define, settle, signature_of
 from mla_opt.operator.quantized_rows import is_codes
 from mla_opt.verification.site_records import read_sites
@@ -97,7 +100,7 @@ def _redefine(model: ir.Model, node: ir.Node, operands: Operands) -> None:
     if is_multi_head(node.domain, node.op_type):
         signature = multi_head_signature_of(
             operands,
-            _storage(node, operands),
+            storage_of(node, operands),
             cast(Form, node.attributes.get_string("form", "auto")),
             causal,
         )
@@ -105,15 +108,3 @@ def _redefine(model: ir.Model, node: ir.Node, operands: Operands) -> None:
     else:
         plain = signature_of(operands, causal)
         node.op_type, node.overload = contract.OP_TYPE, define(model, plain, kind)
-
-
-def _storage(node: ir.Node, operands: Operands) -> Storage:
-    bits = node.attributes.get_int("bits", 0)
-    zeros = operands.get("kv_b_zero_points")
-    is_packed = zeros is not None and bits and zeros.dtype == ir.DataType.UINT8
-    return Storage(
-        bits,
-        node.attributes.get_int("block_size", 0),
-        node.attributes.get_int("block_rows", 1),
-        "none" if zeros is None else "packed" if is_packed else "plain",
-    )

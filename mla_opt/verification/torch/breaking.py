@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from mla_opt.errors import InputError
-from mla_opt.graphs.torch.lifted_program import LiftedProgram, is_real
+from mla_opt.graphs.torch.lifted_program import LiftedProgram, Stored, is_real
 from mla_opt.graphs.torch.order import in_order
 from mla_opt.verification.site_records import METADATA_KEY, SiteRecord
 
@@ -39,11 +39,13 @@ class BreakableProgram:
 
     def heads(self, site: SiteRecord) -> int | None:
         """H of the stored W_UK."""
-        return int(self.program.stored[self._weight(site)].tensor.shape[0])
+        if site.kv_b is not None:
+            return site.num_heads
+        return int(self._stored(site)[1].tensor.shape[0])
 
     def heads_are_alike(self, site: SiteRecord) -> bool:
         """Whether every head has the same W_UK, as where it was absorbed by hand."""
-        weight = self.program.stored[self._weight(site)].tensor
+        weight = self._by_head(site)[0]
         return is_real(weight) and bool((weight == weight[:1]).all())
 
     def scale_query(self, site: SiteRecord, factor: float) -> None:
@@ -65,18 +67,32 @@ class BreakableProgram:
 
     def shift_heads(self, site: SiteRecord) -> None:
         """Roll W_UK by one along its heads."""
-        node = self._weight(site)
-        stored = self.program.stored[node]
-        self.program.stored[node] = replace(stored, tensor=stored.tensor.roll(1, 0))
+        node, stored = self._stored(site)
+        weight, rest = self._by_head(site)
+        rolled = torch.cat([weight.roll(1, 0), rest], dim=1).view(stored.tensor.shape)
+        self.program.stored[node] = replace(stored, tensor=rolled)
 
-    def _weight(self, site: SiteRecord) -> fx.Node:
-        """The placeholder of W_UK."""
+    def _by_head(self, site: SiteRecord) -> tuple[torch.Tensor, torch.Tensor]:
+        """W_UK of each head, ``[H, N, C]``, and the rows of each that are stored behind it."""
+        tensor = self._stored(site)[1].tensor
+        if site.kv_b is None:
+            return tensor, tensor[:, :0]
+        assert site.num_heads is not None and site.qk_nope_head_dim is not None
+        by_head = tensor.view(site.num_heads, -1, tensor.shape[1])
+        return by_head[:, : site.qk_nope_head_dim], by_head[:, site.qk_nope_head_dim :]
+
+    def _stored(self, site: SiteRecord) -> tuple[fx.Node, Stored]:
+        """What W_UK is stored in, and its placeholder.
+
+        Programs that were optimized store no scales beside it.
+        """
+        name, rank = (site.w_uk, 3) if site.kv_b is None else (site.kv_b, 2)
         for node, stored in self.program.stored.items():
-            if site.w_uk in (node.name, stored.name) and stored.tensor.dim() == 3:
-                return node
+            if name in (node.name, stored.name) and stored.tensor.dim() == rank:
+                return node, stored
         raise InputError(
-            f"{METADATA_KEY}: site {site.name!r} names w_uk {site.w_uk!r}, which is no stored"
-            " tensor of three dimensions"
+            f"{METADATA_KEY}: site {site.name!r} names {name!r}, which is no stored tensor of"
+            f" {rank} dimensions"
         )
 
     def _emit(self, graph: fx.Graph, target: Any, args: tuple[Any, ...]) -> fx.Node:

@@ -1,0 +1,1 @@
+"""``MultiHeadLatentAttention`` in PyTorch: calls, weights, both forms, and what computes where."""
