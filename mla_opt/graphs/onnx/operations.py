@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mla_opt.graphs import contractions
+from mla_opt.graphs import contractions, sizes
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.onnx import attentions, moves, numbers
 from mla_opt.graphs.onnx.quantization.operators import is_quantization
@@ -56,6 +56,16 @@ def _gather(facts: Facts, node: ir.Node) -> op.Operation:
     return _layout(facts, node, data) if known else OPAQUE
 
 
+def _dropout(facts: Facts, node: ir.Node) -> op.Operation:
+    """Nothing in inference; in training it drops numbers at random."""
+    trains = operand(node, 2)
+    if trains is None:
+        return _first_operand_layout(facts, node)
+    content = facts.small_constant(trains)
+    idle = content is not None and not content.any()
+    return _first_operand_layout(facts, node) if idle else OPAQUE
+
+
 def _pad(facts: Facts, node: ir.Node) -> op.Operation:
     fill = operand(node, 2)
     mode = node.attributes.get("mode")
@@ -89,6 +99,18 @@ def _tensor_scatter(facts: Facts, node: ir.Node) -> op.Operation:
 def _expand(facts: Facts, node: ir.Node) -> op.Operation:
     data = operand(node, 0)
     return OPAQUE if data is None else op.Broadcast(data)
+
+
+def _tile(facts: Facts, node: ir.Node) -> op.Operation:
+    """Repeats whole axes; those whose size varies may not be among them."""
+    data, after = operand(node, 0), facts.shape(node.outputs[0])
+    before = None if data is None else facts.shape(data)
+    if data is None:
+        return OPAQUE
+    pairs = () if before is None or after is None else tuple(zip(before, after))
+    if pairs and all(isinstance(size, int) or sizes.same(size, made) for size, made in pairs):
+        return op.Broadcast(data)
+    return op.Layout((data,), None, None, "it repeats an axis whose size varies")
 
 
 def _filled(facts: Facts, node: ir.Node) -> op.Operation:
@@ -316,9 +338,9 @@ READERS: dict[tuple[str, str], Reader] = {
             "Slice",
             "Identity",
             "Flatten",
-            "Dropout",
         )
     },
+    ("", "Dropout"): _dropout,
     ("", "Gather"): _gather,
     ("", "Pad"): _pad,
     ("", "Concat"): _concat,
@@ -327,7 +349,7 @@ READERS: dict[tuple[str, str], Reader] = {
     ("", "TensorScatter"): _tensor_scatter,
     ("", "ConstantOfShape"): _filled,
     ("", "Expand"): _expand,
-    ("", "Tile"): _expand,
+    ("", "Tile"): _tile,
     ("", "Cast"): _cast,
     ("", "CastLike"): _cast,
     ("", "Mul"): _multiply,

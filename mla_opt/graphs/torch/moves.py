@@ -5,7 +5,7 @@ Each function returns the move of one node, or says in words why it is not known
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +19,13 @@ from mla_opt.graphs.torch.lifted_program import expression, symbolic_shape
 from mla_opt.handles import Value
 
 Move = op.Move | str
+
+_OF_SIZES = "which places it takes follows from sizes, and differs from call to call"
+
+
+def _are_numbers(*places: Any) -> bool:
+    """Whether places are the same in every call."""
+    return all(place is None or isinstance(place, int) for place in places)
 
 
 def move_of(name: str, node: fx.Node) -> Move:
@@ -64,8 +71,8 @@ def _move_axis(node: fx.Node) -> Move:
     return op.Permuted(tuple(places[at] if at in places else next(rest) for at in range(rank)))
 
 
-def _listed(value: int | Sequence[int]) -> list[int]:
-    return [value] if isinstance(value, int) else list(value)
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _slice(node: fx.Node) -> Move:
@@ -73,6 +80,8 @@ def _slice(node: fx.Node) -> Move:
     start, end, step = (
         argument(node, place, name) for place, name in ((2, "start"), (3, "end"), (4, "step"))
     )
+    if not _are_numbers(start, step):
+        return _OF_SIZES
     front = start in (None, 0) and step in (None, 1)
     return op.Along(((axis, front),), _first_places(node, axis, end) if front else None)
 
@@ -89,19 +98,23 @@ def _first_places(node: fx.Node, axis: int, end: Any) -> Value | int | None:
 
 
 def _narrow(node: fx.Node) -> Move:
-    axis, front = (
-        from_front(argument(node, 1, "dim"), rank_at(node)),
-        argument(node, 2, "start") == 0,
-    )
+    axis, start = from_front(argument(node, 1, "dim"), rank_at(node)), argument(node, 2, "start")
+    if not _are_numbers(start):
+        return _OF_SIZES
+    front = start == 0
     count = _first_places(node, axis, argument(node, 3, "length")) if front else None
     return op.Along(((axis, front),), count)
 
 
 def _parts(node: fx.Node) -> Move:
+    if not _are_numbers(*_listed(argument(node, 1, "split_size"))):
+        return _OF_SIZES
     return op.Along(((from_front(argument(node, 2, "dim", 0), rank_at(node)), False),))
 
 
 def _picked(node: fx.Node) -> Move:
+    if not _are_numbers(argument(node, 2, "index")):
+        return _OF_SIZES
     return op.Picked(from_front(argument(node, 1, "dim", 0), rank_at(node)))
 
 
@@ -113,6 +126,8 @@ def _along_listed(node: fx.Node) -> Move:
 
 def _roll(node: fx.Node) -> Move:
     axes = argument(node, 2, "dims", ())
+    if not _are_numbers(*_listed(argument(node, 1, "shifts"))):
+        return _OF_SIZES
     if not axes:
         return "it rolls all axes as one"
     return op.Along(tuple((from_front(axis, rank_at(node)), False) for axis in _listed(axes)))
@@ -126,6 +141,8 @@ def _pad(node: fx.Node) -> Move:
     """Amounts are of the last axis first, before and after in turn."""
     amounts, rank = argument(node, 1, "pad"), rank_at(node)
     pairs = [(amounts[at], amounts[at + 1]) for at in range(0, len(amounts), 2)]
+    if not _are_numbers(*(before for before, _ in pairs)):
+        return _OF_SIZES
     return op.Along(
         tuple(
             (rank - 1 - at, before == 0)
@@ -146,12 +163,16 @@ def _slice_scatter(node: fx.Node) -> Move:
     start, step = argument(node, 3, "start"), argument(node, 5, "step", 1)
     if isinstance(start, fx.Node) and step == 1:
         return writes.of_run(node, axis, start)
+    if not _are_numbers(start, step):
+        return _OF_SIZES
     front = start in (None, 0) and step == 1
     return op.Written(tuple((place, place != axis or front) for place in range(rank)))
 
 
 def _select_scatter(node: fx.Node) -> Move:
     rank = rank_at(node)
+    if not _are_numbers(argument(node, 3, "index")):
+        return _OF_SIZES
     axis = from_front(argument(node, 2, "dim"), rank)
     return op.Written(tuple((place, True) for place in range(rank) if place != axis))
 

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from mla_opt.graphs import operations as op
+from mla_opt.graphs import sizes
 from mla_opt.graphs.torch import attentions, products
 from mla_opt.graphs.torch.lifted_program import symbolic_shape
 from mla_opt.graphs.torch.reading import (
@@ -103,6 +104,18 @@ def _expand(facts: Facts, node: fx.Node) -> op.Operation:
         return OPAQUE
     same = symbolic_shape(data) == symbolic_shape(node)
     return moved_by(node, data) if same else op.Broadcast(handle(data))
+
+
+def _repeat(facts: Facts, node: fx.Node) -> op.Operation:
+    """Repeats whole axes; those whose size varies may not be among them."""
+    data = tensor_of(operand(node, 0, "self"))
+    if data is None:
+        return OPAQUE
+    before, after = symbolic_shape(data) or (), symbolic_shape(node) or ()
+    own = after[len(after) - len(before) :]
+    if all(isinstance(size, int) or sizes.same(size, made) for size, made in zip(before, own)):
+        return _expand(facts, node)
+    return op.Layout((handle(data),), None, None, "it repeats an axis whose size varies")
 
 
 def _filled(facts: Facts, node: fx.Node) -> op.Operation:
@@ -285,9 +298,9 @@ READERS: dict[str, Reader] = {
     "concat": _concat,
     "expand": _expand,
     "expand_copy": _expand,
-    "repeat": _expand,
-    "tile": _expand,
-    "repeat_interleave": _expand,
+    "repeat": _repeat,
+    "tile": _repeat,
+    "repeat_interleave": _repeat,
     **dict.fromkeys(
         (
             "empty",
