@@ -26,13 +26,14 @@ def read(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _scalar(facts: Facts, value: ir.Value | None) -> float | None:
-    """The number a value holds, if it is a stored tensor of one element or computed from sizes."""
+    """The number a value holds, if it is one element, computed from stored tensors or sizes."""
     if value is None:
         return None
     array = facts.small_constant(value)
     if array is not None:
         return float(array.reshape(-1)[0]) if array.size == 1 else None
-    return numbers.computed(facts, value)
+    known = numbers.computed(facts, value)
+    return facts.stored_number(value) if known is None else known
 
 
 def _layout(facts: Facts, node: ir.Node, *data: ir.Value, axis: int | None = None) -> op.Layout:
@@ -238,13 +239,12 @@ def _fused_matmul(facts: Facts, node: ir.Node) -> op.Operation:
 def _einsum(facts: Facts, node: ir.Node) -> op.Operation:
     """A product of two operands, as long as no letter is twice in one of them."""
     equation = node.attributes.get("equation")
-    labels = (
-        None if equation is None else contractions.einsum_labels(equation.value, len(node.inputs))
-    )
     left, right = operand(node, 0), operand(node, 1)
-    if labels is None or left is None or right is None or len(node.inputs) != 2:
+    if equation is None or left is None or right is None or len(node.inputs) != 2:
         return OPAQUE
-    axes = op.Contraction(tuple(labels[0][0]), tuple(labels[0][1]), tuple(labels[1]))
+    axes = contractions.einsum(equation.value, (facts.rank(left), facts.rank(right)))
+    if axes is None:
+        return OPAQUE
     if facts.is_constant(right):
         return op.Linear(left, right, axes=axes)
     if facts.is_constant(left):

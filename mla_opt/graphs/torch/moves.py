@@ -57,6 +57,11 @@ def _transpose(node: fx.Node) -> Move:
     return op.Permuted(tuple(order))
 
 
+def _transposed_last(node: fx.Node) -> Move:
+    rank = rank_at(node)
+    return op.Permuted((*range(rank - 2), rank - 1, rank - 2))
+
+
 def _turned(node: fx.Node) -> Move:
     return op.Permuted(tuple(reversed(range(rank_at(node)))))
 
@@ -157,6 +162,22 @@ def _concat(node: fx.Node) -> Move:
     return op.Joined(from_front(argument(node, 1, "dim", 0), rank))
 
 
+def _stacked(node: fx.Node) -> Move:
+    return op.Stacked(from_front(argument(node, 1, "dim", 0), len(symbolic_shape(node) or ())))
+
+
+def _indexed(node: fx.Node) -> Move:
+    """By stored places of one axis: those in front of it are whole."""
+    *ahead, index = argument(node, 1, "indices")
+    if index is None or any(each is not None for each in ahead):
+        return "it takes places of more than one axis"
+    return (
+        op.Along(((len(ahead), False),))
+        if len(symbolic_shape(index) or ()) == 1
+        else op.Picked(len(ahead))
+    )
+
+
 def _slice_scatter(node: fx.Node) -> Move:
     rank = rank_at(node)
     axis = from_front(argument(node, 2, "dim", 0), rank)
@@ -183,7 +204,7 @@ RULES: dict[str, Callable[[fx.Node], Move]] = {
         ("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout"), _same
     ),
     **dict.fromkeys(("_to_copy", "to", "type_as", "convert_element_type", "copy"), _same),
-    **dict.fromkeys(("expand", "expand_copy"), _same),
+    **dict.fromkeys(("expand", "expand_copy", "broadcast_to"), _same),
     **dict.fromkeys(
         ("_unsafe_view", "view", "view_copy", "reshape", "flatten", "unflatten"), _reshape
     ),
@@ -192,6 +213,9 @@ RULES: dict[str, Callable[[fx.Node], Move]] = {
     "transpose": _transpose,
     "swapaxes": _transpose,
     "t": _turned,
+    "mT": _transposed_last,
+    "mH": _transposed_last,
+    "adjoint": _transposed_last,
     "numpy_T": _turned,
     "movedim": _move_axis,
     "slice": _slice,
@@ -208,6 +232,8 @@ RULES: dict[str, Callable[[fx.Node], Move]] = {
     "pad": _pad,
     "cat": _concat,
     "concat": _concat,
+    "stack": _stacked,
+    "index": _indexed,
     "slice_scatter": _slice_scatter,
     "select_scatter": _select_scatter,
 }
