@@ -4,7 +4,7 @@
     python -m tests.axes.sweep --survey | --styles
     python -m tests.axes.sweep --plan "Plan(mask='boolean', mutations=('value t reversed 1000',))"
 
-Models have numbers, and are drawn in chunks of 250: a number means the same model wherever it is
+Models have numbers, and are drawn in chunks of 100: a number means the same model wherever it is
 run, as long as the generator is the same. ``--record`` keeps what became of each chunk in a file of
 one line a chunk, and leaves out what stands there already, so that a sweep can be run in parts.
 
@@ -35,7 +35,7 @@ from tests.axes.harness import Outcome
 from tests.axes.plan import CHOICES, Plan, settled
 from tests.axes.styles import OTHERS, PUBLISHED
 
-CHUNK = 250
+CHUNK = 100
 SHOWN = 40
 Case = tuple[Plan, str, Outcome]
 

@@ -93,8 +93,8 @@ def test_a_sweep_goes_on_where_its_record_ends(
 
     monkeypatch.setattr(sweep, "drawn", drawn)
     record = tmp_path / "record"
-    sweep.many(sweep.chunks_of(0, 500), 1, None, None, record)
-    tally = sweep.many(sweep.chunks_of(0, 1000), 1, None, None, record)
+    sweep.many(sweep.chunks_of(0, 200), 1, None, None, record)
+    tally = sweep.many(sweep.chunks_of(0, 400), 1, None, None, record)
     assert run == [0, 1, 2, 3]
     assert tally.faulty == tally.outcomes["mutated", "wrong"] == 1
     assert tally.codes == {"b": 4}
