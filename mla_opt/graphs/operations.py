@@ -52,6 +52,13 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
+class Stacked:
+    """Operands one behind the other along an axis that they do not have themselves."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """Part of the first operand gives way to the second.
 
@@ -78,7 +85,7 @@ class Put:
     run: bool = False
 
 
-Move = Permuted | Reshaped | Along | Picked | Joined | Written | Put
+Move = Permuted | Reshaped | Along | Picked | Joined | Stacked | Written | Put
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +225,13 @@ class IsNan:
 
 
 @dataclass(frozen=True, slots=True)
+class NanToZero:
+    """``data``, but 0 where it is not a number; what is infinite may be a large number."""
+
+    data: Value
+
+
+@dataclass(frozen=True, slots=True)
 class Cast:
     """``data`` in another floating-point type."""
 
@@ -323,6 +337,7 @@ Operation = (
     | RowMaximum
     | Select
     | IsNan
+    | NanToZero
     | Cast
     | Softmax
     | Exponential

@@ -12,6 +12,7 @@ the adapters (:mod:`mla_opt.graphs.onnx.operations`, :mod:`mla_opt.graphs.torch.
 | `Layout` with `Along` | the same; the axes named mixed, unless whole and from the front | moved |
 | `Layout` with `Picked` | the same, and one more, mixed | moved |
 | `Layout` with `Joined` | the same; the one joined along mixed, unless the rest is empty | moved |
+| `Layout` with `Stacked` | the same without the new one, unless it may not be mixed | moved |
 | `Layout` with `Put` | none but where a cache is written (:mod:`mla_opt.matching.region`) | moved |
 | `Layout` with `Written` | as `Along`, for what is written and what it is written to | moved |
 | `Broadcast` | the same where as large, none where of size one, else mixed | repeated |
@@ -145,6 +146,12 @@ def _joined(step: Step, data: tuple[Value, ...], move: op.Joined) -> Sequence[Op
     return parts
 
 
+def _stacked(step: Step, data: tuple[Value, ...], move: op.Stacked) -> Sequence[Operand]:
+    _mixed(step, move.axis, 1, "stacks")
+    axes = (*step.axes[: move.axis], *step.axes[move.axis + 1 :])
+    return [Operand(value, axes) for value in data]
+
+
 def _written(step: Step, data: tuple[Value, ...], move: op.Written) -> Sequence[Operand]:
     whole, piece = data
     shape, of_piece = step.shape(whole), step.shape(piece)
@@ -173,6 +180,7 @@ _MOVES: dict[type, Callable[[Step, tuple[Value, ...], Any], Sequence[Operand]]] 
     op.Along: _along,
     op.Picked: _picked,
     op.Joined: _joined,
+    op.Stacked: _stacked,
     op.Written: _written,
     op.Put: _put,
 }

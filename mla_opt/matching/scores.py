@@ -16,7 +16,7 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import ApartError, Placement, Variables
-from mla_opt.matching.axis_rules import Operand, Step, operands
+from mla_opt.matching.axis_rules import Step, operands
 from mla_opt.matching.core_axes import KEYS, At, is_named, through
 from mla_opt.matching.score_product import Product, product_of
 from mla_opt.sites import BiasTerm
@@ -223,29 +223,21 @@ def _level(graph: Graph, fill: Value) -> float | None:
 
 def _of_layout(place: _Place, layout: op.Layout) -> Scores | None:
     """The scores moved as a whole, or with one more column: the sink."""
-    graph, data = place.walk.graph, layout.data
+    data = layout.data
     if len(data) == 1:
         return place.walk.scores(_moved(place, layout), place.depth)
     if len(data) != 2:
         return None
-    sink = _head_vector(graph, data[1])
+    sink = _head_vector(place, data[1])
     found = None if sink is None else place.walk.scores(_without_column(place, layout), place.depth)
-    if found is None or found.sink is not None or found.shifted:
+    if sink is None or found is None or found.sink is not None or found.shifted:
         return None
-    return replace(found, sink=sink)
+    lost = sink if sink.apart and found.lost is None else found.lost
+    return replace(found, sink=sink.value, lost=lost)
 
 
 def _moved(place: _Place, layout: op.Layout) -> At:
-    at, value = place.at, layout.data[0]
-    if at.axes is None:
-        return replace(at, value=value)
-    step = Step(place.walk.graph, place.walk.variables, place.node, at.value, at.axes)
-    try:
-        (operand,) = operands(step, layout) or (None,)
-    except ApartError as error:
-        return at.lost(value, error, place.node)
-    assert isinstance(operand, Operand)
-    return replace(at, value=operand.value, axes=operand.axes)
+    return _back(place, place.at, place.node, layout, layout.data[0])
 
 
 def _without_column(place: _Place, layout: op.Layout) -> At:
@@ -265,18 +257,34 @@ def _without_column(place: _Place, layout: op.Layout) -> At:
     return replace(at, value=scores, axes=axes)
 
 
-def _head_vector(graph: Graph, value: Value) -> Value | None:
-    """The stored vector behind a column of sinks, through reshapes and broadcasts."""
-    while not graph.is_constant(value):
-        node = graph.producer(value)
-        if node is None:
-            return None
-        match graph.operation(node):
+def _head_vector(place: _Place, column: Value) -> At | None:
+    """The stored vector behind a column of sinks: each head's own number, whatever the sizes."""
+    graph = place.walk.graph
+    at = replace(place.at, value=column, axes=place.at.axes and (*place.at.axes[:-1], ()))
+    while not graph.is_constant(at.value):
+        node = graph.producer(at.value)
+        operation = None if node is None else graph.operation(node)
+        match operation:
             case op.Layout((data,)) | op.Broadcast(data) | op.Cast(data):
-                value = data
+                assert node is not None
+                at = _back(place, at, node, operation, data)
             case _:
                 return None
-    return value
+    return at
+
+
+def _back(place: _Place, at: At, node: Node, operation: op.Operation, data: Value) -> At:
+    """The only operand of an operation, with its axes as far as they can be followed."""
+    if at.axes is None:
+        return replace(at, value=data)
+    step = Step(place.walk.graph, place.walk.variables, node, at.value, at.axes)
+    try:
+        (read,) = operands(step, operation) or (None,)
+    except ApartError as error:
+        return at.lost(data, error, node)
+    if read is None:
+        return at.lost(data, "what it does to axes is not known", node)
+    return replace(at, value=data, axes=read.axes)
 
 
 _Rule = Callable[[_Place, Any], Scores | None]

@@ -24,7 +24,7 @@ def weighted_values(graph: Graph, value: Value, depth: int) -> tuple[Node, Value
                 probabilities, values = _operands(product, value)
                 if probabilities is value:
                     return node, values
-            case op.Cast() | op.Layout():
+            case op.Cast() | op.Layout() | op.NanToZero():
                 found = weighted_values(graph, graph.results(node)[0], depth - 1)
                 if found is not None:
                     return found
@@ -138,9 +138,9 @@ def _back_to(graph: Graph, variables: Variables, at: At, end: Value, sink: bool)
             raise ApartError(f"{value.name} is an input")
         operation = graph.operation(node)
         step = Step(graph, variables, node, value, axes)
-        if isinstance(operation, op.Select):
-            axes = broadcast_axes(step, operation.other)
-            value = operation.other
+        if isinstance(operation, op.Select | op.NanToZero):
+            value = operation.other if isinstance(operation, op.Select) else operation.data
+            axes = broadcast_axes(step, value)
             continue
         if sink and _drops_last(graph, operation, value) and is_named(axes[-1], "y"):
             assert isinstance(operation, op.Layout)

@@ -414,7 +414,8 @@ class Attention:
         shape = tape.op(
             "Concat", tape.size("b"), tape.ints(heads), tape.size("s"), tape.ints(1), axis=0
         )
-        return tape.op("Concat", name, tape.op("Expand", sinks, shape), axis=3)
+        column = Value(tape.op("Expand", sinks, shape), ("b", "h", "s", "1"))
+        return tape.op("Concat", name, model.at("sinks", column).name, axis=3)
 
     def _weighted(self, probs: Value, value: Value) -> Value:
         """Context of each head."""

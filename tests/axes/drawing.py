@@ -49,6 +49,9 @@ ASKED: dict[str, dict[str, Any]] = {
 MUTATIONS = [*mutations.every(), *(f"model - {kind} 0" for kind in WHOLE_MODEL)]
 MOST_CHANGES = 9
 
+NEEDED = {"sinks": {"sinks": "some"}, "second": {"groups": "apart"}}
+"""What a model has to have for a mutation at a point."""
+
 
 @st.composite
 def plans(draw: st.DrawFn, *, mutated: bool | None = None) -> Plan:
@@ -59,6 +62,8 @@ def plans(draw: st.DrawFn, *, mutated: bool | None = None) -> Plan:
         mutated = draw(st.booleans())
     count = st.integers(1, 2) if mutated else st.just(0)
     applied = [draw(mutation()) for _ in range(draw(count))]
+    for each in applied:
+        changes |= NEEDED.get(each.split()[0], {})
     return settled(Plan(**changes, mutations=tuple(applied), seed=draw(st.integers(0, 99))))
 
 

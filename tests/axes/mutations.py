@@ -12,29 +12,34 @@ from collections.abc import Callable
 import numpy as np
 from onnx import numpy_helper
 
+from tests.axes import by_count
 from tests.axes.tape import Tape, Value
 
 POINTS = {
-    "latent": "bt",
-    "second": "bt",
-    "k_pe": "bt",
-    "nope": "bth",
-    "value": "bth",
-    "key": "bth",
-    "kept_value": "bth",
-    "made_query": "bsh",
-    "query": "bsh",
+    "latent": "btw",
+    "second": "btw",
+    "k_pe": "btw",
+    "nope": "bthw",
+    "value": "bthw",
+    "key": "bthw",
+    "kept_value": "bthw",
+    "made_query": "bshw",
+    "query": "bshw",
     "last_key": "bt",
     "product": "bsth",
     "scores": "bsth",
     "masked": "bsth",
     "probs": "bsth",
-    "context": "bsh",
+    "context": "bshw",
+    "sinks": "bsh",
 }
-"""Where a mutation may be, and the axes it may act on there."""
+"""Where a mutation may be, and the axes it may act on there; ``w`` is the last one."""
 
-LENGTHS = {"b": (0, 2, 3), "t": (0, 3, 100, 1000), "s": (0, 3, 100, 200), "h": (0, 1)}
+LENGTHS = {"b": (0, 2, 3), "t": (0, 3, 100, 1000), "s": (0, 3, 100, 200), "h": (0, 1), "w": (0, 1)}
 """Beyond which length it acts, by axis."""
+
+COUNTS = (3, 100, 1000)
+"""Tokens beyond which heads or width are others."""
 
 Change = Callable[[Tape, Value, int, int], str]
 
@@ -45,18 +50,32 @@ def every() -> list[str]:
         f"{point} {axis} {kind} {length}"
         for point, letters in POINTS.items()
         for axis in letters
-        for kind in (*ALONG, *(WHOLE if axis == letters[0] else ()))
-        for length in (LENGTHS[axis] if kind in ALONG else (0,))
+        for kind in _kinds(letters, axis)
+        for length in _lengths(axis, kind)
     ]
+
+
+def _kinds(letters: str, axis: str) -> tuple[str, ...]:
+    whole = tuple(WHOLE) if axis == letters[0] else ()
+    return (*ALONG, *whole, *(by_count.KINDS if axis in "hw" else ()))
+
+
+def _lengths(axis: str, kind: str) -> tuple[int, ...]:
+    if kind in by_count.KINDS:
+        return COUNTS
+    return LENGTHS[axis] if kind in ALONG else (0,)
 
 
 def applied(tape: Tape, value: Value, mutation: str) -> Value:
     """The value after a mutation; as it is where it has no such axis."""
     _, letter, kind, length = mutation.split()
-    wanted = {"h": "hj", "t": "ts", "s": "s", "b": "b"}[letter]
+    wanted = {"h": "hj", "t": "ts", "s": "s", "b": "b", "w": value.axes[-1]}[letter]
     places = [value.place(each) for each in wanted if each in value.axes]
     if not places:
         return value
+    if kind in by_count.KINDS:
+        made = by_count.applied(tape, value, places[0], kind, int(length))
+        return Value(made, value.axes)
     change = ALONG.get(kind) or WHOLE[kind]
     return Value(change(tape, value, places[0], int(length)), value.axes)
 

@@ -101,6 +101,7 @@ WRITING: dict[str, tuple[str, ...]] = {
     "out": ("matmul", "gemm", "einsum", "each_head"),
     "absorbed": ("no", "two_products", "one_product", "repeated", "scores"),
     "by_shapes": ("no", "yes"),
+    "fixed": ("none", "batch", "query"),
     "opset": ("18", "23", "17", "21"),
 }
 
@@ -152,6 +153,7 @@ class Plan:
     out: str = "matmul"
     absorbed: str = "no"
     by_shapes: str = "no"
+    fixed: str = "none"
     opset: str = "18"
     mutations: tuple[str, ...] = ()
     seed: int = 0
@@ -335,6 +337,10 @@ RULES: tuple[Rule, ...] = (
     (lambda p: p.cache == "joint" or p.cache == "static_joint", {"rotary_at": "new"}),
     (lambda p: p.layers != "one" and p.fill == "infinite", {"layers": "one"}),
     (lambda p: p.out == "each_head" and p.gate == "wide", {"out": "matmul"}),
+    (  # caches that change are filled by calls of several lengths
+        lambda p: p.fixed == "query" and (p.static or p.expanded),
+        {"fixed": "none"},
+    ),
     (lambda p: p.storage == "half" and p.dtype == "float16", {"storage": "joint"}),
     (lambda p: p.storage == "conv" and p.dtype == "float64", {"storage": "joint"}),
 )

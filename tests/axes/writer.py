@@ -28,6 +28,9 @@ from tests.axes.tape import Value, axes
 EPSILON = 1e-6
 WORDS = 19
 
+FIXED = {"batch": ("B", 2), "query": ("S", 2)}
+"""Sizes that a model may have as a number."""
+
 
 def build(plan: Plan) -> onnx.ModelProto:
     """The model of a plan, settled first."""
@@ -55,7 +58,10 @@ class Writer:
             added = self._counted(self._layer(hidden))
             hidden = tape.along("Add", hidden, added.name)
         tape.output(hidden.name, "y", ("B", "S", model.sizes["e"]))
-        return tape.model()
+        made = tape.model()
+        if model.plan.fixed != "none":
+            _fix(made, *FIXED[model.plan.fixed])
+        return made
 
     def _hidden(self) -> Value:
         tape, width = self.model.tape, self.model.sizes["e"]
@@ -261,3 +267,11 @@ class Writer:
         else:
             gate = tape.arranged(gate, context.axes)
         return tape.along("Mul", context, gate.name)
+
+
+def _fix(model: onnx.ModelProto, symbol: str, size: int) -> None:
+    """Declare a size of inputs and outputs as a number."""
+    for port in (*model.graph.input, *model.graph.output):
+        for dim in port.type.tensor_type.shape.dim:
+            if dim.dim_param == symbol:
+                dim.dim_value = size

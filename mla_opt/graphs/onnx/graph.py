@@ -150,6 +150,17 @@ class OnnxGraph(InterfaceEdits):
         """Whether the value depends on stored tensors only, through any operators."""
         return self._stored_only(value)
 
+    def stored_number(self, value: ir.Value) -> float | None:
+        """The number of a tensor of one element that is computed from stored tensors only."""
+        shape = self.sizes(value)
+        if shape is None or any(size != 1 for size in shape) or not self.is_constant(value):
+            return None
+        try:
+            (content,) = self.nearest_binding(*EXAMPLE).run([value], {})
+        except InputError:
+            return None
+        return float(content.reshape(-1)[0]) if content.size == 1 else None
+
     def stored_name(self, value: ir.Value) -> str | None:
         """Name of a stored tensor."""
         return value.name if value.is_initializer() else None

@@ -1,6 +1,8 @@
 """What ONNX's layout operators do to axes, at every size, in the words of `operations.Move`.
 
-Each function returns the move of one node, or says in words why it is not known.
+Each function returns the move of one node, or says in words why it is not known. Places that follow
+from sizes are known as expressions, but are no move: they are others from call to call, on axes of
+heads or of width, too.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import onnx_ir as ir
 from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
 from mla_opt.graphs.onnx.integers import Columns, Entries, Integers, Ramp, as_ramp
-from mla_opt.graphs.onnx.shape_rules.facts import attribute, axis_of, operand
+from mla_opt.graphs.onnx.shape_rules.facts import attribute, axis_of, numbers_at, operand
 from mla_opt.graphs.onnx.shape_rules.layout import pads_of
 from mla_opt.graphs.onnx.shape_rules.slices import spans_of
 from mla_opt.graphs.sizes import Expression
@@ -33,6 +35,9 @@ class Facts(Protocol):
     def unknown(self) -> Expression:
         """A size that is equal to itself only."""
 
+    def is_constant(self, value: ir.Value) -> bool:
+        """Whether the value depends on stored tensors only."""
+
 
 def move_of(facts: Facts, node: ir.Node) -> Move:
     """Return what a layout operator does to the axes of its data, or why that is not known."""
@@ -47,6 +52,21 @@ def _rank(facts: Facts, value: ir.Value | None) -> int | None:
 
 _NO_RANK = "the number of axes is not known"
 _NOT_OF_SIZES = "what its indices are does not follow from sizes alone"
+_OF_SIZES = "which places it takes follows from sizes, and differs from call to call"
+
+
+def _are_numbers(*places: Expression | None) -> bool:
+    return all(isinstance(place, int) for place in places)
+
+
+def _is_fixed(facts: Facts, index: ir.Value) -> bool:
+    """Whether indices are the same in every call."""
+    if facts.is_constant(index):
+        return True
+    content = facts.integers(index)
+    if isinstance(content, Entries):
+        return _are_numbers(*content.array.reshape(-1))
+    return isinstance(content, Ramp) and _are_numbers(content.start, *content.steps)
 
 
 def _same(facts: Facts, node: ir.Node) -> Move:
@@ -68,6 +88,8 @@ def _slice(facts: Facts, node: ir.Node) -> Move:
     spans = spans_of(facts, node)
     if spans is None:
         return "the axes it slices are not known"
+    if not all(_are_numbers(start, step) for start, _, step in spans.values()):
+        return _OF_SIZES
     return op.Along(
         tuple((axis, bounds[0] == 0 and bounds[2] == 1) for axis, bounds in spans.items())
     )
@@ -76,13 +98,19 @@ def _slice(facts: Facts, node: ir.Node) -> Move:
 def _split(facts: Facts, node: ir.Node) -> Move:
     rank = _rank(facts, operand(node, 0))
     axis = None if rank is None else axis_of(attribute(node, "axis", 0), rank)
-    return _NO_RANK if axis is None else op.Along(((axis, len(node.outputs) == 1),))
+    if axis is None:
+        return _NO_RANK
+    if operand(node, 1) is not None and not _are_numbers(*(numbers_at(facts, node, 1) or [None])):
+        return _OF_SIZES
+    return op.Along(((axis, len(node.outputs) == 1),))
 
 
 def _pad(facts: Facts, node: ir.Node) -> Move:
     pads = pads_of(facts, node)
     if pads is None:
         return "how much it pads is not known"
+    if not _are_numbers(*(before for before, _ in pads)):
+        return _OF_SIZES
     return op.Along(
         tuple(
             (axis, before == 0)
@@ -99,10 +127,12 @@ def _gather(facts: Facts, node: ir.Node) -> Move:
     count = None if index is None else _rank(facts, index)
     if axis is None or count is None or index is None:
         return _NO_RANK
-    if count == 0:
-        return op.Picked(axis)
     if count > 1:
         return "its indices have more than one axis"
+    if not _is_fixed(facts, index):
+        return _OF_SIZES
+    if count == 0:
+        return op.Picked(axis)
     ramp = as_ramp(facts.integers(index), 1)
     return op.Along(((axis, ramp is not None and ramp == Ramp(0, (1,))),))
 
@@ -126,6 +156,8 @@ def _scatter_nd(facts: Facts, node: ir.Node) -> Move:
     columns = _columns(facts.integers(indices), depth, places)
     if columns is None:
         return _put(facts, node, depth) or _NOT_OF_SIZES
+    if not _are_numbers(*(each for ramp in columns for each in (ramp.start, *ramp.steps))):
+        return _OF_SIZES
     axes = [_written_along(columns, place, shape[place]) for place in range(places)]
     known = [axis for axis in axes if axis is not None]
     if len(known) < len(axes) or len({axis for axis, _ in known}) != depth:
@@ -184,7 +216,8 @@ def _columns(content: Integers | None, depth: int, places: int) -> tuple[Ramp, .
         known = tuple(ramp for ramp in ramps if ramp is not None)
         if len(known) == depth:
             return known
-        return (Ramp(0, (_ANY_ORDER,)),) if depth == places == 1 else None
+        stored = _are_numbers(*content.array.reshape(-1))
+        return (Ramp(0, (_ANY_ORDER,)),) if stored and depth == places == 1 else None
     if isinstance(content, Ramp) and depth == 1:
         return (Ramp(content.start, content.steps[:-1]),)
     return None
@@ -238,6 +271,8 @@ def _scatter_elements(facts: Facts, node: ir.Node) -> Move:
         return _put_elements(facts, node, rank, axis) or _NOT_OF_SIZES
     if any(step != 0 for place, step in enumerate(ramp.steps) if place != axis):
         return _NOT_OF_SIZES
+    if not _are_numbers(ramp.start, *ramp.steps):
+        return _OF_SIZES
     front = ramp.start == 0 and ramp.steps[axis] == 1
     return op.Written(tuple((place, place != axis or front) for place in range(rank)))
 

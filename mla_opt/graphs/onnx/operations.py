@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mla_opt.graphs import contractions
+from mla_opt.graphs import contractions, sizes
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.onnx import attentions, moves, numbers
 from mla_opt.graphs.onnx.quantization.operators import is_quantization
@@ -26,13 +26,14 @@ def read(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _scalar(facts: Facts, value: ir.Value | None) -> float | None:
-    """The number a value holds, if it is a stored tensor of one element or computed from sizes."""
+    """The number a value holds, if it is one element, computed from stored tensors or sizes."""
     if value is None:
         return None
     array = facts.small_constant(value)
     if array is not None:
         return float(array.reshape(-1)[0]) if array.size == 1 else None
-    return numbers.computed(facts, value)
+    known = numbers.computed(facts, value)
+    return facts.stored_number(value) if known is None else known
 
 
 def _layout(facts: Facts, node: ir.Node, *data: ir.Value, axis: int | None = None) -> op.Layout:
@@ -54,6 +55,16 @@ def _gather(facts: Facts, node: ir.Node) -> op.Operation:
         return OPAQUE
     known = facts.is_constant(indices) or facts.integers(indices) is not None
     return _layout(facts, node, data) if known else OPAQUE
+
+
+def _dropout(facts: Facts, node: ir.Node) -> op.Operation:
+    """Nothing in inference; in training it drops numbers at random."""
+    trains = operand(node, 2)
+    if trains is None:
+        return _first_operand_layout(facts, node)
+    content = facts.small_constant(trains)
+    idle = content is not None and not content.any()
+    return _first_operand_layout(facts, node) if idle else OPAQUE
 
 
 def _pad(facts: Facts, node: ir.Node) -> op.Operation:
@@ -89,6 +100,18 @@ def _tensor_scatter(facts: Facts, node: ir.Node) -> op.Operation:
 def _expand(facts: Facts, node: ir.Node) -> op.Operation:
     data = operand(node, 0)
     return OPAQUE if data is None else op.Broadcast(data)
+
+
+def _tile(facts: Facts, node: ir.Node) -> op.Operation:
+    """Repeats whole axes; those whose size varies may not be among them."""
+    data, after = operand(node, 0), facts.shape(node.outputs[0])
+    before = None if data is None else facts.shape(data)
+    if data is None:
+        return OPAQUE
+    pairs = () if before is None or after is None else tuple(zip(before, after))
+    if pairs and all(isinstance(size, int) or sizes.same(size, made) for size, made in pairs):
+        return op.Broadcast(data)
+    return op.Layout((data,), None, None, "it repeats an axis whose size varies")
 
 
 def _filled(facts: Facts, node: ir.Node) -> op.Operation:
@@ -216,13 +239,12 @@ def _fused_matmul(facts: Facts, node: ir.Node) -> op.Operation:
 def _einsum(facts: Facts, node: ir.Node) -> op.Operation:
     """A product of two operands, as long as no letter is twice in one of them."""
     equation = node.attributes.get("equation")
-    labels = (
-        None if equation is None else contractions.einsum_labels(equation.value, len(node.inputs))
-    )
     left, right = operand(node, 0), operand(node, 1)
-    if labels is None or left is None or right is None or len(node.inputs) != 2:
+    if equation is None or left is None or right is None or len(node.inputs) != 2:
         return OPAQUE
-    axes = op.Contraction(tuple(labels[0][0]), tuple(labels[0][1]), tuple(labels[1]))
+    axes = contractions.einsum(equation.value, (facts.rank(left), facts.rank(right)))
+    if axes is None:
+        return OPAQUE
     if facts.is_constant(right):
         return op.Linear(left, right, axes=axes)
     if facts.is_constant(left):
@@ -316,9 +338,9 @@ READERS: dict[tuple[str, str], Reader] = {
             "Slice",
             "Identity",
             "Flatten",
-            "Dropout",
         )
     },
+    ("", "Dropout"): _dropout,
     ("", "Gather"): _gather,
     ("", "Pad"): _pad,
     ("", "Concat"): _concat,
@@ -327,7 +349,7 @@ READERS: dict[tuple[str, str], Reader] = {
     ("", "TensorScatter"): _tensor_scatter,
     ("", "ConstantOfShape"): _filled,
     ("", "Expand"): _expand,
-    ("", "Tile"): _expand,
+    ("", "Tile"): _tile,
     ("", "Cast"): _cast,
     ("", "CastLike"): _cast,
     ("", "Mul"): _multiply,

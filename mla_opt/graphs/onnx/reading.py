@@ -21,6 +21,9 @@ class Facts(moves.Facts, Protocol):
     def small_constant(self, value: ir.Value) -> Array | None:
         """Content of a stored tensor that is small enough to be read while matching."""
 
+    def stored_number(self, value: ir.Value) -> float | None:
+        """The number of a tensor of one element that is computed from stored tensors only."""
+
     def rank(self, value: ir.Value) -> int | None:
         """Number of axes; ``None`` where it cannot be told."""
 

@@ -147,6 +147,10 @@ class TorchGraph(Bindings[TorchBinding]):
         stored = self.program.stored.get(value)
         if stored is None and (value.all_input_nodes or not self.is_constant(value)):
             return None
+        return self._computed(value)
+
+    def _computed(self, value: fx.Node) -> Array | None:
+        """What a value is that depends on stored tensors only."""
         try:
             (content,) = self.nearest_binding(*EXAMPLE).run([value], {})
         except UnboundError:
@@ -158,7 +162,7 @@ class TorchGraph(Bindings[TorchBinding]):
         shape = symbolic_shape(value)
         if shape is None or any(size != 1 for size in shape):
             return None
-        array = self.constant(cast(Value, value))
+        array = self._computed(value) if self.is_constant(value) else None
         return None if array is None else float(array.reshape(-1)[0])
 
     def is_constant(self, value: Value) -> bool:

@@ -5,7 +5,7 @@ Each function returns the move of one node, or says in words why it is not known
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +19,13 @@ from mla_opt.graphs.torch.lifted_program import expression, symbolic_shape
 from mla_opt.handles import Value
 
 Move = op.Move | str
+
+_OF_SIZES = "which places it takes follows from sizes, and differs from call to call"
+
+
+def _are_numbers(*places: Any) -> bool:
+    """Whether places are the same in every call."""
+    return all(place is None or isinstance(place, int) for place in places)
 
 
 def move_of(name: str, node: fx.Node) -> Move:
@@ -50,6 +57,11 @@ def _transpose(node: fx.Node) -> Move:
     return op.Permuted(tuple(order))
 
 
+def _transposed_last(node: fx.Node) -> Move:
+    rank = rank_at(node)
+    return op.Permuted((*range(rank - 2), rank - 1, rank - 2))
+
+
 def _turned(node: fx.Node) -> Move:
     return op.Permuted(tuple(reversed(range(rank_at(node)))))
 
@@ -64,8 +76,8 @@ def _move_axis(node: fx.Node) -> Move:
     return op.Permuted(tuple(places[at] if at in places else next(rest) for at in range(rank)))
 
 
-def _listed(value: int | Sequence[int]) -> list[int]:
-    return [value] if isinstance(value, int) else list(value)
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _slice(node: fx.Node) -> Move:
@@ -73,6 +85,8 @@ def _slice(node: fx.Node) -> Move:
     start, end, step = (
         argument(node, place, name) for place, name in ((2, "start"), (3, "end"), (4, "step"))
     )
+    if not _are_numbers(start, step):
+        return _OF_SIZES
     front = start in (None, 0) and step in (None, 1)
     return op.Along(((axis, front),), _first_places(node, axis, end) if front else None)
 
@@ -89,19 +103,23 @@ def _first_places(node: fx.Node, axis: int, end: Any) -> Value | int | None:
 
 
 def _narrow(node: fx.Node) -> Move:
-    axis, front = (
-        from_front(argument(node, 1, "dim"), rank_at(node)),
-        argument(node, 2, "start") == 0,
-    )
+    axis, start = from_front(argument(node, 1, "dim"), rank_at(node)), argument(node, 2, "start")
+    if not _are_numbers(start):
+        return _OF_SIZES
+    front = start == 0
     count = _first_places(node, axis, argument(node, 3, "length")) if front else None
     return op.Along(((axis, front),), count)
 
 
 def _parts(node: fx.Node) -> Move:
+    if not _are_numbers(*_listed(argument(node, 1, "split_size"))):
+        return _OF_SIZES
     return op.Along(((from_front(argument(node, 2, "dim", 0), rank_at(node)), False),))
 
 
 def _picked(node: fx.Node) -> Move:
+    if not _are_numbers(argument(node, 2, "index")):
+        return _OF_SIZES
     return op.Picked(from_front(argument(node, 1, "dim", 0), rank_at(node)))
 
 
@@ -113,6 +131,8 @@ def _along_listed(node: fx.Node) -> Move:
 
 def _roll(node: fx.Node) -> Move:
     axes = argument(node, 2, "dims", ())
+    if not _are_numbers(*_listed(argument(node, 1, "shifts"))):
+        return _OF_SIZES
     if not axes:
         return "it rolls all axes as one"
     return op.Along(tuple((from_front(axis, rank_at(node)), False) for axis in _listed(axes)))
@@ -126,6 +146,8 @@ def _pad(node: fx.Node) -> Move:
     """Amounts are of the last axis first, before and after in turn."""
     amounts, rank = argument(node, 1, "pad"), rank_at(node)
     pairs = [(amounts[at], amounts[at + 1]) for at in range(0, len(amounts), 2)]
+    if not _are_numbers(*(before for before, _ in pairs)):
+        return _OF_SIZES
     return op.Along(
         tuple(
             (rank - 1 - at, before == 0)
@@ -140,18 +162,38 @@ def _concat(node: fx.Node) -> Move:
     return op.Joined(from_front(argument(node, 1, "dim", 0), rank))
 
 
+def _stacked(node: fx.Node) -> Move:
+    return op.Stacked(from_front(argument(node, 1, "dim", 0), len(symbolic_shape(node) or ())))
+
+
+def _indexed(node: fx.Node) -> Move:
+    """By stored places of one axis: those in front of it are whole."""
+    *ahead, index = argument(node, 1, "indices")
+    if index is None or any(each is not None for each in ahead):
+        return "it takes places of more than one axis"
+    return (
+        op.Along(((len(ahead), False),))
+        if len(symbolic_shape(index) or ()) == 1
+        else op.Picked(len(ahead))
+    )
+
+
 def _slice_scatter(node: fx.Node) -> Move:
     rank = rank_at(node)
     axis = from_front(argument(node, 2, "dim", 0), rank)
     start, step = argument(node, 3, "start"), argument(node, 5, "step", 1)
     if isinstance(start, fx.Node) and step == 1:
         return writes.of_run(node, axis, start)
+    if not _are_numbers(start, step):
+        return _OF_SIZES
     front = start in (None, 0) and step == 1
     return op.Written(tuple((place, place != axis or front) for place in range(rank)))
 
 
 def _select_scatter(node: fx.Node) -> Move:
     rank = rank_at(node)
+    if not _are_numbers(argument(node, 3, "index")):
+        return _OF_SIZES
     axis = from_front(argument(node, 2, "dim"), rank)
     return op.Written(tuple((place, True) for place in range(rank) if place != axis))
 
@@ -162,7 +204,7 @@ RULES: dict[str, Callable[[fx.Node], Move]] = {
         ("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout"), _same
     ),
     **dict.fromkeys(("_to_copy", "to", "type_as", "convert_element_type", "copy"), _same),
-    **dict.fromkeys(("expand", "expand_copy"), _same),
+    **dict.fromkeys(("expand", "expand_copy", "broadcast_to"), _same),
     **dict.fromkeys(
         ("_unsafe_view", "view", "view_copy", "reshape", "flatten", "unflatten"), _reshape
     ),
@@ -171,6 +213,9 @@ RULES: dict[str, Callable[[fx.Node], Move]] = {
     "transpose": _transpose,
     "swapaxes": _transpose,
     "t": _turned,
+    "mT": _transposed_last,
+    "mH": _transposed_last,
+    "adjoint": _transposed_last,
     "numpy_T": _turned,
     "movedim": _move_axis,
     "slice": _slice,
@@ -187,6 +232,8 @@ RULES: dict[str, Callable[[fx.Node], Move]] = {
     "pad": _pad,
     "cat": _concat,
     "concat": _concat,
+    "stack": _stacked,
+    "index": _indexed,
     "slice_scatter": _slice_scatter,
     "select_scatter": _select_scatter,
 }

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from mla_opt.graphs import operations as op
+from mla_opt.graphs import sizes
 from mla_opt.graphs.torch import attentions, products
 from mla_opt.graphs.torch.lifted_program import symbolic_shape
 from mla_opt.graphs.torch.reading import (
@@ -27,6 +28,7 @@ from mla_opt.graphs.torch.reading import (
     number_of,
     operand,
     operator_name,
+    rank_of,
     tensor_of,
 )
 from mla_opt.graphs.torch.values import Literal
@@ -77,6 +79,16 @@ def _index_select(facts: Facts, node: fx.Node) -> op.Operation:
     return moved_by(node, data)
 
 
+def _indexed(facts: Facts, node: fx.Node) -> op.Operation:
+    """Places of an axis by stored numbers; a mask would make a number of them."""
+    data, indices = tensor_of(operand(node, 0)), operand(node, 1, "indices") or ()
+    given = [tensor_of(index) for index in indices if index is not None]
+    if data is None or len(given) != 1 or given[0] is None or not facts.is_constant(given[0]):
+        return OPAQUE
+    whole = given[0].meta["val"].dtype not in (torch.bool, torch.uint8)
+    return moved_by(node, data) if whole and rank_of(given[0]) < 2 else OPAQUE
+
+
 def _pad(facts: Facts, node: fx.Node) -> op.Operation:
     return layout_of(facts, node) if not operand(node, 2, "value") else OPAQUE
 
@@ -85,6 +97,12 @@ def _pad_in_mode(facts: Facts, node: fx.Node) -> op.Operation:
     """``aten.pad``: other modes than that with a constant repeat what is there."""
     constant = operand(node, 2, "mode") in (None, "constant")
     return layout_of(facts, node) if constant and not operand(node, 3, "value") else OPAQUE
+
+
+def _stack(facts: Facts, node: fx.Node) -> op.Operation:
+    parts = [tensor_of(each) for each in operand(node, 0, "tensors") or ()]
+    data = [part for part in parts if part is not None]
+    return moved_by(node, *data) if len(data) == len(parts) else OPAQUE
 
 
 def _concat(facts: Facts, node: fx.Node) -> op.Operation:
@@ -103,6 +121,18 @@ def _expand(facts: Facts, node: fx.Node) -> op.Operation:
         return OPAQUE
     same = symbolic_shape(data) == symbolic_shape(node)
     return moved_by(node, data) if same else op.Broadcast(handle(data))
+
+
+def _repeat(facts: Facts, node: fx.Node) -> op.Operation:
+    """Repeats whole axes; those whose size varies may not be among them."""
+    data = tensor_of(operand(node, 0, "self"))
+    if data is None:
+        return OPAQUE
+    before, after = symbolic_shape(data) or (), symbolic_shape(node) or ()
+    own = after[len(after) - len(before) :]
+    if all(isinstance(size, int) or sizes.same(size, made) for size, made in zip(before, own)):
+        return _expand(facts, node)
+    return op.Layout((handle(data),), None, None, "it repeats an axis whose size varies")
 
 
 def _filled(facts: Facts, node: fx.Node) -> op.Operation:
@@ -218,6 +248,11 @@ def _is_nan(facts: Facts, node: fx.Node) -> op.Operation:
     return OPAQUE if data is None else op.IsNan(handle(data))
 
 
+def _nan_to_num(facts: Facts, node: fx.Node) -> op.Operation:
+    data, fill = tensor_of(operand(node, 0)), operand(node, 1, "nan")
+    return OPAQUE if data is None or fill else op.NanToZero(handle(data))
+
+
 def _softmax(facts: Facts, node: fx.Node) -> op.Operation:
     data, axis = tensor_of(operand(node, 0)), operand(node, 1, "dim")
     if data is None or not isinstance(axis, int):
@@ -256,6 +291,9 @@ READERS: dict[str, Reader] = {
             "transpose",
             "t",
             "numpy_T",
+            "mT",
+            "mH",
+            "adjoint",
             "movedim",
             "swapaxes",
             "squeeze",
@@ -283,11 +321,14 @@ READERS: dict[str, Reader] = {
     "pad": _pad_in_mode,
     "cat": _concat,
     "concat": _concat,
+    "stack": _stack,
+    "index": _indexed,
+    "broadcast_to": _expand,
     "expand": _expand,
     "expand_copy": _expand,
-    "repeat": _expand,
-    "tile": _expand,
-    "repeat_interleave": _expand,
+    "repeat": _repeat,
+    "tile": _repeat,
+    "repeat_interleave": _repeat,
     **dict.fromkeys(
         (
             "empty",
@@ -319,6 +360,7 @@ READERS: dict[str, Reader] = {
     "where": _select,
     "masked_fill": _masked_fill,
     "isnan": _is_nan,
+    "nan_to_num": _nan_to_num,
     "softmax": _softmax,
     "_softmax": _softmax,
     "_safe_softmax": _softmax,

@@ -64,11 +64,27 @@ def _baddbmm(facts: Facts, node: fx.Node) -> op.Operation:
 def _einsum(facts: Facts, node: fx.Node) -> op.Operation:
     """A product of two operands, as long as no letter is twice in one of them."""
     parts = [tensor_of(each) for each in operand(node, 1, "tensors") or ()]
-    labels = contractions.einsum_labels(str(operand(node, 0, "equation")), len(parts))
-    if labels is None or len(parts) != 2 or parts[0] is None or parts[1] is None:
+    if len(parts) != 2 or parts[0] is None or parts[1] is None:
         return OPAQUE
-    left, right = parts[0], parts[1]
-    axes = op.Contraction(tuple(labels[0][0]), tuple(labels[0][1]), tuple(labels[1]))
+    ranks = rank_of(parts[0]), rank_of(parts[1])
+    axes = contractions.einsum(str(operand(node, 0, "equation")), ranks)
+    return OPAQUE if axes is None else _product(facts, parts[0], parts[1], axes)
+
+
+def _tensordot(facts: Facts, node: fx.Node) -> op.Operation:
+    left, right = tensor_of(operand(node, 0)), tensor_of(operand(node, 1, "other"))
+    dims = operand(node, 2, "dims_self"), operand(node, 3, "dims_other")
+    if left is None or right is None or None in dims:
+        return OPAQUE
+    ranks = rank_of(left), rank_of(right)
+    first, second = ([axis % rank for axis in each] for each, rank in zip(dims, ranks))
+    return _product(facts, left, right, contractions.tensordot(ranks, (first, second)))
+
+
+def _product(
+    facts: Facts, left: fx.Node, right: fx.Node, axes: op.Contraction
+) -> op.Linear | op.MatMul:
+    """A product by its labels: with a stored tensor, or of two that are computed."""
     if facts.is_constant(right):
         return op.Linear(handle(left), handle(right), axes=axes)
     if facts.is_constant(left):
@@ -126,4 +142,5 @@ READERS: dict[str, Reader] = {
     "conv2d": _convolution,
     "convolution": _convolution,
     "einsum": _einsum,
+    "tensordot": _tensordot,
 }

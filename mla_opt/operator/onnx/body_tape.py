@@ -39,7 +39,8 @@ class BodyTape:
         """Record a node of the default domain and return its output."""
         name = f"{op_type}_{next(self._numbers)}"
         output = ir.Value(name=name)
-        return self._tape.op(op_type, inputs, attributes, name=name, output=output)
+        typed = {name: _typed(name, given) for name, given in attributes.items()}
+        return self._tape.op(op_type, inputs, typed, name=name, output=output)
 
     def choose(
         self,
@@ -134,3 +135,10 @@ class BodyTape:
     def columns_from(self, value: ir.Value, start: ir.Value) -> ir.Value:
         """Keep the columns from ``start`` on."""
         return self.op("Slice", value, start, self.ints(np.iinfo(np.int64).max), self.ints(3))
+
+
+def _typed(name: str, given: int | list[int] | ir.Attr) -> ir.Attr:
+    """An attribute by its type: guessing that takes longer than all else about a node."""
+    if isinstance(given, ir.Attr):
+        return given
+    return ir.AttrInt64(name, given) if isinstance(given, int) else ir.AttrInt64s(name, given)

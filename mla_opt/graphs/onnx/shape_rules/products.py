@@ -51,8 +51,9 @@ def of_quantized_matmul(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
 
 def of_einsum(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
     """``Einsum``: by its labels."""
-    labels = einsum_labels(attribute(node, "equation", ""), len(node.inputs))
     shapes = [None if value is None else facts.shape(value) for value in node.inputs]
+    ranks = [None if shape is None else len(shape) for shape in shapes]
+    labels = einsum_labels(attribute(node, "equation", ""), ranks)
     if labels is None or any(shape is None for shape in shapes):
         return ()
     known: dict[str, Expression] = {}

@@ -1,8 +1,12 @@
 """Random models, optimized without verification: each is equal, or refused.
 
-    python -m tests.axes.random --count 100000 [--seed 0] [--jobs 2] [--mutated | --unmutated]
-    python -m tests.axes.random --survey | --styles
-    python -m tests.axes.random --plan "Plan(mask='boolean', mutations=('value t reversed 1000',))"
+    python -m tests.axes.sweep --from 0 --count 100000 [--record PATH] [--jobs 2]
+    python -m tests.axes.sweep --survey | --styles
+    python -m tests.axes.sweep --plan "Plan(mask='boolean', mutations=('value t reversed 1000',))"
+
+Models have numbers, and are drawn in chunks of 100: a number means the same model wherever it is
+run, as long as the generator is the same. ``--record`` keeps what became of each chunk in a file of
+one line a chunk, and leaves out what stands there already, so that a sweep can be run in parts.
 
 Prints how many were equal, refused, wrong and not runnable, why plain models were refused, and the
 plainest plan of each kind of fault. Exits with 1 if there is one. ``--survey`` tells what becomes
@@ -12,14 +16,16 @@ of every single choice instead, ``--styles`` of the named ways of writing, ``--p
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -29,7 +35,7 @@ from tests.axes.harness import Outcome
 from tests.axes.plan import CHOICES, Plan, settled
 from tests.axes.styles import OTHERS, PUBLISHED
 
-CHUNK = 250
+CHUNK = 100
 SHOWN = 40
 Case = tuple[Plan, str, Outcome]
 
@@ -68,13 +74,13 @@ def _signature(plan: Plan, found: Outcome) -> tuple[str, ...]:
     return (found.status, kind_of(found), *points)
 
 
-def drawn(seed: int, count: int, mutated: bool | None, word: str | None) -> Tally:
-    """Draw and judge some models; the same ones for a seed."""
+def drawn(chunk: int, mutated: bool | None = None, word: str | None = None) -> Tally:
+    """Draw and judge the models of one chunk."""
     tally = Tally()
 
-    @hypothesis.seed(seed)
+    @hypothesis.seed(chunk)
     @hypothesis.settings(
-        max_examples=count,
+        max_examples=CHUNK,
         database=None,
         deadline=None,
         phases=[hypothesis.Phase.generate],
@@ -90,17 +96,25 @@ def drawn(seed: int, count: int, mutated: bool | None, word: str | None) -> Tall
     return tally
 
 
-def many(count: int, seed: int, jobs: int, mutated: bool | None, word: str | None) -> Tally:
-    """Draw in chunks, in processes of their own, and tell how it goes."""
-    sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
-    arguments = [(seed * 10**6 + at, size, mutated, word) for at, size in enumerate(sizes)]
-    tally, start, done = Tally(), time.perf_counter(), 0
-    for size, each in zip(sizes, _run(arguments, jobs)):
+def chunks_of(first: int, count: int) -> range:
+    """The chunks that models have their numbers in."""
+    return range(first // CHUNK, -(-(first + count) // CHUNK))
+
+
+def many(
+    chunks: Sequence[int], jobs: int, mutated: bool | None, word: str | None, record: Path | None
+) -> Tally:
+    """Draw chunk by chunk, in processes of their own, and tell how it goes."""
+    tally, done = recorded(record, chunks)
+    left = [(chunk, mutated, word) for chunk in chunks if chunk not in done]
+    start = time.perf_counter()
+    for count, (arguments, each) in enumerate(zip(left, _run(left, jobs)), 1):
         tally.merge(each)
-        done += size
-        pace = 60 * done / (time.perf_counter() - start)
-        if sys.stderr.isatty() or done % (20 * CHUNK) == 0:
-            print(f"{done} of {count}, {tally.faulty} faults, {pace:.0f} a minute", file=sys.stderr)
+        if record is not None:
+            _note(record, arguments[0], each)
+        pace = 60 * CHUNK * count / (time.perf_counter() - start)
+        told = f"{CHUNK * count} of {CHUNK * len(left)}, {tally.faulty} faults, {pace:.0f} a minute"
+        print(told, file=sys.stderr, flush=True)
     return tally
 
 
@@ -110,6 +124,53 @@ def _run(arguments: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Tally]:
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         yield from pool.map(drawn, *zip(*arguments))
+
+
+# What was run before
+
+
+def recorded(record: Path | None, chunks: Sequence[int]) -> tuple[Tally, set[int]]:
+    """What a file says of chunks, and which it has."""
+    tally, done = Tally(), set()
+    lines = record.read_text().splitlines() if record is not None and record.exists() else []
+    for each in map(json.loads, lines):
+        if each["chunk"] in chunks and each["chunk"] not in done:
+            done.add(each["chunk"])
+            tally.merge(_read(each))
+    return tally, done
+
+
+def _note(record: Path, chunk: int, tally: Tally) -> None:
+    """Append one chunk."""
+    faults = [
+        (_told(plan), word, found.status, found.error, found.where)
+        for plan, word, found in tally.faults.values()
+    ]
+    line = {
+        "chunk": chunk,
+        "outcomes": [[*key, count] for key, count in tally.outcomes.items()],
+        "codes": tally.codes,
+        "faulty": tally.faulty,
+        "faults": faults,
+    }
+    with record.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _told(plan: Plan) -> dict[str, Any]:
+    usual = Plan()
+    changed = (each.name for each in fields(plan))
+    return {name: v for name in changed if (v := getattr(plan, name)) != getattr(usual, name)}
+
+
+def _read(line: Mapping[str, Any]) -> Tally:
+    tally = Tally(codes=Counter(line["codes"]), faulty=line["faulty"])
+    tally.outcomes.update({(kind, status): count for kind, status, count in line["outcomes"]})
+    for told, word, status, error, where in line["faults"]:
+        plan = Plan(**{**told, "mutations": tuple(told.get("mutations", ()))})
+        found = Outcome(status, error=error, where=where)
+        tally.faults.setdefault(_signature(plan, found), (plan, word, found))
+    return tally
 
 
 def report(tally: Tally) -> None:
@@ -159,8 +220,9 @@ def listed(named: Mapping[str, Plan], word: str) -> Tally:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--from", dest="first", type=int, default=0)
     parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", type=Path, metavar="PATH")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--mutated", action="store_true", default=None)
     parser.add_argument("--unmutated", dest="mutated", action="store_false")
@@ -181,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(survey(given.asked or "nothing").faulty > 0)
     if given.styles:
         return int(listed({**PUBLISHED, **OTHERS}, given.asked or "nothing").faulty > 0)
-    tally = many(given.count, given.seed, given.jobs, given.mutated, given.asked)
+    chunks = chunks_of(given.first, given.count)
+    tally = many(chunks, given.jobs, given.mutated, given.asked, given.record)
     report(tally)
     return int(tally.faulty > 0)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.axes import random
+from tests.axes import sweep
 from tests.axes.drawing import asked, outcome, plans, smallest
 from tests.axes.harness import Outcome
 from tests.axes.plan import Plan
@@ -34,7 +36,7 @@ def test_what_only_looks_like_it_is_equal_or_refused(plan: Plan, word: str) -> N
 
 @pytest.mark.sweep
 def test_a_hundred_thousand_random_models_are_equal_or_refused() -> None:
-    assert random.main(["--count", "100000", "--jobs", "2"]) == 0
+    assert sweep.main(["--count", "100000", "--jobs", "2"]) == 0
 
 
 def held(plan: Plan, word: str = "nothing") -> None:
@@ -62,15 +64,40 @@ def test_faults_are_made_plain() -> None:
 
 
 def test_a_tally_counts_and_keeps_one_fault_of_a_kind() -> None:
-    tally = random.Tally()
+    tally = sweep.Tally()
     wrong = Outcome("wrong", error=0.5)
     for mutation in ("value t reversed 3", "value t reversed 100", "value t rolled 3"):
         tally.add(Plan(mutations=(mutation,)), "nothing", wrong)
     tally.add(Plan(), "nothing", Outcome("refused", ("b", "a", "a")))
-    other = random.Tally()
+    other = sweep.Tally()
     other.add(Plan(), "nothing", Outcome("equal", matched=1))
     tally.merge(other)
     assert tally.outcomes["mutated", "wrong"] == tally.faulty == 3
     assert tally.outcomes["unmutated", "equal"] == 1
     assert tally.codes == {"a, b": 1}
     assert len(tally.faults) == 2
+
+
+def test_a_sweep_goes_on_where_its_record_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[int] = []
+
+    def drawn(chunk: int, *_: object) -> sweep.Tally:
+        run.append(chunk)
+        tally = sweep.Tally()
+        found = Outcome("wrong", error=0.5) if chunk == 1 else Outcome("refused", ("a",))
+        tally.add(Plan(mask="boolean", mutations=("key t rolled 0",)), "fold", found)
+        tally.add(Plan(), "nothing", Outcome("refused", ("b",)))
+        return tally
+
+    monkeypatch.setattr(sweep, "drawn", drawn)
+    record = tmp_path / "record"
+    sweep.many(sweep.chunks_of(0, 200), 1, None, None, record)
+    tally = sweep.many(sweep.chunks_of(0, 400), 1, None, None, record)
+    assert run == [0, 1, 2, 3]
+    assert tally.faulty == tally.outcomes["mutated", "wrong"] == 1
+    assert tally.codes == {"b": 4}
+    ((plan, word, found),) = tally.faults.values()
+    assert (plan.mask, plan.mutations, word) == ("boolean", ("key t rolled 0",), "fold")
+    assert found.error == 0.5
