@@ -104,7 +104,7 @@ class OpenModel:
         level = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # Runs are many and short: threads that wait by spinning would take the processor from others.
+        # Runs are many and short: threads that wait by spinning take the processor from others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
