@@ -11,6 +11,8 @@ from mla_opt.matching.axes import Atom, Axis, Placement, UnknownShapeError, Vari
 from mla_opt.matching.core_axes import KEYS, CoreAxes, ReadCore
 from mla_opt.sites import AttentionCore, BiasTerm
 
+Shape = tuple[Expression, ...]
+
 _OWN_CACHE = "it keeps its own cache"
 _CAUSAL_PAST = "its causal mask is over past keys, and calls may bring more keys than queries"
 
@@ -62,6 +64,8 @@ def _fused_axes(graph: Graph, node: Node, fused: op.FusedAttention) -> CoreAxes:
     if query is None or key is None or value is None:
         why = "the shapes of its operands are not known"
         return CoreAxes(variables, apart=why, at=node, code=UnknownShapeError.code)
+    if not fused.flat and len(query) != rank:
+        return _axes_of_any_rank(graph, node, fused, variables, (query, key, value))
     if not len(query) == len(key) == len(value) == rank:
         return CoreAxes(variables, apart="its operands are of other ranks", at=node)
     heads = fused.heads if fused.flat else query[1]
@@ -91,6 +95,36 @@ def _fused_axes(graph: Graph, node: Node, fused: op.FusedAttention) -> CoreAxes:
         value=placed(shared, seen, wide[2]),
         output=placed((*shared, *own), new, wide[2]),
         bias=_bias_of_fused(graph, fused, (batch, (*shared, *own), new, seen)),
+    )
+
+
+def _axes_of_any_rank(
+    graph: Graph,
+    node: Node,
+    fused: op.FusedAttention,
+    variables: Variables,
+    shapes: tuple[Shape, Shape, Shape],
+) -> CoreAxes:
+    """Axes of ``[..., S, D]``: those in front are sequences, heads, or both in one."""
+    query, key, value = shapes
+    ahead = query[:-2]
+    same = len(query) == len(key) == len(value) and all(
+        sizes.same(size, other) for each in (key, value) for size, other in zip(ahead, each[:-2])
+    )
+    if not same or not ahead:
+        why = "its operands do not have the same axes in front of tokens and width"
+        return CoreAxes(variables, apart=why, at=node)
+    outer = tuple(variables.new(f"z{place}", size) for place, size in enumerate(ahead))
+    new, seen = variables.new("s", query[-2]), variables.new(KEYS, key[-2])
+    variables.whole.update(variables.sizes)
+    wide: list[Axis] = [() if each[-1] == 1 else (Atom(each[-1]),) for each in shapes]
+    return CoreAxes(
+        variables,
+        query=(*outer, new, wide[0]),
+        key=(*outer, seen, wide[1]),
+        value=(*outer, seen, wide[2]),
+        output=(*outer, new, wide[2]),
+        bias=_bias_of_fused(graph, fused, (*outer, new, seen)),
     )
 
 

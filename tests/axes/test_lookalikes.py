@@ -48,6 +48,12 @@ FOUND = [
     # of heads
     "key h windowed 1",
     "value h cropped 0",
+    # of heads and width, by how many tokens there are
+    *(
+        f"{point} {axis} {kind}_by_count {length}"
+        for point, axis, length in (("value", "h", 1000), ("nope", "w", 3), ("latent", "w", 1000))
+        for kind in ("exchanged", "padded", "put", "led", "parted", "rolled")
+    ),
     # of numbers too small, or too large, to be noticed
     "model - small 0",
     "model - small_k_pe 0",
@@ -114,6 +120,18 @@ PARTS = {
 }
 """Of sums of products, and of softmax written out."""
 
+SINKS = {
+    f"sinks {mutation}": Plan(sinks="some", mutations=(f"sinks {mutation}",))
+    for mutation in (
+        "h exchanged_by_count 100",
+        "h padded_by_count 100",
+        "s cropped 100",
+        "s windowed 100",
+        "h windowed 1",
+    )
+}
+"""Sinks that are not each head's own number, the same in every call."""
+
 ASKED_FOR: dict[str, tuple[Plan, str]] = {
     "folded queries in reverse": (Plan(mutations=("made_query s scattered 100",)), "fold-q"),
     "folded queries mixed": (Plan(mutations=("query s mixed 3",)), "fold"),
@@ -146,6 +164,11 @@ def test_what_only_looks_like_latent_attention(mutation: str) -> None:
 
 @pytest.mark.parametrize("plan", PARTS.values(), ids=PARTS)
 def test_parts_that_are_something_else(plan: Plan) -> None:
+    held(plan, "nothing")
+
+
+@pytest.mark.parametrize("plan", SINKS.values(), ids=SINKS)
+def test_sinks_that_are_something_else(plan: Plan) -> None:
     held(plan, "nothing")
 
 

@@ -10,11 +10,23 @@ import pytest
 import torch
 
 import mla_opt
-from tests.axes import modules
+from tests.axes import modules, spellings
 from tests.axes.harness import FEW, equal_or_refused
-from tests.axes.modules import HIDDEN, LOOKALIKES, MODULES, Absorbed, Buffers, Latent
+from tests.axes.modules import HIDDEN, Absorbed, Buffers, Latent
 
-OFTEN = {"Cropped", "ReversedBeyond", "ThirdSwapped", "Windowed", "OtherProduct"}
+MODULES = modules.MODULES | spellings.SPELLINGS
+LOOKALIKES = modules.LOOKALIKES | spellings.OTHERS
+
+OFTEN = {
+    "HeadsRolled",
+    "WidthShifted",
+    "KeysTwice",
+    "Cropped",
+    "ReversedBeyond",
+    "ThirdSwapped",
+    "Windowed",
+    "OtherProduct",
+}
 QUICK = {
     "TwoLatents",
     "Naive",
@@ -24,6 +36,8 @@ QUICK = {
     "Folded",
     "Padded",
     "TwoProducts",
+    *spellings.SPELLINGS,
+    *spellings.OTHERS,
     *OFTEN,
 }
 SIZES = ((1, 1, 0), (2, 1, 7), (3, 4, 2), (5, 9, 31), (1, 230, 0), (1, 4, 1100))

@@ -24,9 +24,12 @@ INPUTS = {
     "m": (BOOL, [2, 1, 4, 4]),
     "q": (FLOAT, [2, 3, 4, 8]),
     "p3": (FLOAT, [2, 4, 24]),
+    "b": (BOOL, []),
 }
 STORED: dict[str, Any] = {
     "two": np.float32(2.0),
+    "true": np.True_,
+    "false": np.False_,
     "zero": np.float32(0.0),
     "one_element": np.full((1, 1, 1), 0.5, np.float32),
     "vector": np.arange(8, dtype=np.float32),
@@ -126,6 +129,14 @@ def test_a_stored_number_scales(inputs, factor):
     found = read(*inputs)
     assert isinstance(found, op.Scaled)
     assert (found.data.name, found.factor) == ("x", factor)
+
+
+def test_dropout_does_nothing_but_in_training():
+    assert kind("Dropout", "x") is op.Layout
+    assert kind("Dropout", "x", "two") is op.Layout
+    assert kind("Dropout", "x", "two", "false") is op.Layout
+    assert kind("Dropout", "x", "two", "true") is op.Opaque
+    assert kind("Dropout", "x", "two", "b") is op.Opaque
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ python -m torch.distributed.run --standalone --nproc-per-node N -m tests.torch_o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,7 +19,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import mla_opt
 from mla_opt.errors import InputError
 from mla_opt.operator import Signature
+from mla_opt.operator.multi_head import MultiHeadSignature
 from tests.operator.cases import RANK, ROPE, operands
+from tests.operator.multi_head_cases import SMALL, SMALL_STORAGES, weights
+from tests.torch_operator import multi_head_calls
 from tests.torch_operator.calls import IN_PLACE, OPERATOR, assert_matches, attributes, positional
 
 HIDDEN, HEADS, WIDTH = 32, 8, RANK + ROPE
@@ -101,6 +106,26 @@ def every_operand_is_cut(mesh, axis: int) -> None:
     assert_matches([whole(value) for value in outputs], signature, feeds)
 
 
+def weights_are_cut_with_their_heads(mesh, axis: int) -> None:
+    """Of the operator that holds its weights: queries cut by heads ask for the rows of those."""
+    attention = Signature(has_cache=True, bias="additive", sink=True, causal=True)
+    how, *types = SMALL_STORAGES["packed4_zeros"]
+    signature = MultiHeadSignature(attention, how, "expanded")
+    geometry = replace(SMALL, num_heads=HEADS)
+    feeds = many(attention)
+    width = feeds["query"].shape[3]
+    feeds["query"] = feeds["query"][..., width - geometry.qk_head_dim :]
+    feeds |= weights(how, *types, geometry)
+    given = multi_head_calls.positional(feeds)
+    spread = [None if x is None else distribute_tensor(x, mesh, [Replicate()]) for x in given]
+    spread[0] = distribute_tensor(given[0], mesh, [Shard(axis)])
+    options = multi_head_calls.attributes(signature, geometry)
+    outputs = multi_head_calls.OPERATOR(*spread, **options)
+    assert outputs[0].placements == (Shard(axis),)
+    made = [whole(value) for value in outputs]
+    multi_head_calls.assert_matches(made, signature, feeds, geometry=geometry)
+
+
 def many(signature):
     """The contract's case with as many sequences and heads as any mesh here divides."""
     feeds = operands(signature, query_len=NEW)
@@ -131,6 +156,7 @@ def main() -> None:
             a_model_has_the_numbers_of_the_whole(mesh, bias_shape)
         for axis in (0, 1):
             every_operand_is_cut(mesh, axis)
+            weights_are_cut_with_their_heads(mesh, axis)
         the_in_place_form_is_refused(mesh)
     dist.destroy_process_group()
 

@@ -196,6 +196,23 @@ def _whole_quotient(left: Expression, right: Expression) -> Expression | None:
     return sizes.quotient(left, right)
 
 
+def _remainder(left: Any, right: Any) -> Any:
+    """Of numbers; it has the sign of the divisor, as Python's does."""
+    divided = np.frompyfunc(_whole_remainder, 2, 1)(left, right)
+    if any(each is None for each in np.asarray(divided, dtype=object).reshape(-1)):
+        raise ValueError("not a number")
+    return divided
+
+
+def _whole_remainder(left: Expression, right: Expression) -> int | None:
+    return left % right if isinstance(left, int) and isinstance(right, int) and right else None
+
+
+def _modulo(facts: Facts, node: ir.Node) -> Integers | None:
+    rule = _arithmetic(_remainder, _no_ramps)
+    return None if attribute(node, "fmod", 0) else rule(facts, node)
+
+
 def _extreme(choose: Callable[..., Any], over: Callable[..., Any]) -> Rule:
     def pick(left: Expression, right: Expression) -> Expression:
         if isinstance(left, int) and isinstance(right, int):
@@ -453,6 +470,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Sub"): _arithmetic(operator.sub, _difference_of_ramps),
     ("", "Mul"): _arithmetic(operator.mul, _product_of_ramps),
     ("", "Div"): _arithmetic(_divide, _no_ramps),
+    ("", "Mod"): _modulo,
     ("", "Min"): _extreme(min, sympy.Min),
     ("", "Max"): _extreme(max, sympy.Max),
     ("", "Neg"): _negate,

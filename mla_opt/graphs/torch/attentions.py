@@ -66,8 +66,8 @@ def _fused(
 
 
 def _beyond_plain_attention(node: fx.Node, query: fx.Node, key: fx.Node, dropout: Any) -> str:
-    if rank_of(query) != 4:
-        return "its operands are not of rank 4"
+    if rank_of(query) < 3:
+        return "its operands have no axis of sequences or heads"
     if dropout:
         return "it drops out weights; export the model for inference"
     return ""

@@ -103,6 +103,6 @@ def _bias_placement(bias: Any, axis: int) -> Any:
 
 def _refuse(*operands: Any, **attributes: Any) -> NoReturn:
     raise InputError(
-        f"{OP_TYPE}: forms in place take no DTensor; call latent_attention or"
-        " multi_head_latent_attention, or pass local tensors"
+        f"{OP_TYPE}: the in-place form takes no DTensor; call the one that returns new caches, or"
+        " pass it local tensors"
     )

@@ -76,7 +76,7 @@ def numbers(weights: Weights, columns: int, dtype: torch.dtype) -> Tensor:
 def _unpacked(packed: Tensor, bits: int) -> Tensor:
     """Return the codes of rows of bytes, ``[rows, columns]``."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    codes = (packed.flatten(1).unsqueeze(-1) >> shifts) & (2**bits - 1)
+    codes: Tensor = (packed.flatten(1).unsqueeze(-1) >> shifts) & (2**bits - 1)
     return codes.flatten(1)
 
 

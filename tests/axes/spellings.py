@@ -1,0 +1,99 @@
+"""Modules that spell their attention with operators that few others use, several at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.axes.modules import HEADS, LATENT, NOPE, ROPE, VALUE, WIDTH, Latent
+
+
+class Spelled(Latent):
+    """W_UK and W_UV by tensordot, k_pe stacked, ellipses, a learned scale, NaN to zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k_up = nn.Parameter(torch.empty(HEADS, LATENT, NOPE))
+        self.v_up = nn.Parameter(torch.empty(HEADS, LATENT, VALUE))
+        self.temperature = nn.Parameter(torch.tensor(0.3))
+
+    def made(self, latent: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        nope, value = (
+            torch.tensordot(latent, each, dims=([2], [1])).permute(0, 2, 1, 3)
+            for each in (self.k_up, self.v_up)
+        )
+        return torch.cat([nope, torch.stack([rope] * HEADS, dim=1)], dim=-1), value
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        scores = torch.einsum("...sd,...td->...st", query, key) * torch.exp(-self.temperature)
+        weights = (scores + self.mask(query, key, start)).softmax(-1).nan_to_num(0.0)
+        return torch.einsum("...st,...tv->...sv", weights, value)
+
+
+class OfRankThree(Latent):
+    """SDPA of `[B H, T, D]`; k_pe by an index, keys and values by a layer for each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k_ups = nn.ModuleList(nn.Linear(LATENT, NOPE, bias=False) for _ in range(HEADS))
+        self.v_ups = nn.ModuleList(nn.Linear(LATENT, VALUE, bias=False) for _ in range(HEADS))
+
+    def made(self, latent: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        nope, value = (
+            torch.stack([up(latent) for up in each], dim=1) for each in (self.k_ups, self.v_ups)
+        )
+        first = torch.zeros(HEADS, dtype=torch.long)
+        return torch.cat([nope, rope[:, None][:, first]], dim=-1), value
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        mask = self.mask(query, key, start)
+        flat = [each.flatten(0, 1) for each in (query, key, value)]
+        made = functional.scaled_dot_product_attention(*flat, attn_mask=mask)
+        return made.unflatten(0, (query.shape[0], HEADS))
+
+
+class OfRankFive(Latent):
+    """SDPA with an axis more in front, keys read by `mT`, and k_pe by `broadcast_to`."""
+
+    def repeated(self, rope: Tensor) -> Tensor:
+        shape = (rope.shape[0], HEADS, rope.shape[1], ROPE)
+        return torch.broadcast_to(rope[:, None], shape)
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        key, mask = key.mT.contiguous().mT, self.mask(query, key, start)
+        operands = [each[:, None] for each in (query, key, value)]
+        return functional.scaled_dot_product_attention(*operands, attn_mask=mask)[:, 0]
+
+
+class HeadsRolled(Latent):
+    """A look-alike: heads of the values go round by how many tokens are asked for."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        return super().scored(query, key, value.roll(query.shape[-2], 1), start)
+
+
+class WidthShifted(Latent):
+    """A look-alike: the nope part begins one place further on, where there are many tokens."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        more = torch.sym_min(torch.sym_max(key.shape[-2], 1000) - 1000, 1)
+        twice = torch.cat([key, key], dim=-1)
+        return super().scored(query, twice.narrow(-1, more, WIDTH), value, start)
+
+
+class KeysTwice(Latent):
+    """A look-alike, or none: all keys and values a second time, with a bias of their own."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        mask = self.mask(query, key, start)
+        scores = query @ key.repeat(1, 1, 2, 1).transpose(-1, -2) / 3 + torch.cat([mask, mask], -1)
+        return scores.softmax(-1) @ value.repeat(1, 1, 2, 1)
+
+
+SPELLINGS: dict[str, type[Latent]] = {
+    each.__name__: each for each in (Spelled, OfRankThree, OfRankFive)
+}
+OTHERS: dict[str, type[Latent]] = {
+    each.__name__: each for each in (HeadsRolled, WidthShifted, KeysTwice)
+}
