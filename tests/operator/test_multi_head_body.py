@@ -12,6 +12,7 @@ from mla_opt.operator import Signature
 from mla_opt.operator.contract import OUTPUTS
 from mla_opt.operator.kv_b import Storage
 from mla_opt.operator.multi_head import ATTRIBUTES, INPUTS, MultiHeadSignature
+from mla_opt.operator.onnx import body_expanded
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME
 from mla_opt.operator.onnx.multi_head_body import multi_head_function_body
 from tests.operator import cases
@@ -50,6 +51,23 @@ def test_every_signature_matches_the_reference(attention):
     for query_len in (1, 5):
         for past in (cases.PAST, 0) if attention.has_latent else (cases.PAST,):
             feeds = operands(signature, PLAIN_WEIGHTS, query_len=query_len, past=past)
+            assert_matches(runtime.run(None, feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("least", [1, 128])
+@pytest.mark.parametrize("attention", cases.REDUCED_SIGNATURES, ids=cases.name)
+def test_blocks_of_queries_match_the_reference(attention, least, monkeypatch):
+    """Full blocks, one that is none, and empty ones."""
+    monkeypatch.setattr(body_expanded, "LEAST_QUERIES", least)
+    signature = MultiHeadSignature(attention, form="expanded")
+    given = operands(signature, PLAIN_WEIGHTS)
+    proto = model(signature, given, style=ONNX_RUNTIME)
+    runtime = cases.session(proto)
+    for query_len in (2, 5, 8, 15):
+        feeds = operands(signature, PLAIN_WEIGHTS, query_len=query_len)
+        assert_matches(runtime.run(None, feeds), signature, feeds)
+        if "bias" in feeds:  # one row for all queries
+            feeds["bias"] = feeds["bias"][:, :, 1:2]
             assert_matches(runtime.run(None, feeds), signature, feeds)
 
 

@@ -14,13 +14,16 @@ class BodyStyle:
             time where there are few; other runtimes are better served by a straight line.
         tensor_scatter: TensorScatter writes buffers, where the opset has it. OpenVINO does not know
             it, and runs the ScatterND that is written otherwise.
+        query_blocks: the expanded form by blocks of queries, so that there are never the scores of
+            all; runtimes that fuse attentions themselves do better without.
     """
 
     adaptive: bool = False
     tensor_scatter: bool = False
+    query_blocks: bool = False
 
 
 #: Those of the targets.
-ONNX_RUNTIME = BodyStyle(adaptive=True, tensor_scatter=True)
+ONNX_RUNTIME = BodyStyle(adaptive=True, tensor_scatter=True, query_blocks=True)
 TENSORRT = BodyStyle(tensor_scatter=True)
 PORTABLE = BodyStyle(adaptive=True)

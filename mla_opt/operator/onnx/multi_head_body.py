@@ -4,7 +4,8 @@
     W_UK [H, N, C], W_UV [H, C, V]        body_weights
 
     absorbed   [query_nope @ W_UK | query_rope] -> attention to rows (function_body) -> @ W_UV
-    expanded   [query_nope | query_rope] @ [W_UK @ c_kv^T | k_pe^T] -> softmax -> @ (c_kv @ W_UV)
+    expanded   [query_nope | query_rope] @ [W_UK @ c_kv^T | k_pe^T] -> softmax -> @ (c_kv @ W_UV);
+               by blocks of queries (body_expanded)
 
 Which one takes fewer products is known when S and T are: absorbed attention multiplies 2 C + R
 numbers for each query and key, and C (N + V) for each query; expanded N + R + V, and C (N + V) for
@@ -22,6 +23,7 @@ import onnx_ir as ir
 from mla_opt.errors import InputError
 from mla_opt.operator.contract import DOMAIN, Signature
 from mla_opt.operator.multi_head import ATTRIBUTES, MULTI_HEAD_OP_TYPE, MultiHeadSignature
+from mla_opt.operator.onnx.body_expanded import Heads, attend_to_heads
 from mla_opt.operator.onnx.body_mask import additive_bias, may_see_nothing
 from mla_opt.operator.onnx.body_rows import Rows, store_rows
 from mla_opt.operator.onnx.body_style import TENSORRT, BodyStyle
@@ -30,7 +32,6 @@ from mla_opt.operator.onnx.body_weights import HeadWeights, head_weights
 from mla_opt.operator.onnx.function_body import (
     OPSET_VERSIONS,
     attend,
-    share_kept,
     zero_where_blind,
 )
 
@@ -192,15 +193,14 @@ class _Body:
         if longest is not None:
             seen = seen.first(tape, longest)
         c_kv, k_pe = self._row_parts(tape, seen.rows)
-        scores = self._scores(tape, c_kv, k_pe, weights.w_uk)
-        if seen.bias is not None:
-            scores = tape.op("Add", scores, seen.bias)
-        probabilities = tape.op("Softmax", scores, axis=-1)
-        values = tape.op("MatMul", c_kv, weights.w_uv)
-        output = tape.op("MatMul", probabilities, values)
-        if self._attention.sink:
-            share = share_kept(tape, scores, probabilities, self._inputs["sink"])
-            output = tape.op("Mul", output, share)
+        heads = Heads(
+            self._keys(tape, c_kv, k_pe, weights.w_uk),
+            tape.op("MatMul", c_kv, weights.w_uv),
+            seen.bias,
+            self._inputs["sink"] if self._attention.sink else None,
+        )
+        query = tape.op("Mul", self._inputs["query"], tape.float_attribute("scale"))
+        output = attend_to_heads(tape, query, heads, by_blocks=self._style.query_blocks)
         if seen.bias is not None and may_see_nothing(self._attention):
             output = zero_where_blind(tape, output, seen.bias)
         return output
@@ -214,15 +214,14 @@ class _Body:
             rows.latent_part, rank
         )
 
-    def _scores(self, tape: BodyTape, c_kv: ir.Value, k_pe: ir.Value, w_uk: ir.Value) -> ir.Value:
-        """Return scale * [query_nope | query_rope] @ [W_UK @ c_kv^T | k_pe^T], [B, H, S, T]."""
-        query = tape.op("Mul", self._inputs["query"], tape.float_attribute("scale"))
+    @staticmethod
+    def _keys(tape: BodyTape, c_kv: ir.Value, k_pe: ir.Value, w_uk: ir.Value) -> ir.Value:
+        """Return [W_UK @ c_kv^T | k_pe^T], [B, H, N+R, T]."""
         keys = tape.op("MatMul", w_uk, tape.swap_last(c_kv))
         # Broadcast to all heads, so that there is one product and one Concat.
         of_keys, rope = tape.sizes(keys, 0, 1), tape.swap_last(k_pe)
         shape = tape.op("Concat", of_keys, tape.sizes(rope, 2, 3), axis=0)
-        joined = tape.op("Concat", keys, tape.op("Expand", rope, shape), axis=2)
-        return tape.op("MatMul", query, joined)
+        return tape.op("Concat", keys, tape.op("Expand", rope, shape), axis=2)
 
 
 def _scalar(tape: BodyTape, condition: ir.Value) -> ir.Value:
