@@ -30,8 +30,8 @@ class _Pages(mmap.mmap):
 class Aside:
     """Where the arrays of one graph are kept."""
 
-    def __init__(self, in_memory: int = IN_MEMORY) -> None:
-        self._room = in_memory
+    def __init__(self) -> None:
+        self._room = IN_MEMORY
         self._in_memory: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
         self._file: IO[bytes] | None = None
         self._pages: weakref.WeakSet[_Pages] = weakref.WeakSet()
@@ -41,7 +41,7 @@ class Aside:
 
         The array itself where it is small, is kept so already, or the disk has no room for it.
         """
-        if array.nbytes < LARGE or _pages_of(array) is not None or self._is_in_memory(array):
+        if not is_large(array) or _pages_of(array) is not None or self._is_in_memory(array):
             return array
         try:
             return self._written(np.ascontiguousarray(array))
@@ -76,6 +76,11 @@ class Aside:
         pages = _Pages(self._file.fileno(), array.nbytes, access=mmap.ACCESS_READ, offset=start)
         self._pages.add(pages)
         return np.frombuffer(pages, array.dtype).reshape(array.shape)
+
+
+def is_large(array: Array) -> bool:
+    """Whether an array is worth the trouble."""
+    return array.nbytes >= LARGE
 
 
 def let_go(array: Array) -> None:

@@ -26,8 +26,18 @@ class OpenFile(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What is to be known before reading an inspection."""
 
-    def write(self, model: Any, path: Path, *, force: bool) -> ModelFile:
-        """Write what became of the model, whole or not at all."""
+    def check_sharing(self, path: Path) -> None:
+        """Check that a model at ``path`` can refer to the files that hold the weights of this one.
+
+        Raises:
+            InputError: it cannot.
+        """
+
+    def write(self, model: Any, path: Path, *, force: bool, share: bool = False) -> ModelFile:
+        """Write what became of the model, whole or not at all.
+
+        With ``share`` it refers to the files of this one for what has not changed.
+        """
 
 
 def read(path: Path) -> OpenFile:
@@ -87,11 +97,17 @@ class OnnxFile:
 
         return _unknown(unknown_operators(self.model))
 
-    def write(self, model: Any, path: Path, *, force: bool) -> ModelFile:
+    def check_sharing(self, path: Path) -> None:
+        """Data files can be shared from their folder, and from those above."""
+        from mla_opt.files.model_io import check_sharing
+
+        check_sharing(path, self.files())
+
+    def write(self, model: Any, path: Path, *, force: bool, share: bool = False) -> ModelFile:
         """The file, and its data file if there is one."""
         from mla_opt.files.model_io import describe, write_hashed
 
-        written = write_hashed(model, path, force=force, inputs=self.files())
+        written = write_hashed(model, path, force=force, inputs=self.files(), share=share)
         return describe(written.files, model, written.sha256)
 
 
@@ -119,7 +135,13 @@ class ProgramFile:
         """None: a program with unknown operators cannot be read."""
         return ()
 
-    def write(self, model: Any, path: Path, *, force: bool) -> ModelFile:
+    def check_sharing(self, path: Path) -> None:
+        """A program is one file."""
+        from mla_opt.errors import InputError
+
+        raise InputError(f"{self._path}: is a program, which holds its weights; they are copied")
+
+    def write(self, model: Any, path: Path, *, force: bool, share: bool = False) -> ModelFile:
         """The program, and the texts that were saved beside the one that was read."""
         from dataclasses import replace
 

@@ -52,6 +52,13 @@ class Weights(StrEnum):
     KEEP = "keep"
 
 
+class WeightsFiles(StrEnum):
+    """Where the weights of the result are, as far as they are those of the model."""
+
+    COPY = "copy"
+    SHARE = "share"
+
+
 class Prefill(StrEnum):
     """The form for long queries."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mla_opt.cli._background import Background
 from mla_opt.cli._console import Activity, Screen
 from mla_opt.cli._exit import exit_on_error
 from mla_opt.cli._models import OpenFile, check_output, read
@@ -21,6 +22,7 @@ from mla_opt.cli._options import (
     Target,
     Verbose,
     Weights,
+    WeightsFiles,
     choice,
     names,
     parse_passes,
@@ -32,6 +34,18 @@ from mla_opt.cli._options import (
 if TYPE_CHECKING:
     from mla_opt.events import Event
     from mla_opt.report import ModelFile, OptimizationReport
+
+
+#: What the API knows nothing of.
+_OWN = (
+    "model",
+    "output",
+    "force",
+    "report",
+    "weights_files",
+    "print_between_passes",
+    "time_passes",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,7 @@ class Settings:
     prefill: str = "auto"
     keep_activation_quantization: bool = False
     weights: str = "float"
+    weights_files: str = "copy"
     verify: bool = True
     passes: tuple[str, ...] | None = None
     allow_unmatched: bool = False
@@ -55,11 +70,15 @@ class Settings:
     print_between_passes: bool = False
     time_passes: bool = False
 
+    @property
+    def shares(self) -> bool:
+        """Whether weights stay in the files of the model."""
+        return self.weights_files == WeightsFiles.SHARE
+
     def api_options(self) -> dict[str, Any]:
         """Return the keyword arguments of ``mla_opt.api.optimize``."""
-        own = ("model", "output", "force", "report", "print_between_passes", "time_passes")
         return {
-            each.name: getattr(self, each.name) for each in fields(self) if each.name not in own
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in _OWN
         }
 
 
@@ -134,6 +153,16 @@ def optimize(
             "operator and nothing is folded.",
         ),
     ] = Weights.AUTO,
+    weights_files: Annotated[
+        WeightsFiles,
+        typer.Option(
+            parser=choice(WeightsFiles),
+            metavar=names(WeightsFiles),
+            help="copy: the result has all its weights. share: it refers to the data files of "
+            "MODEL, which must stay as they are, and only what is new is written. For that it has "
+            "to be in their folder, or in one above.",
+        ),
+    ] = WeightsFiles.COPY,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run both models and compare.")
     ] = True,
@@ -175,6 +204,7 @@ def optimize(
             prefill=prefill.value,
             keep_activation_quantization=keep_activation_quantization,
             weights=weights.value,
+            weights_files=weights_files.value,
             verify=verify,
             passes=chosen,
             allow_unmatched=allow_unmatched,
@@ -197,8 +227,7 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
     with screen.activity(f"reading {settings.model}", moving=moving) as activity:
         opened = read(settings.model)
         _protect(settings, opened)
-        activity.step("hashing the input")
-        source = opened.describe()
+        source = Background(opened.describe)  # hashing a large file takes as long as the passes
         report = _optimize_and_write(settings, opened, source, activity, screen)
     _tell(settings, report, screen)
     return report
@@ -224,6 +253,8 @@ def _protect(settings: Settings, opened: OpenFile) -> None:
     """Check that nothing that will be written is the model or holds its weights."""
     from mla_opt.files.model_io import check_no_input, check_output, data_path
 
+    if settings.shares:
+        opened.check_sharing(settings.output)
     if len(opened.files()) > 1:
         check_output(data_path(settings.output), force=settings.force, inputs=opened.files())
     for path in (settings.output, data_path(settings.output), settings.report):
@@ -232,7 +263,11 @@ def _protect(settings: Settings, opened: OpenFile) -> None:
 
 
 def _optimize_and_write(
-    settings: Settings, opened: OpenFile, source: ModelFile, activity: Activity, screen: Screen
+    settings: Settings,
+    opened: OpenFile,
+    source: Background[ModelFile],
+    activity: Activity,
+    screen: Screen,
 ) -> OptimizationReport:
     from mla_opt import api
     from mla_opt.errors import InputError, NothingMatchedError, VerificationError
@@ -241,13 +276,15 @@ def _optimize_and_write(
     try:
         result = api.optimize(opened.model, observer=observer, **settings.api_options())
     except (NothingMatchedError, VerificationError) as error:
-        _tell_failure(settings, error, source, screen)
+        _tell_failure(settings, error, source.result(), screen)
         raise
     except InputError as error:
         raise InputError(f"{settings.model}: {error}") from error
     activity.step(f"writing {settings.output}")
-    written = opened.write(result.model, settings.output, force=settings.force)
-    report = replace(_complete(result.report, settings, source), output=written)
+    written = opened.write(
+        result.model, settings.output, force=settings.force, share=settings.shares
+    )
+    report = replace(_complete(result.report, settings, source.result()), output=written)
     _write_report(settings, report)
     return report
 
@@ -303,12 +340,15 @@ def _tell(settings: Settings, report: OptimizationReport, screen: Screen) -> Non
 
 
 def _written(output: Path, report: OptimizationReport) -> str:
-    """The files of the model, each with its size."""
+    """The files that were written, each with its size, and those that are shared."""
+    from mla_opt.files.model_io import is_own_data
     from mla_opt.report.terminal import quantity
 
     data = () if report.output is None else report.output.external_data
-    files = (output, *(output.with_name(name) for name in data))
-    return " and ".join(f"{file} ({quantity(file.stat().st_size, 'B')})" for file in files)
+    files = (output, *(output.parent / name for name in data if is_own_data(output, name)))
+    written = " and ".join(f"{file} ({quantity(file.stat().st_size, 'B')})" for file in files)
+    shared = [name for name in data if not is_own_data(output, name)]
+    return f"{written}, which shares {', '.join(shared)}" if shared else written
 
 
 def _tell_of_kernel(screen: Screen) -> None:

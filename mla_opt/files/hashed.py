@@ -1,13 +1,19 @@
-"""Hashing what is written while it is written, so that nobody has to read it again."""
+"""Hashes of files: of what lies there, and of what is written while it is written."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from mla_opt.errors import InputError
+
 Bytes = bytes | memoryview
+
+_CHUNK = 1 << 20
 
 
 class HashedStream:
@@ -49,3 +55,22 @@ class HashedStream:
         if self._pending is not None:
             self._pending.result()
             self._pending = None
+
+
+def sha256(files: Sequence[Path]) -> str:
+    """Return the hash, in hex, of the files one after the other.
+
+    For one file it is what ``sha256sum`` prints. The files are read in pieces.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()

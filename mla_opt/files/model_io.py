@@ -6,14 +6,13 @@ one line why not. :func:`write_model` makes a file appear whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
-from mla_opt.errors import InputError
+from mla_opt.files.hashed import sha256
 from mla_opt.files.order import bodies, check_order
 from mla_opt.files.reading import (
     MIN_OPSET,
@@ -22,12 +21,14 @@ from mla_opt.files.reading import (
     from_proto,
     read_model,
 )
+from mla_opt.files.sharing import check_sharing
 from mla_opt.files.writing import (
     check_no_input,
     check_output,
     check_replaced,
     clear_up,
     data_path,
+    is_own_data,
     whole_file,
     write_hashed,
     write_model,
@@ -42,11 +43,13 @@ __all__ = [
     "check_order",
     "check_output",
     "check_replaced",
+    "check_sharing",
     "clear_up",
     "data_path",
     "default_output",
     "describe",
     "from_proto",
+    "is_own_data",
     "model_files",
     "read_model",
     "sha256",
@@ -57,7 +60,6 @@ __all__ = [
     "write_text",
 ]
 
-_CHUNK = 1 << 20
 # Domains whose operators ONNX Runtime brings, besides ONNX's own.
 _RUNTIME_DOMAINS = ("com.microsoft", "com.microsoft.experimental", "com.ms.internal.nhwc")
 
@@ -79,25 +81,6 @@ def model_files(path: str | Path, model: ir.Model) -> tuple[Path, ...]:
     return (Path(path), *external_files(model))
 
 
-def sha256(files: Sequence[Path]) -> str:
-    """Return the hash, in hex, of the files one after the other.
-
-    For one file it is what ``sha256sum`` prints. The files are read in pieces.
-
-    Raises:
-        InputError: a file cannot be read.
-    """
-    digest = hashlib.sha256()
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                while chunk := stream.read(_CHUNK):
-                    digest.update(chunk)
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
-
-
 def describe(files: Sequence[Path], model: ir.Model, digest: str | None = None) -> ModelFile:
     """Return what a report says of a model on disk.
 
@@ -113,8 +96,15 @@ def describe(files: Sequence[Path], model: ir.Model, digest: str | None = None) 
         opset_imports=dict(model.opset_imports),
         ir_version=model.ir_version,
         producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
-        external_data=tuple(file.name for file in files[1:]),
+        external_data=tuple(_named(file, files[0].parent) for file in files[1:]),
     )
+
+
+def _named(file: Path, folder: Path) -> str:
+    """A data file as seen from its model's folder; its name alone where it is in no part of it."""
+    absolute, around = file.absolute(), folder.absolute()
+    inside = absolute.is_relative_to(around)
+    return absolute.relative_to(around).as_posix() if inside else file.name
 
 
 def unknown_operators(model: ir.Model) -> tuple[str, ...]:

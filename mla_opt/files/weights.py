@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
 
 from mla_opt.aside import let_go
+from mla_opt.files.sharing import location
 
 # Smaller tensors stay in the model file, where shape inference can see them.
 _EXTERNAL_FROM = 1024
@@ -32,14 +33,19 @@ class Out(Protocol):
 
 
 class DataFile:
-    """The data file of a model that is to be written at ``path``."""
+    """The data file of a model that is to be written at ``path``.
 
-    def __init__(self, model: ir.Model, path: Path) -> None:
-        self._model, self._path = model, path
+    With ``share`` it holds only what no file holds yet.
+    """
+
+    def __init__(self, model: ir.Model, path: Path, *, share: bool = False) -> None:
+        self._model, self.path, self._share = model, path, share
         self._places: dict[object, int] = {}
         self._contents: list[tuple[int, ir.TensorProtocol]] = []
         end = 0
         for tensor in _in_order_of_files(_distinct(model)):
+            if self._is_shared(tensor):
+                continue
             start = end + -end % _ALIGNMENT
             self._places[_source(tensor)] = start
             self._contents.append((start, tensor))
@@ -57,6 +63,16 @@ class DataFile:
             for value, tensor in original:
                 value.const_value = tensor
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it would hold nothing."""
+        return not self._contents
+
+    def shared(self) -> tuple[Path, ...]:
+        """The files that the model refers to besides, by name."""
+        tensors = _distinct(self._model)
+        return tuple(sorted({Path(t.path) for t in tensors if self._is_shared(t)}))
+
     def write(self, out: Out) -> None:
         """Write the content of the file, tensor by tensor."""
         end = 0
@@ -65,19 +81,27 @@ class DataFile:
             _write(tensor, out)
             end = start + tensor.nbytes
 
+    def _is_shared(self, tensor: ir.TensorProtocol) -> TypeGuard[ir.ExternalTensor]:
+        return self._share and isinstance(tensor, ir.ExternalTensor)
+
     def _placed(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if not has_bytes(tensor):
             return tensor
         if tensor.nbytes < _EXTERNAL_FROM:
             return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+        if self._is_shared(tensor):
+            return self._at(tensor, location(self.path, Path(tensor.path)), tensor.offset or 0)
+        return self._at(tensor, self.path.name, self._places[_source(tensor)])
+
+    def _at(self, tensor: ir.TensorProtocol, where: str, offset: int) -> ir.ExternalTensor:
         return ir.ExternalTensor(
-            self._path.name,
-            self._places[_source(tensor)],
+            where,
+            offset,
             tensor.nbytes,
             tensor.dtype,
             shape=ir.Shape(tensor.shape.numpy()),
             name=tensor.name or "",
-            base_dir=str(self._path.absolute().parent),
+            base_dir=str(self.path.absolute().parent),
         )
 
 

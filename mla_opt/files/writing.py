@@ -19,7 +19,7 @@ from typing import IO
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
-from mla_opt.files.hashed import HashedStream
+from mla_opt.files.hashed import HashedStream, sha256
 from mla_opt.files.reading import external_files, referred_files
 from mla_opt.files.transaction import Transaction
 from mla_opt.files.weights import DataFile, weight_bytes
@@ -30,7 +30,7 @@ INLINE_LIMIT = 1_500_000_000
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A model on disk: the file and its data file if there is one, and the hash of both, in hex."""
+    """A model on disk: the file, its data files by name, and the hash of all, in hex."""
 
     files: tuple[Path, ...]
     sha256: str
@@ -77,8 +77,16 @@ def write_hashed(
     force: bool = False,
     inputs: Sequence[str | Path] = (),
     inline_limit: int = INLINE_LIMIT,
+    share: bool = False,
 ) -> Written:
-    """Like :func:`write_model`; tells the hash of what was written, without reading it again."""
+    """Like :func:`write_model`; tells the hash of what was written, without reading it again.
+
+    With ``share`` the model refers to the data files that its tensors came from, and only what is
+    new is written beside it.
+
+    Raises:
+        InputError: as :func:`write_model`, or a file cannot be shared from there.
+    """
     path = Path(path)
     read = (*inputs, *external_files(model))
     external = weight_bytes(model) > inline_limit or bool(external_files(model))
@@ -86,9 +94,14 @@ def write_hashed(
     with _one_line_errors(path), Transaction(path, lambda: referred_files(path)) as transaction:
         check_output(path, force=force, inputs=read)  # another run may have made it meanwhile
         data, replaced = _data_paths(path, force, read) if external else (None, _left(path, read))
-        digest = _write(model, path, data, transaction)
+        file = None if data is None else DataFile(model, data, share=share)
+        digest = _write(model, path, file, transaction)
         transaction.commit(replaced)
-    return Written((path,) if data is None else (path, data), digest)
+    if file is None:
+        return Written((path,), digest)
+    own = () if file.is_empty and file.shared() else (file.path,)
+    files = (path, *sorted((*own, *file.shared())))
+    return Written(files, sha256(files) if file.shared() else digest)
 
 
 def _data_paths(
@@ -109,11 +122,14 @@ def _data_paths(
 def _left(path: Path, inputs: Sequence[str | Path]) -> tuple[Path, ...]:
     """The data file of the model at ``path``, where one without takes its place."""
     with contextlib.suppress(InputError):
-        names = (path.with_name(name) for name in referred_files(path))
-        pattern = re.compile(rf"{re.escape(path.name)}(\.\d)?\.data")
-        ours = [each for each in names if pattern.fullmatch(each.name)]
+        ours = [path.with_name(each) for each in referred_files(path) if is_own_data(path, each)]
         return tuple(each for each in ours if not any(_same_file(each, Path(i)) for i in inputs))
     return ()
+
+
+def is_own_data(path: Path, name: str) -> bool:
+    """Whether a data file of the model at ``path`` has a name that only that model's have."""
+    return re.fullmatch(rf"{re.escape(path.name)}(\.\d)?\.data", name) is not None
 
 
 def clear_up(path: str | Path) -> None:
@@ -229,26 +245,19 @@ def _same_file(one: Path, other: Path) -> bool:
 # Writing.
 
 
-def _write(model: ir.Model, path: Path, data: Path | None, transaction: Transaction) -> str:
+def _write(model: ir.Model, path: Path, file: DataFile | None, transaction: Transaction) -> str:
     """Write both files; returns their hash, the model file's bytes first."""
-    if data is None:
+    with contextlib.nullcontext() if file is None else file.referred_to():
         content = ir.to_proto(model).SerializeToString()
+    if file is None or (file.is_empty and file.shared()):
         digest = hashlib.sha256(content).hexdigest()
     else:
-        content, digest = _write_data(model, data, transaction)
+        with transaction.open(file.path) as stream, HashedStream(stream, content) as out:
+            file.write(out)
+            digest = out.hexdigest()
     with transaction.open(path) as stream:
         stream.write(content)
     return digest
-
-
-def _write_data(model: ir.Model, data: Path, transaction: Transaction) -> tuple[bytes, str]:
-    """Write the data file; returns the model file that refers to it, and the hash of both."""
-    file = DataFile(model, data)
-    with file.referred_to():
-        content = ir.to_proto(model).SerializeToString()
-    with transaction.open(data) as stream, HashedStream(stream, content) as out:
-        file.write(out)
-        return content, out.hexdigest()
 
 
 @contextlib.contextmanager

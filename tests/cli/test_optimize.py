@@ -12,6 +12,8 @@ import onnx
 import pytest
 
 from mla_opt.errors import NothingMatchedError, VerificationError
+from mla_opt.files import model_io
+from mla_opt.files.hashed import sha256
 from mla_opt.kernels import library
 from mla_opt.report import OptimizationReport
 from tests.cli.conftest import Run
@@ -69,6 +71,51 @@ def test_every_file_is_told_with_its_size(run: Run, api: FakeApi, tmp_path: Path
     assert data.stat().st_size == WEIGHT.nbytes
     said = f"wrote {output} ({output.stat().st_size} B) and {data} (2.4 kB): 3 latent attentions"
     assert said in result.stdout
+
+
+def test_shared_weights_are_not_written_again(run: Run, api: FakeApi, tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    result = run("optimize", save_external(tmp_path / "m.onnx"), "--weights-files", "share")
+    assert result.exit_code == 0, result.stderr
+    assert files(tmp_path) == ["m.mla.onnx", "m.onnx", "w.bin"]
+    assert "m.mla.onnx (" in result.stdout
+    assert ", which shares w.bin: 3 latent attentions" in result.stdout
+    assert api.asked == DEFAULTS
+
+
+def test_what_cannot_be_shared_is_told_before_the_work(
+    run: Run, api: FakeApi, model: Path, tmp_path: Path
+) -> None:
+    inside = run("optimize", model, "--weights-files", "share")
+    assert (inside.exit_code, inside.stderr.count("\n")) == (2, 1)
+    assert "keeps its weights inside" in inside.stderr
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    (tmp_path / "other").mkdir()
+    given = (save_external(tmp_path / "m2.onnx"), "-o", tmp_path / "other" / "out.onnx")
+    elsewhere = run("optimize", *given, "--weights-files", "share")
+    assert (elsewhere.exit_code, elsewhere.stderr.count("\n")) == (2, 1)
+    assert "cannot share" in elsewhere.stderr
+    assert not api.asked
+
+
+def test_each_file_is_hashed_once(
+    run: Run, api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The input's are read for it, beside the passes; the output's are hashed as they go out."""
+    hashed: list[Any] = []
+
+    def counted(paths: Any) -> str:
+        hashed.extend(paths)
+        return sha256(paths)
+
+    monkeypatch.setattr(model_io, "sha256", counted)
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    source, report = save_external(tmp_path / "m.onnx"), tmp_path / "report.json"
+    assert run("optimize", source, "--report", report).exit_code == 0
+    assert hashed == [source, tmp_path / "w.bin"]
+    output = tmp_path / "m.mla.onnx"
+    told = json.loads(report.read_text())["output"]["sha256"]
+    assert told == sha256([output, tmp_path / "m.mla.onnx.data"])
 
 
 def test_without_a_kernel_library_it_says_so_once(

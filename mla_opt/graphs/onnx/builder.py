@@ -8,9 +8,10 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 
-from mla_opt.aside import LARGE, Aside
+from mla_opt.aside import Aside
 from mla_opt.errors import InputError, PassError
 from mla_opt.geometry import MlaGeometry
+from mla_opt.graphs.onnx.made_tensors import tensor_of
 from mla_opt.graphs.protocol import BranchBody, Builder
 from mla_opt.handles import Array
 from mla_opt.operator import contract
@@ -98,7 +99,7 @@ class OnnxBuilder:
     def constant(self, array: Array, name: str, dtype: np.dtype[Any] | None = None) -> ir.Value:
         """A stored tensor of the main graph; a large one is converted whenever it is read."""
         full = self._unique(name)
-        tensor = _tensor(self._aside.keep(array), array.dtype if dtype is None else dtype, full)
+        tensor = tensor_of(self._aside.keep(array), array.dtype if dtype is None else dtype, full)
         value = ir.Value(
             name=full,
             shape=ir.Shape(array.shape),
@@ -474,19 +475,6 @@ class OnnxBuilder:
             opset_imports=self._model.opset_imports,
             name=f"{self._prefix}/{name}",
         )
-
-
-def _tensor(array: Array, dtype: np.dtype[Any], name: str) -> ir.TensorProtocol:
-    """A tensor of an array in a type; a large one that has to be made takes no memory by itself."""
-    as_it_is = array.flags.c_contiguous and array.dtype == dtype
-    if as_it_is or array.nbytes < LARGE:
-        return ir.Tensor(np.asarray(array, dtype, order="C"), name=name)
-    return ir.LazyTensor(
-        lambda: ir.Tensor(np.asarray(array, dtype, order="C"), name=name),
-        ir.DataType.from_numpy(dtype),
-        ir.Shape(array.shape),
-        name=name,
-    )
 
 
 def _set_dtype(value: ir.Value, dtype: ir.DataType | None) -> None:
