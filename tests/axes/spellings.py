@@ -97,16 +97,6 @@ class FilledByCount(Latent):
         return super().scored(query, key, value, start)
 
 
-class ScaledByCount(Latent):
-    """A look-alike: scores are scaled by how many keys there are."""
-
-    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
-        mask = self.mask(query, key, start)
-        return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=1 / (3.0 + key.shape[-2])
-        )
-
-
 class KeysTwice(Latent):
     """A look-alike, or none: all keys and values a second time, with a bias of their own."""
 
@@ -126,7 +116,6 @@ OTHERS: dict[str, type[Latent]] = {
         WidthShifted,
         ShiftedByCount,
         FilledByCount,
-        ScaledByCount,
         KeysTwice,
     )
 }
