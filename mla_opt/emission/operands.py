@@ -9,7 +9,7 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Builder, Graph
 from mla_opt.handles import Value
 from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights, Operands, StoredWeights
-from mla_opt.sites.core import CoreLayouts
+from mla_opt.sites.core import CoreLayouts, sinks_of_heads
 from mla_opt.sites.layout import KEYS, QUERY, SCORES, Layout
 
 _SWALLOWS = -1e30
@@ -237,9 +237,10 @@ def _sink(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | 
     """The sinks as a vector ``[H]``, stored anew: exporters keep them in other shapes."""
     if site.core.sink is None:
         return None
+    assert site.weights is not None
     (content,) = graph.nearest_binding(*EXAMPLE).run([site.core.sink], {})
-    dtype = graph.dtype(site.core.query)
-    return builder.constant(content.reshape(-1).astype(dtype), "sink")
+    sinks = sinks_of_heads(content, site.weights.w_uk.shape[0])
+    return builder.constant(sinks.astype(graph.dtype(site.core.query)), "sink")
 
 
 def as_rows(builder: Builder, value: Value, layout: Layout | None) -> Value:

@@ -225,6 +225,13 @@ class IsNan:
 
 
 @dataclass(frozen=True, slots=True)
+class IsInfinite:
+    """True at most where ``data`` is infinite."""
+
+    data: Value
+
+
+@dataclass(frozen=True, slots=True)
 class NanToZero:
     """``data``, but 0 where it is not a number; what is infinite may be a large number."""
 
@@ -337,6 +344,7 @@ Operation = (
     | RowMaximum
     | Select
     | IsNan
+    | IsInfinite
     | NanToZero
     | Cast
     | Softmax

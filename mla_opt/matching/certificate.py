@@ -22,7 +22,7 @@ from mla_opt.matching.extraction import Region
 from mla_opt.matching.rounding import OPERATORS, coarsest, of_sums
 from mla_opt.operator.reference import latent_attention
 from mla_opt.sites import BiasTerm, CachedTensor, LatentAttentionSite, LatentWeights
-from mla_opt.sites.core import CoreLayouts
+from mla_opt.sites.core import CoreLayouts, sinks_of_heads
 from mla_opt.sites.layout import QUERY, SCORES, Part, to_standard
 
 _FEW_ROWS = 64
@@ -147,8 +147,11 @@ class _Case:
         query, feeds[core.query] = self._query()
         bias = self._bias(feeds)
         (seen,) = self.binding.run([core.output], feeds)
-        sink = None if core.sink is None else _content(self.binding, core.sink).reshape(-1)
         absorbed = self._absorbed(query)
+        sink = None
+        if core.sink is not None:
+            heads = self.weights.w_uk.shape[0]
+            sink = sinks_of_heads(_content(self.binding, core.sink), heads)
         latent = latent_attention(
             absorbed,
             rows[:, None],

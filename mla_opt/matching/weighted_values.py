@@ -14,8 +14,13 @@ from mla_opt.matching.core_axes import KEYS, At, CoreAxes, is_keys, is_named
 from mla_opt.sites import AttentionCore
 
 
-def weighted_values(graph: Graph, value: Value, depth: int) -> tuple[Node, Value] | None:
-    """Walk forward from the probabilities to their product with the values."""
+def weighted_values(
+    graph: Graph, value: Value, depth: int, before: tuple[Value, ...] = ()
+) -> tuple[Node, Value] | None:
+    """Walk forward from the probabilities to their product with the values.
+
+    ``before`` are the probabilities on the way to ``value``.
+    """
     if depth == 0:
         return None
     for node in graph.consumers(value):
@@ -25,11 +30,11 @@ def weighted_values(graph: Graph, value: Value, depth: int) -> tuple[Node, Value
                 if probabilities is value:
                     return node, values
             case op.Cast() | op.Layout() | op.NanToZero():
-                found = weighted_values(graph, graph.results(node)[0], depth - 1)
+                found = weighted_values(graph, graph.results(node)[0], depth - 1, (*before, value))
                 if found is not None:
                     return found
-            case op.Select() as select if _makes_nan_zero(graph, select, value):
-                found = weighted_values(graph, graph.results(node)[0], depth - 1)
+            case op.Select() as select if _keeps(graph, select, value, before):
+                found = weighted_values(graph, graph.results(node)[0], depth - 1, (*before, value))
                 if found is not None:
                     return found
             case _:
@@ -48,14 +53,16 @@ def _operands(product: op.MatMul, value: Value) -> tuple[Value, Value]:
     return product.left, product.right
 
 
-def _makes_nan_zero(graph: Graph, select: op.Select, value: Value) -> bool:
+def _keeps(graph: Graph, select: op.Select, value: Value, before: tuple[Value, ...]) -> bool:
     """Whether a selection is ``value``, but 0 where it is not a number.
 
-    Any other selection among probabilities weighs the values differently: by a threshold or a
-    window, perhaps, that a small example does not reach.
+    No probability is infinite. Any other selection among probabilities weighs the values
+    differently: by a threshold or a window, perhaps, that a small example does not reach.
     """
     test = graph.producer(select.condition)
     operation = None if test is None else graph.operation(test)
+    if isinstance(operation, op.IsInfinite):
+        return select.other is value and operation.data in (*before, value)
     if not isinstance(operation, op.IsNan) or operation.data is not value:
         return False
     fill = graph.constant(select.chosen)

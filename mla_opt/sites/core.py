@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mla_opt.handles import Node, Value
+import numpy as np
+
+from mla_opt.handles import Array, Node, Value
 from mla_opt.sites.layout import Layout
 
 
@@ -55,3 +57,9 @@ class AttentionCore:
     unsupported: str = ""
     nodes: tuple[Node, ...] = ()
     layouts: CoreLayouts | None = None
+
+
+def sinks_of_heads(content: Array, heads: int) -> Array:
+    """What a core's ``sink`` holds as a vector ``[H]``: a number for each head, or one for all."""
+    sinks = content.reshape(-1)
+    return np.repeat(sinks, heads) if sinks.size == 1 else sinks

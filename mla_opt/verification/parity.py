@@ -22,16 +22,29 @@ from mla_opt.verification.scenarios import Scenario
 
 Array = npt.NDArray[Any]
 
-#: Least and largest tolerance by bytes of the model's weights' type, relative to the spread.
-#: Two-layer fp32 exports are 5e-6 from themselves unoptimized. ONNX Runtime computes fp16 alike at
-#: every optimization level on a CPU, so that noise says little there; those exports are up to
-#: 1.7e-2 from the same model in fp32, and 1e-2 from themselves absorbed. The largest is what noise
-#: may never excuse.
+#: Least tolerance by bytes of the model's weights' type, relative to the spread: what rounding
+#: makes of the deepest released model, 61 layers of DeepSeek-V3, counted as in `matching.rounding`.
+#: float32: a layer's sums one after the other have about 55 000 terms (7168 + 1536 + 192 + 512 +
+#: 16384 + 7168 + 18432, and 4096 tokens), and 2.5 2^-24 sqrt(61 * 55 000 / 2) = 2e-4.
+#: 16 bits: runtimes sum in float32, and round what each of about 28 operators of a layer makes:
+#: 2.5 2^-11 sqrt(61 * 28) = 5e-2. Two layers were seen to be 1e-2 from themselves.
+#: float64: the sums come to 4e-13; 1e-9 leaves room for functions, such as exp, that libraries make
+#: with fewer digits than the type has, and is far below what anything in float32 comes to.
 FLOORS = {2: 5e-2, 4: 2e-4, 8: 1e-9}
+#: What noise never excuses. One head of 128 that is wrong changes an output by 1 / sqrt(128) = 9e-2
+#: of its spread, if all weigh alike: float32 stays ten times below that. 16 bits cannot, whose
+#: floor is not far from it: there it is the certificates that look at every head by itself. Noise
+#: of float64 is that of parts in float32, 1e-7, times ten.
 CEILINGS = {2: 2e-1, 4: 1e-2, 8: 1e-6}
+#: The noise is one pair of runs, each of which may be off by as much; the largest of many such
+#: differences is within 2.5 of the normal one (`matching.rounding`), for either run and for the
+#: other way of computing it: 2.5 * 2 * 2.
 NOISE_FACTOR = 10.0
-#: The same for float32 models whose caches were rounded: two layers are up to 4e-3 (float16) and
-#: 4.5e-2 (bfloat16) from themselves with caches of float32.
+#: The same for float32 models whose caches were rounded, which is done once a layer. With 61 layers
+#: that is 2.5 u sqrt(61), twice as much where a softmax sharpens it: 2e-2 for float16 and 1.5e-1
+#: for bfloat16. Two layers were seen to be 4e-3 and 4.5e-2 from themselves. Codes of 8 bits are not
+#: rounded relative to each number: logits of small exports were 1.5e-2 (int8) and 6e-2 (float8)
+#: off, and sqrt(61 / 2) times that, twice for the softmax, is 1.7e-1 and 6.6e-1.
 ROUNDED_FLOORS = {"float16": 2e-2, "bfloat16": 1.5e-1, "int8": 2e-1, "float8_e4m3fn": 8e-1}
 
 

@@ -375,16 +375,25 @@ class Attention:
         wide = plan.exponential == "float32" and plan.dtype != "float64"
         if wide:
             name = tape.cast(name, np.float32)
-        if plan.sinks == "some":
+        if plan.sinks != "none":
             name = self._with_sinks(name, scores, np.float32 if wide else tape.dtype)
         axis = 2 if model.mutated("softmax_axis") else -1
         name = self._normalised(name, axis, np.float32 if wide else tape.dtype)
-        if plan.sinks == "some":
+        if plan.sinks != "none":
             name = tape.op("Slice", name, tape.ints(0), tape.ints(-1), tape.ints(3))
-        if plan.softmax == "guarded":
-            zero = tape.number(0.0, np.float32 if wide else tape.dtype)
-            name = tape.op("Where", tape.op("IsNaN", name), zero, name)
+        if plan.softmax != "plain":
+            name = self._without_nan(name, np.float32 if wide else tape.dtype)
         return Value(tape.cast(name, tape.dtype) if wide else name, scores.axes)
+
+    def _without_nan(self, name: str, dtype: object) -> str:
+        """0 where it is not a number; as `nan_to_num` is exported, other numbers for infinite."""
+        tape, zero = self.model.tape, self.model.tape.number(0.0, dtype)
+        made = tape.op("Where", tape.op("IsNaN", name), zero, name)
+        if self.model.plan.softmax == "guarded":
+            return made
+        infinite = tape.op("And", tape.op("IsInf", name), tape.op("Greater", name, zero))
+        most = np.finfo(np.float16).max
+        return tape.op("Where", infinite, tape.number(most, dtype), made)
 
     def _normalised(self, name: str, axis: int, dtype: object) -> str:
         """Softmax, in nodes of its own or not."""
@@ -408,9 +417,9 @@ class Attention:
         """One more column, the same for every query of a head."""
         model, tape = self.model, self.model.tape
         heads = model.sizes["h"]
-        sinks = tape.array(
-            model.drawn("sinks", heads).reshape(1, heads, 1, 1).astype(dtype), model.named("sinks")
-        )
+        drawn = model.drawn("sinks", heads).reshape(1, heads, 1, 1).astype(dtype)
+        drawn = drawn[:, :1] if model.plan.sinks == "one" else drawn
+        sinks = tape.array(drawn, model.named("sinks"))
         shape = tape.op(
             "Concat", tape.size("b"), tape.ints(heads), tape.size("s"), tape.ints(1), axis=0
         )

@@ -82,6 +82,21 @@ class WidthShifted(Latent):
         return super().scored(query, twice.narrow(-1, more, WIDTH), value, start)
 
 
+class ShiftedByCount(Latent):
+    """A look-alike: a bias of the values that is a number of tokens."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        return super().scored(query, key, value + query.shape[-2], start)
+
+
+class FilledByCount(Latent):
+    """A look-alike: the same by a tensor that is filled with it."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        value = value + torch.full(value.shape, query.shape[-2], dtype=value.dtype)
+        return super().scored(query, key, value, start)
+
+
 class KeysTwice(Latent):
     """A look-alike, or none: all keys and values a second time, with a bias of their own."""
 
@@ -95,5 +110,12 @@ SPELLINGS: dict[str, type[Latent]] = {
     each.__name__: each for each in (Spelled, OfRankThree, OfRankFive)
 }
 OTHERS: dict[str, type[Latent]] = {
-    each.__name__: each for each in (HeadsRolled, WidthShifted, KeysTwice)
+    each.__name__: each
+    for each in (
+        HeadsRolled,
+        WidthShifted,
+        ShiftedByCount,
+        FilledByCount,
+        KeysTwice,
+    )
 }

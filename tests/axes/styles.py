@@ -269,6 +269,8 @@ OTHERS: dict[str, Plan] = {
     "rotary by table": Plan(table="sliced", cache="none"),
     "tokens before heads": Plan(row_rank="bs1r", place="bth"),
     "sinks": Plan(sinks="some"),
+    "one sink for all": Plan(sinks="one"),
+    "softmax with nan_to_num": Plan(softmax="numbers"),
     "gates": Plan(gate="heads", out="einsum"),
     "16 bits": replace(FLAT, dtype="float16", exponential="float32"),
     "64 bits": replace(FLAT, dtype="float64"),

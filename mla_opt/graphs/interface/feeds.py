@@ -41,6 +41,9 @@ def start_feed(port: Port, shape: tuple[int, ...], start: int) -> Array:
 
 def mask_feed(port: Port, shape: tuple[int, ...], valid: Bools, start: int) -> Array:
     """Return the mask of one call, with as many dimensions as ``shape``."""
+    if len(shape) == 2 and port.axis_of("query_len") is not None:
+        for_all = np.ones_like(valid[:1])
+        return as_mask(visible(for_all, start)[0], numpy_dtype(port))
     if len(shape) == 2:
         return valid.astype(numpy_dtype(port))
     seen = visible(valid, start)

@@ -179,7 +179,7 @@ def _with_roles(
         token_ids=stateless.token_ids and stateless.token_ids.with_roles(roles),
         vocabulary=stateless.vocabulary,
         embeddings=stateless.embeddings and stateless.embeddings.with_roles(roles),
-        attention_mask=mask and mask.with_roles(mask_roles(mask, query == 1)),
+        attention_mask=mask and mask.with_roles(mask_roles(mask, query)),
         positions=tuple(_position(port, batch) for port in stateless.positions),
         states=tuple(_state(state, batch) for state in states),
         others=tuple(_other(port, named) for port in stateless.others),

@@ -192,12 +192,15 @@ def position_roles(port: Port, is_batch: Callable[[Size], bool]) -> dict[int, Ax
     return roles
 
 
-def mask_roles(port: Port, one_query: bool) -> dict[int, AxisRole]:
-    """Roles of a mask ``[B, T]``, ``[B, S, T]`` or ``[B, 1, S, T]``.
+def mask_roles(port: Port, query: Size | None) -> dict[int, AxisRole]:
+    """Roles of a mask ``[B, T]``, ``[S, T]``, ``[B, S, T]`` or ``[B, 1, S, T]``.
 
-    ``one_query`` says that S itself is 1; a mask with one query row serves all queries otherwise.
+    ``query`` is how tokens declare S. A matrix whose rows have that symbol is one for all
+    sequences; where S is more than 1, a mask with one query row serves all queries.
     """
-    rank = port.rank or 0
+    rank, one_query = port.rank or 0, query == 1
+    if rank == 2 and isinstance(query, str) and port.sizes[0] == query:
+        return {0: "query_len", 1: "total_len"}
     roles: dict[int, AxisRole] = {rank - 1: "total_len", 0: "batch"}
     if rank >= 3:
         for_all = port.sizes[rank - 2] == 1 and not one_query

@@ -309,6 +309,20 @@ def _is_nan(facts: Facts, node: ir.Node) -> op.Operation:
     return OPAQUE if data is None else op.IsNan(data)
 
 
+def _is_infinite(facts: Facts, node: ir.Node) -> op.Operation:
+    data = operand(node, 0)
+    return OPAQUE if data is None else op.IsInfinite(data)
+
+
+def _and(facts: Facts, node: ir.Node) -> op.Operation:
+    """With something else beside, it is true in fewer places."""
+    for value in node.inputs:
+        test = None if value is None else value.producer()
+        if test is not None and test.op_type == "IsInf" and not test.domain:
+            return _is_infinite(facts, test)
+    return OPAQUE
+
+
 def _softmax(facts: Facts, node: ir.Node) -> op.Operation:
     data = operand(node, 0)
     if data is None:
@@ -369,6 +383,8 @@ READERS: dict[tuple[str, str], Reader] = {
     ("com.microsoft", "MatMulBnb4"): _quantized_matmul,
     ("", "Where"): _select,
     ("", "IsNaN"): _is_nan,
+    ("", "IsInf"): _is_infinite,
+    ("", "And"): _and,
     ("", "Softmax"): _softmax,
     ("", "LogSoftmax"): _softmax,
     **attentions.READERS,

@@ -51,6 +51,8 @@ def _fused(
 ) -> op.Operation:
     query, key, value = operands
     shape, scale = symbolic_shape(query), node.kwargs.get("scale")
+    if isinstance(scale, fx.Node):  # it follows from sizes
+        return OPAQUE
     if scale is None and (not shape or not isinstance(shape[-1], int)):
         return OPAQUE
     return op.FusedAttention(

@@ -139,6 +139,16 @@ def _filled(facts: Facts, node: fx.Node) -> op.Operation:
     return op.Filled()
 
 
+def _filled_with(place: int) -> Reader:
+    """One number everywhere, the argument at ``place``; it may follow from sizes."""
+
+    def reader(facts: Facts, node: fx.Node) -> op.Operation:
+        computed = isinstance(operand(node, place, "fill_value"), fx.Node)
+        return OPAQUE if computed else op.Filled()
+
+    return reader
+
+
 def _cast(facts: Facts, node: fx.Node) -> op.Operation:
     data = tensor_of(operand(node, 0, "self"))
     if data is None:
@@ -188,8 +198,9 @@ def _add(facts: Facts, node: fx.Node) -> op.Operation:
     first, second = tensor_of(left), tensor_of(right)
     if first is not None and second is not None:
         return op.Add(handle(first), handle(second))
-    data = first or second
-    return OPAQUE if data is None else op.Shifted(handle(data))
+    data, number = (first, right) if first is not None else (second, left)
+    fixed = data is not None and not isinstance(number, fx.Node)  # else it follows from sizes
+    return op.Shifted(handle(data)) if fixed and data is not None else OPAQUE
 
 
 def _subtract(facts: Facts, node: fx.Node) -> op.Operation:
@@ -340,12 +351,12 @@ READERS: dict[str, Reader] = {
             "ones",
             "ones_like",
             "new_ones",
-            "full",
-            "full_like",
-            "new_full",
         ),
         _filled,
     ),
+    "full": _filled_with(1),
+    "full_like": _filled_with(1),
+    "new_full": _filled_with(2),
     "_to_copy": _cast,
     "to": _cast,
     "type_as": _cast,
