@@ -107,8 +107,7 @@ def optimize(
         keep_activation_quantization: refuse attentions whose activations are quantized; if not,
             they are rewritten without that, and the report says so.
         weights: ``keep`` lets one operator hold W_UK and W_UV in the bits that the model stores
-            them in, for ONNX files and ``onnxruntime``; ``float`` stores them in the type of the
-            queries; ``auto`` keeps them where that is possible and nothing folds them.
+            them in, for ``onnxruntime``; ``float`` stores them in the type of the queries; ``auto`` keeps them where that is possible and nothing folds them.
         allow_unmatched: return the model as it is if nothing matches.
         observer: told of every pass and every verification run.
 
@@ -238,6 +237,7 @@ def _report(opened: Subject, records: Sequence[PassRecord], options: Options) ->
         refusals=tuple(each for record in records for each in record.result.refusals),
         passes=tuple(_pass(record) for record in records),
         interface_changes=interface_changes(before, after),
+        stored=opened.stored(),
         notes=(
             *(each for record in records for each in record.result.warnings),
             *opened.cautions({site.dtype for site in sites}),

@@ -19,6 +19,7 @@ from mla_opt.report.report import (
     PortSpec,
     SiteReport,
     StepCost,
+    StoredBytes,
 )
 from mla_opt.report.site import SiteFacts, site_report
 
@@ -34,6 +35,7 @@ __all__ = [
     "SiteFacts",
     "SiteReport",
     "StepCost",
+    "StoredBytes",
     "site_report",
     "with_costs",
 ]

@@ -113,11 +113,21 @@ class InterfaceChange:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredBytes:
+    """Bytes of all weights of a model as they are stored, each tensor once."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
 class OptimizationReport:
     """One run of ``optimize``: what went in, what came out, and everything decided on the way.
 
-    ``input`` is ``None`` when the model did not come from a file, ``output`` when nothing was
-    written. ``verification`` is the parity report as plain JSON, ``None`` when it did not run.
+    ``stored`` counts what the models hold, where ``weight_bytes_*`` of a site count its matrices in
+    the type of its activations. ``input`` is ``None`` when the model did not come from a file,
+    ``output`` when nothing was written. ``verification`` is the parity report as plain JSON,
+    ``None`` when it did not run.
     """
 
     tool_version: str = field(default_factory=tool_version)
@@ -130,6 +140,7 @@ class OptimizationReport:
     interface_changes: tuple[InterfaceChange, ...] = ()
     verification: Mapping[str, object] | None = None
     notes: tuple[str, ...] = ()
+    stored: StoredBytes | None = None
     schema_version: int = REPORT_SCHEMA_VERSION
 
     def to_json(self) -> str:

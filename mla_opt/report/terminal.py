@@ -42,6 +42,9 @@ def optimization_tables(
     if report.sites:
         yield sites_table(report.sites)
         yield from _site_reasons(report.sites, details)
+    if report.sites and report.stored is not None:
+        change = _change(report.stored.before, report.stored.after, "B")
+        yield _plain(f"all weights, as stored: {change}")
     if report.interface_changes:
         yield interface_table(report.interface_changes)
     if report.refusals:
@@ -215,9 +218,8 @@ def _ratio(before: float, after: float) -> str:
 
 
 def _change(before: float, after: float, unit: str = "") -> str:
-    if before == after:
-        return quantity(before, unit)
-    return f"{quantity(before, unit)} -> {quantity(after, unit)}{_ratio(before, after)}"
+    said, then = quantity(before, unit), quantity(after, unit)
+    return said if said == then else f"{said} -> {then}{_ratio(before, after)}"
 
 
 def _site_key(site: SiteReport) -> Hashable:

@@ -11,7 +11,7 @@ from mla_opt.graphs.protocol import Graph
 from mla_opt.options import Options, Target
 from mla_opt.programs.recognize import is_program, is_program_file
 from mla_opt.report.inspection import OperatorReport
-from mla_opt.report.report import ModelFile
+from mla_opt.report.report import ModelFile, StoredBytes
 from mla_opt.sites import LatentAttentionSite
 from mla_opt.subject.onnx_model import OnnxLike, OnnxSubject, load
 
@@ -57,6 +57,9 @@ class Subject(Protocol):
 
     def interfaces(self) -> tuple[ir.Model, ir.Model]:
         """Inputs and outputs, before and after."""
+
+    def stored(self) -> StoredBytes:
+        """Bytes of the weights, before and after."""
 
     def record(self, sites: Sequence[LatentAttentionSite]) -> None:
         """Write into the copy what was done to it."""

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from mla_opt import metadata
 from mla_opt.errors import InputError
 from mla_opt.files.model_io import check_order, describe, from_proto, model_files, read_model
+from mla_opt.files.weights import has_bytes, weight_bytes
 from mla_opt.graphs.onnx.fused import fused_attentions
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.graphs.onnx.local_functions import inlined
@@ -23,7 +24,7 @@ from mla_opt.operator.contract import DOMAIN
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, PORTABLE, TENSORRT, BodyStyle
 from mla_opt.options import Options, Target
 from mla_opt.report.inspection import OperatorReport
-from mla_opt.report.report import ModelFile
+from mla_opt.report.report import ModelFile, StoredBytes
 from mla_opt.sites import LatentAttentionSite
 
 STYLES: dict[Target, BodyStyle] = {
@@ -98,6 +99,10 @@ class OnnxSubject:
         """Both models."""
         return self._before, self._after
 
+    def stored(self) -> StoredBytes:
+        """Of initializers and constants of both models."""
+        return StoredBytes(_stored_bytes(self._before), _stored_bytes(self._after))
+
     def record(self, sites: Sequence[LatentAttentionSite]) -> None:
         """Write it into the model's metadata."""
         metadata.record(self._after.metadata_props, sites, self._is_stored)
@@ -157,3 +162,15 @@ def _drop_uncalled_functions(model: ir.Model) -> None:
             f"node {calls[0].name or calls[0].op_type!r} calls {DOMAIN}::{calls[0].op_type}, and"
             " the file does not say that mla-opt has written it; rename the domain of its functions"
         )
+
+
+def _stored_bytes(model: ir.Model) -> int:
+    constants = (
+        attribute.as_tensor()
+        for graph in model.graphs()
+        for node in graph
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref()
+    )
+    once = {id(tensor): tensor for tensor in constants if has_bytes(tensor)}
+    return weight_bytes(model) + sum(tensor.nbytes for tensor in once.values())

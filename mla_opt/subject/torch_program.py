@@ -14,6 +14,7 @@ from mla_opt import metadata
 from mla_opt.graphs.protocol import Graph
 from mla_opt.graphs.torch.fused import fused_attentions
 from mla_opt.graphs.torch.graph import TorchGraph
+from mla_opt.graphs.torch.lifted_program import LiftedProgram
 from mla_opt.graphs.torch.skeleton import skeleton
 from mla_opt.handles import Value
 from mla_opt.options import Options
@@ -22,7 +23,7 @@ from mla_opt.programs.program_options import program_options
 from mla_opt.programs.recognize import is_program_file
 from mla_opt.programs.saved import describe_program, read_program
 from mla_opt.report.inspection import OperatorReport
-from mla_opt.report.report import ModelFile
+from mla_opt.report.report import ModelFile, StoredBytes
 from mla_opt.sites import LatentAttentionSite
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ class ProgramSubject:
         """Inputs and outputs of both."""
         return skeleton(self._opened.program), skeleton(self._program)
 
+    def stored(self) -> StoredBytes:
+        """Of the stored tensors of both programs."""
+        return StoredBytes(_stored_bytes(self._opened.program), _stored_bytes(self._program))
+
     def record(self, sites: Sequence[LatentAttentionSite]) -> None:
         """Write it where torch.export saves it with the program."""
         metadata.record(self._program.metadata, sites, self._is_stored)
@@ -104,3 +109,8 @@ class ProgramSubject:
         if not self._graph.sites:
             return self._opened.result
         return self._opened.rebuilt(self._program).result
+
+
+def _stored_bytes(program: LiftedProgram) -> int:
+    once = {id(each.tensor): each.tensor for each in program.stored.values()}
+    return sum(tensor.nbytes for tensor in once.values())

@@ -110,6 +110,18 @@ def test_packed_weights_stay_bit_for_bit(storage, prefill):
         assert_close(seen, wanted, 1e-5, storage.overload)
 
 
+def test_the_report_counts_what_both_models_store():
+    proto, kept = quantized(BLOCK, STORAGES[0])
+    made = [mla_opt.optimize(proto, weights=each, verify=False) for each in ("keep", "float")]
+    for each in made:
+        stored = each.model.graph.initializers.values()
+        assert each.report.stored.after == sum(value.const_value.nbytes for value in stored)
+    keep, floats = (each.report.stored for each in made)
+    assert keep.before == floats.before >= keep.after
+    more = 4 * kept.numbers(BLOCK.latent).size - kept.nbytes
+    assert more <= floats.after - keep.after < more + 128  # and the shapes of two products
+
+
 def test_the_report_says_how_many_bytes():
     proto, kept = quantized(BLOCK, STORAGES[0])
     _, result = held(proto)

@@ -18,6 +18,7 @@ from mla_opt.report import (
     PortSpec,
     SiteFacts,
     SiteReport,
+    StoredBytes,
     site_report,
 )
 
@@ -81,6 +82,7 @@ def report(layers: int = 3) -> OptimizationReport:
             "outputs": [{"name": "logits", "relative": 1e-6, "tolerance": 1e-4}],
         },
         notes=("opset imports kept",),
+        stored=StoredBytes(100_000_000, 100_000_000),
     )
 
 
