@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import subprocess
@@ -33,6 +34,47 @@ def test_absorbed_weights_are_in_the_state_dict_and_unused_ones_are_gone(program
     assert gone == {f"model.model.{layer}.kv_b_proj.weight" for layer in layers}
     kept = set(program.state_dict) & set(optimized.state_dict)
     assert all(optimized.state_dict[name] is program.state_dict[name] for name in kept)
+
+
+def targets(program):
+    modules = (m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule))
+    return [str(node.target) for module in modules for node in module.graph.nodes]
+
+
+def test_an_attention_is_one_operator_and_no_conditional(optimized):
+    called = targets(optimized)
+    assert called.count("mla_opt.multi_head_latent_attention.default") == 2
+    assert not [name for name in called if "cond" in name or "mla_opt.latent" in name]
+
+
+@pytest.mark.parametrize("prefill", ["absorbed", "expanded"])
+def test_one_form_by_name(program, prefill):
+    result = mla_opt.optimize(program, prefill=prefill, weights="keep")
+    assert result.report.verification["passed"]
+    nodes = [node for node in result.model.graph.nodes if "form" in node.kwargs]
+    assert [node.kwargs["form"] for node in nodes] == [prefill] * 2
+
+
+def test_weights_as_two_matrices(program):
+    result = mla_opt.optimize(program, weights="float", verify=False)
+    called = targets(result.model)
+    assert "cond" in called
+    assert "mla_opt.latent_attention.default" in called
+    assert exporting.worst_error(exporting.model("deepseek_v3"), result.model.module()) < 5e-5
+
+
+def test_weights_of_16_bits_stay_so(program):
+    """A float32 program whose weights are numbers of bfloat16."""
+    short = {
+        name: torch.nn.Parameter(each.to(torch.bfloat16).float()) if "kv_b_proj" in name else each
+        for name, each in program.state_dict.items()
+    }
+    rounded = copy.copy(program)
+    rounded._state_dict = short
+    result = mla_opt.optimize(rounded)
+    assert result.report.verification["passed"]
+    kept = [each for name, each in result.model.state_dict.items() if "kv_b" in name]
+    assert [each.dtype for each in kept] == [torch.bfloat16] * 2
 
 
 def test_it_is_called_as_before_and_keeps_its_dynamic_shapes(program, optimized):

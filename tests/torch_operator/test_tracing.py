@@ -11,8 +11,11 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mla_opt.operator import Signature
+from mla_opt.operator.multi_head import MultiHeadSignature
 from tests.operator.cases import BATCH, RANK, ROPE, operands
-from tests.torch_operator.calls import IN_PLACE, OPERATOR, attributes, positional
+from tests.operator.multi_head_cases import SMALL, SMALL_STORAGES, weights
+from tests.torch_operator import multi_head_calls
+from tests.torch_operator.calls import IN_PLACE, OPERATOR, attributes, positional, tensor
 
 ROOT = Path(__file__).parent.parent.parent
 WIDTH = RANK + ROPE
@@ -49,15 +52,49 @@ class Static(torch.nn.Module):
         return IN_PLACE(query, latent, cache, past_len, None, sink, **attributes(STATIC)) * 2.0
 
 
+class Holding(torch.nn.Module):
+    """Both forms of the operator that holds its weights, which are the module's own."""
+
+    def __init__(self):
+        super().__init__()
+        kv_b = tensor(weights(*SMALL_STORAGES["float32"], SMALL)["kv_b"])
+        self.kv_b = torch.nn.Parameter(kv_b)
+
+    def forward(self, growing, static):
+        query, latent, cache, rope_cache, bias = growing
+        narrow = query[..., : SMALL.qk_head_dim]
+        made, *caches = multi_head_calls.OPERATOR(
+            narrow,
+            self.kv_b,
+            latent,
+            cache,
+            bias=bias,
+            rope_cache=rope_cache,
+            **multi_head_calls.attributes(MultiHeadSignature(GROWING)),
+        )
+        query, latent, cache, past_len, sink = static
+        written = multi_head_calls.IN_PLACE(
+            query[..., : SMALL.qk_head_dim] + 1.0,
+            self.kv_b,
+            latent,
+            cache,
+            past_len,
+            None,
+            sink,
+            **multi_head_calls.attributes(MultiHeadSignature(STATIC)),
+        )
+        return made * 2.0, *caches, written * 2.0
+
+
 class Both(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.growing, self.static = Growing(), Static()
+        self.growing, self.static, self.holding = Growing(), Static(), Holding()
         self.eval().requires_grad_(False)
 
     def forward(self, growing, static):
-        return self.static(*static), *self.growing(*growing)
+        return self.static(*static), *self.growing(*growing), *self.holding(growing, static)
 
 
 def growing(query_len, past):
