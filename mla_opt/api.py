@@ -107,7 +107,8 @@ def optimize(
         keep_activation_quantization: refuse attentions whose activations are quantized; if not,
             they are rewritten without that, and the report says so.
         weights: ``keep`` lets one operator hold W_UK and W_UV in the bits that the model stores
-            them in, for ``onnxruntime``; ``float`` stores them in the type of the queries; ``auto`` keeps them where that is possible and nothing folds them.
+            them in, for ``onnxruntime``; ``float`` stores them in the type of the queries; ``auto``
+            keeps them where that is possible and nothing folds them.
         allow_unmatched: return the model as it is if nothing matches.
         observer: told of every pass and every verification run.
 
