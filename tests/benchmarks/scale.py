@@ -3,7 +3,7 @@
     python -m tests.benchmarks.scale [--layers N ...] [--kinds float16 4bit] [--weights auto float]
 
 Each model is made, optimized from file to file without verification in a process of its own, copied
-with `cp`, and removed again. 61 layers need 45 GB of disk. Prints one row a run, and the memory
+with `cp`, and removed again. 61 layers need 31 GB of disk. Prints one row a run, and the memory
 that each further layer takes.
 """
 
