@@ -64,17 +64,20 @@ def test_weights_as_two_matrices(program):
 
 
 def test_weights_of_16_bits_stay_so(program):
-    """A float32 program whose weights are numbers of bfloat16."""
+    """A float32 program whose weights are numbers of float16."""
     short = {
-        name: torch.nn.Parameter(each.to(torch.bfloat16).float()) if "kv_b_proj" in name else each
+        name: torch.nn.Parameter(each.half().float()) if "kv_b_proj" in name else each
         for name, each in program.state_dict.items()
     }
     rounded = copy.copy(program)
     rounded._state_dict = short
     result = mla_opt.optimize(rounded)
     assert result.report.verification["passed"]
-    kept = [each for name, each in result.model.state_dict.items() if "kv_b" in name]
-    assert [each.dtype for each in kept] == [torch.bfloat16] * 2
+    for layer in range(2):
+        kept = result.model.state_dict[f"layers.{layer}.self_attn.mla.kv_b"]
+        stored = short[f"model.model.layers.{layer}.self_attn.kv_b_proj.weight"]
+        assert kept.dtype == torch.float16
+        assert torch.equal(kept.float(), stored)
 
 
 def test_it_is_called_as_before_and_keeps_its_dynamic_shapes(program, optimized):

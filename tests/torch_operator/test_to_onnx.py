@@ -12,8 +12,13 @@ import torch
 import mla_opt
 from mla_opt.errors import InputError
 from mla_opt.operator import DOMAIN, Signature, function_body
+from mla_opt.operator.multi_head import INPUTS as MULTI_HEAD_INPUTS
+from mla_opt.operator.multi_head import MultiHeadSignature
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME
 from tests.operator.cases import NARROW_SIGNATURES, RANK, SCALE, name, operands
+from tests.operator.multi_head_cases import SMALL, SMALL_STORAGES, weights
+from tests.operator.multi_head_cases import operands as multi_head_operands
+from tests.torch_operator import multi_head_calls
 from tests.torch_operator.calls import OPERATOR, assert_matches, attributes, positional, tensor
 
 SIGNATURES = [
@@ -113,3 +118,44 @@ def test_an_output_that_is_not_there_is_refused():
 def test_what_is_no_program_is_refused():
     with pytest.raises(InputError, match="not a ndarray"):
         mla_opt.attach_function_bodies(np.zeros(1))
+
+
+class Holding(torch.nn.Module):
+    """The operator that holds its weights, which are the module's own."""
+
+    def __init__(self, signature, feeds):
+        super().__init__()
+        self.signature = signature
+        for key, value in feeds.items():
+            if key.startswith("kv_b"):
+                self.register_buffer(key, multi_head_calls.tensor(value))
+
+    def forward(self, given):
+        held = [getattr(self, key, None) for key in MULTI_HEAD_INPUTS]
+        operands = [own if own is not None else other for own, other in zip(held, given)]
+        outputs = multi_head_calls.OPERATOR(
+            *operands, **multi_head_calls.attributes(self.signature)
+        )
+        return (outputs[0] * 1.0, outputs[1])
+
+
+@pytest.mark.parametrize("storage", ["float16", "packed4_zeros"])
+def test_weights_go_as_they_are_stored(storage):
+    how, *types = SMALL_STORAGES[storage]
+    signature = MultiHeadSignature(Signature(has_cache=True, causal=True), how)
+    feeds = multi_head_operands(signature, weights(how, *types, SMALL))
+    given = [
+        None if key.startswith("kv_b") else value
+        for key, value in zip(MULTI_HEAD_INPUTS, multi_head_calls.positional(feeds))
+    ]
+    program = torch.export.export(Holding(signature, feeds), (given,))
+    table = mla_opt.onnx_translation_table()
+    model = mla_opt.attach_function_bodies(
+        torch.onnx.export(program, custom_translation_table=table, verbose=False)
+    )
+    (node,) = nodes(model)
+    assert (node.op_type, len(node.inputs)) == ("MultiHeadLatentAttention", len(signature.slots))
+    fed = {key: value for key, value in feeds.items() if not key.startswith("kv_b")}
+    for kernel in (True, False):
+        got = [tensor(value) for value in run(model, fed, kernel)]
+        multi_head_calls.assert_matches([*got, torch.empty(0)], signature, feeds)
