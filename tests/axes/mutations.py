@@ -38,8 +38,8 @@ POINTS = {
 LENGTHS = {"b": (0, 2, 3), "t": (0, 3, 100, 1000), "s": (0, 3, 100, 200), "h": (0, 1), "w": (0, 1)}
 """Beyond which length it acts, by axis."""
 
-COUNTS = (3, 100, 1000)
-"""Tokens beyond which heads or width are others."""
+COUNTS = {"s": (3, 100, 200), "t": (3, 100, 1000)}
+"""Tokens, of the query or in sight, beyond which heads or width are others."""
 
 Change = Callable[[Tape, Value, int, int], str]
 
@@ -50,19 +50,20 @@ def every() -> list[str]:
         f"{point} {axis} {kind} {length}"
         for point, letters in POINTS.items()
         for axis in letters
-        for kind in _kinds(letters, axis)
-        for length in _lengths(axis, kind)
+        for kind in _kinds(point, axis)
+        for length in _lengths(letters, axis, kind)
     ]
 
 
-def _kinds(letters: str, axis: str) -> tuple[str, ...]:
-    whole = tuple(WHOLE) if axis == letters[0] else ()
-    return (*ALONG, *whole, *(by_count.KINDS if axis in "hw" else ()))
+def _kinds(point: str, axis: str) -> tuple[str, ...]:
+    whole = tuple(WHOLE) if axis == POINTS[point][0] else ()
+    along = tuple(ALONG) if point != "sinks" or axis == "h" else OF_NUMBERS
+    return (*along, *whole, *(by_count.KINDS if axis in "hw" else ()))
 
 
-def _lengths(axis: str, kind: str) -> tuple[int, ...]:
+def _lengths(letters: str, axis: str, kind: str) -> tuple[int, ...]:
     if kind in by_count.KINDS:
-        return COUNTS
+        return COUNTS["s" if "s" in letters else "t"]
     return LENGTHS[axis] if kind in ALONG else (0,)
 
 
@@ -310,6 +311,9 @@ ALONG: dict[str, Change] = {
     "by_count": _by_count,
 }
 """What acts along an axis, beyond a length."""
+
+OF_NUMBERS = ("cropped", "windowed", "cut", "dropped", "louder", "by_count")
+"""What acts along an axis whose places all hold the same, too."""
 
 WHOLE: dict[str, Change] = {
     "summed": _summed,

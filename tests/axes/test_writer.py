@@ -20,6 +20,7 @@ NO_CHANGE = {
     "latent b misread 0": "the axis beside the sequences is of size one",
     "k_pe b misread 0": "the axis beside the sequences is of size one",
     "probs b clipped 0": "probabilities are in the bounds",
+    "sinks b clipped 0": "these sinks are in the bounds",
     "probs b absolute 0": "probabilities are positive",
 }
 
@@ -56,7 +57,9 @@ def _agrees(plan: Plan) -> bool:
     """Whether a plan computes what its plain writing does, where there is no past."""
     models = [build(plan), build(plain(plan))]
     runners = [Runner(model, understand(model)) for model in models]
-    for size in (Size(2, 5, 0), Size(3, 4, 0, "ragged")):
+    for size in (Size(2, 5, 0), Size(3, 4, 0, "ragged"), Size(2, 2, 0)):
+        if not runners[0].inputs.fits(size):
+            continue
         feeds = [Feeds(each.inputs, size).draw() for each in runners]
         drawn = {name: array for name, array in feeds[0].items() if not name.startswith("past")}
         made = []
@@ -104,9 +107,11 @@ def test_all_mutations_change_what_is_computed() -> None:
 
 
 def _where_it_acts(mutation: str) -> Plan:
-    """A plan with two latents, products that are summed, or a softmax written out, as needed."""
+    """A plan with what a mutation needs: two latents, sinks, summed products, a written softmax."""
     if mutation.startswith("second "):
         return Plan(groups="apart")
+    if mutation.startswith("sinks "):
+        return Plan(sinks="some")
     if mutation.startswith(("last_key ", "product ")) or mutation == "model - subtracted 0":
         return Plan(key="two_products")
     return Plan(exponential="by_hand" if mutation in _OF_EXPONENTIALS else "softmax")
