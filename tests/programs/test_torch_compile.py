@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.exports.families import FAMILIES
+from tests.exports.flat import FlatCausalLM
 from tests.programs import exporting
 
 
@@ -20,7 +21,8 @@ def fresh():
 
 def test_steps_of_a_growing_cache_are_compiled_once(caplog):
     caplog.set_level(logging.INFO, logger="mla_opt")
-    flat = exporting.model("deepseek_v3")
+    layer = FAMILIES["deepseek_v3"].build("sdpa", num_hidden_layers=1)
+    flat = FlatCausalLM(layer, cache=True)
     compiled = torch.compile(flat, backend="mla_opt")
     sizes = tuple((1, 1, past) for past in (7, 8, 9, 15))
     assert exporting.worst_error(flat, compiled, sizes) < 5e-5
