@@ -1,132 +1,22 @@
-"""Emits standard ONNX operators, and the fused operator, at one place of a model."""
+"""Emits standard ONNX operators, and this package's own, at one place of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 
-from mla_opt.aside import Aside
 from mla_opt.errors import InputError, PassError
-from mla_opt.geometry import MlaGeometry
-from mla_opt.graphs.onnx.made_tensors import tensor_of
+from mla_opt.graphs.onnx.emitter import set_dtype
+from mla_opt.graphs.onnx.operators import OperatorBuilder
 from mla_opt.graphs.protocol import BranchBody, Builder
 from mla_opt.handles import Array
-from mla_opt.operator import contract
-from mla_opt.operator.crossover import CROSSOVER_OP_TYPE, crossover_attributes, define_crossover
-from mla_opt.operator.kv_b import Storage
-from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE, MultiHeadSignature
-from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, BodyStyle
-from mla_opt.operator.onnx.multi_head_node import define_multi_head, multi_head_signature_of
-from mla_opt.operator.onnx.node import define, signature_of
-from mla_opt.sites import PrefillForm
 
 
-class OnnxBuilder:
-    """Emits nodes in front of a node of the main graph, or into a branch of its own.
-
-    Stored tensors always go to the main graph, where the branches see them too. Names are made
-    unique within the model.
-    """
-
-    def __init__(
-        self,
-        model: ir.Model,
-        before: ir.Node | None,
-        prefix: str,
-        names: set[str],
-        *,
-        style: BodyStyle = ONNX_RUNTIME,
-        aside: Aside | None = None,
-    ) -> None:
-        self._model = model
-        self._before = before
-        self._prefix = prefix
-        self._names = names
-        self._style = style
-        self._aside = aside or Aside()
-        self.emitted: list[ir.Node] = []
-
-    # Emission
-
-    def _emit(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        name: str,
-        attributes: Mapping[str, Any] | None = None,
-        *,
-        outputs: Sequence[str] = ("",),
-        domain: str = "",
-        overload: str = "",
-    ) -> tuple[ir.Value, ...]:
-        values = [ir.Value(name=self._unique(f"{name}{suffix}")) for suffix in outputs]
-        node = ir.node(
-            op_type,
-            inputs,
-            attributes=dict(attributes or {}),
-            domain=domain,
-            overload=overload,
-            outputs=values,
-            name=self._unique(f"{name}/{op_type}"),
-        )
-        if self._before is not None:
-            self._model.graph.insert_before(self._before, node)
-        self.emitted.append(node)
-        return tuple(values)
-
-    def _one(
-        self, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: Any
-    ) -> ir.Value:
-        (value,) = self._emit(op_type, inputs, name, attributes)
-        if inputs:
-            _set_dtype(value, inputs[0].dtype)
-        return value
-
-    def _unique(self, name: str) -> str:
-        full = base = f"{self._prefix}/{name}"
-        count = 1
-        while full in self._names:
-            count += 1
-            full = f"{base}_{count}"
-        self._names.add(full)
-        return full
-
-    # Stored tensors
-
-    def constant(self, array: Array, name: str, dtype: np.dtype[Any] | None = None) -> ir.Value:
-        """A stored tensor of the main graph; a large one is converted whenever it is read."""
-        full = self._unique(name)
-        tensor = tensor_of(self._aside.keep(array), array.dtype if dtype is None else dtype, full)
-        value = ir.Value(
-            name=full,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self._model.graph.initializers[full] = value
-        return value
-
-    def integers(self, *numbers: int) -> ir.Value:
-        """An int64 vector, stored once per model."""
-        name = "mla_opt/int64/" + "_".join(map(str, numbers))
-        while (known := self._model.graph.initializers.get(name)) is not None:
-            if _holds(known, numbers):
-                return known
-            name += "_"  # a tensor that the file brought along under this name
-        if name in self._names:
-            name = self._unique(name)
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape([len(numbers)]),
-            type=ir.TensorType(ir.DataType.INT64),
-            const_value=ir.Tensor(np.asarray(numbers, dtype=np.int64), name=name),
-        )
-        self._model.graph.initializers[name] = value
-        self._names.add(name)
-        return value
+class OnnxBuilder(OperatorBuilder):
+    """What the passes emit with: the protocol's ``Builder`` for ONNX."""
 
     def scalar_like(self, number: float, like: ir.Value, name: str) -> ir.Value:
         """A stored scalar of another value's element type."""
@@ -150,7 +40,7 @@ class OnnxBuilder:
     def declare_like(self, value: ir.Value, like: ir.Value) -> None:
         """Note that a value has another's element type, where the file does not say."""
         if value.dtype is None:
-            _set_dtype(value, like.dtype)
+            set_dtype(value, like.dtype)
 
     def is_boolean(self, value: ir.Value) -> bool:
         """Whether the element type is boolean."""
@@ -211,7 +101,7 @@ class OnnxBuilder:
     def where(self, condition: ir.Value, chosen: ir.Value, other: ir.Value, name: str) -> ir.Value:
         """``chosen`` where ``condition``, else ``other``."""
         (value,) = self._emit("Where", [condition, chosen, other], name)
-        _set_dtype(value, chosen.dtype)
+        set_dtype(value, chosen.dtype)
         return value
 
     def concat(self, parts: Sequence[ir.Value], axis: int, name: str) -> ir.Value:
@@ -227,7 +117,7 @@ class OnnxBuilder:
             "Split", inputs, "split", {"axis": axis}, outputs=[f"/{n}" for n in names]
         )
         for piece in pieces:
-            _set_dtype(piece, value.dtype)
+            set_dtype(piece, value.dtype)
         return pieces
 
     def gather(self, value: ir.Value, indices: Sequence[int], axis: int, name: str) -> ir.Value:
@@ -361,82 +251,7 @@ class OnnxBuilder:
                 f" {self._model.opset_imports['']}; raise it (mla_opt.graphs.onnx.opset.at_least)"
             )
 
-    # The fused operator and branches
-
-    def latent_attention(
-        self,
-        operands: Mapping[str, ir.Value],
-        *,
-        scale: float,
-        kv_lora_rank: int,
-        causal: bool,
-        name: str,
-    ) -> tuple[ir.Value, ...]:
-        """One ``LatentAttention`` with its function body; outputs in the contract's order."""
-        signature = signature_of(operands, causal)
-        overload = define(self._model, signature, operands["query"].dtype, style=self._style)
-        attributes = signature.node_attributes(scale, kv_lora_rank)
-        return self._attention(contract.OP_TYPE, operands, signature, attributes, name, overload)
-
-    def multi_head_latent_attention(
-        self,
-        operands: Mapping[str, ir.Value],
-        *,
-        storage: Storage,
-        scale: float,
-        geometry: MlaGeometry,
-        causal: bool,
-        form: PrefillForm,
-        name: str,
-    ) -> tuple[ir.Value, ...]:
-        """One ``MultiHeadLatentAttention`` with its body; outputs in the contract's order."""
-        signature = multi_head_signature_of(operands, storage, form, causal)
-        overload = define_multi_head(
-            self._model, signature, operands["query"].dtype, style=self._style
-        )
-        attributes = signature.node_attributes(scale, geometry)
-        return self._attention(MULTI_HEAD_OP_TYPE, operands, signature, attributes, name, overload)
-
-    def _attention(
-        self,
-        op_type: str,
-        operands: Mapping[str, ir.Value],
-        signature: contract.Signature | MultiHeadSignature,
-        attributes: Mapping[str, Any],
-        name: str,
-        overload: str,
-    ) -> tuple[ir.Value, ...]:
-        """A node of one of our operators; its output has the query's type, caches the cache's."""
-        values = self._emit(
-            op_type,
-            signature.arrange(operands),
-            name,
-            attributes,
-            outputs=[f"/{each}" for each in signature.outputs],
-            domain=contract.DOMAIN,
-            overload=overload,
-        )
-        output, *caches = values
-        _set_dtype(output, operands["query"].dtype)
-        for cache, kept in zip(caches, ("cache", "rope_cache")):
-            _set_dtype(cache, operands[kept].dtype)
-        return values
-
-    def prefill_crossover(
-        self, geometry: MlaGeometry, counted: int, rows: ir.Value, name: str
-    ) -> ir.Value:
-        """One ``PrefillCrossover`` with its function body, which returns ``counted``."""
-        define_crossover(self._model)
-        kind = ir.DataType.FLOAT if rows.dtype is None else rows.dtype
-        (value,) = self._emit(
-            CROSSOVER_OP_TYPE,
-            [],
-            name,
-            crossover_attributes(geometry, counted, kind),
-            domain=contract.DOMAIN,
-        )
-        value.dtype = ir.DataType.INT64
-        return value
+    # Branches
 
     def branch(
         self,
@@ -455,7 +270,7 @@ class OnnxBuilder:
             "If", [condition], name, graphs, outputs=[f"/{index}" for index in range(len(outputs))]
         )
         for value, output in zip(values, outputs):
-            _set_dtype(value, output.dtype)
+            set_dtype(value, output.dtype)
         return values
 
     def _branch_graph(self, body: BranchBody, name: str) -> ir.Graph:
@@ -475,21 +290,3 @@ class OnnxBuilder:
             opset_imports=self._model.opset_imports,
             name=f"{self._prefix}/{name}",
         )
-
-
-def _set_dtype(value: ir.Value, dtype: ir.DataType | None) -> None:
-    """Declare an element type, unless it is unknown: a type without one cannot be stored."""
-    if dtype is not None:
-        value.dtype = dtype
-
-
-def _holds(value: ir.Value, numbers: tuple[int, ...]) -> bool:
-    """Whether a stored tensor is just this vector, whoever has stored it."""
-    tensor = value.const_value
-    return (
-        tensor is not None
-        and not value.is_graph_input()
-        and tensor.dtype == ir.DataType.INT64
-        and tuple(tensor.shape.numpy()) == (len(numbers),)
-        and tuple(tensor.numpy().tolist()) == numbers
-    )
