@@ -117,7 +117,7 @@ def _register(name: str, schema: str, kernels: dict[str, str], fake: str) -> Non
     operator = getattr(getattr(torch.ops, DOMAIN), name).default
     _library.impl(name, without_gradient(operator), "Autograd", with_keyset=True)
     torch.library.register_fake(qualified, _kernel(fake), lib=_library)
-    torch.library.register_vmap(qualified, refuse_vmap, lib=_library)
+    torch.library.register_vmap(qualified, refuse_vmap(qualified), lib=_library)
 
 
 # Its methods have no types that a checker could see.

@@ -8,14 +8,12 @@ from typing import Any, NoReturn
 import torch
 from torch import _C, Tensor
 
-from mla_opt.operator.contract import OP_TYPE
-
 _NO_GRADIENT = (
-    f"{OP_TYPE} has no gradient: it is for inference. Run the model under torch.no_grad() or "
+    "{} has no gradient: it is for inference. Run the model under torch.no_grad() or "
     "torch.inference_mode(), or train the model that this one was made from"
 )
 _NO_BATCHING = (
-    f"{OP_TYPE} cannot be vectorized by torch.vmap: its operands have a batch axis of their own, "
+    "{} cannot be vectorized by torch.vmap: its operands have a batch axis of their own, "
     "which can take the vectorized one in"
 )
 
@@ -24,12 +22,13 @@ class _WithoutGradient(torch.autograd.Function):
     """Runs forward, so that a model need not be frozen to be called, and not backward."""
 
     @staticmethod
-    def forward(context: Any, run: Callable[..., Any], *operands: Tensor | None) -> Any:
+    def forward(context: Any, name: str, run: Callable[..., Any], *operands: Tensor | None) -> Any:
+        context.name = name
         return run(*operands)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> NoReturn:
-        raise RuntimeError(_NO_GRADIENT)
+        raise RuntimeError(_NO_GRADIENT.format(context.name))
 
 
 def without_gradient(operator: Any) -> Callable[..., Any]:
@@ -45,12 +44,16 @@ def without_gradient(operator: Any) -> Callable[..., Any]:
                 return operator.redispatch(below, *operands, **attributes)
 
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands):
-            return _WithoutGradient.apply(run, *operands)  # type: ignore[no-untyped-call]
+            return _WithoutGradient.apply(operator._schema.name, run, *operands)  # type: ignore[no-untyped-call]
         return run(*operands)
 
     return kernel
 
 
-def refuse_vmap(info: Any, in_dims: Any, *operands: Any, **attributes: Any) -> NoReturn:
-    """Stand where a batching rule would."""
-    raise RuntimeError(_NO_BATCHING)
+def refuse_vmap(name: str) -> Callable[..., NoReturn]:
+    """Return what stands where a batching rule of operator ``name`` would."""
+
+    def refuse(info: Any, in_dims: Any, *operands: Any, **attributes: Any) -> NoReturn:
+        raise RuntimeError(_NO_BATCHING.format(name))
+
+    return refuse
