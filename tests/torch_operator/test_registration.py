@@ -180,7 +180,7 @@ def test_gradients_are_refused(operator):
     given[0].requires_grad_()
     result = operator(*given, **attributes(EVERYTHING))
     output = result if operator is IN_PLACE else result[0]
-    with pytest.raises(RuntimeError, match="::latent_attention_? has no gradient: it is for"):
+    with pytest.raises(RuntimeError, match=r"::latent_attention_? has no gradient: it is for"):
         output.sum().backward()
     with torch.no_grad():
         result = operator(*given, **attributes(EVERYTHING))
@@ -196,7 +196,7 @@ def test_vmap_is_refused(operator):
         result = operator(*operands, **attributes(EVERYTHING))
         return result if operator is IN_PLACE else result[0]
 
-    with pytest.raises(RuntimeError, match="::latent_attention_? cannot be vectorized"):
+    with pytest.raises(RuntimeError, match=r"::latent_attention_? cannot be vectorized"):
         torch.vmap(one)(*stacked)
 
 
