@@ -321,6 +321,12 @@ def _weights(site: LatentAttentionSite, images: _Images) -> LatentWeights:
             " share: how much of the bias a query gets is not known after the attention",
             (site.core.last,),
         )
+    if site.core.sink is not None and np.any(images.key_offset):
+        raise NotLatentError(
+            "sink_with_key_bias",
+            "its keys have a bias, which moves all scores of a query but not its sink's",
+            (site.core.first,),
+        )
     return LatentWeights(
         by_head=_by_head(images, nope_dims, factor),
         value_bias=bias if np.any(bias) else None,
