@@ -21,7 +21,7 @@ from mla_opt.errors import PassError
 from mla_opt.graphs.protocol import Graph
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite
-from mla_opt.sites.layout import QUERY
+from mla_opt.sites.layout import HIDDEN, QUERY
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def _absorb(graph: Graph, site: LatentAttentionSite) -> None:
     folded = site.output_projection
     site.output = emitted.output
     if folded is not None:
-        graph.replace(folded.result, emitted.output)
+        result = restored(builder, emitted.output, folded.layout, HIDDEN, "projected_as_it_was")
+        graph.replace(folded.result, result)
         return
     made = restored(builder, emitted.output, layouts(site).output, QUERY, "output_as_it_was")
     graph.replace(site.core.output, made)

@@ -232,7 +232,10 @@ class _Packing:
     def pack(self, site: LatentAttentionSite) -> bool:
         """Put the rows of a site into one tensor ``[B, 1, T, C + R]``; says whether it did."""
         if site.cache is not None and len(site.cache.past) == 1:
-            self.found += site.cache.own
+            if self.buffers or self._is_free(site):
+                self.found += site.cache.own
+            else:  # a buffer has rows behind those of the past
+                site.cache = None
             return False
         if not site.held or not self._is_free(site):
             site.cache = None

@@ -28,6 +28,7 @@ from mla_opt.matching.core_axes import ReadCore
 from mla_opt.matching.fused_core import adds_own_rows
 from mla_opt.matching.latent_region import latent_site
 from mla_opt.matching.not_latent import NotLatentError
+from mla_opt.matching.row_caches import check_same_rows
 from mla_opt.matching.summed_products import summed_products
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import (
@@ -62,6 +63,7 @@ class FindLatentAttention(Pass):
             try:
                 graph.nearest_binding(*EXAMPLE)  # inputs that contradict each other show here
                 site = latent_site(graph, read)
+                check_same_rows(graph.sites, site)
                 _check_causal(graph, site)
             except (NotLatentError, MlaOptError) as error:
                 name = _unique(_site_name(graph, (core.value, core.key), number), names)

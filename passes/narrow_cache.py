@@ -10,6 +10,7 @@ narrow type gain its speed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -39,17 +40,21 @@ class NarrowCache(Pass):
         """Rewrite the caches, then the sites that read them, in graph order.
 
         Raises:
-            InputError: rows are kept in something else than float32.
+            InputError: rows are kept in something else than float32, or something else reads them.
         """
         if self.cache_type == "keep":
             return PassResult(len(graph.sites))
         sites = cached(graph)
-        for cache in {id(site.cache): site.cache for site in sites}.values():
-            assert cache is not None
+        caches = caches_of(sites)
+        before = names_of(past for cache in caches for past in cache.past)
+        for cache in caches:
             _narrow(graph, cache, self.cache_type)
         for site in sites:
             check_query(graph, site)
             append_in_operator(graph, site)
+        graph.prune()
+        after = names_of(rows for cache in caches for rows in cache.joined)
+        check_readers(graph, before | after, sites, "16 bits; keep the type of the cache")
         others = tuple(left_alone(site) for site in graph.sites if has_another_cache(site))
         return PassResult(len(graph.sites), len(sites), others)
 
@@ -57,6 +62,35 @@ class NarrowCache(Pass):
 def cached(graph: Graph) -> list[LatentAttentionSite]:
     """The sites whose operator appends to their cache."""
     return [site for site in graph.sites if site.can_append]
+
+
+def caches_of(sites: Iterable[LatentAttentionSite]) -> list[CacheSlots]:
+    """Every cache of the sites once."""
+    return list({id(site.cache): site.cache for site in sites if site.cache is not None}.values())
+
+
+def names_of(rows: Iterable[Value]) -> dict[Value, str]:
+    """Rows with the names that they have by now."""
+    return {value: value.name or "" for value in rows}
+
+
+def check_readers(
+    graph: Graph, rows: Mapping[Value, str], sites: Iterable[LatentAttentionSite], bits: str
+) -> None:
+    """Nothing but the operators may read rows of fewer bits, before a call or after it.
+
+    Raises:
+        InputError: something does.
+    """
+    queries = [site.query_value for site in sites if site.query_value is not None]
+    ours = {node for query in queries for node in graph.consumers(query)}
+    for value, name in rows.items():
+        for node in graph.consumers(value):
+            if node not in ours and not graph.is_shape_reader(node):
+                raise InputError(
+                    f"cache {name!r} is read by {graph.label(node)} as well, which cannot"
+                    f" read rows of {bits}"
+                )
 
 
 def has_another_cache(site: LatentAttentionSite) -> bool:

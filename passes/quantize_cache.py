@@ -12,21 +12,23 @@ The operator quantizes new rows, and attends to what their codes stand for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mla_opt.errors import InputError, PassError
+from mla_opt.errors import PassError
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
 from mla_opt.operator.quantized_rows import row_bytes, width_beside
 from mla_opt.passes.fuse_cache_append import append_in_operator
 from mla_opt.passes.narrow_cache import (
     cached,
+    caches_of,
     check_float32,
     check_query,
+    check_readers,
     has_another_cache,
     left_alone,
+    names_of,
 )
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CacheSlots, LatentAttentionSite
@@ -35,6 +37,8 @@ CodesType = Literal["keep", "int8", "fp8"]
 
 BESIDE = "_rope_scales"
 """What is added to the name of the codes to name what is beside them."""
+
+_BITS = "8 bits; use a cache type of 16 bits, or keep it"
 
 _ELEMENTS = {"int8": "int8", "fp8": "float8_e4m3fn"}
 
@@ -66,6 +70,7 @@ class QuantizeCache(Pass):
         if self.cache_type == "keep":
             return PassResult(len(graph.sites))
         sites = cached(graph)
+        before = names_of(past for cache in caches_of(sites) for past in cache.past)
         for site in sites:
             check_query(graph, site)
             if site.appends:
@@ -74,8 +79,8 @@ class QuantizeCache(Pass):
             if site.appends:
                 _return_codes(graph, site)
         graph.prune()
-        for cache in {id(site.cache): _cache(site) for site in sites}.values():
-            _check_readers(graph, cache, sites)
+        codes = names_of(cache.joined[0] for cache in caches_of(sites))
+        check_readers(graph, before | codes, sites, _BITS)
         others = tuple(left_alone(site) for site in graph.sites if has_another_cache(site))
         return PassResult(len(graph.sites), len(sites), others)
 
@@ -122,22 +127,6 @@ def _count_beside(graph: Graph, codes: Value, beside: Value, width: int) -> None
     """
     for reader in tuple(graph.shape_readers(codes)):
         graph.replace_shape(reader, [((beside, 0),), 1, ((beside, 2),), width])
-
-
-def _check_readers(graph: Graph, cache: CacheSlots, sites: Sequence[LatentAttentionSite]) -> None:
-    """Nothing else may read codes as if they were rows.
-
-    Raises:
-        InputError: something does.
-    """
-    queries = [site.query_value for site in sites if site.query_value is not None]
-    ours = {node for query in queries for node in graph.consumers(query)}
-    for node in graph.consumers(cache.joined[0]):
-        if node not in ours and not graph.is_shape_reader(node):
-            raise InputError(
-                f"cache output {cache.joined[0].name!r} is read by {graph.label(node)} as well,"
-                " which cannot read rows of 8 bits; use a cache type of 16 bits, or keep it"
-            )
 
 
 def _cache(site: LatentAttentionSite) -> CacheSlots:

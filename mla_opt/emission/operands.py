@@ -10,7 +10,7 @@ from mla_opt.graphs.protocol import EXAMPLE, Builder, Graph
 from mla_opt.handles import Value
 from mla_opt.sites import BiasTerm, LatentAttentionSite, LatentWeights, Operands, StoredWeights
 from mla_opt.sites.core import CoreLayouts, sinks_of_heads
-from mla_opt.sites.layout import KEYS, QUERY, SCORES, Layout
+from mla_opt.sites.layout import HIDDEN, KEYS, QUERY, SCORES, Layout
 
 _SWALLOWS = -1e30
 """Added to a score in float32, a number as low as this is what comes out."""
@@ -23,6 +23,8 @@ def operands(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Opera
     _complete_types(graph, site)
     absorbed = _folded_query(graph, builder, site)
     bias, seeing = _bias_and_seeing(graph, builder, site)
+    if absorbed is not None:
+        absorbed = _that_sees(builder, site, absorbed, seeing)
     nope, rope = _query_parts(graph, builder, site, weights, seeing)
     for part in (nope, rope):
         if part is not None:
@@ -46,11 +48,12 @@ def _folded_query(graph: Graph, builder: Builder, site: LatentAttentionSite) -> 
     dtype = graph.dtype(site.core.query)
     heads = site.weights.w_uk.shape[0] if site.weights is not None else 0
     weight = builder.constant(folded.weight.astype(dtype), "w_uq_uk")
-    absorbed = _by_head(builder, builder.matmul(folded.source, weight, "query_latent_rows"), heads)
+    source = standard(builder, folded.source, folded.layout, HIDDEN, "query_source")
+    absorbed = _by_head(builder, builder.matmul(source, weight, "query_latent_rows"), heads)
     builder.declare_like(absorbed, site.core.query)
     if folded.rope is not None and folded.rope_weight is not None:
         rope_weight = builder.constant(folded.rope_weight.astype(dtype), "w_uq_rope")
-        raw = builder.matmul(folded.source, rope_weight, "query_rope_rows")
+        raw = builder.matmul(source, rope_weight, "query_rope_rows")
         graph.replace(folded.rope, _by_head(builder, raw, heads))
     return absorbed
 
@@ -106,9 +109,7 @@ def _query_parts(
     seeing: Value | None,
 ) -> tuple[Value, Value | None]:
     query = standard(builder, site.core.query, layouts(site).query, QUERY, "query_by_head")
-    if seeing is not None:
-        nothing = builder.scalar_like(0.0, site.core.query, "no_query")
-        query = builder.where(seeing, query, nothing, "query_that_sees")
+    query = _that_sees(builder, site, query, seeing)
     n, r = len(weights.nope_dims), len(weights.rope_dims)
     if weights.nope_dims == tuple(range(n)) and weights.rope_dims == tuple(range(n, n + r)):
         if not r:
@@ -117,6 +118,16 @@ def _query_parts(
     nope = builder.gather(query, weights.nope_dims, 3, "query_nope")
     rope = builder.gather(query, weights.rope_dims, 3, "query_rope") if r else None
     return nope, rope
+
+
+def _that_sees(
+    builder: Builder, site: LatentAttentionSite, query: Value, seeing: Value | None
+) -> Value:
+    """A query ``[B, H, S, X]``, zero where it has no key that it may attend to."""
+    if seeing is None:
+        return query
+    nothing = builder.scalar_like(0.0, site.core.query, "no_query")
+    return builder.where(seeing, query, nothing, "query_that_sees")
 
 
 def _split(builder: Builder, query: Value, n: int, r: int) -> tuple[Value, Value]:

@@ -1,4 +1,4 @@
-"""Keys and scores that something besides the attention reads.
+"""Rows, keys and scores that something besides the attention reads.
 
 A buffer has more rows than there are keys: who reads one number for every key would see those too.
 """
@@ -16,11 +16,17 @@ _GUARDS = 8
 
 def exposed_sites(graph: Graph) -> tuple[Refusal, ...]:
     """Sites whose keys or scores something else reads: a buffer has rows that are none of them."""
-    inner = {value for site in graph.sites for value in (*site.inner, site.core.output)}
-    joined = {part.joined for site in graph.sites for part in site.expanded or ()}
+    inner = {v for site in graph.sites for v in (*_of_tokens(site), site.core.output)}
+    joined = {
+        value
+        for site in graph.sites
+        for part in (*(site.expanded or ()), *site.held)
+        for value in (part.joined, part.output)
+    }
+    inner |= joined
     refusals = []
     for site in graph.sites:
-        for value in site.inner:
+        for value in _of_tokens(site):
             others = [
                 graph.label(node)
                 for node in graph.consumers(value)
@@ -30,6 +36,15 @@ def exposed_sites(graph: Graph) -> tuple[Refusal, ...]:
                 refusals.append(_exposed(site, value, others))
                 break
     return tuple(refusals)
+
+
+def _of_tokens(site: LatentAttentionSite) -> tuple[Value, ...]:
+    """What has numbers for every key: the cached rows, and what the attention makes of them."""
+    if not site.held:
+        return site.inner
+    rows = (latent.value for latent in site.latents)
+    rope = () if site.rope is None else (site.rope,)
+    return (*site.inner, *(part.joined for part in site.held), *rows, *rope)
 
 
 def _stays_inside(graph: Graph, node: Node, inner: set[Value], depth: int = _GUARDS) -> bool:

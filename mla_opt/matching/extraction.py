@@ -19,7 +19,7 @@ from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Binding, Graph
 from mla_opt.handles import Array, Float64, Node, Value
 from mla_opt.matching.labels import Trace, trace
-from mla_opt.matching.linear_matrix import linear_matrix
+from mla_opt.matching.linear_matrix import linear_matrix, multiplies_rows
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.sites import CachedTensor, LatentAttentionSite, LatentRows, LatentWeights
 from mla_opt.sites.core import AttentionCore, CoreLayouts
@@ -194,8 +194,10 @@ def _is_plain(graph: Graph, site: LatentAttentionSite) -> bool:
     if site.projection is None:
         return False
     operation = graph.operation(site.projection)
-    axes = operation.axes if isinstance(operation, op.Linear) else None
-    return axes is not None and axes.result[-1] not in axes.first
+    if not isinstance(operation, op.Linear) or operation.axes is None:
+        return False
+    one_axis = len(operation.axes.result) == len(operation.axes.first)
+    return one_axis and multiplies_rows(graph, operation)
 
 
 def _by_labels(region: Region, projection: Node | None) -> _Images | None:
@@ -217,6 +219,8 @@ def _by_labels(region: Region, projection: Node | None) -> _Images | None:
         return keys[0, :, 0], values[0, :, 0]
 
     key, value = trace(width + r, run)
+    if not (key.alone and value.alone):
+        return None
     if np.any(value.source >= width):
         raise NotLatentError("rope_in_values", "the values depend on k_pe", (region.core.last,))
     bias = np.zeros(width) if matrix.bias is None else matrix.bias
@@ -316,6 +320,12 @@ def _weights(site: LatentAttentionSite, images: _Images) -> LatentWeights:
             "its values have a bias and its probabilities do not add up to one, for a sink has a"
             " share: how much of the bias a query gets is not known after the attention",
             (site.core.last,),
+        )
+    if site.core.sink is not None and np.any(images.key_offset):
+        raise NotLatentError(
+            "sink_with_key_bias",
+            "its keys have a bias, which moves all scores of a query but not its sink's",
+            (site.core.first,),
         )
     return LatentWeights(
         by_head=_by_head(images, nope_dims, factor),

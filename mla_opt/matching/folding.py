@@ -9,7 +9,8 @@ through the layout in between, so that its order is no special case.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +22,10 @@ from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Array, Float64, Node, Value
 from mla_opt.matching.axes import ApartError, Atom, Axis, Placement, Variables
 from mla_opt.matching.labels import trace
-from mla_opt.matching.linear_matrix import linear_matrix
+from mla_opt.matching.linear_matrix import linear_matrix, multiplies_rows
 from mla_opt.matching.region import Region, walk
 from mla_opt.sites import LatentAttentionSite, LatentWeights, OutputProjection, QueryProjection
-from mla_opt.sites.layout import QUERY, is_standard
+from mla_opt.sites.layout import QUERY, Layout, Part, Role, is_standard
 
 
 class FoldBlockedError(MlaOptError):
@@ -43,22 +44,25 @@ def query_projection(graph: Graph, site: LatentAttentionSite) -> QueryProjection
     """Find W_UQ. Raises `FoldBlockedError`."""
     weights = _weights(site)
     split, nope, rope = _query_split(graph, site, weights)
-    projected = _projected(graph, nope, split)
+    projected, variables, rows = _projected(graph, nope, split)
     linear = graph.producer(projected)
     assert linear is not None
     operation = graph.operation(linear)
     assert isinstance(operation, op.Linear)
+    _check_rows(graph, operation, linear)
+    layout = _source_layout(variables, rows[: _rank_of_rows(graph, operation) - 1], linear)
     if rope is not None:
         _check_walk(graph, *_query_axes(graph, rope), projected)
     matrix = _matrix(graph, linear)
-    columns = _columns(graph, projected, nope)
+    columns = _columns(graph, projected, len(layout), nope)
     folded = np.einsum("xhn,hnc->xhc", matrix[:, columns.index] * columns.factor, weights.w_uk)
     rope_weight = None
     if rope is not None:
-        parts = _columns(graph, projected, rope)
+        parts = _columns(graph, projected, len(layout), rope)
         picked = matrix[:, parts.index] * parts.factor
         rope_weight = picked.reshape(len(matrix), -1)
-    return QueryProjection(operation.data, folded.reshape(len(matrix), -1), rope, rope_weight)
+    weight = folded.reshape(len(matrix), -1)
+    return QueryProjection(operation.data, layout, weight, rope, rope_weight)
 
 
 def output_projection(graph: Graph, site: LatentAttentionSite) -> OutputProjection:
@@ -67,11 +71,11 @@ def output_projection(graph: Graph, site: LatentAttentionSite) -> OutputProjecti
     if weights.value_bias is not None:
         raise FoldBlockedError("the values have a bias", (site.core.last,))
     linear, data = _following_linear(graph, site.core.output)
-    _check_even_after(graph, site, data)
+    layout = _result_layout(graph, site, data)
     matrix = _matrix(graph, linear)
     rows = _rows(graph, site.core.output, data)
     folded = np.einsum("hcv,hve->hce", weights.w_uv, matrix[rows])
-    return OutputProjection(folded.reshape(-1, matrix.shape[1]), graph.results(linear)[0])
+    return OutputProjection(folded.reshape(-1, matrix.shape[1]), graph.results(linear)[0], layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +116,8 @@ def _query_split(
     return split, nope, parts[1]
 
 
-def _projected(graph: Graph, part: Value, split: Node) -> Value:
-    """What the one projection makes that a part of the query is moved from.
+def _projected(graph: Graph, part: Value, split: Node) -> tuple[Value, Variables, Placement]:
+    """What the one projection makes that a part of the query is moved from, and its axes.
 
     Every token of the part is made of the same token of that, at every size.
     """
@@ -122,11 +126,12 @@ def _projected(graph: Graph, part: Value, split: Node) -> Value:
         for node in graph.nodes()
         if isinstance(graph.operation(node), op.Linear)
     ]
-    region = _walked(graph, *_query_axes(graph, part), made)
+    variables, roots = _query_axes(graph, part)
+    region = _walked(graph, variables, roots, made)
     if len(region.leaves) == 1:
         (projected,) = region.leaves
         if region.leaves[projected].kind == "asked":
-            return projected
+            return projected, variables, region.axes[projected]
     nodes = tuple(node for value in region.leaves for node in _maker(graph, value))
     raise FoldBlockedError("the query is not one projection and layout", nodes or (split,))
 
@@ -145,8 +150,51 @@ def _query_axes(graph: Graph, part: Value) -> tuple[Variables, dict[Value, Place
     return variables, {part: axes}
 
 
-def _check_even_after(graph: Graph, site: LatentAttentionSite, data: Value) -> None:
-    """Every row that W_O reads is made of one token of one sequence, at every size."""
+def _check_rows(graph: Graph, linear: op.Linear, node: Node) -> None:
+    if not multiplies_rows(graph, linear):
+        raise FoldBlockedError("the projection is no matrix that multiplies each row", (node,))
+
+
+def _rank_of_rows(graph: Graph, linear: op.Linear) -> int:
+    """How many axes a projection reads."""
+    if linear.axes is not None:
+        return len(linear.axes.first)
+    return len(graph.sizes(linear.data) or ())
+
+
+def _source_layout(variables: Variables, rows: Placement, node: Node) -> Layout:
+    """Which axes of what the query is projected from are sequences and tokens, its width behind."""
+    known: dict[str, tuple[Role, int]] = {"b": ("batch", 0), "s": ("query", 0)}
+    roles = {name: role for name, role in known.items() if name in variables.sizes}
+    layout = _layout_of(variables, rows, roles)
+    if layout is None or any(sum(part.size is None for part in axis) > 1 for axis in layout):
+        raise FoldBlockedError("the query is projected from rows that are not [B, S, X]", (node,))
+    return layout
+
+
+def _layout_of(
+    variables: Variables, rows: Placement, roles: Mapping[str, tuple[Role, int]]
+) -> Layout | None:
+    """The layout of rows, by what each variable is, with an axis of their width behind it.
+
+    ``None`` where they have something else, or not everything, or that twice.
+    """
+    axes = [variables.current(axis) for axis in rows]
+    if sorted(atom.name or "" for axis in axes for atom in axis) != sorted(roles):
+        return None
+    outer = (tuple(_part(roles[atom.name or ""], atom) for atom in axis) for axis in axes)
+    return (*outer, (Part("width", None),))
+
+
+def _part(role: tuple[Role, int], atom: Atom) -> Part:
+    return Part(role[0], atom.size if isinstance(atom.size, int) else None, role[1])
+
+
+def _result_layout(graph: Graph, site: LatentAttentionSite, data: Value) -> Layout:
+    """Which axes of W_O's operand are sequences and tokens, and the last one heads and dims.
+
+    Every row of it is made of one token of one sequence, at every size.
+    """
     variables, layouts = Variables(), site.core.layouts
     shape = graph.sizes(data)
     if shape is None or layouts is None or not is_standard(layouts.output, QUERY):
@@ -155,9 +203,16 @@ def _check_even_after(graph: Graph, site: LatentAttentionSite, data: Value) -> N
     variables.whole.update(variables.sizes)
     region = _check_walk(graph, variables, {data: (*axes, _fixed(shape[-1]))}, site.core.output)
     of_output = region.axes[site.core.output]
-    rows = [atom for axis in (of_output[0], of_output[2]) for atom in variables.current(axis)]
-    if any(atom.name is None for atom in rows):
+    named: tuple[tuple[Role, Axis], ...] = (("batch", of_output[0]), ("query", of_output[2]))
+    roles: dict[str, tuple[Role, int]] = {
+        atom.name or "": (role, place)
+        for role, axis in named
+        for place, atom in enumerate(variables.current(axis))
+    }
+    layout = _layout_of(variables, axes, roles)
+    if layout is None:
         raise FoldBlockedError("tokens are mixed on their way to W_O", _maker(graph, data))
+    return layout
 
 
 def _fixed(size: Expression) -> Axis:
@@ -191,19 +246,24 @@ def _matrix(graph: Graph, linear: Node) -> Float64:
     return matrix.weight.astype(np.float64)
 
 
-def _columns(graph: Graph, projected: Value, part: Value) -> _Columns:
-    """Which column each head and dim ``[H, X]`` of a part of the projected query is."""
+def _columns(graph: Graph, projected: Value, rank: int, part: Value) -> _Columns:
+    """Which column each head and dim ``[H, X]`` of a part of the projected query is.
+
+    Columns are the axes of ``projected`` from the last of ``rank`` on.
+    """
     binding = graph.nearest_binding(*EXAMPLE)
     shape = binding.shape(projected)
     if shape is None:
         raise FoldBlockedError("the projected query has an unknown shape", _maker(graph, part))
-    kind = graph.dtype(projected)
+    kind, behind = graph.dtype(projected), shape[rank - 1 :]
 
     def run(labels: Array) -> tuple[Array, ...]:
-        fed = np.broadcast_to(labels, shape).astype(kind)
+        fed = np.broadcast_to(labels.reshape(behind), shape).astype(kind)
         return (binding.run([part], {projected: fed})[0][0, :, 0, :],)
 
-    (traced,) = trace(shape[-1], run)
+    (traced,) = trace(math.prod(behind), run)
+    if not traced.alone:
+        raise FoldBlockedError("the query is a sum of what is projected", _maker(graph, part))
     if not traced.moved.all() or np.any(traced.offset):
         raise FoldBlockedError("the query is shifted after its projection", _maker(graph, part))
     return _Columns(traced.source, traced.factor)
@@ -223,20 +283,17 @@ def _following_linear(graph: Graph, value: Value) -> tuple[Node, Value]:
             raise FoldBlockedError("more than the projection reads the output", tuple(readers))
         operation = graph.operation(readers[0])
         if isinstance(operation, op.Linear):
-            _check_one_sum(operation, readers[0])
+            _check_rows(graph, operation, readers[0])
+            _check_one_axis(operation, readers[0])
             return readers[0], value
         if not isinstance(operation, op.Layout) or len(operation.data) != 1:
             raise FoldBlockedError("something lies between the output and W_O", (readers[0],))
         value = graph.results(readers[0])[0]
 
 
-def _check_one_sum(linear: op.Linear, node: Node) -> None:
-    """W_O is read as a matrix, of which heads and dims are the rows: one axis of its operand."""
-    if linear.axes is None:
-        return
-    data, result = linear.axes.first, linear.axes.result
-    if [label for label in data if label not in result] != [data[-1]]:
-        raise FoldBlockedError("W_O is summed over heads and dims as two axes", (node,))
+def _check_one_axis(linear: op.Linear, node: Node) -> None:
+    if linear.axes is not None and len(linear.axes.result) != len(linear.axes.first):
+        raise FoldBlockedError("W_O makes more than one axis", (node,))
 
 
 def _rows(graph: Graph, output: Value, data: Value) -> Array:
@@ -254,7 +311,7 @@ def _rows(graph: Graph, output: Value, data: Value) -> Array:
         return (made.reshape(-1, made.shape[-1])[0],)
 
     (traced,) = trace(heads * width, run)
-    if not traced.moved.all() or np.any(traced.factor != 1.0):
+    if not traced.alone or not traced.moved.all() or np.any(traced.factor != 1.0):
         raise FoldBlockedError("the output is scaled on its way to W_O", _maker(graph, data))
     order = np.arange(heads * width)
     if not np.array_equal(np.sort(traced.source), order):

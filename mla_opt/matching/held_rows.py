@@ -80,7 +80,9 @@ def _with_places(
     widths = [_width(binding, tensor.joined, tensor.layout) for tensor in tensors]
     traced = _traced(graph, binding, tensors, widths, halves)
     sources = np.concatenate([each.source for each in traced])
-    exact = all(np.all(each.factor == 1.0) and not np.any(each.offset) for each in traced)
+    exact = all(
+        each.alone and np.all(each.factor == 1.0) and not np.any(each.offset) for each in traced
+    )
     if not exact or not np.array_equal(np.sort(sources), np.arange(sum(widths))):
         return None
     number = np.argsort(sources)

@@ -63,11 +63,11 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     bias = tuple(
         replace(term, layout=roles.layout(of_term)) for term, of_term in zip(core.bias, axes.bias)
     )
-    check_order(graph, core, rows)
     latents = tuple(LatentRows(row, roles.of_rows(rows.region.axes[row])) for row in rows.shared)
     rope = rows.of_keys_only[0] if rows.of_keys_only else None
     _check_layouts(core, layouts)
     held, why = ((), "") if expanded else held_rows(graph, rows, roles)
+    check_order(graph, core, (*rows.of_keys, *(tensor.joined for tensor in held)))
     return LatentAttentionSite(
         name="",
         core=replace(core, layouts=layouts, bias=bias),

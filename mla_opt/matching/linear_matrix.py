@@ -35,6 +35,23 @@ def linear_matrix(graph: Graph, binding: Binding, linear: Node) -> LinearMatrix:
     return _by_basis(graph, binding, linear, operation)
 
 
+def multiplies_rows(graph: Graph, linear: op.Linear) -> bool:
+    """Whether a layer multiplies the last axis of what it reads by one matrix for all rows.
+
+    What comes of it is behind the other axes, and those are in their order.
+    """
+    axes = linear.axes
+    if axes is None:
+        return linear.plain
+    *outer, summed = axes.first
+    before, behind = axes.result[: len(outer)], axes.result[len(outer) :]
+    if list(before) != outer or summed in axes.result or not set(behind) <= set(axes.second):
+        return False
+    shared = [place for place, label in enumerate(axes.second) if label in outer]
+    stored = graph.sizes(linear.weight) if shared else ()
+    return stored is not None and all(stored[place] == 1 for place in shared)
+
+
 def _by_basis(graph: Graph, binding: Binding, linear: Node, operation: op.Linear) -> LinearMatrix:
     """Send a zero row and the basis through the layer, as many rows a run as the binding has."""
     shape = binding.shape(operation.data)

@@ -27,6 +27,7 @@ REMEDIES = {
     "rope_in_values": _BY_DESIGN,
     "separate_projections": _BY_DESIGN,
     "not_linear": _BY_DESIGN,
+    "sink_with_key_bias": "take the bias out of the projection of the keys",
     "sink_with_value_bias": "add the bias of the values to the bias of the output projection",
     "rope_mixed": "let every head hold the whole rotary row, in the same dims",
     "unknown_shape": "run shape inference on the model, or export it with shapes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from mla_opt.graphs import operations as op
@@ -17,7 +17,7 @@ from mla_opt.matching.places import places
 from mla_opt.matching.region import Join, Region
 from mla_opt.matching.roles import Roles
 from mla_opt.matching.shared_rows import SharedRows, keeps_order
-from mla_opt.sites import AttentionCore, CachedTensor, Positions
+from mla_opt.sites import AttentionCore, CachedTensor, LatentAttentionSite, Positions
 from mla_opt.sites.layout import KEYS, ROWS, Layout, is_standard
 
 LayoutOf = Callable[[Placement], Layout]
@@ -74,6 +74,13 @@ def expanded_cache(
             "only one of keys and values is cached, or one of them twice",
             (core.first, core.last),
         )
+    if keys[0].past is values[0].past:
+        raise NotLatentError(
+            "cache_axes",
+            f"the cache {keys[0].past.name!r} holds keys and values of every head side by side",
+            (core.first, core.last),
+            "cache keys and values in a tensor each",
+        )
     pair = [cached_tensor(graph, roles.layout, rows.region, join) for join in (*keys, *values)]
     check_written_alike(graph, pair, (core.first, core.last))
     for part in pair:
@@ -86,6 +93,34 @@ def expanded_cache(
                 part.others,
             )
     return pair[0], pair[1]
+
+
+def check_same_rows(sites: Iterable[LatentAttentionSite], site: LatentAttentionSite) -> None:
+    """Attentions that read one cache of expanded rows make those of the same latent rows.
+
+    Raises:
+        NotLatentError: one before this makes them of others.
+    """
+    pasts, rows = _pasts(site), _rows(site)
+    for other in sites:
+        theirs = _pasts(other)
+        alike = pasts[:1] == theirs[:1] and rows == _rows(other)
+        if set(pasts) & set(theirs) and not alike:
+            raise NotLatentError(
+                "cache_read_twice",
+                f"{other.name} reads a cache of this one, too, and makes its keys and values of"
+                " other rows",
+                (site.core.first, site.core.last),
+            )
+
+
+def _pasts(site: LatentAttentionSite) -> tuple[Value, ...]:
+    """The caches of expanded rows, keys first."""
+    return tuple(part.past for part in site.expanded or ())
+
+
+def _rows(site: LatentAttentionSite) -> tuple[Value | None, ...]:
+    return (*(row.value for row in site.latents), site.rope)
 
 
 def _check_may_change(graph: Graph, part: CachedTensor, at: tuple[Node, ...]) -> None:

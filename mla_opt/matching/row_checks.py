@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
 from mla_opt.graphs.protocol import Graph
@@ -224,10 +226,13 @@ def _is_moved(graph: Graph, value: Value) -> bool:
     )
 
 
-def check_order(graph: Graph, core: AttentionCore, rows: SharedRows) -> None:
-    """Neither query nor masks are computed from the rows, which the operator returns."""
+def check_order(graph: Graph, core: AttentionCore, rows: Iterable[Value]) -> None:
+    """Neither query nor masks are computed from the rows, which the operator returns.
+
+    ``rows`` are those that keys and values are made of, and the caches that hold them.
+    """
     given = (core.query, *(term.value for term in core.bias))
-    reached = _computed_from(graph, given, set(rows.of_keys))
+    reached = _computed_from(graph, given, set(rows))
     if reached is not None:
         raise NotLatentError(
             "query_from_latent",

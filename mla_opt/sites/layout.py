@@ -39,6 +39,7 @@ Layout = tuple[tuple[Part, ...], ...]
 QUERY: tuple[Role, ...] = ("batch", "head", "query", "width")
 KEYS: tuple[Role, ...] = ("batch", "head", "key", "width")
 ROWS: tuple[Role, ...] = ("batch", "key", "width")
+HIDDEN: tuple[Role, ...] = ("batch", "query", "width")
 SCORES: tuple[Role, ...] = ("batch", "head", "query", "key")
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.axes.modules import HEADS, LATENT, NOPE, ROPE, VALUE, WIDTH, Latent
+from tests.axes.modules import HEADS, HIDDEN, LATENT, NOPE, ROPE, VALUE, WIDTH, Latent
 
 
 class Spelled(Latent):
@@ -66,6 +66,53 @@ class OfRankFive(Latent):
         return functional.scaled_dot_product_attention(*operands, attn_mask=mask)[:, 0]
 
 
+class OtherProjections(Latent):
+    """Queries by what `projected` makes; the output is projected with tokens in front."""
+
+    def projected(self, hidden: Tensor) -> Tensor:
+        """Queries `[B, S, H, N + R]`."""
+        raise NotImplementedError
+
+    def forward(self, hidden: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        latent, rope = self.kv_a(hidden).split([LATENT, ROPE], dim=-1)
+        start = past[0].shape[1]
+        new = self.norm(latent), self.turned(rope, start)
+        rows = [torch.cat(each, dim=1) for each in zip(past, new)]
+        nope, turning = self.projected(hidden).transpose(1, 2).split([NOPE, ROPE], dim=-1)
+        query = torch.cat([nope, self.turned(turning, start)], dim=-1)
+        context = self.scored(query, *self.made(*rows), start)
+        made = self.o_proj(context.permute(2, 0, 1, 3).flatten(2))
+        return (made.transpose(0, 1), *rows)
+
+
+class QueriesOfHeads(OtherProjections):
+    """A matrix for each head, as JAX has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_head = nn.Parameter(torch.empty(HIDDEN, HEADS, WIDTH))
+
+    def projected(self, hidden: Tensor) -> Tensor:
+        return torch.einsum("bse,ehk->bshk", hidden, self.by_head)
+
+
+class QueriesOfSums(OtherProjections):
+    """Each number of a query is the sum of two that are projected."""
+
+    def projected(self, hidden: Tensor) -> Tensor:
+        made = self.q_proj(hidden)
+        return (made + made.roll(3, -1)).unflatten(-1, (HEADS, WIDTH))
+
+
+class LargerOfTwo(Latent):
+    """A look-alike: scores are the larger of two."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        scores = query @ key.transpose(-1, -2) / 3
+        scores = torch.max(scores, 0.5 * scores) + self.mask(query, key, start)
+        return scores.softmax(-1) @ value
+
+
 class HeadsRolled(Latent):
     """A look-alike: heads of the values go round by how many tokens are asked for."""
 
@@ -117,5 +164,6 @@ OTHERS: dict[str, type[Latent]] = {
         ShiftedByCount,
         FilledByCount,
         KeysTwice,
+        LargerOfTwo,
     )
 }

@@ -199,6 +199,13 @@ def test_a_bias_of_values_beside_sinks_is_refused() -> None:
     assert (found.status, found.codes) == ("refused", ("sink_with_value_bias",))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_bias_of_keys_beside_sinks_is_refused(dtype: str) -> None:
+    """It moves the scores of a query, however little, and not the sink beside them."""
+    found = equal_or_refused(build(Plan(bias="key", sinks="some", dtype=dtype)), sizes=FEW)
+    assert (found.status, found.codes) == ("refused", ("sink_with_key_bias",))
+
+
 @pytest.mark.parametrize("word", ["factored", "expanded"])
 @pytest.mark.parametrize(
     "plan",

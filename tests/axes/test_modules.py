@@ -80,6 +80,20 @@ def test_a_program_is_rewritten_and_equal(kind: type[Latent]) -> None:
     assert worst(program.module(), result.model.module(), calls) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("kind", "codes"),
+    [(spellings.QueriesOfHeads, []), (spellings.QueriesOfSums, ["fold_blocked"])],
+    ids=["heads", "sums"],
+)
+def test_folds_of_a_program(kind: type[Latent], codes: list[str]) -> None:
+    module = modules.made(kind)
+    program = modules.exported(module)
+    result = mla_opt.optimize(program, verify=False, absorb="fold")
+    assert [refusal.code for refusal in result.report.refusals] == codes
+    calls = [modules.arguments(module, size) for size in SIZES[:3]]
+    assert worst(program.module(), result.model.module(), calls) < TOLERANCE
+
+
 @pytest.mark.parametrize("kind", [Latent, Absorbed])
 def test_buffers_written_from_a_place_on(kind: type[Latent]) -> None:
     program = modules.exported_buffers(Buffers(modules.made(kind)).eval())

@@ -21,6 +21,7 @@ from mla_opt.graphs.onnx.no_ops import unchanged
 from mla_opt.graphs.onnx.operations import read
 from mla_opt.graphs.onnx.quantization.dequantized import dequantized
 from mla_opt.graphs.onnx.quantization.roundings import Rounding, Roundings
+from mla_opt.graphs.onnx.reading import OPAQUE
 from mla_opt.graphs.onnx.stored import StoredOnly
 from mla_opt.graphs.onnx.stored_rows import StoredMatrices, packed_rows
 from mla_opt.graphs.onnx.symbols import SymbolicShapes
@@ -71,7 +72,9 @@ class OnnxGraph(InterfaceEdits):
         self._bindings.clear()
 
     def operation(self, node: ir.Node) -> op.Operation:
-        """What the node means; read once."""
+        """What the node means; read once. In a branch it is not known when it is run, if it is."""
+        if node.graph is not None and node.graph is not self.model.graph:
+            return OPAQUE
         known = self._operations.get(node)
         if known is None:
             known = self._operations[node] = read(self, node)

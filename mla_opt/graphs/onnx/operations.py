@@ -278,12 +278,18 @@ def _gemm(facts: Facts, node: ir.Node) -> op.Operation:
     data, weight, bias = operand(node, 0), operand(node, 1), operand(node, 2)
     if data is None or weight is None or not facts.is_constant(weight):
         return OPAQUE
-    if bias is not None and not facts.is_constant(bias):
+    if bias is not None and not (facts.is_constant(bias) and _is_for_all_rows(facts, bias)):
         return OPAQUE
     if attribute(node, "transA", 0):
         return OPAQUE
     axes = contractions.matmul(2, 2, (False, bool(attribute(node, "transB", 0))))
     return op.Linear(data, weight, axes=axes)
+
+
+def _is_for_all_rows(facts: Facts, bias: ir.Value) -> bool:
+    """Whether a bias of a product of two axes is the same for each row."""
+    shape = facts.shape(bias)
+    return shape is not None and (len(shape) < 2 or shape[0] == 1)
 
 
 def _quantized_matmul(facts: Facts, node: ir.Node) -> op.Operation:

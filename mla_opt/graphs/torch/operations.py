@@ -225,6 +225,8 @@ def _row_sum(facts: Facts, node: fx.Node) -> op.Operation:
 def _reduced_axis(node: fx.Node) -> int | None:
     """The one axis, counted from the end, that an operator makes one place of."""
     data, dims = tensor_of(operand(node, 0)), operand(node, 1, "dim")
+    if isinstance(dims, fx.Node):  # the larger of two tensors
+        return None
     dims = [dims] if isinstance(dims, int) else list(dims or ())
     if data is None or not operand(node, 2, "keepdim") or len(dims) != 1:
         return None

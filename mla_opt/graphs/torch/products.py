@@ -127,6 +127,9 @@ def _addmm(facts: Facts, node: fx.Node) -> op.Operation:
         return OPAQUE
     if not facts.is_constant(bias) or not facts.is_constant(weight):
         return OPAQUE
+    rows = symbolic_shape(bias)
+    if rows is None or (len(rows) > 1 and rows[0] != 1):  # each row has a bias of its own
+        return OPAQUE
     axes = contractions.matmul(rank_of(data), rank_of(weight))
     return op.Linear(handle(data), handle(weight), axes=axes)
 
