@@ -13,6 +13,7 @@ from enum import IntEnum
 import typer
 
 from mla_opt.errors import InputError, NothingMatchedError, VerificationError, one_line
+from mla_opt.files.room import require_limit
 
 DEBUG_VARIABLE = "MLA_OPT_DEBUG"
 
@@ -77,6 +78,7 @@ def exit_on_error(*, verbose: bool) -> Iterator[None]:
     ``verbose`` or the debug variable asks for it.
     """
     try:
+        require_limit()
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise

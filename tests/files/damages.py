@@ -175,6 +175,26 @@ def _loop(model: onnx.ModelProto, trips: int, endless: bool) -> None:
     softmax.input[0] = "multiplied"
 
 
+@_into(TAKEN)
+def negative_scale(model: onnx.ModelProto) -> None:
+    scale = next(each for each in model.graph.initializer if each.name.startswith("const_"))
+    scale.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(scale), scale.name))
+
+
+@_into(ANSWERED)
+def mask_from_cached_rows(model: onnx.ModelProto) -> None:
+    """What a query may see depends on what is in the cache."""
+    softmax = first(model, "Softmax")
+    before(
+        model,
+        list(model.graph.node).index(softmax),
+        helper.make_node("ReduceMax", ["present.0.keys"], ["highest"], axes=[-1]),
+        helper.make_node("Transpose", ["highest"], ["of_keys"], perm=[0, 1, 3, 2]),
+        helper.make_node("Add", [softmax.input[0], "of_keys"], ["hidden_by_rows"]),
+    )
+    softmax.input[0] = "hidden_by_rows"
+
+
 # Functions
 
 
