@@ -195,6 +195,14 @@ def mask_from_cached_rows(model: onnx.ModelProto) -> None:
     softmax.input[0] = "hidden_by_rows"
 
 
+@_into(ANSWERED)
+def rows_of_more_sequences(model: onnx.ModelProto) -> None:
+    """Rows of twice as many sequences as the cache has: no sizes fit."""
+    made = model.graph.node[0].output[0]
+    model.graph.node[1].input[0] = "twice"
+    before(model, 1, helper.make_node("Concat", [made, made], ["twice"], axis=0))
+
+
 # Functions
 
 
