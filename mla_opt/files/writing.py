@@ -167,6 +167,8 @@ def check_output(
         check_no_input(path, inputs)
         if path.is_dir():
             raise InputError(f"{path}: is a folder; give a file name")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is no regular file, and is not replaced; give another name")
         if os.path.lexists(path) and not force:
             raise InputError(f"{path}: exists already; use --force to replace it, or another name")
         _check_folder(path)

@@ -340,6 +340,33 @@ def much_metadata(model: onnx.ModelProto) -> None:
     model.metadata_props.add(key="notes", value="x" * 20_000_000)
 
 
+def _integers_of_a_value(model: onnx.ModelProto, content: str) -> None:
+    """Content of a value, where a library that infers shapes would note it."""
+    info = helper.make_tensor_value_info(first(model, "Reshape").output[0], TensorProto.FLOAT, None)
+    info.metadata_props.add(key="pkg.onnx_shape_inference.sym_data", value=content)
+    model.graph.value_info.append(info)
+
+
+@_into(TAKEN)
+def shape_of_keys_returned(model: onnx.ModelProto) -> None:
+    """An output is the shape of what is not made any more."""
+    made = first(model, "Reshape").output[0]
+    place = next(i for i, node in enumerate(model.graph.node) if made in node.output) + 1
+    before(model, place, helper.make_node("Shape", [made], ["shape_of_keys"]))
+    told = helper.make_tensor_value_info("shape_of_keys", TensorProto.INT64, [4])
+    model.graph.output.append(told)
+
+
+@_into(TAKEN)
+def integers_that_are_no_json(model: onnx.ModelProto) -> None:
+    _integers_of_a_value(model, "{")
+
+
+@_into(TAKEN)
+def integers_without_an_end(model: onnx.ModelProto) -> None:
+    _integers_of_a_value(model, "[" * 100_000)
+
+
 @_into(ANSWERED)
 def metadata_of_ours(model: onnx.ModelProto) -> None:
     model.metadata_props.add(key="mla_opt.sites", value="[" * 100_000)
