@@ -7,6 +7,7 @@ exporters write: those that note the source of every node write 2 kB a node.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
@@ -14,11 +15,16 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 from mla_opt.errors import InputError
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 MOST_TEXT = 256 << 20
 """Letters of all texts of a model."""
 
 MOST_PARTS = 4_000_000
 """Messages in the message of a model: nodes, attributes, entries of metadata, shapes and so on."""
+
+_PROSE = ("doc_string", "value")
+"""Fields that may have lines, and whatever else: nobody is shown them."""
 
 _EACH = 16
 """What a text counts for besides its letters: a short one takes memory, too."""
@@ -30,6 +36,8 @@ def check_text(message: Message) -> None:
     """Check that every name, text and piece of metadata of a message is UTF-8, and not too much.
 
     A message with other bytes can be read, and cannot be written again.
+
+    Names are shown to people, so they have no characters that a terminal would obey.
 
     Raises:
         InputError: one is not, and the message names the field; or all together are too much.
@@ -46,6 +54,10 @@ def check_text(message: Message) -> None:
             raise InputError(
                 f"has a {field} in a {kind} that is no UTF-8 text: {content[:40]!r}; export it"
                 " again"
+            )
+        if not content.isprintable() and field not in _PROSE and _CONTROL.search(content):
+            raise InputError(
+                f"has a {field} in a {kind} with control characters: {content[:40]!r}; rename it"
             )
 
 

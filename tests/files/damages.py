@@ -324,6 +324,11 @@ def name_that_is_no_text(model: onnx.ModelProto) -> None:
 
 
 @_into(REFUSED)
+def name_that_a_terminal_obeys(model: onnx.ModelProto) -> None:
+    first(model, "Softmax").name = "\x1b]0;owned\x07"
+
+
+@_into(REFUSED)
 def metadata_that_is_no_text(model: onnx.ModelProto) -> None:
     model.metadata_props.add(key="key", value="marker")
     _spoil(model, b"marker", b"mark\xd4r")

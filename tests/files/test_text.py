@@ -53,6 +53,22 @@ def test_too_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "has more than 200 parts" in refused(save(tmp_path / "m.onnx", model))
 
 
+@pytest.mark.parametrize("name", ["a\x1b]0;title\x07", "a\nb", "a\x9b1m", "a\x00b"])
+def test_names_that_a_terminal_would_obey(tmp_path: Path, name: str) -> None:
+    model = proto()
+    model.graph.node[0].name = name
+    cause = refused(save(tmp_path / "m.onnx", model))
+    assert f"has a name in a NodeProto with control characters: {name!r}" in cause
+
+
+@pytest.mark.parametrize("name", ["größe", "模型", "a b", "a\u00a0b", "x" * 100_000])
+def test_other_names_are_names(tmp_path: Path, name: str) -> None:
+    model = proto()
+    model.graph.node[0].name = name
+    model.graph.node[0].doc_string = 'File "model.py", line 3\n\tx = \x1b[1mwarn\x1b[0m'
+    read_model(save(tmp_path / "m.onnx", model))
+
+
 def test_the_limit_is_far_above_what_exporters_write() -> None:
     """Those that note where every node is from write 2 kB a node, in some thirty parts."""
     assert text.MOST_TEXT >= 100_000 * 2000
