@@ -27,6 +27,9 @@ from mla_opt.files.text import check_text
 # Opset 13 still has Softmax and friends in flux; no exporter of an MLA model ever wrote one.
 MIN_OPSET = 14
 _MIN_IR_VERSION = 3
+# Times the file: the mapping, what the parser makes of it in blocks that double, and a copy that is
+# written. With less the parser says that the file is damaged, or the process ends.
+_ROOM = 4
 _PROTOBUF_LIMIT = 2**31 - 1
 _SNIFFED = 64
 
@@ -145,7 +148,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _parse_mapped(path: Path, descriptor: int, size: int, head: bytes) -> onnx.ModelProto:
     if size > _PROTOBUF_LIMIT:
         raise InputError(f"{path}: is over 2 GiB, more than protobuf allows; use external data")
-    require_room(2 * size, f"{path}: reading it")
+    require_room(_ROOM * size, f"{path}: reading it")
     proto = onnx.ModelProto()
     # Mapped, not read: the parser copies, so reading would hold the weights twice.
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:

@@ -168,14 +168,18 @@ def every_step(folder: Path, number: int) -> int:
 
 def seconds(folder: Path, elements: int, share: bool) -> float:
     """How long a writer takes that nobody stops."""
-    path, begun = prepared(folder, existing=True, share=share), time.monotonic()
-    (write_shared if share else write)(path, NEW, elements)
+    path = prepared(folder, existing=True, share=share)
+    begun = time.monotonic()
+    forked(lambda: (write_shared if share else write)(path, NEW, elements))
     return time.monotonic() - begun
 
 
 def at_random(folder: Path, number: int, times: int, seed: int) -> int:
-    """Stop the writer at moments drawn at random; returns how often it came before the end."""
-    draw, stops = random.Random(seed), 0
+    """Stop the writer at moments drawn at random; returns how often it came before the end.
+
+    Some come before the new output is in place, and some behind that.
+    """
+    draw, stops, new = random.Random(seed), 0, 0
     elements = 2_000_000
     usual = [seconds(folder, elements, share) for share in (False, True)]
     for _ in range(times):
@@ -193,7 +197,9 @@ def at_random(folder: Path, number: int, times: int, seed: int) -> int:
         os.kill(child, number)
         _, status = os.waitpid(child, 0)
         stops += status != 0
+        new += seen(path) == NEW
         check(folder, existing, share)
+    assert times < 100 or min(new, times - new) > times // 20, (new, times)
     return stops
 
 
