@@ -188,7 +188,8 @@ class OnnxBinding:
 def _shape_only_clone(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Model:
     """A copy that shares the stored tensors, with fixed input shapes and no other claims."""
     bound = model.clone()
-    for body in (*bound.graphs(), *bound.functions.values()):
+    bodies: list[ir.Graph | ir.Function] = [*bound.graphs(), *bound.functions.values()]
+    for body in bodies:
         for value in _values(body):
             # Where inference notes integers; what a file has there is not its work.
             value.metadata_props.pop(onnx_shape_inference.SYM_DATA_KEY, None)
