@@ -13,8 +13,12 @@ from enum import IntEnum
 import typer
 
 from mla_opt.errors import InputError, NothingMatchedError, VerificationError, one_line
+from mla_opt.files.room import require_limit
 
 DEBUG_VARIABLE = "MLA_OPT_DEBUG"
+
+_LONGEST, _END = 2000, 500
+"""Letters of a message, and of its end, which says what to do: names in a file may be longer."""
 
 
 class Stopped(BaseException):
@@ -77,6 +81,7 @@ def exit_on_error(*, verbose: bool) -> Iterator[None]:
     ``verbose`` or the debug variable asks for it.
     """
     try:
+        require_limit()
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise
@@ -97,10 +102,19 @@ def exit_on_error(*, verbose: bool) -> Iterator[None]:
 def fail(message: str, code: int) -> typer.Exit:
     """Print ``message`` as one line on standard error; raise what is returned to leave."""
     prefix = typer.style("error:", fg=typer.colors.RED, bold=True)
-    line = " ".join(message.split())
+    line = _shown(message)
     # echo drops the colour where standard error is no terminal.
     typer.echo(f"{prefix} {line}", err=True)
     return typer.Exit(int(code))
+
+
+def _shown(message: str) -> str:
+    """One line that a terminal shows and does not obey; the middle of a long one is left out."""
+    line = " ".join(message.split())
+    line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+    if len(line) <= _LONGEST:
+        return line
+    return f"{line[: _LONGEST - _END]} ... {line[-_END:]}"
 
 
 def _unexpected(error: Exception, verbose: bool) -> typer.Exit:

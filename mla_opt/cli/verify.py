@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +13,25 @@ from mla_opt.cli._exit import exit_on_error
 from mla_opt.cli._options import Quiet, Verbose, count
 
 if TYPE_CHECKING:
+    from mla_opt.cli._recorded import Recorded
     from mla_opt.verification import ParityReport
 
 
 def verify(
-    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The model as it was.")],
-    optimized: Annotated[Path, typer.Argument(metavar="OPTIMIZED", help="The optimized model.")],
+    original: Annotated[
+        Path | None, typer.Argument(metavar="ORIGINAL", help="The model as it was.")
+    ] = None,
+    optimized: Annotated[
+        Path | None, typer.Argument(metavar="OPTIMIZED", help="The optimized model.")
+    ] = None,
+    from_report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Repeat the proof of a report that optimize wrote, and say whether the two models "
+            "are still those. They are where the report says, or where you say.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -35,15 +49,61 @@ def verify(
     when they are loaded. Works across changed caches. Broken copies of OPTIMIZED must be told apart
     from it, too.
     """
+    if from_report is not None and seed is not None:
+        raise typer.BadParameter("the report names the seed", param_hint="--seed")
+    if (from_report is None or original is not None) and optimized is None:
+        raise typer.BadParameter("give ORIGINAL and OPTIMIZED, or --from-report and neither")
     with exit_on_error(verbose=verbose):
         screen = Screen(quiet=quiet, verbose=verbose)
+        if from_report is not None:
+            repeat(from_report, original, optimized, screen)
+            return
+        assert original is not None
+        assert optimized is not None
         report = compare(original, optimized, screen, seed)
         show(report, screen)
         require(report)
 
 
+def repeat(file: Path, original: Path | None, optimized: Path | None, screen: Screen) -> None:
+    """Repeat the proof of a report, and tell what has changed since.
+
+    Raises:
+        InputError: it is no report with a proof, or a model cannot be used.
+        VerificationError: the proof fails, or is of other files than these.
+    """
+    from mla_opt.cli._models import read
+    from mla_opt.cli._recorded import read_recorded
+    from mla_opt.errors import VerificationError
+
+    recorded = read_recorded(file)
+    before, after = recorded.paths(original, optimized)
+    report = compare(before, after, screen, recorded.seed, controls=recorded.controls)
+    show(report, screen)
+    with screen.activity("hashing"):
+        changes = recorded.changes(read(before).describe(), read(after).describe())
+    screen.say(_compared(report, recorded, changes))
+    require(report)
+    if changes:
+        raise VerificationError(f"{'; '.join(changes)}; the report proves nothing of it")
+
+
+def _compared(report: ParityReport, recorded: Recorded, changes: Sequence[str]) -> str:
+    """What has changed since a report was written."""
+    from mla_opt.report.plain import to_plain
+
+    same = to_plain(report.as_dict()) == recorded.verification
+    files = "not the files of the report" if changes else "the files of the report, by SHA-256"
+    return f"these are {files}; the proof's numbers are {'' if same else 'not '}those of the report"
+
+
 def compare(
-    original: Path, optimized: Path, screen: Screen, seed: int | None = None
+    original: Path,
+    optimized: Path,
+    screen: Screen,
+    seed: int | None = None,
+    *,
+    controls: bool = True,
 ) -> ParityReport:
     """Verify two files, on inputs that follow from ``seed``.
 
@@ -59,7 +119,7 @@ def compare(
         for path in (original, optimized):
             if not is_program_file(path):
                 read_model(path)
-        return run(original, optimized, seed=seed, progress=activity.observe)
+        return run(original, optimized, seed=seed, controls=controls, progress=activity.observe)
 
 
 def show(report: ParityReport, screen: Screen) -> None:

@@ -165,7 +165,7 @@ class Manifest:
         """
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{MANIFEST}: is no JSON: {error}") from error
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version != ENGINE_SCHEMA_VERSION:

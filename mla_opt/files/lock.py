@@ -56,7 +56,7 @@ class Lock:
         """The names that a killed writer has noted."""
         try:
             names = json.loads(os.pread(self._descriptor, 1 << 16, 0).partition(b"\n")[0])
-        except ValueError:  # there are none
+        except (ValueError, RecursionError):  # there are none
             return ()
         known = isinstance(names, list) and all(isinstance(name, str) for name in names)
         return tuple(names) if known else ()

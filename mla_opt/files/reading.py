@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from mla_opt.errors import InputError, require_memory
 from mla_opt.files.calls import check_calls, check_loops
 from mla_opt.files.order import put_in_order
+from mla_opt.files.room import require_room
 from mla_opt.files.schemas import check_nodes
 from mla_opt.files.tensors import check_inside, find_beside, tensors
 from mla_opt.files.text import check_text
@@ -26,6 +27,9 @@ from mla_opt.files.text import check_text
 # Opset 13 still has Softmax and friends in flux; no exporter of an MLA model ever wrote one.
 MIN_OPSET = 14
 _MIN_IR_VERSION = 3
+# Times the file: the mapping, what the parser makes of it in blocks that double, and a copy that is
+# written. With less the parser says that the file is damaged, or the process ends.
+_ROOM = 4
 _PROTOBUF_LIMIT = 2**31 - 1
 _SNIFFED = 64
 
@@ -111,7 +115,7 @@ def external_files(model: ir.Model) -> tuple[Path, ...]:
 
 
 def referred_files(path: Path) -> frozenset[str]:
-    """Return the names of the data files that the model at ``path`` refers to; none without one.
+    """Return the data files that the model at ``path`` refers to, as seen from it; or none.
 
     Raises:
         InputError: there is a file, and it cannot be read.
@@ -125,7 +129,7 @@ def referred_files(path: Path) -> frozenset[str]:
         require_memory(error)
         raise InputError(f"{path}: is malformed: {_root_cause(error)}") from error
     found = (tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor))
-    return frozenset(Path(tensor.location).name for tensor in found)
+    return frozenset(os.path.normpath(tensor.location) for tensor in found)
 
 
 # The file and its protobuf.
@@ -144,6 +148,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _parse_mapped(path: Path, descriptor: int, size: int, head: bytes) -> onnx.ModelProto:
     if size > _PROTOBUF_LIMIT:
         raise InputError(f"{path}: is over 2 GiB, more than protobuf allows; use external data")
+    require_room(_ROOM * size, f"{path}: reading it")
     proto = onnx.ModelProto()
     # Mapped, not read: the parser copies, so reading would hold the weights twice.
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:

@@ -43,20 +43,20 @@ def _check_node(node: ir.Node, opset: int) -> None:
         given = node.attributes.get(name)
         if given is None:
             if wanted.required:
-                raise _malformed(node, f"has no attribute {name!r}")
+                raise _malformed(node, f"has no attribute {name!r}, which its operator needs")
         elif not given.is_ref() and given.type.name != str(wanted.type).rpartition(".")[2]:
-            raise _malformed(node, f"has the attribute {name!r} as {given.type.name.lower()}")
+            raise _malformed(node, f"has an attribute {name!r} of another kind: {given.type.name}")
 
 
 def _check_operands(node: ir.Node, schema: OpSchema) -> None:
     given, made = len(node.inputs), len(node.outputs)
     if not schema.min_input <= given <= schema.max_input:
-        raise _malformed(node, f"has {given} operands")
+        raise _malformed(node, f"has {given} operands, more or fewer than its operator takes")
     if not schema.min_output <= made <= schema.max_output:
-        raise _malformed(node, f"has {made} results")
+        raise _malformed(node, f"has {made} results, more or fewer than its operator makes")
     for formal, value in zip(schema.inputs, node.inputs, strict=False):
         if formal.option == OpSchema.FormalParameterOption.Single and value is None:
-            raise _malformed(node, f"has no operand {formal.name!r}")
+            raise _malformed(node, f"has no operand {formal.name!r}, which its operator needs")
 
 
 @lru_cache(maxsize=4096)
@@ -68,6 +68,4 @@ def _schema(op_type: str, opset: int) -> OpSchema | None:
 
 
 def _malformed(node: ir.Node, what: str) -> InputError:
-    return InputError(
-        f"node {named(node)} {what}, which its operator needs; export the model again"
-    )
+    return InputError(f"node {named(node)} {what}; export the model again")

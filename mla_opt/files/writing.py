@@ -21,6 +21,7 @@ import onnx_ir as ir
 from mla_opt.errors import InputError
 from mla_opt.files.hashed import HashedStream, sha256
 from mla_opt.files.reading import external_files, referred_files
+from mla_opt.files.sharing import location
 from mla_opt.files.transaction import Transaction
 from mla_opt.files.weights import DataFile, weight_bytes
 
@@ -99,9 +100,17 @@ def write_hashed(
         transaction.commit(replaced)
     if file is None:
         return Written((path,), digest)
-    own = () if file.is_empty and file.shared() else (file.path,)
-    files = (path, *sorted((*own, *file.shared())))
-    return Written(files, sha256(files) if file.shared() else digest)
+    if not file.shared():
+        return Written((path, file.path), digest)
+    own = () if file.is_empty else (file.path,)
+    files = (path, *_as_read(path, (*own, *file.shared())))
+    return Written(files, sha256(files))
+
+
+def _as_read(path: Path, data: Sequence[Path]) -> tuple[Path, ...]:
+    """Data files under the names, and in the order, in which who reads the model finds them."""
+    folder = path.absolute().parent
+    return tuple(sorted(folder / location(path, each) for each in data))
 
 
 def _data_paths(
@@ -158,6 +167,8 @@ def check_output(
         check_no_input(path, inputs)
         if path.is_dir():
             raise InputError(f"{path}: is a folder; give a file name")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is no regular file, and is not replaced; give another name")
         if os.path.lexists(path) and not force:
             raise InputError(f"{path}: exists already; use --force to replace it, or another name")
         _check_folder(path)

@@ -44,11 +44,22 @@ def held_rows(graph: Graph, rows: SharedRows, roles: Roles) -> tuple[tuple[Cache
         check_written_alike(graph, tensors)
     except NotLatentError as error:
         return (), error.reason
+    if (contradicted := _contradicted(graph, tensors)) is not None:
+        return (), f"the model contradicts itself about the shape of {contradicted.name}"
     layouts = [(half, roles.of_rows(rows.region.axes[half])) for half in halves]
     placed = _with_places(graph, tensors, layouts)
     if placed is None:
         return (), "its cache holds other numbers than those of the latent rows, each once"
     return placed, ""
+
+
+def _contradicted(graph: Graph, tensors: Sequence[CachedTensor]) -> Value | None:
+    """A tensor that has other axes, or none that are known, where sizes are numbers."""
+    shapes = ((each, graph.nearest_binding(*EXAMPLE).shape(each.joined)) for each in tensors)
+    wrong = (
+        each.joined for each, shape in shapes if shape is None or len(shape) != len(each.layout)
+    )
+    return next(wrong, None)
 
 
 def _halves(graph: Graph, rows: SharedRows) -> tuple[Value, ...]:

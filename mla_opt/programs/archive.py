@@ -8,7 +8,9 @@ operators it calls.
 from __future__ import annotations
 
 import json
+import lzma
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,21 @@ _MODEL = "models/model.json"
 _EXTRA = "extra/"
 _COMPILED = "data/aotinductor/"
 _OPERATOR = "torch.ops."
+
+_ROOM = 64 << 20
+"""Bytes by which the entries of an archive may be more than the archive: PyTorch packs nothing."""
+
+#: What a damaged archive raises: a password, and JSON without an end, are kinds of `RuntimeError`.
+_DAMAGES = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +58,11 @@ def read_archive(path: Path) -> Archive:
     """Look into a file.
 
     Raises:
-        InputError: it is no archive of a program.
+        InputError: it is no archive of a program, or one that holds far more than it is large.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_room(path, archive)
             described = json.loads(archive.read(_entry(path, archive.namelist())))
             extra = {
                 name.partition(_EXTRA)[2]: archive.read(name).decode()
@@ -53,7 +71,7 @@ def read_archive(path: Path) -> Archive:
             }
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
+    except _DAMAGES as error:
         raise InputError(
             f"{path}: is truncated, damaged, or no program of torch.export; save or copy it again"
         ) from error
@@ -61,6 +79,16 @@ def read_archive(path: Path) -> Archive:
         raise InputError(f"{path}: is damaged: its {_MODEL} describes no program; save it again")
     names = dict.fromkeys(_operators(described.get("graph_module")))
     return Archive(str(described.get("torch_version", "")), tuple(names), extra)
+
+
+def _check_room(path: Path, archive: zipfile.ZipFile) -> None:
+    """Check, before any of it is unpacked, that the entries need no more than the file suggests."""
+    unpacked, size = sum(each.file_size for each in archive.infolist()), path.stat().st_size
+    if unpacked > size + _ROOM:
+        raise InputError(
+            f"{path}: would unpack to more than it holds ({unpacked} bytes of {size});"
+            " torch.export.save packs nothing: save the program again"
+        )
 
 
 def _entry(path: Path, names: list[str]) -> str:

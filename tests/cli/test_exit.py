@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_opt.errors import PassError
+from mla_opt.errors import InputError, PassError
 from tests.cli.conftest import Run
 from tests.cli.fakes import FakeApi
 from tests.files.small_models import proto, save, save_external
@@ -86,6 +86,14 @@ def test_a_graph_in_a_message_is_not_told_but_its_cause(
     told = run("inspect", model).stderr
     assert told.startswith("error: RuntimeError: In clone_graph")
     assert len(told) < 400
+
+
+def test_a_message_is_shown_and_not_obeyed(run: Run, api: FakeApi, model: Path) -> None:
+    api.error = InputError("node \x1b]0;owned\x07 of " + "many letters " * 1000 + "export it again")
+    told = run("inspect", model).stderr
+    assert told.startswith("error: node \\x1b]0;owned\\x07 of many letters")
+    assert told.endswith("many letters export it again\n")
+    assert len(told) < 2100
 
 
 def test_warnings_of_libraries_are_not_among_the_messages(tmp_path: Path) -> None:

@@ -185,12 +185,48 @@ def several_programs(path: Path) -> None:
         archive.writestr("m/models/right.json", "{}")
 
 
+def a_bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/extra/zeros", bytes(80 << 20))
+
+
+def with_damaged_packing(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        name = next(each for each in archive.namelist() if each.endswith("model.json"))
+        content = archive.read(name)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+        place = archive.infolist()[0].header_offset + 30 + len(name)
+    whole = bytearray(path.read_bytes())
+    whole[place : place + 40] = b"\xff" * 40
+    path.write_bytes(whole)
+
+
+def of_deep_content(path: Path) -> None:
+    edited(path, lambda content: b"[" * 200_000)
+
+
+def with_a_password(path: Path) -> None:
+    """Bit 0 of the flags, in the entry's own header and in the directory."""
+    whole = bytearray(path.read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = whole.find(mark)
+        while place >= 0:
+            whole[place + offset] |= 1
+            place = whole.find(mark, place + 4)
+    path.write_bytes(whole)
+
+
 UNUSABLE: dict[Callable[[Path], None], str] = {
     of_another_release: "was written by PyTorch 9.9, and this is",
     with_an_unknown_operator: "calls operators that are not registered here: no::linear;",
     damaged: f"PyTorch {torch.__version__} does not load it: ",
     of_other_content: "is damaged: its models/model.json describes no program",
     truncated: "is truncated, damaged, or no program of torch.export",
+    a_bomb: "would unpack to more than it holds",
+    with_damaged_packing: "is truncated, damaged, or no program of torch.export",
+    of_deep_content: "is truncated, damaged, or no program of torch.export",
+    with_a_password: "is truncated, damaged, or no program of torch.export",
     a_checkpoint: "is not a program of torch.export but a zip archive",
     several_programs: "holds programs called left, right; save one with torch.export.save",
 }

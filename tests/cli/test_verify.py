@@ -49,6 +49,14 @@ def test_different_interfaces(run: Run, model: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_two_models_or_a_report(run: Run, model: Path) -> None:
+    for arguments in ((), (model,), (model, "--from-report", model)):
+        result = run("verify", *arguments)
+        assert result.exit_code == 2
+        assert "give ORIGINAL and OPTIMIZED, or --from-report" in result.stderr
+    assert run("verify", "--from-report", model, "--seed", "3").exit_code == 2
+
+
 @pytest.mark.parametrize("missing", [0, 1])
 def test_missing_file(run: Run, model: Path, missing: int) -> None:
     paths = [model, model]

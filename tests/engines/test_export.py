@@ -351,6 +351,7 @@ def test_a_library_that_is_none(tmp_path):
     ("text", "message"),
     [
         ("", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
         ("[]", "has schema version None, this release reads 2"),
         ('{"schema_version": 1}', "has schema version 1, this release reads 2"),
         ('{"schema_version": 2}', "Manifest"),

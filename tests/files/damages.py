@@ -175,6 +175,34 @@ def _loop(model: onnx.ModelProto, trips: int, endless: bool) -> None:
     softmax.input[0] = "multiplied"
 
 
+@_into(TAKEN)
+def negative_scale(model: onnx.ModelProto) -> None:
+    scale = next(each for each in model.graph.initializer if each.name.startswith("const_"))
+    scale.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(scale), scale.name))
+
+
+@_into(ANSWERED)
+def mask_from_cached_rows(model: onnx.ModelProto) -> None:
+    """What a query may see depends on what is in the cache."""
+    softmax = first(model, "Softmax")
+    before(
+        model,
+        list(model.graph.node).index(softmax),
+        helper.make_node("ReduceMax", ["present.0.keys"], ["highest"], axes=[-1]),
+        helper.make_node("Transpose", ["highest"], ["of_keys"], perm=[0, 1, 3, 2]),
+        helper.make_node("Add", [softmax.input[0], "of_keys"], ["hidden_by_rows"]),
+    )
+    softmax.input[0] = "hidden_by_rows"
+
+
+@_into(ANSWERED)
+def rows_of_more_sequences(model: onnx.ModelProto) -> None:
+    """Rows of twice as many sequences as the cache has: no sizes fit."""
+    made = model.graph.node[0].output[0]
+    model.graph.node[1].input[0] = "twice"
+    before(model, 1, helper.make_node("Concat", [made, made], ["twice"], axis=0))
+
+
 # Functions
 
 
@@ -296,6 +324,11 @@ def name_that_is_no_text(model: onnx.ModelProto) -> None:
 
 
 @_into(REFUSED)
+def name_that_a_terminal_obeys(model: onnx.ModelProto) -> None:
+    first(model, "Softmax").name = "\x1b]0;owned\x07"
+
+
+@_into(REFUSED)
 def metadata_that_is_no_text(model: onnx.ModelProto) -> None:
     model.metadata_props.add(key="key", value="marker")
     _spoil(model, b"marker", b"mark\xd4r")
@@ -310,6 +343,33 @@ def _spoil(model: onnx.ModelProto, old: bytes, new: bytes) -> None:
 @_into(TAKEN)
 def much_metadata(model: onnx.ModelProto) -> None:
     model.metadata_props.add(key="notes", value="x" * 20_000_000)
+
+
+def _integers_of_a_value(model: onnx.ModelProto, content: str) -> None:
+    """Content of a value, where a library that infers shapes would note it."""
+    info = helper.make_tensor_value_info(first(model, "Reshape").output[0], TensorProto.FLOAT, None)
+    info.metadata_props.add(key="pkg.onnx_shape_inference.sym_data", value=content)
+    model.graph.value_info.append(info)
+
+
+@_into(TAKEN)
+def shape_of_keys_returned(model: onnx.ModelProto) -> None:
+    """An output is the shape of what is not made any more."""
+    made = first(model, "Reshape").output[0]
+    place = next(i for i, node in enumerate(model.graph.node) if made in node.output) + 1
+    before(model, place, helper.make_node("Shape", [made], ["shape_of_keys"]))
+    told = helper.make_tensor_value_info("shape_of_keys", TensorProto.INT64, [4])
+    model.graph.output.append(told)
+
+
+@_into(TAKEN)
+def integers_that_are_no_json(model: onnx.ModelProto) -> None:
+    _integers_of_a_value(model, "{")
+
+
+@_into(TAKEN)
+def integers_without_an_end(model: onnx.ModelProto) -> None:
+    _integers_of_a_value(model, "[" * 100_000)
 
 
 @_into(ANSWERED)

@@ -16,7 +16,7 @@ import pytest
 
 from mla_opt.errors import InputError
 from mla_opt.files.mapped import MappedTensor
-from mla_opt.files.model_io import read_model, sha256, write_hashed, write_model
+from mla_opt.files.model_io import model_files, read_model, sha256, write_hashed, write_model
 from tests.files.small_models import WEIGHT, message, save_external
 
 LARGE = 1 << 17
@@ -135,6 +135,20 @@ def test_what_is_new_has_a_file_beside_the_shared_one(model: Path) -> None:
     assert again.files == (model.with_name("again.onnx"), own, shared)
 
 
+def test_the_hash_is_the_readers_wherever_the_writer_stands(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash goes by the order of the data files, which relative names must not change."""
+    monkeypatch.chdir(model.parent)
+    read = read_model(model)
+    double = ir.Value(name="w2", const_value=ir.Tensor(WEIGHT * 2, name="w2"))
+    read.graph.register_initializer(double)
+    for out in (Path("a.onnx"), Path("z.onnx"), model.with_name("q.onnx")):
+        written = write_hashed(read, out, inputs=[model], share=True)
+        assert len(written.files) == 3
+        assert written.sha256 == sha256(model_files(out, read_model(out)))
+
+
 def below(model: Path) -> Path:
     folder = model.parent / "below"
     folder.mkdir()
@@ -165,3 +179,62 @@ def test_a_shared_file_is_never_replaced(model: Path) -> None:
         write_hashed(named, out, force=True, share=True)
     digest = hashlib.sha256(model.with_name("w.data").read_bytes()).hexdigest()
     assert digest == hashlib.sha256(WEIGHT.tobytes()).hexdigest()
+
+
+def made_of(model: Path) -> dict[Path, bytes]:
+    """The content of the files of a model."""
+    return {file: file.read_bytes() for file in model_files(model, read_model(model))}
+
+
+def new_weight(model: Path, factor: float) -> ir.Model:
+    """The model with a weight of its own besides."""
+    read = read_model(model)
+    name = f"w_{factor}"
+    own = ir.Value(name=name, const_value=ir.Tensor(WEIGHT * np.float32(factor), name=name))
+    read.graph.register_initializer(own)
+    read.graph.node(0).replace_input_with(1, own)
+    return read
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_force_over_a_result_that_shares(model: Path, share: bool) -> None:
+    """The result's own data changes hands; what it shares is the input's, and stays."""
+    out = model.with_name("out.onnx")
+    write_hashed(new_weight(model, 2), out, inputs=[model], share=True)
+    before = made_of(model)
+    written = write_hashed(new_weight(model, 3), out, force=True, inputs=[model], share=share)
+    assert made_of(model) == before
+    np.testing.assert_allclose(run(out), 3 * (run(model) - 1) + 1, rtol=1e-5)
+    assert model.with_name("out.onnx.1.data") in written.files
+    assert not model.with_name("out.onnx.data").exists()
+
+
+def test_a_result_that_shares_is_an_input_with_all_its_files(model: Path) -> None:
+    """What became of a model that shares goes neither over it nor over what it shares."""
+    shared = model.with_name("shared.onnx")
+    write_hashed(new_weight(model, 2), shared, inputs=[model], share=True)
+    before = made_of(shared)
+    assert len(before) == 3
+    for name in ("shared.onnx", "w.bin", "shared.onnx.data"):
+        for share in (True, False):
+            again, place = new_weight(shared, 3), model.with_name(name)
+            with pytest.raises(InputError, match="is read as an input"):
+                write_hashed(again, place, force=True, inputs=[shared], share=share)
+    assert made_of(shared) == before
+    # The original itself is no part of it; its data file is.
+    write_hashed(new_weight(shared, 3), model, force=True, inputs=[shared], share=False)
+    assert made_of(shared) == before
+
+
+def test_a_data_file_of_the_same_name_in_a_folder_below_is_another(model: Path) -> None:
+    """A result above the folder of its data, which is named as its own would be."""
+    data = model.with_name("out.onnx.data")
+    model.with_name("w.bin").rename(data)
+    named = save_external(model.with_name("m2.onnx"), data.name)
+    out = model.parent.parent / "out.onnx"
+    write_hashed(read_model(named), out, inputs=[named], share=True)
+    beside = out.with_name("out.onnx.data")
+    beside.write_text("somebody else's")
+    inside = ir.from_proto(onnx.load(named))
+    write_model(inside, out, force=True)
+    assert (beside.read_text(), data.read_bytes()) == ("somebody else's", WEIGHT.tobytes())

@@ -140,6 +140,15 @@ def test_missing_folder_and_folder_as_name(tmp_path: Path, model: ir.Model) -> N
     assert "is not a folder" in message(lambda: model_io.write_model(model, out), out)
 
 
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path, model: ir.Model) -> None:
+    """Not even by force: for root, /dev/null is a name like any other."""
+    pipe = tmp_path / "pipe.onnx"
+    os.mkfifo(pipe)
+    cause = message(lambda: model_io.write_model(model, pipe, force=True), pipe)
+    assert "is no regular file" in cause
+    assert pipe.is_fifo()
+
+
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
     """Run as a user whom file permissions bind, if the tests run as root."""

@@ -188,6 +188,11 @@ class OnnxBinding:
 def _shape_only_clone(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Model:
     """A copy that shares the stored tensors, with fixed input shapes and no other claims."""
     bound = model.clone()
+    bodies: list[ir.Graph | ir.Function] = [*bound.graphs(), *bound.functions.values()]
+    for body in bodies:
+        for value in _values(body):
+            # Where inference notes integers; what a file has there is not its work.
+            value.metadata_props.pop(onnx_shape_inference.SYM_DATA_KEY, None)
     for value in _values(bound.graph):
         if value.producer() is not None:
             value.shape = None
@@ -197,9 +202,10 @@ def _shape_only_clone(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> i
     return bound
 
 
-def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+def _values(graph: ir.Graph | ir.Function) -> Iterable[ir.Value]:
     yield from graph.inputs
-    yield from graph.initializers.values()
+    if isinstance(graph, ir.Graph):
+        yield from graph.initializers.values()
     for node in graph:
         yield from node.outputs
 

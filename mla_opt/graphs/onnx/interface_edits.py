@@ -142,11 +142,16 @@ class InterfaceEdits(Edits):
 
     def replace_shape(self, reader: ir.Node, sizes: Sequence[Size]) -> None:
         """Put a shape together in front of ``reader``, for those who read it."""
-        builder = self.builder(reader, f"{reader.outputs[0].name}/mla")
+        (old,) = reader.outputs
+        builder = self.builder(reader, f"{old.name}/mla")
         parts = [_size(builder, size) for size in sizes[_slice_of(reader)]]
-        whole = parts[0] if len(parts) == 1 else builder.concat(parts, 0, "shape")
+        returned = old.is_graph_output()  # what takes its name has to be made here
+        whole = parts[0] if len(parts) == 1 and not returned else builder.concat(parts, 0, "shape")
         whole.dtype = ir.DataType.INT64
-        ir.convenience.replace_all_uses_with(reader.outputs[0], whole, replace_graph_outputs=True)
+        for use in tuple(old.uses()):
+            use.node.replace_input_with(use.idx, whole)
+        if returned:
+            self.replace_output(old, whole, self.declared_shape(old) or None)
 
 
 def _size(builder: OnnxBuilder, size: Size) -> ir.Value:

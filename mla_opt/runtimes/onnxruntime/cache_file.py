@@ -82,7 +82,7 @@ def read_cache(path: str | PathLike[str], decoder: Decoder) -> Content:
         header = json.loads(members[HEADER].tobytes())
         _check_header(path, header, decoder)
         return _content(path, members, decoder)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: is a damaged cache: {_one_line(error)}") from error
 
 

@@ -18,6 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from mla_opt.errors import InputError, require_memory
 from mla_opt.files.model_io import check_order, from_proto, read_model
+from mla_opt.files.room import require_room
 from mla_opt.graphs.onnx.widening import uses_bfloat16
 from mla_opt.ort_values import from_ort_value, to_ort_value
 from mla_opt.verification.breakable import Breakable
@@ -101,6 +102,7 @@ class OpenModel:
 
     def session(self, optimized: bool = True) -> Session:
         """Load it on the CPU, with or without ONNX Runtime's own graph optimizations."""
+        require_room(sum(t.nbytes for t in _weights(self.model)), f"the {self.label} model")
         level = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
         options.log_severity_level = 3
