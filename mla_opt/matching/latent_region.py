@@ -40,7 +40,7 @@ from mla_opt.sites import (
     LatentRows,
 )
 from mla_opt.sites.core import CoreLayouts
-from mla_opt.sites.layout import parts_of
+from mla_opt.sites.layout import QUERY, Layout, is_standard, parts_of
 
 
 def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
@@ -135,6 +135,20 @@ def _check_layouts(core: AttentionCore, layouts: CoreLayouts) -> None:
         raise NotLatentError(
             "head_count", "how many heads it has is not a number", (core.first, core.last)
         )
+    if not _can_be_given_back(layouts.output):
+        raise NotLatentError(
+            "tokens_apart",
+            "the sequences or tokens of its output are several axes whose sizes vary",
+            (core.last,),
+        )
+
+
+def _can_be_given_back(layout: Layout) -> bool:
+    """Whether one axis a role can be taken apart into these."""
+    parts = parts_of(layout)
+    roles = [part.role for part in parts]
+    varying = [part for part in parts if part.size is None]
+    return is_standard(layout, QUERY) or all(roles.count(part.role) == 1 for part in varying)
 
 
 def _inner(graph: Graph, core: AttentionCore, rows: SharedRows) -> tuple[Value, ...]:
