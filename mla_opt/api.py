@@ -8,10 +8,10 @@ Every function takes a path (of an ONNX model, or of a program that `torch.expor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mla_opt.background import Background
 from mla_opt.errors import (
     CACHE_NOT_RECOGNIZED,
     InputError,
@@ -133,11 +133,9 @@ def optimize(
     opened = subject(model, target, options.least_opset)
     options = opened.settle(options)
     graph = opened.graph
-    with ThreadPoolExecutor(1) as aside:  # hashing a large file takes as long as the passes
-        described = aside.submit(opened.file)
-        records = _passed(opened, options, observer)
-        source = described.result()
-    report = replace(_report(opened, records, options), input=source)
+    source = Background(opened.file)  # hashing a large file takes as long as the passes
+    records = _passed(opened, options, observer)
+    report = replace(_report(opened, records, options), input=source.result())
     if not graph.sites and not allow_unmatched:
         raise NothingMatchedError(_why_nothing(report, opened.optimized_by), report)
     _check_caches(report)

@@ -41,7 +41,7 @@ class Aside:
 
         The array itself where it is small, is kept so already, or the disk has no room for it.
         """
-        if not is_large(array) or _pages_of(array) is not None or self._is_in_memory(array):
+        if not is_large(array) or _pages_of(array) is not None or self._has_room_for(array):
             return array
         try:
             return self._written(np.ascontiguousarray(array))
@@ -53,8 +53,8 @@ class Aside:
         for pages in list(self._pages):
             pages.madvise(mmap.MADV_DONTNEED)
 
-    def _is_in_memory(self, array: Array) -> bool:
-        """Whether an array stays in memory, or what it is a view of does."""
+    def _has_room_for(self, array: Array) -> bool:
+        """Whether an array, or what it is a view of, stays in memory; it takes its room then."""
         owner = array
         while isinstance(owner.base, np.ndarray):
             owner = owner.base

@@ -13,7 +13,7 @@ import mla_opt
 
 HOME = Path(mla_opt.__file__).parent
 
-WORDS = {"aside", "errors", "events", "handles", "geometry", "option_text", "version"}
+WORDS = {"aside", "background", "errors", "events", "handles", "geometry", "option_text", "version"}
 GRAPHS = {"sites", "kernels", "operator", "graphs", *WORDS}
 COMPILER = {"matching", "emission", "cost_model", "passes", "pipeline", "options", *GRAPHS}
 PROOF = {"programs", "files", "report", "ort_values", "verification", *GRAPHS}
@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "handles": set(),
+    "background": set(),
     "aside": {"handles"},
     "geometry": {"errors"},
     "events": {"errors"},

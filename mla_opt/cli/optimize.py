@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mla_opt.cli._background import Background
+from mla_opt.background import Background
 from mla_opt.cli._console import Activity, Screen
 from mla_opt.cli._exit import exit_on_error
 from mla_opt.cli._models import OpenFile, check_output, read

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+Kind = TypeVar("Kind", bound=ir.ExternalTensor)
 
 _KEPT = 1 << 16
 """Bytes up to which a content that was read once is kept: small ones are read again and again."""
@@ -24,17 +26,7 @@ class MappedTensor(ir.ExternalTensor):
     @classmethod
     def of(cls, tensor: ir.ExternalTensor) -> MappedTensor:
         """The same data, in the same file."""
-        return cls(
-            tensor.location,
-            tensor.offset,
-            tensor.length,
-            tensor.dtype,
-            shape=ir.Shape(tensor.shape.numpy()),
-            name=tensor.name,
-            doc_string=tensor.doc_string,
-            metadata_props=dict(tensor.metadata_props),
-            base_dir=tensor.base_dir,
-        )
+        return _of_kind(cls, tensor)
 
     def numpy(self) -> npt.NDArray[Any]:
         """The content, mapped anew; of a small tensor a copy, which is kept."""
@@ -57,12 +49,18 @@ class MappedTensor(ir.ExternalTensor):
 
     def _looked_at(self) -> ir.ExternalTensor:
         """A tensor of onnx_ir's, which maps and checks the file; let go with its array."""
-        return ir.ExternalTensor(
-            self.location,
-            self.offset,
-            self.length,
-            self.dtype,
-            shape=ir.Shape(self.shape.numpy()),
-            name=self.name,
-            base_dir=self.base_dir,
-        )
+        return _of_kind(ir.ExternalTensor, self)
+
+
+def _of_kind(kind: type[Kind], tensor: ir.ExternalTensor) -> Kind:
+    return kind(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+        base_dir=tensor.base_dir,
+    )

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from mla_opt.graphs.onnx.stored import is_random
 from mla_opt.handles import Array
-
-_DRAWN = ("Random", "Bernoulli", "Multinomial")
 
 Stored = Callable[[ir.Value], Array | None]
 """The content of a small stored tensor; ``None`` for all other values."""
@@ -40,7 +39,7 @@ def _of_same_operator(one: ir.Value, other: ir.Value) -> list[tuple[ir.Value, ir
     first, second = one.producer(), other.producer()
     if first is None or second is None or first.op_identifier() != second.op_identifier():
         return None
-    if first.op_type.startswith(_DRAWN) or one.index() != other.index():
+    if is_random(first) or one.index() != other.index():
         return None
     if dict(first.attributes) != dict(second.attributes) or not first.inputs:
         return None

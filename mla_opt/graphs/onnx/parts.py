@@ -247,7 +247,6 @@ def _session(proto: onnx.ModelProto) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
-        options.intra_op_num_threads = 1  # a small part: threads cost more than they save
         options.intra_op_num_threads = 1  # parts are small, and threads that wait take a processor
         try:
             _sessions[key] = ort.InferenceSession(key, options, providers=["CPUExecutionProvider"])

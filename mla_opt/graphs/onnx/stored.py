@@ -25,12 +25,12 @@ def _is_stored(value: ir.Value) -> bool | None:
     if value.is_initializer():
         return not value.is_graph_input()
     node = value.producer()
-    if node is None or _is_random(node) or _has_branches(node):
+    if node is None or is_random(node) or _has_branches(node):
         return False
     return None if _operands(value) else node.op_type == "Constant"
 
 
-def _is_random(node: ir.Node) -> bool:
+def is_random(node: ir.Node) -> bool:
     """Whether a node makes other numbers in every call: Dropout does where it is told to train."""
     trains = node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None
     return trains or node.op_type.startswith("Random") or node.op_type in _RANDOM

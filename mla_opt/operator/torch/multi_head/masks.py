@@ -43,7 +43,7 @@ class Block:
 def whole(call: Call) -> Block:
     """All queries in one block; no value of a tensor is read."""
     rows, seen = slice(0, call.query.shape[2]), call.total_len
-    if _is_square(call):
+    if _needs_no_mask(call):
         return Block(rows, seen, is_causal=call.causal)
     bias = None if call.bias is None else _columns(call.bias, seen)
     last = last_columns(call)
@@ -57,7 +57,7 @@ def blocks(call: Call, seen: int, size: int) -> Iterator[Block]:
     Masks and lengths are read for it, so they must lie where that costs nothing: a block's keys end
     with the last one that any of its queries may see.
     """
-    if _is_square(call):
+    if _needs_no_mask(call):
         yield whole(call)
         return
     bias = None if call.bias is None else _columns(call.bias, seen)
@@ -106,7 +106,7 @@ def _allowed(bias: Tensor | None, last: Tensor | None, seen: int) -> Tensor | No
     return of_last if of_bias is None else of_bias & of_last
 
 
-def _is_square(call: Call) -> bool:
+def _needs_no_mask(call: Call) -> bool:
     """Whether all is seen, or what is_causal means, which aligns top left and knows no sink."""
     if call.past_len is not None or call.bias is not None:
         return False
