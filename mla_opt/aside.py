@@ -41,7 +41,7 @@ class Aside:
 
         The array itself where it is small, is kept so already, or the disk has no room for it.
         """
-        if not is_large(array) or _pages_of(array) is not None or self._has_room_for(array):
+        if not is_large(array) or pages_of(array) is not None or self._has_room_for(array):
             return array
         try:
             return self._written(np.ascontiguousarray(array))
@@ -85,12 +85,12 @@ def is_large(array: Array) -> bool:
 
 def let_go(array: Array) -> None:
     """Give back the memory of one array, if it is kept in a file here."""
-    pages = _pages_of(array)
+    pages = pages_of(array)
     if pages is not None:
         pages.madvise(mmap.MADV_DONTNEED)
 
 
-def _pages_of(array: Array) -> _Pages | None:
+def pages_of(array: Array) -> _Pages | None:
     """What an array, or what it is a view of, is mapped from."""
     owner: object = array
     while isinstance(owner, np.ndarray):

@@ -52,7 +52,7 @@ def in_memory(tensor: ir.TensorProtocol) -> bool:
         return False
     if isinstance(tensor, ir.LazyTensor):
         return tensor.cache or np.shares_memory(tensor.numpy(), tensor.numpy())
-    return aside._pages_of(tensor.numpy()) is None
+    return aside.pages_of(tensor.numpy()) is None
 
 
 @pytest.mark.parametrize(("kind", "weights"), CASES)

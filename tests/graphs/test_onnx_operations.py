@@ -25,6 +25,7 @@ INPUTS = {
     "q": (FLOAT, [2, 3, 4, 8]),
     "p3": (FLOAT, [2, 4, 24]),
     "b": (BOOL, []),
+    "t": (FLOAT, [2, 3, "T", 8]),
 }
 STORED: dict[str, Any] = {
     "two": np.float32(2.0),
@@ -40,6 +41,8 @@ STORED: dict[str, Any] = {
     "first": np.array([1]),
     "shape": np.array([0, 3, -1, 2]),
     "index": np.array([1, 0]),
+    "twice_heads": np.array([1, 2, 1, 1]),
+    "twice_tokens": np.array([1, 1, 2, 1]),
     "low": np.float32(-1e9),
     "packed": np.zeros((5, 1, 4), np.uint8),
     "scales": np.ones((5,), np.float32),
@@ -137,6 +140,11 @@ def test_dropout_does_nothing_but_in_training():
     assert kind("Dropout", "x", "two", "false") is op.Layout
     assert kind("Dropout", "x", "two", "true") is op.Opaque
     assert kind("Dropout", "x", "two", "b") is op.Opaque
+
+
+def test_tile_repeats_axes_whose_size_is_fixed():
+    assert kind("Tile", "t", "twice_heads") is op.Broadcast
+    assert "size varies" in read("Tile", "t", "twice_tokens").why
 
 
 @pytest.mark.parametrize(

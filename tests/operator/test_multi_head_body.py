@@ -13,7 +13,7 @@ from mla_opt.operator.contract import OUTPUTS
 from mla_opt.operator.kv_b import Storage
 from mla_opt.operator.multi_head import ATTRIBUTES, INPUTS, MultiHeadSignature
 from mla_opt.operator.onnx import body_expanded
-from mla_opt.operator.onnx.body_style import ONNX_RUNTIME
+from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, TENSORRT
 from mla_opt.operator.onnx.multi_head_body import multi_head_function_body
 from tests.operator import cases
 from tests.operator.multi_head_cases import (
@@ -87,6 +87,20 @@ def test_rows_beyond_the_longest_sequence_are_left_out(attention, past):
         unread = past + query_len if attention.has_latent else max(past, 1)
         feeds["cache"][:, :, unread:] = 1e30
         assert_matches(runtime.run(None, feeds), signature, feeds)
+
+
+@pytest.mark.parametrize(
+    ("style", "blocks"), [(ONNX_RUNTIME, body_expanded.BLOCKS), (TENSORRT, 1)], ids=["ort", "trt"]
+)
+def test_no_softmax_has_the_scores_of_all_queries(style, blocks):
+    """Where the runtime does not fuse attentions itself."""
+
+    def count(form):
+        signature = MultiHeadSignature(Signature(has_cache=True, bias="additive"), form=form)
+        body = multi_head_function_body(signature, 18, style=style)
+        return sum(node.op_type == "Softmax" for node in body.graph.all_nodes())
+
+    assert count("expanded") - count("absorbed") == blocks
 
 
 def test_one_token_is_absorbed_where_prompts_are_expanded():

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import mla_opt
+from mla_opt import aside
 from mla_opt.operator.kv_b import KvB, Storage
 from mla_opt.operator.multi_head import INPUTS
 from mla_opt.passes.compress_cache import CompressCache
@@ -128,6 +129,17 @@ def test_the_report_says_how_many_bytes():
     (note,) = result.notes
     floats = 4 * kept.numbers(BLOCK.latent).size
     assert f"(packed4_16): {kept.nbytes / 1e6:.2f} MB; as float32 {floats / 1e6:.2f} MB" in note
+
+
+def test_matrices_take_no_memory_between_the_layers(monkeypatch):
+    """They lie in a file from when they are read off the graph, and are let go of when held."""
+    monkeypatch.setattr(aside, "IN_MEMORY", 0)
+    monkeypatch.setattr(aside, "LARGE", 1)
+    let_go = []
+    monkeypatch.setattr(aside.Aside, "let_go", lambda self: let_go.append(self))
+    graph, _ = held(build(dataclasses.replace(BLOCK, layers=2)))
+    assert len(let_go) == len(graph.sites) == 2
+    assert all(aside.pages_of(site.weights.by_head) is not None for site in graph.sites)
 
 
 @pytest.mark.parametrize("mode", ["keep", "packed"])

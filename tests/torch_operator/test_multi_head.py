@@ -198,6 +198,18 @@ def test_the_form_of_fewer_products(sizes, expanded):
     assert on_cpu.expands(call, on_cpu.rows_seen(call)) == expanded
 
 
+@pytest.mark.parametrize(
+    ("form", "query_len", "expanded"),
+    [("absorbed", 512, False), ("expanded", 2, True), ("expanded", 1, False)],
+)
+def test_a_form_that_is_asked_for(form, query_len, expanded):
+    """One new token is absorbed in every form."""
+    signature = MultiHeadSignature(Signature(has_cache=True), form=form)
+    feeds = operands(signature, PLAIN_WEIGHTS, query_len=query_len)
+    call = make_multi_head_call(*positional(feeds), **attributes(signature))
+    assert on_cpu.expands(call, on_cpu.rows_seen(call)) == expanded
+
+
 @pytest.mark.parametrize("attention", cases.REDUCED_SIGNATURES, ids=cases.name)
 def test_opcheck(attention):
     signature = MultiHeadSignature(attention)
