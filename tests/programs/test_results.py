@@ -53,6 +53,14 @@ def test_one_form_by_name(program, prefill):
     assert result.report.verification["passed"]
     nodes = [node for node in result.model.graph.nodes if "form" in node.kwargs]
     assert [node.kwargs["form"] for node in nodes] == [prefill] * 2
+    stored = result.report.stored
+    assert (stored.before, stored.after) == (stored_bytes(program), stored_bytes(result.model))
+
+
+def stored_bytes(program):
+    """Bytes of parameters, buffers and constants, each tensor once."""
+    tensors = [*program.state_dict.values(), *program.constants.values()]
+    return sum({id(each): each.nbytes for each in tensors if torch.is_tensor(each)}.values())
 
 
 def test_weights_as_two_matrices(program):
