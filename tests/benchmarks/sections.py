@@ -170,7 +170,10 @@ def kernel(bench: Bench) -> None:
 
 
 def prompts(bench: Bench) -> None:
-    """Prompts into a static cache with the kernel: in one call, and long ones in chunks."""
+    """Prompts into a static cache with the kernel: in one call, and long ones in chunks.
+
+    By function bodies alone, too, which are never to be worse than the original.
+    """
     dims = bench.suite.lite
     original = bench.model(figures.ORIGINAL, dims, lambda: models.exported(dims))
     if original is None:
@@ -178,11 +181,15 @@ def prompts(bench: Bench) -> None:
     static = bench.model(figures.STATIC, dims, lambda: models.optimized(original, cache="static"))
     if static is None:
         return
+    keep = bench.model(figures.OPTIMIZED, dims, lambda: models.optimized(original))
     built = {figures.ORIGINAL: original, figures.STATIC: static, figures.STATIC_BODY: static}
+    built |= {} if keep is None else {figures.OPTIMIZED: keep}
+    least = bench.suite.target(suite.BODY_TARGET)
     for case in bench.suite.static:
         timings = bench.measure("static", case, built)
         most = bench.suite.target(suite.STATIC_TARGETS.get((case.new, case.past)))
         bench.figures += figures.static_figures(case, timings, dims, bench.machine, most)
+        bench.figures += figures.body_figures(case, timings, least)
     _in_chunks(bench, static)
 
 

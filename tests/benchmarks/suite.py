@@ -25,6 +25,8 @@ STATIC_TARGETS = {
     (512, 8192): 1.2,
     (512, 32768): 1.2,
 }
+#: Of the original's speed and memory, for the function body alone.
+BODY_TARGET = 1.0
 PREFILL_TARGETS = {0: 1.0, 4096: 1.8}
 MEMORY_TARGET = 10.0
 V3_TARGET = 60.0
@@ -36,7 +38,7 @@ BEND_TARGET = 1.3
 
 LATENT = (figures.ORIGINAL, figures.CLEAN, figures.CLEAN_BY_HAND, figures.OPTIMIZED)
 LATENT_DECODE = (*LATENT, figures.ABSORBED_BY_HAND)
-STATIC = (figures.ORIGINAL, figures.STATIC, figures.STATIC_BODY)
+STATIC = (figures.ORIGINAL, figures.OPTIMIZED, figures.STATIC, figures.STATIC_BODY)
 WITH_KERNEL = (figures.KERNEL, figures.KERNEL_ABSORBED, figures.KERNEL_EXPANDED)
 SWEEP = (figures.ORIGINAL, figures.CLEAN, figures.CLEAN_BY_HAND, *WITH_KERNEL)
 ENDS = (figures.ORIGINAL, figures.OPTIMIZED)
@@ -134,6 +136,8 @@ FULL = Suite(
     static=(
         prompt(512, 0, 6),
         prompt(2048, 0, 4),
+        prompt(4096, 0, 3),
+        prompt(512, 4096, 3),
         prompt(8192, 0, 3, (figures.STATIC,)),
         prompt(512, 8192, 5, (figures.STATIC,)),
         prompt(512, 32768, 3, (figures.STATIC,)),
