@@ -1,4 +1,8 @@
-"""Run the command line as a person does: in a process of its own."""
+"""Run the command line as a person does: in a process of its own.
+
+That is a fork of one in which everything is imported; where the process is to be prepared before
+it starts, it is a new one.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.end_to_end.forked import server
 from tests.exports.cache import ROOT
 
 #: What the `mla-opt` script does, from this checkout, installed or not.
@@ -26,7 +31,9 @@ def environment(**variables: str) -> dict[str, str]:
 def command(
     *arguments: Any, cwd: Path | None = None, preexec: Callable[[], None] | None = None
 ) -> Done:
-    """Call ``mla-opt`` with `arguments`."""
+    """Call ``mla-opt`` with `arguments`, after `preexec` in a process that is new."""
+    if preexec is None:
+        return server(str(ROOT)).run([*map(str, arguments)], environment(), cwd, TIMEOUT)
     return subprocess.run(
         [*PROGRAM, *map(str, arguments)],
         cwd=cwd,

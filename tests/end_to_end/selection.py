@@ -24,15 +24,19 @@ REPRESENTATIVE = (
     ExportSpec("hy_v4", attention="eager"),
     ExportSpec("mistral_large4"),  # one of its layers has no rotary part
 )
-#: Those of the tests that are kept beside the sources (`tests.exports.kept`). Exported anew in each
-#: run are the first, and one by transformers' own exporter.
-FRESH = (
-    ExportSpec("deepseek_v3"),
-    ExportSpec("deepseek_v3", exporter="hf", opset=20, component="decode"),
+#: Early expansion, by transformers 4.57 in a Python of its own (`tests.exports.expanded_cache`).
+EXPANDED = (
+    ExportSpec("deepseek_v3", exporter="dynamo457"),
+    ExportSpec("deepseek_v3", exporter="optimum457"),
 )
+#: Exported anew in each run of the tests.
+FRESH = ExportSpec("deepseek_v3")
+#: Those that are kept beside the sources (`tests.exports.kept`).
 KEPT = (
-    *(spec for spec in REPRESENTATIVE if spec not in FRESH),
+    *(spec for spec in REPRESENTATIVE if spec != FRESH),
+    *EXPANDED,
     ExportSpec("deepseek_v2_noqlora"),
+    ExportSpec("deepseek_v3", opset=23),
 )
 #: Models without latent attention, and opsets: `tests.exports.controls`.
 KEPT_CONTROLS = (
@@ -52,9 +56,4 @@ KEPT_CONTROLS = (
     ),
     ("genuine_latent_block", 23),
     ("llama", 23),
-)
-#: Early expansion: these need a Python with transformers 4.57 (`tests.exports.expanded_cache`).
-EXPANDED = (
-    ExportSpec("deepseek_v3", exporter="dynamo457"),
-    ExportSpec("deepseek_v3", exporter="optimum457"),
 )

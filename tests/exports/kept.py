@@ -2,7 +2,8 @@
 
     python -m tests.exports.kept [NAME ...]
 
-makes the files of `kept/` anew, all of them or those named, with the libraries that are installed.
+makes the files of `kept/` anew, all of them or those named, with the libraries that are installed;
+those of transformers 4.57 with the Python that has it (`expanded_cache`).
 Random weights are not kept: each is noise that depends on the name of a parameter (`weights`), so
 that the name is enough. What is unpacked is the export, number for number; of the folders that it
 says its code was in, the last parts are left.
@@ -35,6 +36,7 @@ from tests.exports.weights import noise
 FOLDER = Path(__file__).with_name("kept")
 ANEW_VARIABLE = "MLA_OPT_EXPORT_ANEW"
 MODEL, WEIGHTS = "model.onnx", "weights.json"
+HERE = "--here"
 #: Numbers from which a weight is looked for among the parameters.
 LARGE = 64
 #: The beginning of a path up to its packages, or to this repository.
@@ -163,12 +165,28 @@ def inner(module: Any) -> torch.nn.Module:
 
 
 def main(names: list[str]) -> None:
-    """Make them."""
+    """Make them; with ``HERE`` first, by the libraries of this Python whatever the export is of."""
+    from tests.exports.cache import run_module
+    from tests.exports.expanded_cache import interpreter
+
     os.environ[ANEW_VARIABLE] = "1"
+    here = names[:1] == [HERE]
     for name, make in exports().items():
-        if not names or name in names:
+        if names and name not in names:
+            continue
+        if early(name) and not here:
+            # Its parameters have other names.
+            run_module(interpreter(), "tests.exports.kept", HERE, name)
+        else:
             pack(name, *make())
-            print(f"{_file(name).stat().st_size:8} {name}")
+        print(f"{_file(name).stat().st_size:8} {name}")
+
+
+def early(name: str) -> bool:
+    """Whether it is an export by transformers 4.57."""
+    from tests.end_to_end.selection import EXPANDED
+
+    return name in {spec.id for spec in EXPANDED}
 
 
 if __name__ == "__main__":

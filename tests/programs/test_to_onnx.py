@@ -20,7 +20,14 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
+# `tests/torch_operator/test_to_onnx.py` has both by themselves.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("LatentAttention", marks=pytest.mark.sweep),
+        "MultiHeadLatentAttention",
+    ],
+)
 def operator(request):
     return request.param
 

@@ -9,7 +9,7 @@ import pytest
 from mla_opt.kernels.building import cuda_build
 from tests.kernels.cuda.emulated import Emulator, build
 
-# What is promised; of it the two whose kernels differ are compiled in every run of the tests.
+# What is promised; of it the two whose kernels differ are compiled by `.ci/run`.
 ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
 DIFFERENT = ("80", "90a")
 
@@ -26,7 +26,10 @@ def emulator(tmp_path_factory):
 
 @pytest.fixture(
     scope="session",
-    params=[DIFFERENT, pytest.param(ARCHITECTURES, marks=pytest.mark.sweep)],
+    params=[
+        pytest.param(DIFFERENT, marks=pytest.mark.nvcc),
+        pytest.param(ARCHITECTURES, marks=pytest.mark.sweep),
+    ],
     ids=["two architectures", "all architectures"],
 )
 def architectures(request):
