@@ -3,7 +3,7 @@
 Chosen so that each exporter, opset, attention implementation and part that sets an attention apart
 comes up at least once. Left out are families that differ in what is around their attention, and
 hybrids whose linear attention is unrolled, which take up to two minutes (kimi_linear is among the
-programs and the generated texts).
+generated texts).
 """
 
 from __future__ import annotations
