@@ -25,6 +25,7 @@ from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.roles import Roles
 from mla_opt.matching.row_caches import expanded_cache, only_new_rows, rewound
 from mla_opt.matching.row_checks import (
+    check_apart,
     check_groups,
     check_narrower,
     check_order,
@@ -43,6 +44,19 @@ from mla_opt.sites.core import CoreLayouts
 from mla_opt.sites.layout import QUERY, Layout, is_standard, parts_of
 
 
+def _checked(graph: Graph, core: AttentionCore, axes: CoreAxes, rows: SharedRows) -> Roles:
+    """The roles of the axes, where the rows are such as heads share, and save something."""
+    try:
+        check_shared(graph, core, rows)
+        roles = Roles.of(graph, core, axes, rows)
+        check_groups(graph, axes, rows, roles)
+        check_narrower(graph, core, axes, rows, roles)
+    except NotLatentError:
+        check_apart(graph, core, axes, rows)  # then that is what would have to change
+        raise
+    return roles
+
+
 def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     """Read one attention as latent; whoever calls gives it a name.
 
@@ -52,10 +66,7 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     core, axes = read.core, read.axes
     _check_core(core, axes)
     rows = shared_rows(graph, core, axes)
-    check_shared(graph, core, rows)
-    roles = Roles.of(graph, core, axes, rows)
-    check_groups(graph, axes, rows, roles)
-    check_narrower(graph, core, axes, rows, roles)
+    roles = _checked(graph, core, axes, rows)
     check_query(graph, core, axes, rows)
     expanded = expanded_cache(graph, core, roles, rows)
     layouts = CoreLayouts(*(roles.layout(each) for each in _placements(axes)))

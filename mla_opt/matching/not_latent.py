@@ -29,6 +29,7 @@ REMEDIES = {
     "not_linear": _BY_DESIGN,
     "sink_with_key_bias": "take the bias out of the projection of the keys",
     "sink_with_value_bias": "add the bias of the values to the bias of the output projection",
+    "rows_flattened": "give sequences and tokens an axis each, up to the layer that makes keys",
     "rope_mixed": "let every head hold the whole rotary row, in the same dims",
     "unknown_shape": "run shape inference on the model, or export it with shapes",
 }

@@ -17,6 +17,7 @@ from mla_opt.matching.shared_rows import (
     SharedRows,
     all_below,
     end_of,
+    flat_rows,
     keeps_order,
     makers,
     named,
@@ -48,6 +49,18 @@ def check_shared(graph: Graph, core: AttentionCore, rows: SharedRows) -> None:
         makers(graph, [*apart, *rows.of_keys]),
         "nothing, if the model projects keys and values from the hidden state",
     )
+
+
+def check_apart(graph: Graph, core: AttentionCore, axes: CoreAxes, rows: SharedRows) -> None:
+    """The narrowest rows have an axis for sequences, and one for tokens."""
+    flat = flat_rows(core, axes, rows.region)
+    if flat:
+        raise NotLatentError(
+            "rows_flattened",
+            f"all tokens of all sequences are one axis of the rows {named(flat)}, whose size does"
+            " not tell how many sequences there are",
+            makers(graph, list(flat)) or (core.first, core.last),
+        )
 
 
 def _check_common(graph: Graph, core: AttentionCore, rows: SharedRows) -> None:

@@ -93,11 +93,38 @@ def row_width(variables: Variables, axes: CoreAxes, region: Region, value: Value
 
 
 def _cost(variables: Variables, axes: CoreAxes, region: Region, value: Value) -> int | None:
-    """What a cut pays for a value: its width, where it has one; heads count even without."""
+    """What a cut pays for a value: its width, where it has one; heads count even without.
+
+    Rows of which sequences and tokens are one axis are not cut: its size does not tell how many
+    each are. Those that they are made of, or what they are made into, are.
+    """
+    if is_flat(variables, region.axes[value]):
+        return None
+    return _width_cost(variables, axes, region, value)
+
+
+def _width_cost(variables: Variables, axes: CoreAxes, region: Region, value: Value) -> int | None:
     if row_width(variables, axes, region, value) != 0:
         return row_width(variables, axes, region, value)
     atoms = atoms_of(variables, region.axes[value])
     return math.prod(max(atom.size, 1) for atom in atoms if isinstance(atom.size, int))
+
+
+def flat_rows(core: AttentionCore, axes: CoreAxes, region: Region) -> tuple[Value, ...]:
+    """Rows that keys and values would be cut at, were their sequences and tokens not one axis."""
+    variables, roots = axes.variables, (core.key, core.value)
+    found = narrowest(
+        roots, region.made_of, lambda value: _width_cost(variables, axes, region, value)
+    )
+    return tuple(value for value in found or () if is_flat(variables, region.axes[value]))
+
+
+def is_flat(variables: Variables, placed: Placement) -> bool:
+    """Whether two sizes that vary are in one axis."""
+    varying = (
+        sum(not isinstance(atom.size, int) for atom in variables.current(axis)) for axis in placed
+    )
+    return any(count > 1 for count in varying)
 
 
 def _one_token(variables: Variables, axes: CoreAxes) -> bool:
