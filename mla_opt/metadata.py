@@ -184,7 +184,8 @@ def _interface(sites: Sequence[LatentAttentionSite]) -> InterfaceMap:
             continue
         states.setdefault(original.inputs, _state(site, original, optimized))
         if site.cache.past_len is not None:
-            past_len, capacity = site.cache.past_len.name, site.cache.capacity
+            capacity = site.cache.capacity
+            past_len = site.cache.past_len.name if site.cache.start is None else past_len
             prompts_only = site.prefill == "expanded"
     return InterfaceMap(tuple(states.values()), past_len, capacity, prompts_only)
 

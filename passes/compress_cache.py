@@ -15,7 +15,7 @@ stay such: new rows are put in the same places.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
@@ -36,6 +36,7 @@ from mla_opt.handles import Value
 from mla_opt.matching.exposed_keys import exposed_sites
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CachedTensor, CacheSlots, LatentAttentionSite, LatentRows
+from mla_opt.sites.cache import Run
 from mla_opt.sites.layout import KEYS, Layout, Part
 
 _SEPARATORS = "._/"
@@ -231,7 +232,7 @@ class _Packing:
 
     def pack(self, site: LatentAttentionSite) -> bool:
         """Put the rows of a site into one tensor ``[B, 1, T, C + R]``; says whether it did."""
-        if site.cache is not None and len(site.cache.past) == 1:
+        if site.cache is not None and len(site.cache.past) == 1 and not self._is_to_grow(site):
             if self.buffers or self._is_free(site):
                 self.found += site.cache.own
             else:  # a buffer has rows behind those of the past
@@ -240,18 +241,26 @@ class _Packing:
         if not site.held or not self._is_free(site):
             site.cache = None
             return False
-        if site.held not in self.done:
-            self.done[site.held] = _pack_one(self.graph, site)
-            self.taken.update((tensor.joined, site.held) for tensor in site.held)
-        site.cache, halves = self.done[site.held]
+        held = site.held
+        run = None if self.buffers else _run_of(site)
+        if run is not None:
+            _let_it_grow(site)
+        if held not in self.done:
+            self.done[held] = _pack_one(self.graph, site, run)
+            self.taken.update((tensor.joined, held) for tensor in held)
+        site.cache, halves = self.done[held]
         _use_rows(site, halves)
         site.held = _tensors(site.cache, (tuple(range(sum(_widths(site)))),))
         return True
 
+    def _is_to_grow(self, site: LatentAttentionSite) -> bool:
+        """Whether the rows are in a buffer that becomes one of ``past_len`` rows."""
+        return not self.buffers and _run_of(site) is not None
+
     def _is_free(self, site: LatentAttentionSite) -> bool:
         """Whether nothing but this attention, and those with the same rows, needs the tensors."""
         for tensor in site.held:
-            if tensor.positions is not None and not self.buffers:
+            if tensor.positions is not None and not (self.buffers or _run_of(site)):
                 site.not_held = (
                     f"{tensor.past.name!r} is a buffer already, which the model writes at places of"
                     " its own"
@@ -280,7 +289,24 @@ class _Packing:
         return (f"{caches} packed already",)
 
 
-def _pack_one(graph: Graph, site: LatentAttentionSite) -> Packed:
+def _run_of(site: LatentAttentionSite) -> Run | None:
+    """Where the new rows begin, if each query sees those up to its own and no other mask is."""
+    runs = {None if part.positions is None else part.positions.known for part in site.held}
+    run = runs.pop() if len(runs) == 1 else None
+    masks = [(term.kind, term.value, term.fill) for term in site.core.bias]
+    return run if run and masks == [("blocked", run.behind, float("-inf"))] else None
+
+
+def _let_it_grow(site: LatentAttentionSite) -> None:
+    """Tell a buffer that rows are put into as rows of the past, and new ones behind them.
+
+    How many rows are past is what it says itself; its one mask is that of a causal attention.
+    """
+    site.held = tuple(replace(tensor, positions=None) for tensor in site.held)
+    site.core = replace(site.core, bias=(), causal=True)
+
+
+def _pack_one(graph: Graph, site: LatentAttentionSite, run: Run | None) -> Packed:
     builder = graph.builder(site.core.first, f"{site.name}/mla")
     held, (c, r) = site.held, _widths(site)
     past = _packed_input(graph, held, c + r)
@@ -294,6 +320,7 @@ def _pack_one(graph: Graph, site: LatentAttentionSite) -> Packed:
     graph.merge_outputs([tensor.output for tensor in held], both.kept, name, shape)
     kept = () if positions is None else (both.kept,)
     packed = CacheSlots("packed", (past,), (new,), (joined,), positions=positions, returned=kept)
+    packed.start = None if run is None else run.start
     for tensor in held:
         redirect_readers(graph, builder, tensor, packed)
         rows = _as_it_was(builder, tensor, joined, halves, c)

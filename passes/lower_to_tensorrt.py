@@ -23,7 +23,12 @@ from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
 from mla_opt.kernels.cuda_library import WIDTHS
 from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
-from mla_opt.passes.write_cache_in_place import add_past_len, buffer_rows, make_buffer
+from mla_opt.passes.write_cache_in_place import (
+    add_past_len,
+    buffer_rows,
+    check_counted_by_past_len,
+    make_buffer,
+)
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite
 
@@ -102,6 +107,7 @@ class LowerToTensorrt(Pass):
         return notes
 
     def _prefill(self, graph: Graph) -> tuple[str, ...]:
+        check_counted_by_past_len(graph.sites)
         past_len = add_past_len(graph, graph.sites[0])
         for site in graph.sites:
             assert site.cache is not None

@@ -53,8 +53,10 @@ class WriteCacheInPlace(Pass):
     def run(self, graph: Graph) -> PassResult:
         """Rewrite the sites in graph order."""
         sites = _cached(graph)
+        if self.count == "shapes":
+            check_counted_by_past_len(sites)
         if sites:
-            _Rewriting.begin(graph, sites[0], self).rewrite(sites)
+            _Rewriting.begin(graph, sites, self).rewrite(sites)
         return PassResult(matched=len(graph.sites), rewritten=len(sites))
 
 
@@ -86,9 +88,24 @@ def make_buffer(
     Those who count rows of past and present count ``past`` tokens and the new ones, not the
     buffer's; it is asked only where there is somebody who counts.
     """
-    _count_rows(graph, cache, past)
+    if cache.start is None:  # else nobody counts them who is read himself
+        _count_rows(graph, cache, past)
     cache.past = tuple(_buffer(graph, old, capacity) for old in cache.past)
     cache.layout, cache.capacity, cache.past_len, cache.own = "static", capacity, past_len, False
+
+
+def check_counted_by_past_len(sites: Sequence[LatentAttentionSite]) -> None:
+    """A graph for TensorRT counts the rows of its buffers by ``past_len`` alone.
+
+    Raises:
+        InputError: the model says itself where new rows go.
+    """
+    for site in sites:
+        if site.cache is not None and site.cache.start is not None:
+            raise InputError(
+                f"{site.name} puts new rows where its own operands say (seqlens_k), not where"
+                " past_len does; export the model with an attention in separate operators"
+            )
 
 
 def _buffer(graph: Graph, old: Value, capacity: int | None) -> Value:
@@ -127,18 +144,20 @@ class _Rewriting:
 
     graph: Graph
     options: WriteCacheInPlace
-    past_len: Value
+    past_len: Value | None
     lengths: _Lengths | None
     masks: dict[Value, Value] = field(default_factory=dict)
     past: Value | None = None
 
     @classmethod
     def begin(
-        cls, graph: Graph, site: LatentAttentionSite, options: WriteCacheInPlace
+        cls, graph: Graph, sites: Sequence[LatentAttentionSite], options: WriteCacheInPlace
     ) -> _Rewriting:
         # looked for while the inputs are those that the model came with
         lengths = _Lengths.of(graph) if options.count == "shapes" else None
-        return cls(graph, options, add_past_len(graph, site), lengths)
+        counted = [each for each in sites if each.cache is not None and each.cache.start is None]
+        past_len = add_past_len(graph, counted[0]) if counted else None
+        return cls(graph, options, past_len, lengths)
 
     def rewrite(self, sites: list[LatentAttentionSite]) -> None:
         for site in sites:
@@ -147,13 +166,20 @@ class _Rewriting:
                 make_buffer(
                     self.graph,
                     site.cache,
-                    self.past_len,
+                    self._past_len(site.cache),
                     self._past_tokens,
                     self.options.capacity,
                 )
             self._rebuild(site, site.cache)
 
+    def _past_len(self, cache: CacheSlots) -> Value:
+        """Valid rows of each sequence before the call: an input, or what the model says itself."""
+        known = self.past_len if cache.start is None else cache.start
+        assert known is not None
+        return known
+
     def _past_tokens(self) -> Size:
+        assert self.past_len is not None
         if self.past is None:
             builder = self.graph.builder(self.graph.nodes()[0], "mla_opt")
             if self.options.count == "lengths":
@@ -175,8 +201,9 @@ class _Rewriting:
 
     def _written(self, builder: Builder, cache: CacheSlots) -> Value:
         """Valid rows once the new ones are written: what the sites that only read go by."""
-        new = builder.cast_like(builder.dimension(cache.new[0], 2), self.past_len, "new_rows")
-        return builder.add(self.past_len, new, "written_rows")
+        past_len = self._past_len(cache)
+        new = builder.cast_like(builder.dimension(cache.new[0], 2), past_len, "new_rows")
+        return builder.add(past_len, new, "written_rows")
 
     def _mask(self, builder: Builder, site: LatentAttentionSite, cache: CacheSlots) -> Value | None:
         """The bias of a site with a column for every row of the buffer; made once for all."""

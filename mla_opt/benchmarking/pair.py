@@ -188,7 +188,7 @@ class Pair:
         """Bytes that one side needs at the very least: weights, caches, and keys and values once
         for one attention where it expands them."""
         model = self.model(side)
-        copies = 1 if model.driver.past_len_input is not None else 2
+        copies = 1 if model.driver.has_buffers else 2
         if self.form(side, point.query) not in ("expanded", "expanded-cache"):
             return model.file_bytes + copies * model.state_bytes(point)
         widest = max(

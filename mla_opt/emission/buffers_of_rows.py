@@ -17,6 +17,7 @@ class Buffers:
     """The caches of one attention: how many rows they get, and where new ones go.
 
     Attributes:
+        start: of the new rows ``[B]``, of the type of ``past.last``.
         places: of the new rows ``[B, S]``: up to the last, or from the front if there are too few.
         rows: how many there are in all, int64 ``[1]``.
         room: rows of zeros ``[B, J, rows - P, D]`` behind those of the past.
@@ -29,7 +30,10 @@ class Buffers:
         self._zero, self._one = (
             builder.constant(np.asarray([number]), f"count_{number}") for number in (0, 1)
         )
-        self.places = self._places(past.last, builder.dimension(query, 2))
+        count = builder.dimension(query, 2)
+        self._start = self._first_place(past.last, count)
+        self.start = builder.cast_like(self._start, past.last, "start_of_rows")
+        self.places = self._places(count)
         before = builder.dimension(past.key, 2)
         total = builder.reshape(self._wide(past.total), builder.integers(1), "total")
         missing = self._not_negative(builder.subtract(total, before, "rows_missing"))
@@ -48,11 +52,14 @@ class Buffers:
         positive = builder.greater(count, self._zero, "is_positive")
         return builder.where(positive, count, self._zero, "or_nothing")
 
-    def _places(self, last: Value, count: Value) -> Value:
+    def _first_place(self, last: Value, count: Value) -> Value:
         builder = self._builder
         behind = builder.add(self._wide(last), self._one, "rows_so_far")
-        start = self._not_negative(builder.subtract(behind, count, "start"))
-        by_sequence = builder.unsqueeze(start, 1, "start_of_each")
+        return self._not_negative(builder.subtract(behind, count, "start"))
+
+    def _places(self, count: Value) -> Value:
+        builder = self._builder
+        by_sequence = builder.unsqueeze(self._start, 1, "start_of_each")
         return builder.add(by_sequence, builder.positions(count, "new_places"), "places")
 
     def joined(self, past: Value, new: Value, name: str) -> Value:

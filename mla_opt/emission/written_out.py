@@ -19,6 +19,7 @@ from mla_opt.emission.layout import restored, standard
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Builder, Graph
 from mla_opt.handles import Node, Value
+from mla_opt.sites.cache import Run
 from mla_opt.sites.drafts import Draft
 from mla_opt.sites.layout import KEYS, QUERY, Layout, Part, Role
 
@@ -33,7 +34,8 @@ def draft_written_out(graph: Graph, node: Node, fused: op.FusedAttention) -> Dra
             graph.dtype(value)  # noted for what is emitted
     builder = graph.builder(node, f"{fused.output.name}/mla")
     query = _by_head(builder, fused, fused.query, "query")
-    buffers = None
+    uncounted = not any(graph.shape_readers(value) for value in _caches(past))
+    buffers, run = None, None
     if past.last is not None:
         buffers = Buffers(builder, past, query, fused.key_heads)
     keys = _joined(builder, fused, (past.key, fused.key), buffers, "present_keys")
@@ -45,6 +47,8 @@ def draft_written_out(graph: Graph, node: Node, fused: op.FusedAttention) -> Dra
     scores = _scaled(builder, fused, product)
     if fused.causal:
         hidden = future(builder, query, keys) if buffers is None else buffers.behind()
+        if buffers is not None and uncounted:
+            run = Run(buffers.start, buffers.places, hidden)
         never = builder.scalar_like(float("-inf"), scores, "never")
         scores = builder.where(hidden, never, scores, "scores_so_far")
     weights = builder.softmax(scores, "weights")
@@ -53,7 +57,11 @@ def draft_written_out(graph: Graph, node: Node, fused: op.FusedAttention) -> Dra
     pairs = ((fused.output, new), (past.present_key, keys), (past.present_value, values))
     for old, made in pairs:
         graph.replace(old, made)
-    return Draft(pairs, first)
+    return Draft(pairs, first, run)
+
+
+def _caches(past: op.OwnCache) -> tuple[Value, ...]:
+    return past.key, past.value, past.present_key, past.present_value
 
 
 def _joined(

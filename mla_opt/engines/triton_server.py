@@ -139,6 +139,11 @@ def of_model(path: Path) -> Served:
     """
     model = read_model(path)
     changes = InterfaceMap.of(model)
+    if changes.has_buffers and changes.past_len_input is None:
+        raise InputError(
+            f"{path}: the server counts the rows of buffers in past_len, and the model by inputs of"
+            " its own"
+        )
     if changes.past_len_input is None or changes.capacity is None or changes.prompts_only:
         raise InputError(
             f"{path}: the server keeps buffers of a fixed size; make some with"

@@ -190,7 +190,10 @@ def _positions(
             at,
             "write whole rows, those of all heads to one place",
         )
-    return Positions(index, layout, put.run, join.count, join.first is not None, join.room)
+    runs = (draft.run for draft in graph.drafts if draft.run is not None)
+    known = next((run for run in runs if run.places is index), None)
+    first = join.first is not None
+    return Positions(index, layout, put.run, join.count, first, join.room, known)
 
 
 def _check_first(layout_of: LayoutOf, join: Join) -> None:

@@ -13,6 +13,19 @@ CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """New rows of each sequence one behind the other in a buffer, and each its query's own.
+
+    ``start [B]`` int32 is where they begin, ``places [B, S]`` where they go, and
+    ``behind [B, 1, S, M]`` true for the rows after a query's own.
+    """
+
+    start: Value
+    places: Value
+    behind: Value
+
+
+@dataclass(frozen=True, slots=True)
 class Positions:
     """Where new rows are written in a buffer: what the axes of ``index`` are, ``layout`` says.
 
@@ -21,7 +34,7 @@ class Positions:
     buffer are read, from its front; ``None``: all. With ``first`` the buffer has room for more
     sequences than those of the call, which are its first. ``room`` is a value and the axis of it
     that counts rows of zeros behind those of the past, which are put there first: the buffer grows
-    by them.
+    by them. ``known`` is what is known besides where each sequence has a start of its own.
     """
 
     index: Value
@@ -30,6 +43,7 @@ class Positions:
     count: Value | None = None
     first: bool = False
     room: tuple[Value, int] | None = None
+    known: Run | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +102,8 @@ class CacheSlots:
     with 8 bits the codes of a row and what is beside them take ``row_bytes``. ``own`` are
     the tensors that the model came with. With ``positions`` they are buffers that standard
     operators write, as the model did; ``returned`` is all of them then, which may be more than is
-    read. Sites that read the same rows share one of these.
+    read. ``start [B]`` is where the model itself says that new rows begin in a buffer. Sites that
+    read the same rows share one of these.
     """
 
     layout: CacheLayout
@@ -102,6 +117,7 @@ class CacheSlots:
     row_bytes: int | None = None
     own: bool = False
     positions: Positions | None = None
+    start: Value | None = None
     returned: tuple[Value, ...] = ()
 
     @property

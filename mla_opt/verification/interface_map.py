@@ -79,7 +79,8 @@ class InterfaceMap:
     """Every cache that changed; the inputs and outputs it does not name are the same in both.
 
     Attributes:
-        past_len_input: the input that says how many rows of the buffers are past, ``[B]`` int32.
+        past_len_input: the input that says how many rows of the buffers are past, ``[B]`` int32;
+            ``None`` where nothing is one, or inputs of the model's own say it.
         capacity: rows of the buffers; ``None`` where the model leaves it open.
         prompts_only: whether the model takes no past: its buffers are written from row 0 on.
     """
@@ -126,10 +127,8 @@ class InterfaceMap:
         return any(state.layout == "static" for state in self.states)
 
     def _check(self) -> None:
-        if self.has_buffers != (self.past_len_input is not None):
-            raise InputError(
-                f"{METADATA_KEY} must name past_len_input if and only if a layout is static"
-            )
+        if self.past_len_input is not None and not self.has_buffers:
+            raise InputError(f"{METADATA_KEY} names past_len_input, but no layout is static")
         for side in ("original", "optimized"):
             ends: list[Ends] = [getattr(state, side) for state in self.states]
             _distinct([n for e in ends for n in e.inputs], side)

@@ -36,6 +36,11 @@ class Driver:
     past_len_input: str | None = None
     capacity: int | None = None
 
+    @property
+    def has_buffers(self) -> bool:
+        """Whether states are buffers that are written in place."""
+        return any(state.kind == "buffer" for state in self.interface.states)
+
     def initial_states(self, scenario: Scenario) -> dict[str, Array]:
         """States before the first call: no rows, zeros in buffers and recurrent states."""
         first = scenario.calls[0]

@@ -255,7 +255,7 @@ class Pair:
 
     def _empty(self, runner: Runner, size: Size, rows: int) -> dict[str, Array]:
         """Caches without a row; buffers with ``rows`` of zeros, where caches were made such."""
-        counts = {name: rows for name in self.changed.optimized if self.changed.past_len}
+        counts = {name: rows for name in self.changed.optimized if self.changed.in_place}
         shapes = {
             port: runner.inputs.shape(port, Size(size.batch, size.query, counts.get(port.name, 0)))
             for port in runner.inputs.of("cache")
@@ -279,7 +279,7 @@ class Changed:
 
     original: Mapping[str, str]
     optimized: Mapping[str, str]
-    past_len: str | None
+    in_place: bool
     capacity: int | None
 
     @classmethod
@@ -292,7 +292,9 @@ class Changed:
             for side, known in pairs.items():
                 known.update(zip(state[side]["inputs"], state[side]["outputs"]))
         return cls(
-            **pairs, past_len=content.get("past_len_input"), capacity=content.get("capacity")
+            **pairs,
+            in_place=any(state["layout"] == "static" for state in content["states"]),
+            capacity=content.get("capacity"),
         )
 
     @property

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mla_opt
 from mla_opt.emission.written_out import draft_written_out
-from mla_opt.errors import NothingMatchedError
+from mla_opt.errors import NothingMatchedError, RefusedError
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from tests.axes.feeding import Array
-from tests.axes.harness import Runner, understand
+from tests.axes.harness import SIZES, Runner, equal_or_refused, understand
 from tests.axes.plan import Plan, settled
 from tests.axes.writer import build
 
@@ -167,6 +167,41 @@ def _compare(model: onnx.ModelProto, made: onnx.ModelProto, rows: int, late: int
     assert "GroupQueryAttention" not in {node.op_type for node in made.graph.node}
     for expected, seen in zip(outputs(model, rows, late), outputs(made, rows, late)):
         np.testing.assert_allclose(seen, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if name.startswith("by hand")])
+@pytest.mark.parametrize("capacity", ["", ":12"])
+def test_ragged_batches_in_place(name: str, capacity: str) -> None:
+    model, rows = FORMS[name]
+    made = ir.to_proto(mla_opt.optimize(model, cache=f"static{capacity}", verify=False).model)
+    assert "ScatterElements" not in {node.op_type for node in made.graph.node}
+    assert [each.name for each in made.graph.output] == ["y", "present_key"]
+    _compare_in_place(model, made, rows, 12)
+
+
+def test_ragged_batches_in_place_at_the_widths_of_released_models() -> None:
+    plan = Plan(product="group_query", cache="static_expanded", size="real")
+    outcome = equal_or_refused(build(settled(plan)), sizes=SIZES[1:2], cache="static")
+    assert (outcome.status, outcome.codes, outcome.matched) == ("equal", (), 1)
+
+
+def _compare_in_place(
+    model: onnx.ModelProto, made: onnx.ModelProto, rows: int, capacity: int
+) -> None:
+    assert "past_len" not in {each.name for each in made.graph.input}
+    for expected, seen in zip(outputs(model, rows), outputs(made, capacity)):
+        np.testing.assert_allclose(seen, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_a_buffer_whose_rows_are_counted_cannot_be_static() -> None:
+    """Positions are counted by the shape of the past: rows that are none would count."""
+    with pytest.raises(RefusedError, match="cache_not_recognized"):
+        mla_opt.optimize(of_heads(), cache="static", verify=False)
+
+
+def test_operators_that_may_mask_otherwise_cannot_be_static() -> None:
+    with pytest.raises(RefusedError, match="cache_not_recognized"):
+        mla_opt.optimize(written_out(), cache="static", verify=False)
 
 
 def written_out() -> onnx.ModelProto:

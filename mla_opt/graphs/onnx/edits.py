@@ -91,8 +91,12 @@ class Edits(Bindings[OnnxBinding]):
         )
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Let every reader and the graph outputs read ``new``, which takes over ``old``'s name."""
-        name = old.name
+        """Let every reader and the graph outputs read ``new``, which takes over ``old``'s name.
+
+        An output keeps the name that callers know it by.
+        """
+        known = new.is_graph_output() and not old.is_graph_output()
+        name = None if known else old.name
         if old.is_graph_output():
             new.shape = old.shape if old.shape is not None else new.shape
             take_over(new, old)

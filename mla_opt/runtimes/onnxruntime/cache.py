@@ -282,7 +282,7 @@ class LatentCache:
     def _seen(self) -> int:
         """Keys that a call looks at besides its own: all rows of a buffer without the kernel."""
         attention = self.decoder.description.attention
-        whole = self.decoder.past_len_input is not None and not (attention and attention.fused)
+        whole = self.decoder.description.driver.has_buffers and not (attention and attention.fused)
         return self.capacity if whole else self._past
 
     def _with_pending(self, rows: tuple[Ints, ...]) -> tuple[Ints, ...]:
