@@ -53,9 +53,7 @@ def redirect_readers(graph: Graph, builder: Builder, part: CachedTensor, cache: 
     if positions is not None:
         added = () if positions.room is None else (positions.room,)
     rows: Size = ((past, 2), *added)
-    read = rows
-    if positions is not None and positions.count is not None and graph.shape_readers(part.joined):
-        read = ((builder.as_count(positions.count), None),)
+    read = rows if positions is None or positions.count is None else ((cache.joined[0], 2),)
     for value, count in {part.written: rows, part.joined: read}.items():
         _redirect(graph, value, part.layout, {"batch": batch, "key": count})
 

@@ -2,7 +2,7 @@
 
     grown      concat(past, new)
     buffer     put(past, new)
-    its front  slice(put(past, new), 0, end)
+    its front  slice(put(past, new), 0, end), turned or not before it is sliced
 
 A buffer may have room for more sequences than a call has. Then its first ones are written, and put
 back where they were:
@@ -26,15 +26,23 @@ from mla_opt.handles import Node, Value
 class RowsRead:
     """What is read together: ``written`` is all of it, ``count`` how much of that is read.
 
-    ``count`` is ``None`` where all rows are read, ``put`` where they grow.
+    ``count`` is ``None`` where all rows are read, ``put`` where they grow. ``axis`` is one of the
+    past's and the new rows'; ``order`` says which axis of those each axis of what is read is.
+    ``kept`` is everything from where new rows are put in to ``written``, which is the same, turned.
     """
 
     past: Value
     new: Value
     axis: int
-    written: Value
+    kept: tuple[Value, ...]
     put: op.Put | None = None
     count: Value | None = None
+    order: tuple[int, ...] = ()
+
+    @property
+    def written(self) -> Value:
+        """All rows, with the axes of what is read."""
+        return self.kept[-1]
 
 
 def rows_read(graph: Graph, value: Value) -> RowsRead | None:
@@ -45,15 +53,39 @@ def rows_read(graph: Graph, value: Value) -> RowsRead | None:
         return None
     match operation.move, operation.data:
         case op.Joined(axis), (past, new):
-            return RowsRead(past, new, axis, value)
+            return RowsRead(past, new, axis, (value,))
         case op.Put(axis) as put, (past, new):
-            return RowsRead(past, new, axis, value, put)
+            return RowsRead(past, new, axis, (value,), put)
         case op.Along(((axis, True),), count), (whole,):
-            read = rows_read(graph, whole)
-            if count is None or isinstance(count, int) or read is None or read.count is not None:
+            if count is None or isinstance(count, int):
                 return None
-            return replace(read, count=count) if read.put and read.axis == axis else None
+            return _front_of(graph, whole, axis, count)
     return None
+
+
+def _front_of(graph: Graph, whole: Value, axis: int, count: Value) -> RowsRead | None:
+    """The first rows of a buffer, along an axis of it that has been turned to where it is."""
+    kept, order = _turned(graph, whole)
+    read = rows_read(graph, kept[0])
+    if read is None or read.put is None or read.count is not None:
+        return None
+    if read.axis != (order[axis] if order else axis):
+        return None
+    return replace(read, kept=kept, count=count, order=order)
+
+
+def _turned(graph: Graph, value: Value) -> tuple[tuple[Value, ...], tuple[int, ...]]:
+    """What a value is another order of axes of, up to it; and which axis of that each of it is."""
+    kept: list[Value] = [value]
+    order: tuple[int, ...] = ()
+    while (node := graph.producer(kept[0])) is not None:
+        operation = graph.operation(node)
+        if not isinstance(operation, op.Layout) or not isinstance(operation.move, op.Permuted):
+            break
+        before = operation.move.order
+        order = tuple(before[axis] for axis in order) if order else before
+        kept.insert(0, operation.data[0])
+    return tuple(kept), order
 
 
 def first_of(operation: op.Layout) -> int | None:

@@ -19,15 +19,17 @@ def other_readers(graph: Graph, join: Join) -> tuple[Node, ...] | None:
 
     ``None`` where there are none, and none of those rows is returned.
     """
-    steps = zip(join.moved, (*join.moved[1:], join.written))
+    steps = zip(join.moved, (*join.moved[1:], join.kept[0]))
     wanted = {value: graph.producer(after) for value, after in steps}
     read = {} if join.written is join.joined else {join.written: graph.producer(join.joined)}
+    turned = dict(zip(join.kept, join.kept[1:]))
+    between = {value: graph.producer(after) for value, after in turned.items()}
     own = set(_put_back(graph, join))
     others = [
         node
-        for value, reader in (wanted | read).items()
+        for value, reader in (wanted | read | between).items()
         for node in graph.consumers(value)
-        if node is not reader and node not in own and not is_idle(graph, node)
+        if node is not reader and node not in own and (value in between or not is_idle(graph, node))
     ]
     if not others and not any(graph.is_output(value) for value in wanted):
         return None

@@ -236,7 +236,8 @@ class _Case:
         made = [self.binding.run(wanted, self.region.fed(rows)) for rows in parts]
         feeds = {}
         for place, part in enumerate(expanded):
-            kept = np.concatenate([each[place] for each in made] * again, axis=part.axis)
+            rows = [part.like_joined(each[place]) for each in made]
+            kept = np.concatenate(rows * again, axis=part.axis)
             feeds[part.joined] = kept.take(range(count), axis=part.axis)
         return np.concatenate(parts * again, axis=1)[:, :count], feeds
 

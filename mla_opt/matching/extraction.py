@@ -21,9 +21,18 @@ from mla_opt.handles import Array, Float64, Node, Value
 from mla_opt.matching.labels import Trace, trace
 from mla_opt.matching.linear_matrix import linear_matrix, multiplies_rows
 from mla_opt.matching.not_latent import NotLatentError
+from mla_opt.matching.shapes_of_rows import shape_of_rows
 from mla_opt.sites import CachedTensor, LatentAttentionSite, LatentRows, LatentWeights
 from mla_opt.sites.core import AttentionCore, CoreLayouts
-from mla_opt.sites.layout import KEYS, ROWS, from_standard, head_count, heads_of, to_standard
+from mla_opt.sites.layout import (
+    KEYS,
+    ROWS,
+    Layout,
+    from_standard,
+    head_count,
+    heads_of,
+    to_standard,
+)
 
 _BLOCK = 256
 """Rows and columns of a matrix that are transposed at once."""
@@ -77,17 +86,19 @@ class Region:
 
     def joined_shape(self, part: CachedTensor) -> tuple[int, ...]:
         """Shape of a cache with its new rows; some size where data says how many those are."""
-        known = self.binding.shape(part.joined)
-        if known is not None:
-            return known
-        shape = list(self.shape(part.new))
-        shape[part.axis] = sum(self.binding.sizes[1:])
-        return tuple(shape)
+        return self._of_rows(part.joined, part.layout)
+
+    def _of_rows(self, value: Value, layout: Layout) -> tuple[int, ...]:
+        tensors = self.site.expanded or self.site.held
+        shape = shape_of_rows(self.binding, value, layout, tensors)
+        return self.shape(value) if shape is None else shape
 
     def count(self) -> tuple[int, int]:
         """B and T of latent rows."""
         part = self.site.latents[0]
-        batch, tokens, _ = to_standard(np.empty(self.shape(part.value)), part.layout, ROWS).shape
+        batch, tokens, _ = to_standard(
+            np.empty(self._of_rows(part.value, part.layout)), part.layout, ROWS
+        ).shape
         return batch, tokens
 
     def fed(self, rows: Array) -> dict[Value, Array]:
@@ -108,7 +119,8 @@ class Region:
 
     def placed(self, part: LatentRows, rows: Array) -> Array:
         """Rows ``[B, T, width]`` of one value, as the graph has them."""
-        placed = from_standard(rows, part.layout, ROWS, self.shape(part.value))
+        shape = self._of_rows(part.value, part.layout)
+        placed = from_standard(rows, part.layout, ROWS, shape)
         return placed.astype(self.graph.dtype(part.value))
 
     def run(self, rows: Array) -> tuple[Array, Array]:
@@ -140,7 +152,9 @@ class Region:
         cached: dict[Value, Array] = {}
         for part, new in zip(expanded, self.binding.run([part.new for part in expanded], feeds)):
             joined = np.zeros(self.joined_shape(part), dtype=self.graph.dtype(part.joined))
-            np.moveaxis(joined, part.axis, 0)[-tokens:] = np.moveaxis(new, part.axis, 0)
+            np.moveaxis(joined, part.axis, 0)[-tokens:] = np.moveaxis(
+                part.like_joined(new), part.axis, 0
+            )
             cached[part.joined] = joined
         return cached
 

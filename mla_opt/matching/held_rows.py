@@ -23,6 +23,7 @@ from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.region import Join, Region
 from mla_opt.matching.roles import Roles
 from mla_opt.matching.row_caches import cached_tensor, check_written_alike
+from mla_opt.matching.shapes_of_rows import shape_of_rows
 from mla_opt.matching.shared_rows import SharedRows
 from mla_opt.sites import CachedTensor
 from mla_opt.sites.layout import ROWS, Layout, from_standard, to_standard
@@ -55,7 +56,8 @@ def held_rows(graph: Graph, rows: SharedRows, roles: Roles) -> tuple[tuple[Cache
 
 def _contradicted(graph: Graph, tensors: Sequence[CachedTensor]) -> Value | None:
     """A tensor that has other axes, or none that are known, where sizes are numbers."""
-    shapes = ((each, graph.nearest_binding(*EXAMPLE).shape(each.joined)) for each in tensors)
+    binding = graph.nearest_binding(*EXAMPLE)
+    shapes = ((each, shape_of_rows(binding, each.joined, each.layout, (each,))) for each in tensors)
     wrong = (
         each.joined for each, shape in shapes if shape is None or len(shape) != len(each.layout)
     )
@@ -88,7 +90,7 @@ def _with_places(
 ) -> tuple[CachedTensor, ...] | None:
     """The tensors with the numbers of a row that each holds; every number has one place."""
     binding = graph.nearest_binding(*EXAMPLE)
-    widths = [_width(binding, tensor.joined, tensor.layout) for tensor in tensors]
+    widths = [_width(binding, tensor) for tensor in tensors]
     traced = _traced(graph, binding, tensors, widths, halves)
     sources = np.concatenate([each.source for each in traced])
     exact = all(
@@ -104,8 +106,9 @@ def _with_places(
     )
 
 
-def _width(binding: Binding, value: Value, layout: Layout) -> int:
-    _, _, width = _by_token(np.empty(binding.shape(value) or ()), layout).shape
+def _width(binding: Binding, tensor: CachedTensor) -> int:
+    shape = shape_of_rows(binding, tensor.joined, tensor.layout, (tensor,)) or ()
+    _, _, width = _by_token(np.empty(shape), tensor.layout).shape
     return int(width)
 
 
@@ -138,7 +141,7 @@ def _traced(
 
 def _placed(graph: Graph, binding: Binding, tensor: CachedTensor, labels: Array) -> Array:
     """A row of labels as every token of every sequence of a tensor."""
-    shape = binding.shape(tensor.joined) or ()
+    shape = shape_of_rows(binding, tensor.joined, tensor.layout, (tensor,)) or ()
     batch, tokens, _ = _by_token(np.empty(shape), tensor.layout).shape
     rows = np.broadcast_to(labels, (batch, tokens, len(labels)))
     return from_standard(rows, tensor.layout, ROWS, shape).astype(graph.dtype(tensor.joined))

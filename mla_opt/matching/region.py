@@ -27,7 +27,9 @@ class Join:
     ``past_axes`` are those of the input, which may be moved on its way: ``moved`` is what it is on
     that way, the input first. With ``put`` new rows are written over rows of the past, and over
     rows of zeros behind them where there is ``room``: a value, and which axis of it counts them.
-    ``joined`` is then the first ``count`` rows of what is ``written``, or all of them. Where only
+    ``joined`` is then the first ``count`` rows of what is ``written``, or all of them: ``kept`` is
+    what that is on its way from where new rows are put in, ``written`` the last. ``order`` says
+    which axis of the new rows each axis of ``joined`` is, where they are not the same. Where only
     the first sequences of the past are written, ``first`` is what of the way that is, and their
     axis there.
     """
@@ -35,13 +37,19 @@ class Join:
     past: Value
     new: Value
     joined: Value
-    written: Value
+    kept: tuple[Value, ...]
     past_axes: Placement
     moved: tuple[Value, ...]
     put: op.Put | None = None
     count: Value | None = None
     first: tuple[Value, Axis] | None = None
     room: tuple[Value, int] | None = None
+    order: tuple[int, ...] = ()
+
+    @property
+    def written(self) -> Value:
+        """All rows that the past and new ones are, of the axes of ``joined``."""
+        return self.kept[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +169,11 @@ class _Walk:
 
     def _join(self, value: Value) -> Operand | None:
         """The new rows, where a cache is joined: what is known of tokens goes on with those."""
-        axes, read = self.region.axes[value], rows_read(self.graph, value)
-        if read is None or self.graph.is_input(read.new) or not self._is_tokens(axes[read.axis]):
+        read = rows_read(self.graph, value)
+        if read is None or self.graph.is_input(read.new):
+            return None
+        axes = _turned_back(self.region.axes[value], read.order)
+        if not self._is_tokens(axes[read.axis]):
             return None
         of_past: Placement | None = axes
         if read.put is None or read.count is not None:
@@ -176,13 +187,14 @@ class _Walk:
                 way.moved[0],
                 read.new,
                 value,
-                read.written,
+                read.kept,
                 way.axes,
                 way.moved,
                 read.put,
                 read.count,
                 way.first,
                 way.room,
+                read.order,
             )
         )
         return Operand(read.new, of_new)
@@ -259,6 +271,16 @@ class _Walk:
         return tuple(atom.name for atom in self.variables.current(axis)) == self.variables.names(
             self.tokens
         )
+
+
+def _turned_back(axes: Placement, order: tuple[int, ...]) -> Placement:
+    """The axes of a value, by those of another order of them."""
+    if not order:
+        return axes
+    back: list[Axis] = [()] * len(order)
+    for axis, place in zip(axes, order):
+        back[place] = axis
+    return tuple(back)
 
 
 def is_rearranged(operation: op.Layout) -> bool:

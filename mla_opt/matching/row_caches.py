@@ -173,6 +173,7 @@ def cached_tensor(graph: Graph, layout_of: LayoutOf, region: Region, join: Join)
         output[1],
         others,
         positions=positions,
+        order=join.order,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mla_opt.handles import Node, Value
+from mla_opt.handles import Array, Node, Value
 from mla_opt.sites.layout import Layout
 
 CacheFamily = Literal["latent", "expanded", "none"]
@@ -57,6 +57,7 @@ class CachedTensor:
         past: the input of the graph, of the axes ``past_layout``.
         past_rows: what is joined with new rows: the input, moved to the axes ``layout``.
         new: what this call adds, of the axes ``new_layout``: the same, of another size.
+        order: which axis of ``new`` each axis of ``joined`` is, where those are not the same.
         joined: both, of the same axes.
         written: all of what they were joined to.
         output: what the graph returns of them, all of it.
@@ -80,6 +81,11 @@ class CachedTensor:
     others: tuple[Node, ...] | None = None
     places: tuple[int, ...] = ()
     positions: Positions | None = None
+    order: tuple[int, ...] = ()
+
+    def like_joined(self, new: Array) -> Array:
+        """New rows with the axes of ``joined``."""
+        return new.transpose(self.order) if self.order else new
 
     @property
     def axis(self) -> int:

@@ -90,9 +90,10 @@ def _slice(facts: Facts, node: ir.Node) -> Move:
         return "the axes it slices are not known"
     if not all(_are_numbers(start, step) for start, _, step in spans.values()):
         return _OF_SIZES
-    return op.Along(
-        tuple((axis, bounds[0] == 0 and bounds[2] == 1) for axis, bounds in spans.items())
-    )
+    axes = tuple((axis, bounds[0] == 0 and bounds[2] == 1) for axis, bounds in spans.items())
+    stops = operand(node, 2)
+    first = len(axes) == 1 and axes[0][1] and stops is not None and not facts.is_constant(stops)
+    return op.Along(axes, stops if first else None)
 
 
 def _split(facts: Facts, node: ir.Node) -> Move:

@@ -1,0 +1,41 @@
+"""Shapes of rows in an example: those that are known, else those that the roles of axes say.
+
+How many rows are read of a buffer may be said by data, which an example does not have. Any number
+will do where rows are what is fed: as many as there would be with a cache that grows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from mla_opt.graphs.protocol import Binding
+from mla_opt.handles import Value
+from mla_opt.sites import CachedTensor
+from mla_opt.sites.layout import Layout, Role
+
+
+def shape_of_rows(
+    binding: Binding, value: Value, layout: Layout, tensors: Iterable[CachedTensor]
+) -> tuple[int, ...] | None:
+    """The shape of a value whose axes are sequences, tokens, heads and width; ``None``: unknown.
+
+    ``tensors`` are what the rows are read of.
+    """
+    known = binding.shape(value)
+    if known is not None or not any(_is_counted(tensor) for tensor in tensors):
+        return known
+    batch, query, past = binding.sizes
+    counted: dict[Role, int] = {"batch": batch, "key": query + past}
+    sizes = [
+        [counted.get(part.role) if part.size is None else part.size for part in axis]
+        for axis in layout
+    ]
+    if any(size is None for axis in sizes for size in axis):
+        return None
+    return tuple(math.prod(size or 0 for size in axis) for axis in sizes)
+
+
+def _is_counted(tensor: CachedTensor) -> bool:
+    """Whether rows are read up to an end that is computed."""
+    return tensor.positions is not None and tensor.positions.count is not None
