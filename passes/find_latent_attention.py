@@ -25,7 +25,7 @@ from mla_opt.graphs.protocol import EXAMPLE, Graph
 from mla_opt.handles import Node, Value
 from mla_opt.matching.attention_core import attention_cores
 from mla_opt.matching.core_axes import ReadCore
-from mla_opt.matching.fused_core import adds_own_rows
+from mla_opt.matching.fused_core import can_be_written_out
 from mla_opt.matching.latent_region import latent_site
 from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.row_caches import check_same_rows
@@ -87,19 +87,12 @@ def _draft(graph: Graph) -> None:
             graph.drafts.append(draft_one_product(graph, summed))
         for node in graph.nodes():
             fused = graph.operation(node)
-            if isinstance(fused, op.FusedAttention) and _can_be_written_out(graph, fused):
+            if isinstance(fused, op.FusedAttention) and can_be_written_out(graph, fused):
                 graph.drafts.append(draft_written_out(graph, node, fused))
     except MlaOptError:
         pass  # a type is not known: what is left is refused for being no single product
     if graph.drafts:
         graph.refresh()
-
-
-def _can_be_written_out(graph: Graph, fused: op.FusedAttention) -> bool:
-    """Whether an attention with a cache of its own does nothing that operators cannot say."""
-    if fused.past is None or fused.unsupported:
-        return False
-    return not fused.causal or adds_own_rows(graph, fused)
 
 
 def _undrafted(graph: Graph) -> list[ReadCore]:

@@ -299,8 +299,10 @@ class FusedAttention:
     """A whole scaled-dot-product attention in one node.
 
     Operands are ``[B, H, S, D]``, or ``[B, S, H D]`` if ``flat``. Where keys and values have fewer
-    heads than the query, consecutive heads of the query share one. ``unsupported`` says in words
-    what the node does beyond that; empty when it does nothing more.
+    heads than the query, consecutive heads of the query share one. With ``lengths [B]`` each
+    sequence has so many keys, from the front, and ``causal`` takes the queries for the last of
+    them. ``unsupported`` says in words what the node does beyond that; empty when it does nothing
+    more.
     """
 
     query: Value
@@ -315,6 +317,7 @@ class FusedAttention:
     heads: int | None = None
     key_heads: int | None = None
     past: OwnCache | None = None
+    lengths: Value | None = None
 
 
 @dataclass(frozen=True, slots=True)

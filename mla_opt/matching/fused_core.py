@@ -14,6 +14,7 @@ from mla_opt.sites import AttentionCore, BiasTerm
 Shape = tuple[Expression, ...]
 
 _OWN_CACHE = "it keeps its own cache"
+_LENGTHS = "how many keys there are depends on data (nonpad_kv_seqlen)"
 _CAUSAL_PAST = "its causal mask is over past keys, and calls may bring more keys than queries"
 
 
@@ -49,7 +50,18 @@ def adds_own_rows(graph: Graph, fused: op.FusedAttention) -> bool:
     return sizes.same(query[tokens], key[tokens])
 
 
+def can_be_written_out(graph: Graph, fused: op.FusedAttention) -> bool:
+    """Whether it has a cache of its own, or lengths, and does nothing that operators cannot say."""
+    if fused.unsupported or fused.key_heads is None:
+        return False
+    if fused.past is None:
+        return fused.lengths is not None
+    return not fused.causal or adds_own_rows(graph, fused)
+
+
 def _unread_past(graph: Graph, fused: op.FusedAttention) -> str:
+    if fused.lengths is not None:
+        return _LENGTHS
     if fused.past is None:
         return ""
     return _OWN_CACHE if adds_own_rows(graph, fused) or not fused.causal else _CAUSAL_PAST

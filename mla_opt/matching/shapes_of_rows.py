@@ -1,7 +1,7 @@
 """Shapes of rows in an example: those that are known, else those that the roles of axes say.
 
-How many rows are read of a buffer may be said by data, which an example does not have. Any number
-will do where rows are what is fed: as many as there would be with a cache that grows.
+How many rows a buffer has, or are read of it, may be said by data, which an example does not have.
+Any number will do where rows are what is fed: as many as there would be with a cache that grows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def shape_of_rows(
     ``tensors`` are what the rows are read of.
     """
     known = binding.shape(value)
-    if known is not None or not any(_is_counted(tensor) for tensor in tensors):
+    if known is not None or all(each.positions is None for each in tensors):
         return known
     batch, query, past = binding.sizes
     counted: dict[Role, int] = {"batch": batch, "key": query + past}
@@ -34,8 +34,3 @@ def shape_of_rows(
     if any(size is None for axis in sizes for size in axis):
         return None
     return tuple(math.prod(size or 0 for size in axis) for axis in sizes)
-
-
-def _is_counted(tensor: CachedTensor) -> bool:
-    """Whether rows are read up to an end that is computed."""
-    return tensor.positions is not None and tensor.positions.count is not None

@@ -7,6 +7,7 @@ import math
 import onnx_ir as ir
 
 from mla_opt.graphs import operations as op
+from mla_opt.graphs import sizes
 from mla_opt.graphs.onnx.group_query import group_query_attention
 from mla_opt.graphs.onnx.reading import OPAQUE, Facts, Reader, attribute, operand
 
@@ -37,6 +38,7 @@ def _attention(facts: Facts, node: ir.Node) -> op.Operation:
         heads=heads,
         key_heads=key_heads,
         past=_own_cache(node, (4, 5)) if heads and key_heads else None,
+        lengths=operand(node, 6),
     )
 
 
@@ -68,14 +70,31 @@ def _beyond_plain_attention(facts: Facts, node: ir.Node, heads: int | None) -> s
         return "how many heads it has is not a number"
     if attribute(node, "softcap", 0.0):
         return "it caps its scores (softcap)"
-    if any(value is not None for value in node.inputs[6:]):
-        return "how many keys there are depends on data (nonpad_kv_seqlen)"
+    if any(value is not None for value in node.inputs[7:]):
+        return "what its operands behind nonpad_kv_seqlen do is not read"
+    if any(attribute(node, name, -1) != -1 for name in ("left_window_size", "right_window_size")):
+        return "its queries attend to a window (left_window_size, right_window_size)"
+    if operand(node, 6) is not None and not _masks_all_keys(facts, node):
+        return "its mask may have fewer columns than there are keys, beside nonpad_kv_seqlen"
     own = _own_cache(node, (4, 5)) is not None
-    if not own and any(value is not None for value in node.inputs[4:]):
+    if own and operand(node, 6) is not None:
+        return "it has a cache of its own beside nonpad_kv_seqlen"
+    if not own and any(value is not None for value in node.inputs[4:6]):
         return "it reads past keys and values, and does not return them with the new ones"
     if any(_is_read(value) for value in node.outputs[3 if own else 1 :]):
         return "its scores or keys are read"
     return ""
+
+
+def _masks_all_keys(facts: Facts, node: ir.Node) -> bool:
+    """Whether the mask, if there is one, is known to have a column for every key."""
+    mask, key = operand(node, 3), operand(node, 1)
+    if mask is None or key is None:
+        return mask is None
+    of_mask, of_key = facts.shape(mask), facts.shape(key)
+    if not of_mask or of_key is None or len(of_key) not in (3, 4):
+        return False
+    return sizes.same(of_mask[-1], of_key[2 if len(of_key) == 4 else 1])
 
 
 def _is_read(value: ir.Value) -> bool:
