@@ -15,7 +15,7 @@ stay such: new rows are put in the same places.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import takewhile, zip_longest
 from typing import ClassVar, Literal
@@ -30,10 +30,12 @@ from mla_opt.emission.cached import with_new_rows
 from mla_opt.emission.expanded import expanded_keys, expanded_values
 from mla_opt.emission.layout import restored
 from mla_opt.emission.operands import as_rows, new_rows, store_weights
+from mla_opt.emission.rows_in_a_run import let_it_grow, run_of
 from mla_opt.errors import CACHE_NOT_RECOGNIZED, PassError, Refusal
 from mla_opt.graphs.protocol import Builder, Graph
 from mla_opt.handles import Value
 from mla_opt.matching.exposed_keys import exposed_sites
+from mla_opt.matching.same_past import with_another_past
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CachedTensor, CacheSlots, LatentAttentionSite, LatentRows
 from mla_opt.sites.cache import Run
@@ -62,6 +64,7 @@ class CompressCache(Pass):
     def run(self, graph: Graph) -> PassResult:
         """Rewrite the caches, expanded ones first."""
         read = exposed_sites(graph) if self.mode == "static" else ()
+        apart = _counted_apart(graph) if self.mode == "static" else frozenset()
         expanded = [site for site in graph.sites if site.expanded is not None]
         owners: dict[Value, LatentAttentionSite] = {}
         for site in expanded:
@@ -74,10 +77,10 @@ class CompressCache(Pass):
         rewritten = len(expanded)
         if self.mode == "keep":
             return PassResult(len(graph.sites), rewritten)
-        packing = _Packing(graph, buffers=self.mode == "packed")
+        packing = _Packing(graph, self.mode == "packed", apart)
         packed = sum(packing.pack(site) for site in graph.sites)
         rewritten = max(rewritten, packed)
-        unknown = tuple(_left_alone(site) for site in graph.sites if _is_unknown(site))
+        unknown = tuple(_left_alone(site, apart) for site in graph.sites if _is_unknown(site))
         told = {refusal.site for refusal in unknown}
         others = (refusal for refusal in read if refusal.site not in told)
         return PassResult(len(graph.sites), rewritten, (*unknown, *others), packing.notes())
@@ -93,18 +96,29 @@ def _is_unknown(site: LatentAttentionSite) -> bool:
     return site.cache is None and not site.only_new_rows
 
 
-def _left_alone(site: LatentAttentionSite) -> Refusal:
+def _counted_apart(graph: Graph) -> frozenset[str]:
+    """Sites whose past may be another than that which one ``past_len`` counts for all."""
+    counted = [site for site in graph.sites if (site.expanded or site.held) and not run_of(site)]
+    return frozenset(site.name for site in with_another_past(graph, counted))
+
+
+def _left_alone(site: LatentAttentionSite, apart: frozenset[str]) -> Refusal:
+    remedy = _REMEDY_OF_BUFFERS if _is_buffer(site) else _REMEDY
     return Refusal(
         site.name,
         CACHE_NOT_RECOGNIZED,
         f"its cache stays as it is: {site.not_held}",
-        remedy=_REMEDY_OF_BUFFERS if _is_buffer(site) else _REMEDY,
+        remedy=_REMEDY_OF_PASTS if site.name in apart else remedy,
     )
 
 
 _REMEDY = (
     "cache c_kv after its norm and k_pe after rotary embedding, join past and new rows along the"
     " tokens, and return them; or keep the cache as it is (cache 'keep')"
+)
+_REMEDY_OF_PASTS = (
+    "declare one size for the tokens of all caches, or use one mask for all layers; or keep the"
+    " cache as it is (cache 'keep')"
 )
 _REMEDY_OF_BUFFERS = (
     "keep the buffer as it is (cache 'keep'), or export the model with a cache that grows"
@@ -226,6 +240,7 @@ class _Packing:
 
     graph: Graph
     buffers: bool
+    apart: frozenset[str]
     done: dict[tuple[CachedTensor, ...], Packed] = field(default_factory=dict)
     taken: dict[Value, tuple[CachedTensor, ...]] = field(default_factory=dict)
     found: int = 0
@@ -242,9 +257,9 @@ class _Packing:
             site.cache = None
             return False
         held = site.held
-        run = None if self.buffers else _run_of(site)
+        run = None if self.buffers else run_of(site)
         if run is not None:
-            _let_it_grow(site)
+            let_it_grow(site)
         if held not in self.done:
             self.done[held] = _pack_one(self.graph, site, run)
             self.taken.update((tensor.joined, held) for tensor in held)
@@ -255,12 +270,15 @@ class _Packing:
 
     def _is_to_grow(self, site: LatentAttentionSite) -> bool:
         """Whether the rows are in a buffer that becomes one of ``past_len`` rows."""
-        return not self.buffers and _run_of(site) is not None
+        return not self.buffers and run_of(site) is not None
 
     def _is_free(self, site: LatentAttentionSite) -> bool:
         """Whether nothing but this attention, and those with the same rows, needs the tensors."""
+        if site.name in self.apart:
+            site.not_held = "its past may be of another length than that of the first attention"
+            return False
         for tensor in site.held:
-            if tensor.positions is not None and not (self.buffers or _run_of(site)):
+            if tensor.positions is not None and not (self.buffers or run_of(site)):
                 site.not_held = (
                     f"{tensor.past.name!r} is a buffer already, which the model writes at places of"
                     " its own"
@@ -287,23 +305,6 @@ class _Packing:
             return ()
         caches = "1 cache is" if self.found == 1 else f"{self.found} caches are"
         return (f"{caches} packed already",)
-
-
-def _run_of(site: LatentAttentionSite) -> Run | None:
-    """Where the new rows begin, if each query sees those up to its own and no other mask is."""
-    runs = {None if part.positions is None else part.positions.known for part in site.held}
-    run = runs.pop() if len(runs) == 1 else None
-    masks = [(term.kind, term.value, term.fill) for term in site.core.bias]
-    return run if run and masks == [("blocked", run.behind, float("-inf"))] else None
-
-
-def _let_it_grow(site: LatentAttentionSite) -> None:
-    """Tell a buffer that rows are put into as rows of the past, and new ones behind them.
-
-    How many rows are past is what it says itself; its one mask is that of a causal attention.
-    """
-    site.held = tuple(replace(tensor, positions=None) for tensor in site.held)
-    site.core = replace(site.core, bias=(), causal=True)
 
 
 def _pack_one(graph: Graph, site: LatentAttentionSite, run: Run | None) -> Packed:

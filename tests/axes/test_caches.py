@@ -179,3 +179,32 @@ def test_verification_runs_caches_of_all_kinds(word: str, changes: dict[str, str
     model = build(settled(Plan(source="ids", **changes)))
     result = mla_opt.optimize(model, **ASKED[word])
     assert result.report.verification["passed"]
+
+
+def with_pasts_apart(**changes: str) -> onnx.ModelProto:
+    """Two layers whose caches declare sizes of their own for the past."""
+    model = build(settled(Plan(layers="two", **changes)))
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name.startswith(("past.1", "present.1")):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param in ("P", "T"):
+                    dim.dim_param = f"{dim.dim_param}1"
+    return model
+
+
+@pytest.mark.parametrize("mask", ["additive", "causal"])
+@pytest.mark.parametrize("cache", ["latent", "joint", "expanded"])
+def test_one_mask_of_all_layers_says_that_their_past_is_one(cache: str, mask: str) -> None:
+    model = with_pasts_apart(cache=cache, mask=mask)
+    found = equal_or_refused(model, sizes=SMALL, **ASKED["static"])
+    assert (found.status, found.codes, found.matched) == ("equal", (), 2)
+
+
+@pytest.mark.parametrize("cache", ["latent", "joint", "expanded"])
+def test_one_length_is_not_that_of_two_pasts(cache: str) -> None:
+    model = with_pasts_apart(cache=cache, mask="none", positions="input")
+    found = equal_or_refused(model, sizes=SMALL, **ASKED["static"])
+    assert (found.status, found.codes) == ("refused", ("cache_not_recognized",))
+    assert "another length" in found.where
+    kept = equal_or_refused(model, sizes=SMALL, **ASKED["packed"])
+    assert (kept.status, kept.codes, kept.matched) == ("equal", (), 2)
