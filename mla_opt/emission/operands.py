@@ -246,10 +246,14 @@ def layouts(site: LatentAttentionSite) -> CoreLayouts:
 
 def _sink(graph: Graph, builder: Builder, site: LatentAttentionSite) -> Value | None:
     """The sinks as a vector ``[H]``, stored anew: exporters keep them in other shapes."""
-    if site.core.sink is None:
+    sink = site.core.sink
+    if sink is None:
         return None
     assert site.weights is not None
-    (content,) = graph.nearest_binding(*EXAMPLE).run([site.core.sink], {})
+    if isinstance(sink, float):
+        content = np.asarray(sink)
+    else:
+        (content,) = graph.nearest_binding(*EXAMPLE).run([sink], {})
     sinks = sinks_of_heads(content, site.weights.w_uk.shape[0])
     return builder.constant(sinks.astype(graph.dtype(site.core.query)), "sink")
 

@@ -30,11 +30,14 @@ class Along:
 
     ``axes`` are pairs of an axis and whether places are counted from its front: whether index ``i``
     of the result is index ``i`` of the operand as far as both have it. Where an operator takes the
-    first places of one axis and drops the rest, ``count`` may say how many those are.
+    first places of one axis and drops the rest, ``count`` may say how many those are. ``ends`` are
+    the places that the only axis has more at its front and at its back, which hold zeros; fewer,
+    where they are below 0.
     """
 
     axes: tuple[tuple[int, bool], ...]
     count: Value | int | None = None
+    ends: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +258,21 @@ class Softmax:
 
 
 @dataclass(frozen=True, slots=True)
+class LogarithmOfSum:
+    """Logarithm of the sum of exponentials along one axis, counted from the end, which is kept."""
+
+    data: Value
+    axis: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Logarithm:
+    """Natural logarithm of each element."""
+
+    data: Value
+
+
+@dataclass(frozen=True, slots=True)
 class Exponential:
     """``e`` to the power of each element."""
 
@@ -352,6 +370,8 @@ Operation = (
     | Cast
     | Softmax
     | Exponential
+    | Logarithm
+    | LogarithmOfSum
     | RowSum
     | Quotient
     | FusedAttention

@@ -151,7 +151,7 @@ class _Case:
         sink = None
         if core.sink is not None:
             heads = self.weights.w_uk.shape[0]
-            sink = sinks_of_heads(_content(self.binding, core.sink), heads)
+            sink = sinks_of_heads(_number_or_content(self.binding, core.sink), heads)
         latent = latent_attention(
             absorbed,
             rows[:, None],
@@ -337,6 +337,10 @@ def _shape(binding: Binding, value: Value) -> tuple[int, ...]:
     if shape is None:
         raise InputError(f"the shape of {value.name!r} cannot be told")
     return shape
+
+
+def _number_or_content(binding: Binding, sink: Value | float) -> Array:
+    return np.asarray(sink) if isinstance(sink, float) else _content(binding, sink)
 
 
 def _content(binding: Binding, value: Value) -> Array:

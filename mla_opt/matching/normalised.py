@@ -2,6 +2,8 @@
 
     softmax(x)            exp(log_softmax(x))            e / sum(e), e = exp(x)
 
+    exp(x - log(sum(exp(x))))        the logarithm whole, of exp(x - max(x)) and then max(x) added
+
 What is subtracted from ``x`` to keep exponentials small is among the scores
 (:mod:`mla_opt.matching.scores`).
 """
@@ -17,12 +19,17 @@ from mla_opt.handles import Node, Value
 
 @dataclass(frozen=True, slots=True)
 class Normalised:
-    """``made``, the softmax of ``scores`` over ``axis``, counted from the end, by ``nodes``."""
+    """``made``, the softmax of ``scores`` over ``axis``, counted from the end, by ``nodes``.
+
+    ``rounded``: the logarithm of the sum is taken off, which is lost beside very large numbers: of
+    scores that are all about as low as the type can say, each gets the weight 1.
+    """
 
     scores: Value
     made: Value
     axis: int
     nodes: tuple[Node, ...]
+    rounded: bool = False
 
 
 def normalised(graph: Graph, node: Node) -> Normalised | None:
@@ -42,9 +49,78 @@ def normalised(graph: Graph, node: Node) -> Normalised | None:
 def _of_logarithms(graph: Graph, node: Node, made: Value, data: Value) -> Normalised | None:
     before = graph.producer(data)
     operation = None if before is None else graph.operation(before)
-    if before is None or not isinstance(operation, op.Softmax) or not operation.logarithm:
+    match operation:
+        case op.Softmax(scores, axis, logarithm) if logarithm and before is not None:
+            return Normalised(scores, made, axis, (before, node))
+        case op.Subtract(scores, logarithm) if before is not None:
+            total = _logarithm_of_sum(graph, scores, logarithm)
+            if total is not None:
+                nodes = (*total[1], before, node)
+                return Normalised(scores, made, total[0], nodes, rounded=True)
+    return None
+
+
+_Total = tuple[int, tuple[Node, ...]]
+"""An axis, counted from the end, and the nodes that sum along it."""
+
+
+def _logarithm_of_sum(graph: Graph, scores: Value, value: Value) -> _Total | None:
+    """The axis along which a value is the logarithm of the sum of ``exp(scores)``."""
+    node = graph.producer(value)
+    operation = None if node is None else graph.operation(node)
+    match operation:
+        case op.LogarithmOfSum(data, axis) if data is scores and node is not None:
+            return axis, (node,)
+        case op.Logarithm(total) if node is not None:
+            found = _sum_of_exponentials(graph, scores, total)
+            return None if found is None else (found[0], (*found[1], node))
+        case op.Add(left, right) if node is not None:
+            for largest, rest in ((left, right), (right, left)):
+                found = _above_maximum(graph, scores, largest, rest)
+                if found is not None:
+                    return found[0], (*found[1], node)
+    return None
+
+
+def _sum_of_exponentials(graph: Graph, scores: Value, total: Value) -> _Total | None:
+    summing = graph.producer(total)
+    operation = None if summing is None else graph.operation(summing)
+    if summing is None or not isinstance(operation, op.RowSum):
         return None
-    return Normalised(operation.data, made, operation.axis, (before, node))
+    maker = graph.producer(operation.data)
+    exponential = None if maker is None else graph.operation(maker)
+    if maker is None or not isinstance(exponential, op.Exponential):
+        return None
+    return (operation.axis, (maker, summing)) if exponential.data is scores else None
+
+
+def _above_maximum(graph: Graph, scores: Value, largest: Value, rest: Value) -> _Total | None:
+    """``largest + log(sum(exp(scores - largest)))``, of the largest scores along one axis."""
+    maker, taking = graph.producer(largest), graph.producer(rest)
+    maximum = None if maker is None else graph.operation(maker)
+    logarithm = None if taking is None else graph.operation(taking)
+    if not isinstance(maximum, op.RowMaximum) or not isinstance(logarithm, op.Logarithm):
+        return None
+    if maker is None or taking is None or maximum.data is not scores:
+        return None
+    if graph.results(maker)[0] is not largest:
+        return None
+    shifted = _shifted(graph, scores, largest)
+    sums = (_sum_of_exponentials(graph, each, logarithm.data) for each in shifted)
+    found = next((each for each in sums if each is not None), None)
+    if found is None or found[0] != maximum.axis:
+        return None
+    return found[0], (maker, *found[1], taking)
+
+
+def _shifted(graph: Graph, scores: Value, largest: Value) -> list[Value]:
+    """Everything that is scores less the largest of them."""
+    found: list[Value] = []
+    for node in graph.consumers(scores):
+        match graph.operation(node):
+            case op.Subtract(left, right) if left is scores and right is largest:
+                found += graph.results(node)[:1]
+    return found
 
 
 def _divided(graph: Graph, node: Node, left: Value, right: Value) -> Normalised | None:

@@ -34,7 +34,8 @@ class Scores:
         total: their sum; ``at`` is the node that makes it.
         scale: what the sum is multiplied by afterwards.
         bias, bias_axes: addends and masks.
-        sink: one more logit a head.
+        sink: one more logit a head, stored, or a number for all.
+        sink_first: whether its column is in front of the keys.
         shifted: whether something that all keys share was taken off, which sinks would not get.
         lost: where it was lost which token is which, if it was.
         unsupported: what is done that no core can say; empty if nothing.
@@ -46,7 +47,8 @@ class Scores:
     scale: float = 1.0
     bias: tuple[BiasTerm, ...] = ()
     bias_axes: tuple[Placement, ...] = ()
-    sink: Value | None = None
+    sink: Value | float | None = None
+    sink_first: bool = False
     shifted: bool = False
     lost: At | None = None
     unsupported: str = ""
@@ -225,32 +227,58 @@ def _of_layout(place: _Place, layout: op.Layout) -> Scores | None:
     """The scores moved as a whole, or with one more column: the sink."""
     data = layout.data
     if len(data) == 1:
-        return place.walk.scores(_moved(place, layout), place.depth)
+        padded = _padded(place, layout)
+        return padded or place.walk.scores(_moved(place, layout), place.depth)
     if len(data) != 2:
         return None
-    sink = _head_vector(place, data[1])
-    found = None if sink is None else place.walk.scores(_without_column(place, layout), place.depth)
-    if sink is None or found is None or found.sink is not None or found.shifted:
+    for scores, column in (data, (data[1], data[0])):
+        sink = _head_vector(place, column)
+        if sink is not None:
+            at = _without_column(place, scores, _is_joined(place, layout, column))
+            lost = sink if sink.apart else None
+            return _with_sink(place, at, sink.value, lost=lost, first=column is data[0])
+    return None
+
+
+def _is_joined(place: _Place, layout: op.Layout, column: Value) -> bool:
+    """Whether a column of one place is joined to the last axis."""
+    size = place.walk.graph.sizes(column)
+    last = len(place.at.axes or ()) - 1
+    return size is not None and size[-1] == 1 and layout.move == op.Joined(last)
+
+
+def _padded(place: _Place, layout: op.Layout) -> Scores | None:
+    """The scores with a column of zeros, if that is what a layout does."""
+    last = len(place.at.axes or ()) - 1
+    match layout.move:
+        case op.Along(((axis, _),), _, ((1, 0) | (0, 1)) as ends) if axis == last:
+            at = _without_column(place, layout.data[0], True)
+            return _with_sink(place, at, 0.0, lost=None, first=ends == (1, 0))
+    return None
+
+
+def _with_sink(
+    place: _Place, at: At, sink: Value | float, *, lost: At | None, first: bool
+) -> Scores | None:
+    """The scores at a place, which one more column is put beside."""
+    found = place.walk.scores(at, place.depth)
+    if found is None or found.sink is not None or found.shifted:
         return None
-    lost = sink if sink.apart and found.lost is None else found.lost
-    return replace(found, sink=sink.value, lost=lost)
+    return replace(found, sink=sink, sink_first=first, lost=found.lost or lost)
 
 
 def _moved(place: _Place, layout: op.Layout) -> At:
     return _back(place, place.at, place.node, layout, layout.data[0])
 
 
-def _without_column(place: _Place, layout: op.Layout) -> At:
-    """The scores in front of a column of sinks: their tokens are one fewer."""
-    at, scores = place.at, layout.data[0]
+def _without_column(place: _Place, scores: Value, joined: bool) -> At:
+    """The scores beside a column of sinks, if it is ``joined``: their tokens are one fewer."""
+    at = place.at
     graph, variables = place.walk.graph, place.walk.variables
     if at.axes is None:
         return replace(at, value=scores)
-    shape, column = graph.sizes(scores), graph.sizes(layout.data[1])
-    last = len(at.axes) - 1
-    keys = shape is not None and column is not None and column[-1] == 1
-    keys = keys and is_named(at.axes[last], KEYS)
-    if not keys or shape is None or layout.move != op.Joined(last):
+    shape = graph.sizes(scores)
+    if not joined or shape is None or not is_named(at.axes[-1], KEYS):
         return at.lost(scores, "what is joined to the scores is no column of sinks", place.node)
     variables.sizes[KEYS] = shape[-1]
     axes = (*at.axes[:-1], variables.new(KEYS, shape[-1]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Graph
 from mla_opt.matching.axes import Placement, Variables
@@ -14,6 +16,10 @@ from mla_opt.matching.scores import Scores, ScoresWalk
 from mla_opt.matching.weighted_values import weighted_values, with_values
 from mla_opt.sites import AttentionCore
 
+_ROUNDED = (
+    "its softmax takes the logarithm of a sum off scores that a mask may have made as low as the"
+    " type can say, so what a query that may attend to nothing gets cannot be kept"
+)
 _SUMMED = "its scores are a sum of products that cannot be written as one"
 
 
@@ -37,11 +43,20 @@ def softmax_core(graph: Graph, softmax: Normalised) -> ReadCore | None:
         last=last,
         bias=scores.bias,
         sink=scores.sink,
-        unsupported=scores.unsupported or (_SUMMED if len(scores.products) > 1 else ""),
+        unsupported=_unsupported(softmax, scores),
         nodes=(*scores.nodes, *softmax.nodes, last),
     )
-    read = with_values(graph, core, softmax.made, axes, _axes_before(variables, scores))
+    before = _axes_before(variables, scores)
+    read = with_values(graph, core, softmax.made, axes, before, sink_first=scores.sink_first)
     return _without_widening(graph, variables, ReadCore(core, read))
+
+
+def _unsupported(softmax: Normalised, scores: Scores) -> str:
+    """What is done that no core can say; empty if nothing."""
+    if scores.unsupported or len(scores.products) > 1:
+        return scores.unsupported or _SUMMED
+    infinite = all(term.kind != "additive" and np.isinf(term.fill) for term in scores.bias)
+    return _ROUNDED if softmax.rounded and scores.sink is None and not infinite else ""
 
 
 def scores_before(

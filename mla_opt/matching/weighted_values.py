@@ -13,6 +13,9 @@ from mla_opt.matching.axis_rules import Step, broadcast_axes, operands, product_
 from mla_opt.matching.core_axes import KEYS, At, CoreAxes, is_keys, is_named
 from mla_opt.sites import AttentionCore
 
+_Ends = tuple[int, int]
+"""By how many places an axis is longer at its front and at its back."""
+
 
 def weighted_values(
     graph: Graph, value: Value, depth: int, before: tuple[Value, ...] = ()
@@ -70,16 +73,26 @@ def _keeps(graph: Graph, select: op.Select, value: Value, before: tuple[Value, .
 
 
 def with_values(
-    graph: Graph, core: AttentionCore, made: Value, axes: Placement | None, read: CoreAxes
+    graph: Graph,
+    core: AttentionCore,
+    made: Value,
+    axes: Placement | None,
+    read: CoreAxes,
+    *,
+    sink_first: bool,
 ) -> CoreAxes:
-    """The axes of values and output, by the way from the probabilities to their product."""
+    """The axes of values and output, by the way from the probabilities to their product.
+
+    ``sink_first`` says where the column of a sink is, if there is one.
+    """
     if read.apart or axes is None:
         return read
     if core.sink is not None:  # its column is none of the keys
         keys = read.variables.new(KEYS, read.variables.sizes[KEYS])
         axes = tuple(keys if is_keys(axis) else axis for axis in axes)
     try:
-        value, output = _value_axes(graph, core, made, axes, read.variables)
+        drops = None if core.sink is None else (-1, 0) if sink_first else (0, -1)
+        value, output = _value_axes(graph, core, made, axes, read.variables, drops)
     except ApartError as error:
         why = f"between softmax and values: {error}"
         return replace(read, apart=why, at=core.last, code=error.code)
@@ -87,7 +100,12 @@ def with_values(
 
 
 def _value_axes(
-    graph: Graph, core: AttentionCore, made: Value, axes: Placement, variables: Variables
+    graph: Graph,
+    core: AttentionCore,
+    made: Value,
+    axes: Placement,
+    variables: Variables,
+    drops: _Ends | None,
 ) -> tuple[Placement, Placement]:
     """Axes of values and output, told in the variables of the scores."""
     product = graph.operation(core.last)
@@ -110,7 +128,7 @@ def _value_axes(
     own.whole.add("y")
     left = _with_summed(step, weights, labels.first, labels, summed[0], seen)
     right = _with_summed(step, values, labels.second, labels, summed[0], seen)
-    found = _back_to(graph, own, At(weights, left), made, core.sink is not None)
+    found = _back_to(graph, own, At(weights, left), made, drops)
     names = _named(variables, own, found, axes)
     if {names[name] for name in own.names("y") if name in names} != _names_of_keys(variables):
         raise ApartError("the values are summed over another axis than the softmax")
@@ -131,10 +149,12 @@ def _with_summed(
     return product_axes(step, value, labels, axes, {summed: seen})
 
 
-def _back_to(graph: Graph, variables: Variables, at: At, end: Value, sink: bool) -> Placement:
+def _back_to(
+    graph: Graph, variables: Variables, at: At, end: Value, drops: _Ends | None
+) -> Placement:
     """Walk back from the product with the values to the probabilities; nothing may be mixed.
 
-    With a ``sink`` its column, the last one, is left out on the way.
+    The column of a sink is left out on the way, at that end which ``drops`` says.
     """
     axes = at.axes
     value = at.value
@@ -149,9 +169,9 @@ def _back_to(graph: Graph, variables: Variables, at: At, end: Value, sink: bool)
             value = operation.other if isinstance(operation, op.Select) else operation.data
             axes = broadcast_axes(step, value)
             continue
-        if sink and _drops_last(graph, operation, value) and is_named(axes[-1], "y"):
+        if drops and _drops(graph, operation, value, drops) and is_named(axes[-1], "y"):
             assert isinstance(operation, op.Layout)
-            (value,), sink = operation.data, False
+            (value,), drops = operation.data, None
             continue
         read = operands(step, operation)
         if read is None or len(read) != 1:
@@ -160,14 +180,18 @@ def _back_to(graph: Graph, variables: Variables, at: At, end: Value, sink: bool)
     return axes
 
 
-def _drops_last(graph: Graph, operation: op.Operation, value: Value) -> bool:
-    """Whether a slice leaves out the last column and nothing else."""
+def _drops(graph: Graph, operation: op.Operation, value: Value, ends: _Ends) -> bool:
+    """Whether the columns that a slice leaves out are those at the ends of the last axis."""
     if not isinstance(operation, op.Layout) or not isinstance(operation.move, op.Along):
         return False
     after, before = graph.sizes(value), graph.sizes(operation.data[0])
-    if after is None or before is None or operation.move.axes != ((len(after) - 1, True),):
+    axes = operation.move.axes
+    if after is None or before is None or len(axes) != 1 or axes[0][0] != len(after) - 1:
         return False
-    return bool(sizes.difference(before[-1], after[-1]) == 1)
+    if operation.move.ends is not None:
+        return operation.move.ends == ends
+    from_front = axes[0][1] and ends == (0, -1)
+    return from_front and bool(sizes.difference(before[-1], after[-1]) == 1)
 
 
 def _named(

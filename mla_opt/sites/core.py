@@ -41,7 +41,8 @@ class CoreLayouts:
 class AttentionCore:
     """One attention, from its query to its output, in the ``layouts`` that its graph has.
 
-    ``first`` and ``last`` are the nodes that multiply query and key, and that make ``output``.
+    ``sink`` is one more logit of each head, stored, or a number that is one of all. ``first`` and
+    ``last`` are the nodes that multiply query and key, and that make ``output``.
     """
 
     query: Value
@@ -52,7 +53,7 @@ class AttentionCore:
     first: Node
     last: Node
     bias: tuple[BiasTerm, ...] = ()
-    sink: Value | None = None
+    sink: Value | float | None = None
     causal: bool = False
     unsupported: str = ""
     nodes: tuple[Node, ...] = ()

@@ -104,6 +104,55 @@ class QueriesOfSums(OtherProjections):
         return (made + made.roll(3, -1)).unflatten(-1, (HEADS, WIDTH))
 
 
+class OneMore(Latent):
+    """Softmax of scores beside one of zero, in front of them (softmax1)."""
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        return self.without_first(self.masked(query, key, start)) @ value
+
+    def masked(self, query: Tensor, key: Tensor, start: int) -> Tensor:
+        """Scores, minus infinity for keys that a query may not see."""
+        hidden = torch.isinf(self.mask(query, key, start))
+        return (query @ key.transpose(-1, -2) / 3).masked_fill(hidden, float("-inf"))
+
+    def without_first(self, scores: Tensor) -> Tensor:
+        """Weights that do not sum up to 1."""
+        return functional.pad(scores, (1, 0)).softmax(-1)[..., 1:]
+
+
+class SinksFirst(OneMore):
+    """A logit for each head in front of the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sinks = nn.Parameter(torch.empty(HEADS))
+
+    def without_first(self, scores: Tensor) -> Tensor:
+        sinks = self.sinks.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        return torch.cat([sinks, scores], dim=-1).softmax(-1)[..., 1:]
+
+
+class LogarithmOfSum(OneMore):
+    """Softmax by way of the logarithm of the sum."""
+
+    def without_first(self, scores: Tensor) -> Tensor:
+        return torch.exp(scores - torch.logsumexp(scores, -1, keepdim=True))
+
+
+class OneMoreAtTheOtherEnd(OneMore):
+    """A look-alike: the zero is in front, and the last key is left out."""
+
+    def without_first(self, scores: Tensor) -> Tensor:
+        return functional.pad(scores, (1, 0)).softmax(-1)[..., :-1]
+
+
+class OneMoreOfTwo(OneMore):
+    """A look-alike: two zeros in front, of which one is a key."""
+
+    def without_first(self, scores: Tensor) -> Tensor:
+        return functional.pad(scores, (2, 0)).softmax(-1)[..., 1:-1]
+
+
 class LargerOfTwo(Latent):
     """A look-alike: scores are the larger of two."""
 
@@ -154,7 +203,8 @@ class KeysTwice(Latent):
 
 
 SPELLINGS: dict[str, type[Latent]] = {
-    each.__name__: each for each in (Spelled, OfRankThree, OfRankFive)
+    each.__name__: each
+    for each in (Spelled, OfRankThree, OfRankFive, OneMore, SinksFirst, LogarithmOfSum)
 }
 OTHERS: dict[str, type[Latent]] = {
     each.__name__: each
@@ -165,5 +215,7 @@ OTHERS: dict[str, type[Latent]] = {
         FilledByCount,
         KeysTwice,
         LargerOfTwo,
+        OneMoreAtTheOtherEnd,
+        OneMoreOfTwo,
     )
 }

@@ -21,6 +21,7 @@ from mla_opt.graphs.onnx.shape_rules.slices import spans_of
 from mla_opt.graphs.sizes import Expression
 
 Move = op.Move | str
+Spans = dict[int, tuple[Expression | None, Expression | None, Expression | None]]
 
 
 class Facts(Protocol):
@@ -93,7 +94,26 @@ def _slice(facts: Facts, node: ir.Node) -> Move:
     axes = tuple((axis, bounds[0] == 0 and bounds[2] == 1) for axis, bounds in spans.items())
     stops = operand(node, 2)
     first = len(axes) == 1 and axes[0][1] and stops is not None and not facts.is_constant(stops)
-    return op.Along(axes, stops if first else None)
+    return op.Along(axes, stops if first else None, _cut_ends(facts, node, spans))
+
+
+_FAR = 1 << 30
+"""A stop this large means: to the end."""
+
+
+def _cut_ends(facts: Facts, node: ir.Node, spans: Spans) -> tuple[int, int] | None:
+    """How many places a slice of one axis leaves out at its ends, as numbers below 0."""
+    shape = facts.shape(node.inputs[0]) if node.inputs[0] is not None else None
+    if shape is None or len(spans) != 1:
+        return None
+    ((axis, (start, stop, step)),) = spans.items()
+    if step != 1 or not isinstance(start, int) or start < 0 or stop is None:
+        return None
+    if isinstance(stop, int) and stop < 0:
+        return -start, stop
+    whole = isinstance(stop, int) and stop >= _FAR
+    behind = 0 if whole else sizes.difference(stop, shape[axis])
+    return (-start, behind) if isinstance(behind, int) and behind <= 0 else None
 
 
 def _split(facts: Facts, node: ir.Node) -> Move:
@@ -112,13 +132,11 @@ def _pad(facts: Facts, node: ir.Node) -> Move:
         return "how much it pads is not known"
     if not _are_numbers(*(before for before, _ in pads)):
         return _OF_SIZES
-    return op.Along(
-        tuple(
-            (axis, before == 0)
-            for axis, (before, after) in enumerate(pads)
-            if (before, after) != (0, 0)
-        )
-    )
+    padded = [(axis, pair) for axis, pair in enumerate(pads) if pair != (0, 0)]
+    axes = tuple((axis, before == 0) for axis, (before, _) in padded)
+    front, back = padded[0][1] if len(padded) == 1 else (None, None)
+    known = isinstance(front, int) and isinstance(back, int)
+    return op.Along(axes, None, (int(front or 0), int(back or 0)) if known else None)
 
 
 def _gather(facts: Facts, node: ir.Node) -> Move:

@@ -6,6 +6,8 @@ a form that its function does not know is :class:`~mla_opt.graphs.operations.Opa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from mla_opt.graphs import contractions, sizes
@@ -187,12 +189,24 @@ def _reduce_row(facts: Facts, node: ir.Node) -> op.Operation:
     axis = None if axes is None or len(axes) != 1 else _from_end(facts, data, axes[0])
     if axis is None:
         return OPAQUE
-    return op.RowMaximum(data, axis) if node.op_type == "ReduceMax" else op.RowSum(data, axis)
+    return _REDUCED[node.op_type](data, axis)
+
+
+_REDUCED: dict[str, Callable[[ir.Value, int], op.Operation]] = {
+    "ReduceMax": op.RowMaximum,
+    "ReduceSum": op.RowSum,
+    "ReduceLogSumExp": op.LogarithmOfSum,
+}
 
 
 def _exponential(facts: Facts, node: ir.Node) -> op.Operation:
     data = operand(node, 0)
     return OPAQUE if data is None else op.Exponential(data)
+
+
+def _logarithm(facts: Facts, node: ir.Node) -> op.Operation:
+    data = operand(node, 0)
+    return OPAQUE if data is None else op.Logarithm(data)
 
 
 def _reduction_axes(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:
@@ -379,7 +393,9 @@ READERS: dict[tuple[str, str], Reader] = {
     ("", "Sub"): _subtract,
     ("", "ReduceMax"): _reduce_row,
     ("", "ReduceSum"): _reduce_row,
+    ("", "ReduceLogSumExp"): _reduce_row,
     ("", "Exp"): _exponential,
+    ("", "Log"): _logarithm,
     ("", "MatMul"): _matmul,
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
     ("", "Einsum"): _einsum,

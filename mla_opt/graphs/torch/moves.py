@@ -87,8 +87,19 @@ def _slice(node: fx.Node) -> Move:
     )
     if not _are_numbers(start, step):
         return _OF_SIZES
-    front = start in (None, 0) and step in (None, 1)
-    return op.Along(((axis, front),), _first_places(node, axis, end) if front else None)
+    front, count = start in (None, 0) and step in (None, 1), None
+    if front:
+        count = _first_places(node, axis, end)
+    return op.Along(((axis, front),), count, _cut_ends(node, axis, start or 0, step or 1))
+
+
+def _cut_ends(node: fx.Node, axis: int, start: int, step: int) -> tuple[int, int] | None:
+    """How many places a slice leaves out at the ends of an axis, as numbers below 0."""
+    before, after = symbolic_shape(node.all_input_nodes[0]), symbolic_shape(node)
+    if before is None or after is None or start < 0 or step != 1:
+        return None
+    behind = sizes.difference(after[axis] + start, before[axis])
+    return (-start, behind) if isinstance(behind, int) and behind <= 0 else None
 
 
 def _first_places(node: fx.Node, axis: int, end: Any) -> Value | int | None:
@@ -108,7 +119,7 @@ def _narrow(node: fx.Node) -> Move:
         return _OF_SIZES
     front = start == 0
     count = _first_places(node, axis, argument(node, 3, "length")) if front else None
-    return op.Along(((axis, front),), count)
+    return op.Along(((axis, front),), count, _cut_ends(node, axis, start or 0, 1))
 
 
 def _parts(node: fx.Node) -> Move:
@@ -148,13 +159,10 @@ def _pad(node: fx.Node) -> Move:
     pairs = [(amounts[at], amounts[at + 1]) for at in range(0, len(amounts), 2)]
     if not _are_numbers(*(before for before, _ in pairs)):
         return _OF_SIZES
-    return op.Along(
-        tuple(
-            (rank - 1 - at, before == 0)
-            for at, (before, after) in enumerate(pairs)
-            if (before, after) != (0, 0)
-        )
-    )
+    padded = [(rank - 1 - at, pair) for at, pair in enumerate(pairs) if pair != (0, 0)]
+    axes = tuple((axis, before == 0) for axis, (before, _) in padded)
+    known = len(padded) == 1 and _are_numbers(*padded[0][1])
+    return op.Along(axes, None, padded[0][1] if known else None)
 
 
 def _concat(node: fx.Node) -> Move:

@@ -222,6 +222,11 @@ def _row_sum(facts: Facts, node: fx.Node) -> op.Operation:
     return op.RowSum(handle(data), axis)
 
 
+def _logarithm_of_sum(facts: Facts, node: fx.Node) -> op.Operation:
+    axis = _reduced_axis(node)
+    return OPAQUE if axis is None else op.LogarithmOfSum(handle(node.all_input_nodes[0]), axis)
+
+
 def _reduced_axis(node: fx.Node) -> int | None:
     """The one axis, counted from the end, that an operator makes one place of."""
     data, dims = tensor_of(operand(node, 0)), operand(node, 1, "dim")
@@ -277,6 +282,11 @@ def _softmax(facts: Facts, node: fx.Node) -> op.Operation:
 def _exponential(facts: Facts, node: fx.Node) -> op.Operation:
     data = tensor_of(operand(node, 0, "self"))
     return OPAQUE if data is None else op.Exponential(handle(data))
+
+
+def _logarithm(facts: Facts, node: fx.Node) -> op.Operation:
+    data = tensor_of(operand(node, 0, "self"))
+    return OPAQUE if data is None else op.Logarithm(handle(data))
 
 
 def _dropout(facts: Facts, node: fx.Node) -> op.Operation:
@@ -380,6 +390,8 @@ READERS: dict[str, Reader] = {
     "log_softmax": _softmax,
     "_log_softmax": _softmax,
     "exp": _exponential,
+    "log": _logarithm,
+    "logsumexp": _logarithm_of_sum,
     "sum": _row_sum,
     "dropout": _dropout,
 }

@@ -112,10 +112,9 @@ def _from_back(facts: Facts, size: Expression, stop: int) -> Expression:
 def _from_within(facts: Facts, size: Expression, start: Expression, stop: Expression) -> Expression:
     """From the start of new rows, say, to the end: exact where both lie within the axis."""
     whole = (isinstance(stop, int) and stop >= _WHOLE) or sizes.same(stop, size)
-    if not whole or isinstance(start, int):
+    if not whole:
         return facts.unknown()
     rest = sizes.difference(size, start)
-    inside = getattr(start, "is_nonnegative", None) and (
-        rest >= 0 if isinstance(rest, int) else rest.is_nonnegative
-    )
+    behind = start >= 0 if isinstance(start, int) else start.is_nonnegative
+    inside = behind and (rest >= 0 if isinstance(rest, int) else rest.is_nonnegative)
     return rest if inside else facts.unknown()
