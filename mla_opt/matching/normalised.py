@@ -4,6 +4,8 @@
 
     exp(x - log(sum(exp(x))))        the logarithm whole, of exp(x - max(x)) and then max(x) added
 
+    (e @ values) / sum(e)
+
 What is subtracted from ``x`` to keep exponentials small is among the scores
 (:mod:`mla_opt.matching.scores`).
 """
@@ -21,6 +23,7 @@ from mla_opt.handles import Node, Value
 class Normalised:
     """``made``, the softmax of ``scores`` over ``axis``, counted from the end, by ``nodes``.
 
+    ``divided`` is the node that divides by the sum only after the product with the values.
     ``rounded``: the logarithm of the sum is taken off, which is lost beside very large numbers: of
     scores that are all about as low as the type can say, each gets the weight 1.
     """
@@ -30,6 +33,7 @@ class Normalised:
     axis: int
     nodes: tuple[Node, ...]
     rounded: bool = False
+    divided: Node | None = None
 
 
 def normalised(graph: Graph, node: Node) -> Normalised | None:
@@ -41,7 +45,7 @@ def normalised(graph: Graph, node: Node) -> Normalised | None:
         case op.Exponential(data):
             return _of_logarithms(graph, node, made, data)
         case op.Quotient(left, right):
-            return _divided(graph, node, left, right)
+            return _divided(graph, node, left, right) or _divided_later(graph, node, left, right)
         case _:
             return None
 
@@ -135,3 +139,30 @@ def _divided(graph: Graph, node: Node, left: Value, right: Value) -> Normalised 
         return None
     nodes = (maker, summing, node)
     return Normalised(exponential.data, graph.results(node)[0], total.axis, nodes)
+
+
+def _divided_later(graph: Graph, node: Node, left: Value, right: Value) -> Normalised | None:
+    """A product of exponentials with values, by the sums of the very same: those of its rows."""
+    multiplying, summing = graph.producer(left), graph.producer(right)
+    if multiplying is None or summing is None:
+        return None
+    product, total = graph.operation(multiplying), graph.operation(summing)
+    if not isinstance(product, op.MatMul) or not isinstance(total, op.RowSum):
+        return None
+    maker = graph.producer(total.data)
+    exponential = None if maker is None else graph.operation(maker)
+    if maker is None or not isinstance(exponential, op.Exponential):
+        return None
+    if product.left is not total.data or total.axis != -1 or not _keeps_rows(product):
+        return None
+    nodes = (maker, summing, node)
+    return Normalised(exponential.data, total.data, -1, nodes, divided=node)
+
+
+def _keeps_rows(product: op.MatMul) -> bool:
+    """Whether a product is of rows, each with a matrix: all axes but the last stay in place."""
+    axes = product.axes
+    if axes is None or product.factor != 1.0 or product.addend is not None:
+        return False
+    *rows, summed = axes.first
+    return list(axes.result[:-1]) == rows and summed not in axes.result

@@ -8,6 +8,7 @@ import numpy as np
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Node
 from mla_opt.matching.axes import Placement, Variables
 from mla_opt.matching.core_axes import KEYS, At, CoreAxes, ReadCore
 from mla_opt.matching.normalised import Normalised
@@ -32,6 +33,8 @@ def softmax_core(graph: Graph, softmax: Normalised) -> ReadCore | None:
         return None
     scores, axes = found
     last, value = weighted
+    if softmax.divided is not None and last is not _dividend(graph, softmax.divided):
+        return None
     product = scores.products[0]
     core = AttentionCore(
         query=product.query.value,
@@ -48,7 +51,16 @@ def softmax_core(graph: Graph, softmax: Normalised) -> ReadCore | None:
     )
     before = _axes_before(variables, scores)
     read = with_values(graph, core, softmax.made, axes, before, sink_first=scores.sink_first)
+    if softmax.divided is not None:
+        output = graph.results(softmax.divided)[0]
+        core = replace(core, output=output, last=softmax.divided)
     return _without_widening(graph, variables, ReadCore(core, read))
+
+
+def _dividend(graph: Graph, node: Node) -> Node | None:
+    """The node that makes what another divides."""
+    operation = graph.operation(node)
+    return graph.producer(operation.left) if isinstance(operation, op.Quotient) else None
 
 
 def _unsupported(softmax: Normalised, scores: Scores) -> str:

@@ -252,3 +252,90 @@ def test_a_logarithm_that_is_lost_beside_what_a_mask_adds(changes: dict[str, str
     at_once(model)
     outcome = found(model)
     assert (outcome.status, outcome.codes) == ("refused", ("unsupported_attention",))
+
+
+# Divided by the sum only after the product with the values
+
+
+def divided_later(model: onnx.ModelProto, *, shifted: bool = True, axis: int = -1) -> None:
+    """``exp(x) @ values / sum(exp(x))``."""
+    softmax = the(model, "Softmax")
+    scores, (made,) = softmax.input[0], softmax.output
+    largest = [
+        reduced(model, "ReduceMax", scores, "largest", -1),
+        helper.make_node("Sub", [scores, "largest"], ["below"]),
+    ]
+    exponential = helper.make_node("Exp", ["below" if shifted else scores], [made])
+    total = reduced(model, "ReduceSum", made, "sum", axis)
+    instead(model, softmax, *(largest if shifted else []), exponential, total)
+    product = weighted(model, made)
+    (context,) = product.output
+    product.output[0] = "undivided"
+    place = list(model.graph.node).index(product) + 1
+    model.graph.node.insert(place, helper.make_node("Div", ["undivided", "sum"], [context]))
+
+
+def weighted(model: onnx.ModelProto, made: str) -> onnx.NodeProto:
+    """The product of what the softmax makes with the values."""
+    (node,) = (
+        each
+        for each in model.graph.node
+        if made in each.input and each.op_type in ("MatMul", "Einsum")
+    )
+    return node
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mask": "boolean", "fill": "infinite"},
+        {"product": "einsum"},
+        {"absorbed": "one_product"},
+        {"cache": "expanded"},
+        {"size": "real"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shifted", [True, False], ids=["shifted", "as it is"])
+def test_division_after_the_values(changes: dict[str, str], shifted: bool) -> None:
+    model = build(settled(Plan(**({"mask": "boolean"} | changes))))
+    divided_later(model, shifted=shifted)
+    outcome = found(model)
+    assert (outcome.status, outcome.codes, outcome.matched) == ("equal", (), 1), outcome
+
+
+def of_values_of_others(model: onnx.ModelProto) -> None:
+    """The sums are those of the exponentials of twice the scores."""
+    divided_later(model)
+    total = next(each for each in model.graph.node if "sum" in each.output)
+    place = list(model.graph.node).index(total)
+    twice = helper.make_node("Mul", [total.input[0], total.input[0]], ["squares"])
+    model.graph.node.insert(place, twice)
+    total.input[0] = "squares"
+
+
+def added_before(model: onnx.ModelProto) -> None:
+    """Something is added to the product before it is divided."""
+    divided_later(model)
+    number = stored(model, "a_tenth", 0.1, dtype=np.float32)
+    division = next(each for each in model.graph.node if "undivided" in each.input)
+    place = list(model.graph.node).index(division)
+    more = helper.make_node("Add", ["undivided", number], ["more"])
+    model.graph.node.insert(place, more)
+    division.input[0] = "more"
+
+
+OTHER_DIVISIONS: dict[str, Change] = {
+    "by sums over queries": lambda model: divided_later(model, axis=-2),
+    "by sums of others": of_values_of_others,
+    "of more": added_before,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_DIVISIONS)
+def test_divisions_that_make_no_softmax_are_refused(name: str) -> None:
+    model = build(settled(Plan()))
+    OTHER_DIVISIONS[name](model)
+    outcome = found(model)
+    assert outcome.status == "refused", outcome
