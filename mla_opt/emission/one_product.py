@@ -1,6 +1,8 @@
 """A sum of products of queries and keys as one product, of the parts side by side.
 
 q_1 @ k_1^T + f q_2 @ k_2^T    -->    [q_1 | f q_2] @ [k_1 | k_2]^T
+
+A number of each head that the product is multiplied by goes to the query.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from mla_opt.graphs.protocol import Builder, Graph
 from mla_opt.handles import Value
 from mla_opt.sites.drafts import Draft
 from mla_opt.sites.layout import KEYS, QUERY, SCORES, Layout, heads_of
-from mla_opt.sites.products import SummedProducts
+from mla_opt.sites.products import HeadScale, SummedProducts
 
 
 def draft_one_product(graph: Graph, found: SummedProducts) -> Draft:
@@ -42,8 +44,18 @@ def _queries(builder: Builder, found: SummedProducts) -> list[Value]:
         if ratio != 1.0:
             number = builder.scalar_like(ratio, each.query, "part_scale")
             part = builder.multiply(part, number, "query_part_scaled")
+        for scale in each.scales:
+            part = _scaled_by_head(builder, part, scale)
         parts.append((part, each.query_layout))
     return _alike(builder, parts, found.heads)
+
+
+def _scaled_by_head(builder: Builder, query: Value, scale: HeadScale) -> Value:
+    """A query ``[B, H, S, D]`` times the number of its head, or divided by that."""
+    by_head = standard(builder, scale.value, scale.layout, QUERY, "numbers_of_heads")
+    if scale.divides:
+        return builder.divide(query, by_head, "query_by_head")
+    return builder.multiply(query, by_head, "query_by_head")
 
 
 def _keys(builder: Builder, found: SummedProducts) -> list[Value]:

@@ -129,10 +129,11 @@ class Scaled:
 
 @dataclass(frozen=True, slots=True)
 class ScaledBy:
-    """``data`` times a constant tensor, broadcasting; or divided by it."""
+    """``data`` times a constant tensor, broadcasting; or divided by it, if it ``divides``."""
 
     data: Value
     factor: Value
+    divides: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,9 @@ class Builder(Protocol):
     def multiply(self, left: Value, right: Value, name: str) -> Value:
         """Product, broadcasting."""
 
+    def divide(self, left: Value, right: Value, name: str) -> Value:
+        """``left / right``, broadcasting."""
+
     def greater(self, left: Value, right: Value, name: str) -> Value:
         """True where ``left > right``."""
 

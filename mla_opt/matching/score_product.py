@@ -13,13 +13,25 @@ from mla_opt.matching.core_axes import KEYS, At, through
 
 
 @dataclass(frozen=True, slots=True)
+class StoredScale:
+    """A stored tensor that scores are multiplied by, or divided by."""
+
+    at: At
+    divides: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Product:
-    """``factor * query @ key^T`` for every query and key, summed over the width of both."""
+    """``factor * query @ key^T`` for every query and key, summed over the width of both.
+
+    ``scales`` are stored tensors, which may have a number for each head.
+    """
 
     node: Node
     query: At
     key: At
     factor: float
+    scales: tuple[StoredScale, ...] = ()
 
 
 def product_of(

@@ -18,7 +18,7 @@ from mla_opt.handles import Node, Value
 from mla_opt.matching.axes import ApartError, Placement, Variables
 from mla_opt.matching.axis_rules import Step, operands
 from mla_opt.matching.core_axes import KEYS, At, is_named, through
-from mla_opt.matching.score_product import Product, product_of
+from mla_opt.matching.score_product import Product, StoredScale, product_of
 from mla_opt.sites import BiasTerm
 
 _NEVER = -1e4
@@ -58,6 +58,11 @@ class Scores:
     def in_total(self) -> tuple[Product, ...]:
         """The products, the scale of their sum among their factors."""
         return tuple(replace(each, factor=each.factor * self.scale) for each in self.products)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one product, whose factor is a number."""
+        return len(self.products) == 1 and not self.products[0].scales
 
     @property
     def plain(self) -> bool:
@@ -140,6 +145,16 @@ def _scaled_term(term: BiasTerm, factor: float) -> BiasTerm:
     if term.kind == "additive":
         return replace(term, factor=term.factor * factor)
     return replace(term, fill=term.fill * factor)
+
+
+def _of_stored_scale(place: _Place, scaled: op.ScaledBy) -> Scores | None:
+    """Products times a stored tensor; biases would be other ones behind it."""
+    found = place.back(scaled.data)
+    if found is None or not found.plain:
+        return None
+    scale = StoredScale(place.operand(scaled.factor), scaled.divides)
+    products = tuple(replace(each, scales=(*each.scales, scale)) for each in found.products)
+    return replace(found, products=products, total=place.at, at=place.node)
 
 
 def _of_cast(place: _Place, cast: op.Cast) -> Scores | None:
@@ -320,6 +335,7 @@ _Rule = Callable[[_Place, Any], Scores | None]
 _RULES: dict[type, _Rule] = {
     op.MatMul: _of_product,
     op.Scaled: _of_scaled,
+    op.ScaledBy: _of_stored_scale,
     op.Cast: _of_cast,
     op.Add: _of_sum,
     op.Subtract: _of_difference,

@@ -21,7 +21,9 @@ _ROUNDED = (
     "its softmax takes the logarithm of a sum off scores that a mask may have made as low as the"
     " type can say, so what a query that may attend to nothing gets cannot be kept"
 )
-_SUMMED = "its scores are a sum of products that cannot be written as one"
+_SUMMED = (
+    "its scores are products, or scaled by stored numbers, that cannot be written as one product"
+)
 
 
 def softmax_core(graph: Graph, softmax: Normalised) -> ReadCore | None:
@@ -65,7 +67,7 @@ def _dividend(graph: Graph, node: Node) -> Node | None:
 
 def _unsupported(softmax: Normalised, scores: Scores) -> str:
     """What is done that no core can say; empty if nothing."""
-    if scores.unsupported or len(scores.products) > 1:
+    if scores.unsupported or not scores.is_one:
         return scores.unsupported or _SUMMED
     infinite = all(term.kind != "additive" and np.isinf(term.fill) for term in scores.bias)
     return _ROUNDED if softmax.rounded and scores.sink is None and not infinite else ""

@@ -2,6 +2,8 @@
 
     q_nope @ k_nope^T + q_rope @ k_rope^T        q_absorbed @ c_kv^T + q_rope @ k_pe^T
 
+    (q @ k^T) * numbers of the heads
+
 They are one product, of the parts side by side. What is a head and what a token is told by who has
 it: keys have no query tokens, and heads are a fixed number.
 """
@@ -16,27 +18,28 @@ from mla_opt.graphs.sizes import Expression
 from mla_opt.matching.axes import Atom, Placement, Variables
 from mla_opt.matching.core_axes import KEYS
 from mla_opt.matching.normalised import normalised
+from mla_opt.matching.score_product import Product
 from mla_opt.matching.scores import Scores
 from mla_opt.matching.softmax_core import scores_before
 from mla_opt.sites.layout import Layout, Part, Role, head_count, parts_of
-from mla_opt.sites.products import ScoreProduct, SummedProducts
+from mla_opt.sites.products import HeadScale, ScoreProduct, SummedProducts
 
 _Roles = dict[str, tuple[Role, int]]
 
 
 def summed_products(graph: Graph) -> Iterator[SummedProducts]:
-    """Yield the scores of every softmax that are a sum of several products, in graph order."""
+    """Yield the scores of every softmax that are more than one product, in graph order."""
     for node in graph.nodes():
         softmax = normalised(graph, node)
         variables = Variables()
         found = None if softmax is None else scores_before(graph, variables, softmax)
-        if found is not None and len(found[0].products) > 1:
-            read = _read(variables, found[0])
+        if found is not None and not found[0].is_one:
+            read = _read(graph, variables, found[0])
             if read is not None:
                 yield read
 
 
-def _read(variables: Variables, scores: Scores) -> SummedProducts | None:
+def _read(graph: Graph, variables: Variables, scores: Scores) -> SummedProducts | None:
     """The sum, if the axes of all that it is made of are known; ``None`` else."""
     total = scores.total.axes
     parts = [(each.query.axes, each.key.axes) for each in scores.products]
@@ -52,11 +55,33 @@ def _read(variables: Variables, scores: Scores) -> SummedProducts | None:
         _comes_apart(each) for each in (whole, *(each for pair in layouts for each in pair))
     ):
         return None
+    scales = [_scales(graph, variables, roles, each) for each in scores.products]
     products = tuple(
-        ScoreProduct(each.query.value, query, each.key.value, key, each.factor)
-        for each, (query, key) in zip(scores.products, layouts)
+        ScoreProduct(each.query.value, query, each.key.value, key, each.factor, of_heads)
+        for each, (query, key), of_heads in zip(scores.products, layouts, scales)
+        if of_heads is not None
     )
+    if len(products) < len(scores.products):
+        return None
     return SummedProducts(products, scores.total.value, whole, scores.at, head_count(whole))
+
+
+def _scales(
+    graph: Graph, variables: Variables, roles: _Roles, product: Product
+) -> tuple[HeadScale, ...] | None:
+    """The stored scales of a product, each with a number for every head; ``None``: others."""
+    found = []
+    for scale in product.scales:
+        layout = None if scale.at.axes is None else _layout(variables, roles, scale.at.axes)
+        names = set() if scale.at.axes is None else set(_names(variables, scale.at.axes))
+        heads = {name for name, (role, _) in roles.items() if role == "head"}
+        alike = graph.dtype(scale.at.value) == graph.dtype(product.query.value)
+        if layout is None or names != heads or not alike:
+            return None
+        if any(part.role != "head" for part in parts_of(layout)):
+            return None
+        found.append(HeadScale(scale.at.value, layout, scale.divides))
+    return tuple(found)
 
 
 def _roles(variables: Variables, total: Placement, keys: list[Placement]) -> _Roles | None:

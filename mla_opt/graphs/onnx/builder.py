@@ -81,6 +81,10 @@ class OnnxBuilder(OperatorBuilder):
         """Product, broadcasting."""
         return self._one("Mul", [left, right], name)
 
+    def divide(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
+        """``left / right``, broadcasting."""
+        return self._one("Div", [left, right], name)
+
     def greater(self, left: ir.Value, right: ir.Value, name: str) -> ir.Value:
         """True where ``left > right``."""
         return self._boolean("Greater", [left, right], name)

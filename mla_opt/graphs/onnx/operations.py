@@ -162,7 +162,7 @@ def _by(facts: Facts, data: ir.Value, other: ir.Value) -> op.Operation:
     if divisor:
         return op.Scaled(data, 1.0 / divisor)
     if facts.is_constant(other):
-        return op.ScaledBy(data, other) if divisor is None else OPAQUE
+        return op.ScaledBy(data, other, divides=True) if divisor is None else OPAQUE
     return op.Quotient(data, other)
 
 

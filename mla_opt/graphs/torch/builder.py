@@ -217,6 +217,10 @@ class TorchBuilder:
         """Product, broadcasting."""
         return self._either(operator.mul, aten.mul.Tensor, left, right, name)
 
+    def divide(self, left: fx.Node, right: fx.Node, name: str) -> fx.Node:
+        """``left / right``, broadcasting."""
+        return self._emit(aten.div.Tensor, (left, right), name)
+
     def greater(self, left: Operand, right: Operand, name: str) -> Any:
         """True where ``left > right``."""
         return self._either(operator.gt, aten.gt.Tensor, left, right, name)

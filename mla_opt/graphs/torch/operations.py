@@ -179,8 +179,9 @@ def _divide(facts: Facts, node: fx.Node) -> op.Operation:
     if data is None or node.kwargs.get("rounding_mode"):
         return OPAQUE
     if divisor is None and other is not None:
-        kind = op.ScaledBy if facts.is_constant(other) else op.Quotient
-        return kind(handle(data), handle(other))
+        if facts.is_constant(other):
+            return op.ScaledBy(handle(data), handle(other), divides=True)
+        return op.Quotient(handle(data), handle(other))
     if not divisor:
         return OPAQUE
     return op.Scaled(handle(data), 1.0 / divisor)
