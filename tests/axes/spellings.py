@@ -139,6 +139,24 @@ class LogarithmOfSum(OneMore):
         return torch.exp(scores - torch.logsumexp(scores, -1, keepdim=True))
 
 
+class WidthsGathered(Latent):
+    """Numbers of a row in a stored order, by three operators; a number for each head as a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.empty(HEADS, 1, 1))
+        self.register_buffer("order", torch.arange(WIDTH).roll(2), persistent=False)
+        self.register_buffer("order_of_values", torch.arange(VALUE).flip(0), persistent=False)
+
+    def scored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        query, key = query[..., self.order], torch.index_select(key, -1, self.order)
+        value = torch.gather(value, -1, self.order_of_values.expand(value.shape))
+        scores = query @ key.transpose(-1, -2) / (1.5 + self.temperature)
+        scores = scores + self.mask(query, key, start)
+        below = torch.exp(scores - scores.amax(-1, keepdim=True))
+        return below @ value / below.sum(-1, keepdim=True)
+
+
 class OneMoreAtTheOtherEnd(OneMore):
     """A look-alike: the zero is in front, and the last key is left out."""
 
@@ -204,7 +222,15 @@ class KeysTwice(Latent):
 
 SPELLINGS: dict[str, type[Latent]] = {
     each.__name__: each
-    for each in (Spelled, OfRankThree, OfRankFive, OneMore, SinksFirst, LogarithmOfSum)
+    for each in (
+        Spelled,
+        OfRankThree,
+        OfRankFive,
+        OneMore,
+        SinksFirst,
+        LogarithmOfSum,
+        WidthsGathered,
+    )
 }
 OTHERS: dict[str, type[Latent]] = {
     each.__name__: each

@@ -39,7 +39,12 @@ QUICK = {
     *spellings.SPELLINGS,
     *spellings.OTHERS,
     *OFTEN,
-} - {"SinksFirst", "LogarithmOfSum", "OneMoreOfTwo"}  # ONNX has them, in small models
+} - {
+    "SinksFirst",
+    "LogarithmOfSum",
+    "OneMoreOfTwo",
+    "WidthsGathered",
+}  # ONNX has them, in small models
 SIZES = ((1, 1, 0), (2, 1, 7), (3, 4, 2), (5, 9, 31), (1, 230, 0), (1, 4, 1100))
 PROMPTS = ((1, 1, 0), (3, 4, 0), (5, 9, 0), (1, 300, 0))
 CALLS = ((4, 0), (1, 4), (30, 5), (1, 35))

@@ -6,15 +6,14 @@ a form that its function does not know is :class:`~mla_opt.graphs.operations.Opa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 
 from mla_opt.graphs import contractions, sizes
 from mla_opt.graphs import operations as op
-from mla_opt.graphs.onnx import attentions, moves, numbers
+from mla_opt.graphs.onnx import attentions, gathered, moves, numbers, reductions
 from mla_opt.graphs.onnx.quantization.operators import is_quantization
 from mla_opt.graphs.onnx.reading import OPAQUE, Facts, Reader, attribute, operand
+from mla_opt.graphs.onnx.reductions import from_end
 
 
 def read(facts: Facts, node: ir.Node) -> op.Operation:
@@ -49,14 +48,6 @@ def _layout(facts: Facts, node: ir.Node, *data: ir.Value, axis: int | None = Non
 def _first_operand_layout(facts: Facts, node: ir.Node) -> op.Operation:
     data = operand(node, 0)
     return OPAQUE if data is None else _layout(facts, node, data)
-
-
-def _gather(facts: Facts, node: ir.Node) -> op.Operation:
-    data, indices = operand(node, 0), operand(node, 1)
-    if data is None or indices is None:
-        return OPAQUE
-    known = facts.is_constant(indices) or facts.integers(indices) is not None
-    return _layout(facts, node, data) if known else OPAQUE
 
 
 def _dropout(facts: Facts, node: ir.Node) -> op.Operation:
@@ -181,24 +172,6 @@ def _subtract(facts: Facts, node: ir.Node) -> op.Operation:
     return OPAQUE if left is None or right is None else op.Subtract(left, right)
 
 
-def _reduce_row(facts: Facts, node: ir.Node) -> op.Operation:
-    data = operand(node, 0)
-    if data is None or not attribute(node, "keepdims", 1):
-        return OPAQUE
-    axes = _reduction_axes(facts, node)
-    axis = None if axes is None or len(axes) != 1 else _from_end(facts, data, axes[0])
-    if axis is None:
-        return OPAQUE
-    return _REDUCED[node.op_type](data, axis)
-
-
-_REDUCED: dict[str, Callable[[ir.Value, int], op.Operation]] = {
-    "ReduceMax": op.RowMaximum,
-    "ReduceSum": op.RowSum,
-    "ReduceLogSumExp": op.LogarithmOfSum,
-}
-
-
 def _exponential(facts: Facts, node: ir.Node) -> op.Operation:
     data = operand(node, 0)
     return OPAQUE if data is None else op.Exponential(data)
@@ -207,23 +180,6 @@ def _exponential(facts: Facts, node: ir.Node) -> op.Operation:
 def _logarithm(facts: Facts, node: ir.Node) -> op.Operation:
     data = operand(node, 0)
     return OPAQUE if data is None else op.Logarithm(data)
-
-
-def _reduction_axes(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:
-    stored = node.attributes.get("axes")
-    if stored is not None:
-        return tuple(stored.value)
-    given = operand(node, 1)
-    array = None if given is None else facts.small_constant(given)
-    return None if array is None else tuple(int(axis) for axis in array.reshape(-1))
-
-
-def _from_end(facts: Facts, value: ir.Value, axis: int) -> int | None:
-    """An axis counted from the end; ``None`` where it cannot be told."""
-    rank = facts.rank(value)
-    if axis < 0 or rank is None:
-        return axis if axis < 0 else None
-    return axis - rank
 
 
 def _matmul(facts: Facts, node: ir.Node) -> op.Operation:
@@ -348,7 +304,7 @@ def _softmax(facts: Facts, node: ir.Node) -> op.Operation:
     if data is None:
         return OPAQUE
     whole = _opset(node) < 13  # all axes from this one on were one, and it was the second
-    axis = _from_end(facts, data, int(attribute(node, "axis", 1 if whole else -1)))
+    axis = from_end(facts, data, int(attribute(node, "axis", 1 if whole else -1)))
     if axis is None or (whole and axis != -1):
         return OPAQUE
     return op.Softmax(data, axis, logarithm=node.op_type == "LogSoftmax")
@@ -375,7 +331,9 @@ READERS: dict[tuple[str, str], Reader] = {
         )
     },
     ("", "Dropout"): _dropout,
-    ("", "Gather"): _gather,
+    ("", "Gather"): gathered.gather,
+    ("", "GatherElements"): gathered.gather_elements,
+    ("", "GatherND"): gathered.gather_nd,
     ("", "Pad"): _pad,
     ("", "Concat"): _concat,
     ("", "ScatterND"): _scatter,
@@ -391,9 +349,9 @@ READERS: dict[tuple[str, str], Reader] = {
     ("", "Neg"): _negate,
     ("", "Add"): _add,
     ("", "Sub"): _subtract,
-    ("", "ReduceMax"): _reduce_row,
-    ("", "ReduceSum"): _reduce_row,
-    ("", "ReduceLogSumExp"): _reduce_row,
+    ("", "ReduceMax"): reductions.reduce_row,
+    ("", "ReduceSum"): reductions.reduce_row,
+    ("", "ReduceLogSumExp"): reductions.reduce_row,
     ("", "Exp"): _exponential,
     ("", "Log"): _logarithm,
     ("", "MatMul"): _matmul,

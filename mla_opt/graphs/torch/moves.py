@@ -153,6 +153,13 @@ def _index_select(node: fx.Node) -> Move:
     return op.Along(((from_front(argument(node, 1, "dim"), rank_at(node)), False),))
 
 
+def _gathered(node: fx.Node) -> Move:
+    """Along other axes from the front, as far as there are indices."""
+    rank = rank_at(node)
+    axis = from_front(argument(node, 1, "dim"), rank)
+    return op.Along(tuple((place, place != axis) for place in range(rank)))
+
+
 def _pad(node: fx.Node) -> Move:
     """Amounts are of the last axis first, before and after in turn."""
     amounts, rank = argument(node, 1, "pad"), rank_at(node)
@@ -235,6 +242,7 @@ RULES: dict[str, Callable[[fx.Node], Move]] = {
     "chunk": _parts,
     "flip": _along_listed,
     "roll": _roll,
+    "gather": _gathered,
     "index_select": _index_select,
     "constant_pad_nd": _pad,
     "pad": _pad,

@@ -15,7 +15,7 @@ from torch import fx
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs import sizes
-from mla_opt.graphs.torch import attentions, products
+from mla_opt.graphs.torch import attentions, gathered, products
 from mla_opt.graphs.torch.lifted_program import symbolic_shape
 from mla_opt.graphs.torch.reading import (
     OPAQUE,
@@ -28,7 +28,6 @@ from mla_opt.graphs.torch.reading import (
     number_of,
     operand,
     operator_name,
-    rank_of,
     tensor_of,
 )
 from mla_opt.graphs.torch.values import Literal
@@ -70,23 +69,6 @@ def _written(place: int, name: str) -> Reader:
         return moved_by(node, data, rows)
 
     return reader
-
-
-def _index_select(facts: Facts, node: fx.Node) -> op.Operation:
-    data, index = tensor_of(operand(node, 0)), tensor_of(operand(node, 2, "index"))
-    if data is None or index is None or not facts.is_constant(index):
-        return OPAQUE
-    return moved_by(node, data)
-
-
-def _indexed(facts: Facts, node: fx.Node) -> op.Operation:
-    """Places of an axis by stored numbers; a mask would make a number of them."""
-    data, indices = tensor_of(operand(node, 0)), operand(node, 1, "indices") or ()
-    given = [tensor_of(index) for index in indices if index is not None]
-    if data is None or len(given) != 1 or given[0] is None or not facts.is_constant(given[0]):
-        return OPAQUE
-    whole = given[0].meta["val"].dtype not in (torch.bool, torch.uint8)
-    return moved_by(node, data) if whole and rank_of(given[0]) < 2 else OPAQUE
 
 
 def _pad(facts: Facts, node: fx.Node) -> op.Operation:
@@ -340,13 +322,14 @@ READERS: dict[str, Reader] = {
     "index_put": _written(2, "values"),
     "index_copy": _written(3, "source"),
     "scatter": _written(3, "src"),
-    "index_select": _index_select,
+    "gather": gathered.gather,
+    "index_select": gathered.index_select,
     "constant_pad_nd": _pad,
     "pad": _pad_in_mode,
     "cat": _concat,
     "concat": _concat,
     "stack": _stack,
-    "index": _indexed,
+    "index": gathered.indexed,
     "broadcast_to": _expand,
     "expand": _expand,
     "expand_copy": _expand,
