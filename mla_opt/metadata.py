@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, MutableMapping, Sequence
 
 from mla_opt.cost_model import expanded_from
+from mla_opt.errors import PassError
 from mla_opt.handles import Value
 from mla_opt.report.inspection import OperatorReport
 from mla_opt.sites import Ends, Form, FusedAttention, LatentAttentionSite
@@ -26,13 +27,29 @@ def record(
     """Write down the sites, and how the caches of the model stand for the original's.
 
     ``is_stored`` tells whether the model still stores a tensor: what nothing reads was dropped.
+
+    Raises:
+        PassError: a cache was prepared for a pass that did not run.
     """
+    _check_buffers(sites)
     metadata[VERSION_KEY] = tool_version()
     records = tuple(_site(site, is_stored) for site in sites if site.query_value is not None)
     metadata[SITES_KEY] = sites_to_json(records)
     interface = _interface(sites)
     if interface.states:
         metadata[INTERFACE_KEY] = interface.to_json()
+
+
+def _check_buffers(sites: Sequence[LatentAttentionSite]) -> None:
+    """A buffer told as a cache that grows is one of rows in their places only once it is written.
+
+    Raises:
+        PassError: a pass that should have done so was left out.
+    """
+    for site in sites:
+        cache = site.cache
+        if cache is not None and cache.start is not None and cache.past_len is None:
+            raise PassError(f"{site.name} keeps a buffer; run write_cache_in_place, too")
 
 
 def by_whom(metadata: Mapping[str, str]) -> str | None:

@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import mla_opt
+from mla_opt import passes
 from mla_opt.emission.written_out import draft_written_out
-from mla_opt.errors import NothingMatchedError, RefusedError
+from mla_opt.errors import InputError, NothingMatchedError, PassError, RefusedError
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from tests.axes.feeding import Array
 from tests.axes.harness import SIZES, Runner, equal_or_refused, understand
@@ -197,6 +198,25 @@ def test_a_buffer_whose_rows_are_counted_cannot_be_static() -> None:
     """Positions are counted by the shape of the past: rows that are none would count."""
     with pytest.raises(RefusedError, match="cache_not_recognized"):
         mla_opt.optimize(of_heads(), cache="static", verify=False)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_an_engine_counts_rows_by_past_len_alone(phase: str) -> None:
+    with pytest.raises(InputError, match="seqlens_k"):
+        mla_opt.optimize(by_hand(), target="tensorrt", phase=phase, cache="static:12", verify=False)
+
+
+def test_a_buffer_that_no_pass_writes_is_none() -> None:
+    names = [name for name in passes.names(static=True) if name != "write_cache_in_place"]
+    with pytest.raises(PassError, match="write_cache_in_place"):
+        mla_opt.optimize(by_hand(), cache="static", passes=names, verify=False)
+
+
+@pytest.mark.parametrize("asked", [{"target": "portable"}, {"absorb": "fold"}])
+def test_ragged_batches_in_place_in_other_forms(asked: dict[str, str]) -> None:
+    model = by_hand()
+    made = ir.to_proto(mla_opt.optimize(model, cache="static", verify=False, **asked).model)
+    _compare_in_place(model, made, 0, 12)
 
 
 def test_operators_that_may_mask_otherwise_cannot_be_static() -> None:
