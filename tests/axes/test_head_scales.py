@@ -71,8 +71,9 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize("kind", ["Mul", "Div"])
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "Mul") for name in WRITTEN), ("plain", "Div"), ("real", "Div")]
+)
 def test_a_number_of_each_head(name: str, kind: str) -> None:
     outcome = found(scaled(Plan(**WRITTEN[name]), kind=kind))
     assert (outcome.status, outcome.codes, outcome.matched) == ("equal", (), 1), outcome

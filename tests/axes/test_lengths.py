@@ -45,8 +45,10 @@ def attention(model: onnx.ModelProto) -> onnx.NodeProto:
     return node
 
 
-@pytest.mark.parametrize("asked", ["nothing", "packed", "portable"])
-@pytest.mark.parametrize("product", ["attention", "attention3"])
+@pytest.mark.parametrize(
+    ("product", "asked"),
+    [("attention", "nothing"), ("attention", "packed"), ("attention3", "portable")],
+)
 @pytest.mark.parametrize(("causal", "masked"), [(1, 0), (0, 1), (1, 1), (0, 0)])
 def test_lengths_of_sequences(product: str, causal: int, masked: int, asked: str) -> None:
     model = with_lengths(product=product, causal=bool(causal), masked=bool(masked))
