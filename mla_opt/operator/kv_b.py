@@ -201,13 +201,14 @@ def by_heads(of_keys: KvB, of_values: KvB, heads: int) -> KvB | None:
     pair = of_keys.of_single_rows, of_values.of_single_rows
     if pair[0].storage != pair[1].storage:
         return None
-    joined = []
-    for field in ("codes", "scales", "zero_points"):
-        first, second = (getattr(each, field) for each in pair)
-        if first is not None and _kind(first) != _kind(second):
-            return None
-        joined.append(None if first is None else _joined_by_heads(first, second, heads))
-    return KvB(pair[0].storage, *joined).sharing_rows()
+    stored = [each.operands() for each in pair]
+    if any(_kind(tensor) != _kind(stored[1][name]) for name, tensor in stored[0].items()):
+        return None
+    joined = {
+        name: _joined_by_heads(tensor, stored[1][name], heads) for name, tensor in stored[0].items()
+    }
+    more = joined.get("kv_b_scales"), joined.get("kv_b_zero_points")
+    return KvB(pair[0].storage, joined["kv_b"], *more).sharing_rows()
 
 
 def _kind(tensor: AnyArray) -> tuple[np.dtype[np.generic], tuple[int, ...]]:

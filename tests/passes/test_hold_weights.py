@@ -375,7 +375,7 @@ def test_keys_and_values_of_layers_of_their_own_stay_bit_for_bit(smooths, storag
 @pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn])
 @pytest.mark.parametrize("way", ["in front", "of columns", "divided"])
 def test_factors_of_all_columns_stay_beside_the_codes(way, dtype):
-    """In front of the layer, where they go into the rows, and in the layer's own weight."""
+    """In front of the layer, behind the cache, and in the layer's own weight."""
     codes, random = kv_b_codes(dtype), np.random.default_rng(8)
     of_rows = random.uniform(0.5, 1.5, (1, codes.shape[1])) / 200
     of_columns = random.uniform(0.5, 2.0, (codes.shape[0], 1)).astype(np.float32)
@@ -396,9 +396,9 @@ def test_factors_of_all_columns_stay_beside_the_codes(way, dtype):
     graph, _ = held(block)
     node = operator(graph)
     np.testing.assert_array_equal(content(node, "kv_b").astype(np.float64), codes.T)
-    if way != "in front":
-        for row in content(node, "kv_b_factors"):
-            np.testing.assert_allclose(row, of_columns[:, 0], rtol=3e-7)
+    assert node.inputs[INPUTS.index("cache")].is_graph_input()
+    for row in content(node, "kv_b_factors"):
+        np.testing.assert_allclose(row, of_columns[:, 0], rtol=3e-7)
     assert_generates_same(block, graph.model)
 
 
