@@ -5,7 +5,7 @@
     new  --+              these                    not these
 
 Both are as narrow as can be. With those of the cache nothing is computed for the rows of the past,
-and the factors belong to the matrices behind them.
+and the factors belong to the matrices behind them. ``k_pe`` has none: its factors stay before it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mla_opt.matching.shared_rows import SharedRows
 
 def before_factors(graph: Graph, rows: SharedRows) -> SharedRows:
     """The rows before stored numbers are multiplied into what a cache holds of them."""
-    back = {value: _before(graph, rows, value) for value in rows.of_keys}
+    back = {value: _before(graph, rows, value) for value in rows.shared}
     return replace(
         rows,
         of_values=tuple(back[value] for value in rows.of_values),
-        of_keys=tuple(back[value] for value in rows.of_keys),
+        of_keys=tuple(back.get(value, value) for value in rows.of_keys),
     )
 
 
