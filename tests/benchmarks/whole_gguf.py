@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def main(folder: Path, runtime: str, target: Path) -> None:
         gguf_convert.check(config)
         gguf_convert.metadata(writer, config, whole)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
-    for tensor in tensors(folder):
+    for tensor in chain(matrices(folder), norms(config)):
         for name, array, kind in [tensor] if whole else apart(*tensor, config):
             known = names.get_name(name.removeprefix("model."), try_suffixes=(".weight",))
             known = known or names.get_name(name, try_suffixes=(".weight",))
@@ -61,16 +62,29 @@ def main(folder: Path, runtime: str, target: Path) -> None:
     writer.close()
 
 
-def tensors(folder: Path) -> Iterator[Tensor]:
-    """Matrices in blocks of Q4_0, and the weights of norms."""
+def matrices(folder: Path) -> Iterator[Tensor]:
+    """Those of the model, in blocks of Q4_0."""
     weights = ir.load(folder / "model.onnx").graph.initializers
     for name, value in weights.items():
         if name.endswith(STORED):
             name = name.removesuffix(STORED)
             scales = weights[name + SCALES].const_value.numpy()
             yield name, q4_0(value.const_value.numpy(), scales), GGMLQuantizationType.Q4_0
-        elif name.endswith("norm.weight"):
-            yield name, value.const_value.numpy().astype(np.float32), None
+
+
+def norms(config: dict[str, Any]) -> Iterator[Tensor]:
+    """Their weights, which are ones: the model keeps one tensor for all that are of a width."""
+    widths = {
+        "input_layernorm": config["hidden_size"],
+        "post_attention_layernorm": config["hidden_size"],
+        "self_attn.q_a_layernorm": config.get("q_lora_rank"),
+        "self_attn.kv_a_layernorm": config["kv_lora_rank"],
+    }
+    for layer in range(config["num_hidden_layers"]):
+        for name, width in widths.items():
+            if width:
+                yield f"model.layers.{layer}.{name}.weight", np.ones(width, np.float32), None
+    yield "model.norm.weight", np.ones(config["hidden_size"], np.float32), None
 
 
 def apart(
