@@ -96,3 +96,14 @@ def test_blocks_of_4_bits_go_as_they_are_but_for_transposed_ones() -> None:
     np.testing.assert_array_equal(gguf.quants.dequantize(values, kind.Q4_0), exact[:, NOPE:])
     made = gguf.quants.dequantize(keys, kind.Q8_0)
     assert np.abs(made - exact[:, :NOPE].transpose(0, 2, 1)).max() < 12 / 127
+
+
+def test_every_norm_of_a_whole_model_has_a_place() -> None:
+    from tests.benchmarks.whole_gguf import norms
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DEEPSEEK2, 2)
+    config = CONFIG | {"num_hidden_layers": 2, "q_lora_rank": 48}
+    written = {names.get_name(name, (".weight",)): array.shape for name, array, _ in norms(config)}
+    of_layer = {"attn_norm": 64, "ffn_norm": 64, "attn_q_a_norm": 48, "attn_kv_a_norm": 96}
+    wanted = {f"blk.{n}.{k}.weight": (size,) for n in (0, 1) for k, size in of_layer.items()}
+    assert written == wanted | {"output_norm.weight": (64,)}
