@@ -105,8 +105,8 @@ class Suite:
     products: Products
     depths: tuple[int, ...]
     whole: Whole
+    whole_lite: Whole
     promised: bool
-    whole_lite: Whole | None = None
 
     def decode_targets(self, case: Case) -> Mapping[str, float]:
         """Targets of a decode case; none in the small suite."""
@@ -193,5 +193,8 @@ QUICK = Suite(
     products=Products(2, ((16, 0),), 1),
     depths=(1, 2),
     whole=Whole("minicpm3-tiny", ("keep",), (16, 64), prompt=24, rounds=1, seconds=5.0),
+    whole_lite=Whole(
+        "v2-lite-tiny", ("keep",), (16, 64), prompt=24, rounds=1, seconds=5.0, expanded=False
+    ),
     promised=False,
 )
