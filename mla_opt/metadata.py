@@ -179,6 +179,7 @@ def _holding(site: LatentAttentionSite) -> SiteRecord:
         kv_b=names["kv_b"],
         kv_b_scales=names.get("kv_b_scales"),
         kv_b_zero_points=names.get("kv_b_zero_points"),
+        kv_b_factors=names.get("kv_b_factors"),
         num_heads=site.geometry.num_heads,
         qk_nope_head_dim=site.geometry.qk_nope_head_dim,
     )

@@ -4,9 +4,9 @@ Before:   query @ W_UK --> LatentAttention(rows) --> @ W_UV
 After:    query --> MultiHeadLatentAttention(rows, kv_b, its scales)
 
 Rows that the model keeps in few bits are looked for by their numbers, and stay as they are, bit
-for bit, also where something multiplies them on their way; others are stored in the narrowest float
-type that holds each of their numbers. Whether a call is absorbed or expanded is decided in the
-operator.
+for bit, also where something multiplies them, or their columns, on their way; others are stored in
+the narrowest float type that holds each of their numbers (:mod:`mla_opt.emission.kept_weights`).
+Whether a call is absorbed or expanded is decided in the operator.
 """
 
 from __future__ import annotations
@@ -14,22 +14,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import ml_dtypes
-import numpy as np
-
 from mla_opt.emission.absorbed import Emitted, shifted
+from mla_opt.emission.kept_weights import KeptWeights, kept_weights
 from mla_opt.emission.operands import new_rows
 from mla_opt.emission.rows import Rows
 from mla_opt.errors import PassError
 from mla_opt.graphs.protocol import Builder, Graph
-from mla_opt.handles import Array, Value
-from mla_opt.operator.kv_b import PLAIN, KvB
+from mla_opt.handles import Value
 from mla_opt.passes.fuse_cache_append import adopt, anchor, rows_of
 from mla_opt.passes.write_cache_in_place import buffer_rows
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite
-
-_NARROW = (np.float16, ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -54,18 +49,17 @@ class HoldWeights(Pass):
 
     def _hold(self, graph: Graph, site: LatentAttentionSite) -> None:
         assert site.weights is not None
-        rows = site.weights.rows
-        kept = _kept(graph, rows, graph.dtype(site.core.query))
+        kept = kept_weights(graph, site.weights, graph.dtype(site.core.query))
         builder = graph.builder(anchor(graph, site), f"{site.name}/mla")
         emitted = self._emit(graph, builder, site, kept)
         adopt(graph, site, emitted.values())
         if site.cache is not None and site.cache.layout == "static":
             for value in emitted.caches:
                 graph.declare_rows(value, buffer_rows(site.cache.capacity))
-        site.notes.append(_told(kept, rows))
+        site.notes.append(_told(kept, site.weights.rows.size))
 
     def _emit(
-        self, graph: Graph, builder: Builder, site: LatentAttentionSite, kept: KvB
+        self, graph: Graph, builder: Builder, site: LatentAttentionSite, kept: KeptWeights
     ) -> Emitted:
         operands, geometry = site.operands, site.geometry
         assert operands is not None and geometry is not None
@@ -78,7 +72,7 @@ class HoldWeights(Pass):
         }
         output, *caches = builder.multi_head_latent_attention(
             {**present, **source.fused_operands(builder), **stored},
-            storage=kept.storage,
+            storage=kept.kv_b.storage,
             scale=site.scale,
             geometry=geometry,
             causal=site.core.causal,
@@ -97,41 +91,11 @@ def _query(builder: Builder, site: LatentAttentionSite) -> Value:
     return builder.concat((operands.query_nope, operands.query_rope), 3, "query")
 
 
-def _kept(graph: Graph, rows: Array, dtype: np.dtype) -> KvB:
-    """The rows in the bits that the model has them in."""
-    stored = graph.stored_rows(rows)
-    if stored is not None:
-        return stored
-    rows = rows.astype(dtype, copy=False)
-    if not graph.has_content():
-        return KvB(PLAIN, rows)
-    short = _in_16_bits(rows)
-    if short is not None:
-        return KvB(PLAIN, short)
-    return graph.scaled_rows(rows) or KvB(PLAIN, rows)
-
-
-def _in_16_bits(rows: Array) -> Array | None:
-    """The rows in a narrower float type that holds each number, if there is one."""
-    for narrow in _NARROW:
-        if np.dtype(narrow).itemsize >= rows.dtype.itemsize:
-            continue
-        if _same(rows[:1], narrow) is not None:  # few numbers tell of most rows that they are wide
-            short = _same(rows, narrow)
-            if short is not None:
-                return short
-    return None
-
-
-def _same(rows: Array, narrow: type) -> Array | None:
-    with np.errstate(over="ignore"):
-        short: Array = rows.astype(narrow)
-    return short if (short.astype(rows.dtype) == rows).all() else None
-
-
-def _told(kept: KvB, rows: Array) -> str:
-    kind = kept.storage.overload or kept.codes.dtype.name
-    as_float = rows.size * 4
+def _told(kept: KeptWeights, numbers: int) -> str:
+    kind = kept.kv_b.storage.overload or kept.kv_b.codes.dtype.name
+    if kept.factors is not None:
+        kind += " times stored factors of columns"
+    as_float = numbers * 4
     return (
         f"W_UK and W_UV stay as they are stored ({kind}): {kept.nbytes / 1e6:.2f} MB;"
         f" as float32 {as_float / 1e6:.2f} MB"

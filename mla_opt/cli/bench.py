@@ -61,7 +61,7 @@ def bench(
         bool,
         typer.Option(
             "--peers",
-            help="Also Hugging Face eager and sdpa, OpenVINO and llama.cpp, those installed.",
+            help="Also Hugging Face, OpenVINO, llama.cpp and ik_llama.cpp, if installed.",
         ),
     ] = False,
     peers_model: Annotated[

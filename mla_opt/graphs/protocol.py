@@ -283,6 +283,13 @@ class Graph(Protocol):
         with on their way. ``None``: the rows are multiples of no stored codes.
         """
 
+    def factored_rows(self, rows: Array) -> tuple[KvB, Array] | None:
+        """Codes and scales whose columns, times stored factors ``[C]``, are these rows ``[W, C]``.
+
+        As a norm, or a smoothing, in front of a quantized layer multiplies each number of what it
+        reads. ``None``: there are no such codes, or no such factors.
+        """
+
     def is_input(self, value: Value) -> bool:
         """Whether the value is an input of the graph."""
 

@@ -64,6 +64,7 @@ class KvB(ctypes.Structure):
         ("codes", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
         ("zero_points", ctypes.c_void_p),
+        ("factors", ctypes.c_void_p),
     )
 
 

@@ -32,6 +32,7 @@ from mla_opt.matching.row_checks import (
     check_query,
     check_shared,
 )
+from mla_opt.matching.scaled_caches import before_factors
 from mla_opt.matching.shared_rows import SharedRows, above, projection, shared_rows
 from mla_opt.sites import (
     AttentionCore,
@@ -70,6 +71,8 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     check_query(graph, core, axes, rows)
     expanded = expanded_cache(graph, core, roles, rows)
     layouts = CoreLayouts(*(roles.layout(each) for each in _placements(axes)))
+    if expanded is None:
+        rows = before_factors(graph, rows)
     rows = rewound(graph, rows, roles)
     bias = tuple(
         replace(term, layout=roles.layout(of_term)) for term, of_term in zip(core.bias, axes.bias)

@@ -206,7 +206,10 @@ def keeps_order(graph: Graph, operation: op.Layout, value: Value) -> bool:
 
 
 def projection(graph: Graph, rows: SharedRows, latent: Value) -> Node | None:
-    """The one linear layer that everything made of ``c_kv`` comes through, if there is one."""
+    """The one linear layer that everything made of ``c_kv`` comes through, if there is one.
+
+    None where something computes in front of it.
+    """
     readers = [
         value
         for value, parts in rows.region.made_of.items()
@@ -216,7 +219,10 @@ def projection(graph: Graph, rows: SharedRows, latent: Value) -> Node | None:
         (value,) = readers
         node = graph.producer(value)
         assert node is not None
-        if isinstance(graph.operation(node), op.Linear):
+        operation = graph.operation(node)
+        if isinstance(operation, op.Linear):
             return node
+        if isinstance(operation, op.Scaled | op.ScaledBy):
+            return None
         readers = [each for each, parts in rows.region.made_of.items() if value in parts]
     return None

@@ -24,7 +24,8 @@ float32, float16 or bfloat16. A scale for each row has ``block_rows`` 1 and ``bl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -146,6 +147,37 @@ class KvB:
             None if self.zero_points is None else self.zero_points[rows],
         )
 
+    @property
+    def of_single_rows(self) -> KvB:
+        """The same with scales for each row (``block_rows`` 1)."""
+        return self._with_block_rows(1, [self._spread_over_rows(x) for x in self._by_blocks])
+
+    def sharing_rows(self, tolerance: float = 0.0) -> KvB:
+        """Return the same with one scale for as many rows as share it."""
+        if self.scales is None or self.storage.bits or self.storage.block_rows != 1:
+            return self
+        each = [x.astype(np.float64) for x in self._by_blocks if x is not None]
+        changes = np.zeros(len(each[0]) - 1, np.bool_)
+        for numbers in each:
+            apart = np.abs(np.diff(numbers, axis=0)) > tolerance * np.abs(numbers[1:])
+            changes |= apart.any(axis=1)
+        together = int(np.gcd.reduce([len(changes) + 1, *(np.flatnonzero(changes) + 1)]))
+        first = [None if x is None else x[::together] for x in self._by_blocks]
+        return self._with_block_rows(together, first)
+
+    @property
+    def _by_blocks(self) -> tuple[AnyArray | None, AnyArray | None]:
+        return self.scales, self.zero_points
+
+    def _spread_over_rows(self, of_blocks: AnyArray | None) -> AnyArray | None:
+        """Scales or zero points for each row; packed zero points are already."""
+        if of_blocks is None or self.storage.block_rows == 1:
+            return of_blocks
+        return of_blocks.repeat(self.storage.block_rows, axis=0)[: len(self.codes)]
+
+    def _with_block_rows(self, count: int, by_blocks: Sequence[AnyArray | None]) -> KvB:
+        return KvB(replace(self.storage, block_rows=count), self.codes, *by_blocks)
+
     def operands(self) -> dict[str, AnyArray]:
         """Return the tensors by the names of the operator's inputs."""
         given = {
@@ -159,6 +191,35 @@ class KvB:
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(tensor.nbytes for tensor in self.operands().values())
+
+
+def by_heads(of_keys: KvB, of_values: KvB, heads: int) -> KvB | None:
+    """Return the rows of W_UK ``[H N, C]`` and W_UV^T ``[H V, C]`` by heads, those of keys first.
+
+    None where the two are not stored alike.
+    """
+    pair = of_keys.of_single_rows, of_values.of_single_rows
+    if pair[0].storage != pair[1].storage:
+        return None
+    stored = [each.operands() for each in pair]
+    if any(_kind(tensor) != _kind(stored[1][name]) for name, tensor in stored[0].items()):
+        return None
+    joined = {
+        name: _joined_by_heads(tensor, stored[1][name], heads) for name, tensor in stored[0].items()
+    }
+    more = joined.get("kv_b_scales"), joined.get("kv_b_zero_points")
+    return KvB(pair[0].storage, joined["kv_b"], *more).sharing_rows()
+
+
+def _kind(tensor: AnyArray) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
+    """What rows of two tensors have in common that can be joined."""
+    return tensor.dtype, tensor.shape[1:]
+
+
+def _joined_by_heads(of_keys: AnyArray, of_values: AnyArray, heads: int) -> AnyArray:
+    apart = [x.reshape(heads, -1, *x.shape[1:]) for x in (of_keys, of_values)]
+    joined: AnyArray = np.concatenate(apart, axis=1).reshape(-1, *of_keys.shape[1:])
+    return joined
 
 
 def _unpacked(packed: AnyArray, bits: int, columns: int) -> Array:

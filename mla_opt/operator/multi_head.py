@@ -12,6 +12,7 @@ Symbols as there; N and V are the dims of a head's key without rotary embedding 
 | ``latent``, ``cache``, ``past_len`` | as ``LatentAttention`` | optional, as there |
 | ``bias``, ``sink``, ``rope_cache`` | as ``LatentAttention`` | optional, as there |
 | ``kv_b_scales``, ``kv_b_zero_points`` | see :mod:`mla_opt.operator.kv_b` | optional |
+| ``kv_b_factors`` | [2, C] float32 | optional: of the columns of W_UK, and of those of W_UV^T |
 
 | output | shape | |
 |---|---|---|
@@ -22,9 +23,13 @@ With the rows ``[c_kv | k_pe]`` that ``LatentAttention`` attends to, head h comp
 
     softmax(scale * query @ [c_kv @ W_UK[h]^T | k_pe]^T + bias [, sink]) @ (c_kv @ W_UV[h])
 
-under the same rules of what may be seen; a row that may attend to nothing gives zeros. *Expanded*
-computes it as it stands. *Absorbed* computes the same as ``LatentAttention`` from the query
-``[query_nope @ W_UK[h] | query_rope]``, and multiplies its output by ``W_UV[h]``.
+under the same rules of what may be seen; a row that may attend to nothing gives zeros. Where there
+are factors, column c of ``W_UK[h]`` is that of ``kv_b`` times ``kv_b_factors[0, c]``, and column c
+of ``W_UV[h]^T`` that times ``kv_b_factors[1, c]``: as if ``c_kv`` were multiplied by them in front
+of keys, and of values.
+
+*Expanded* computes it as it stands. *Absorbed* computes the same as ``LatentAttention`` from the
+query ``[query_nope @ W_UK[h] | query_rope]``, and multiplies its output by ``W_UV[h]``.
 
 | attribute | type | |
 |---|---|---|
@@ -67,6 +72,7 @@ INPUTS = (
     "rope_cache",
     "kv_b_scales",
     "kv_b_zero_points",
+    "kv_b_factors",
 )
 ATTRIBUTES = (
     "scale",
@@ -101,11 +107,13 @@ class MultiHeadSignature:
         attention: the signature of the ``LatentAttention`` that it contains.
         storage: how its weights are stored.
         form: of the computation.
+        factors: whether the columns of its weights are multiplied by ``kv_b_factors``.
     """
 
     attention: Signature = _ATTENTION
     storage: Storage = PLAIN
     form: Form = "auto"
+    factors: bool = False
 
     def __post_init__(self) -> None:
         if self.form not in get_args(Form):
@@ -119,6 +127,7 @@ class MultiHeadSignature:
             "kv_b",
             *(("kv_b_scales",) if self.storage.block_size else ()),
             *(("kv_b_zero_points",) if self.storage.zero_points != "none" else ()),
+            *(("kv_b_factors",) if self.factors else ()),
         }
         return tuple(name for name in INPUTS if name in present)
 
@@ -136,9 +145,9 @@ class MultiHeadSignature:
     def overload(self) -> str:
         """Short name, different for every signature."""
         form = "" if self.form == "auto" else self.form
-        return "_".join(
-            word for word in (self.attention.overload, self.storage.overload, form) if word
-        )
+        factors = "factors" if self.factors else ""
+        words = (self.attention.overload, self.storage.overload, factors, form)
+        return "_".join(word for word in words if word)
 
     def arrange(self, values: Mapping[str, _Value]) -> list[_Value | None]:
         """Return the operands of a node: ``values`` in their slots, None in the gaps."""

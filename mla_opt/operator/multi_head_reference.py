@@ -25,6 +25,7 @@ def multi_head_latent_attention(
     rope_cache: AnyArray | None = None,
     kv_b_scales: AnyArray | None = None,
     kv_b_zero_points: AnyArray | None = None,
+    kv_b_factors: AnyArray | None = None,
     *,
     scale: float,
     kv_lora_rank: int,
@@ -36,6 +37,9 @@ def multi_head_latent_attention(
     """Attend from the queries of all heads to latent rows; everything is computed in float64."""
     weights = numbers(storage, kv_b, kv_b_scales, kv_b_zero_points, kv_lora_rank)
     w_uk, w_uv = _by_head(query, weights, qk_nope_head_dim, v_head_dim)
+    if kv_b_factors is not None:
+        of_keys, of_values = _factors(kv_b_factors, kv_lora_rank)
+        w_uk, w_uv = w_uk * of_keys, w_uv * of_values
     output, *caches = latent_attention(
         absorbed_query(query, w_uk),
         latent,
@@ -56,6 +60,14 @@ def absorbed_query(query: AnyArray, w_uk: Array) -> Array:
     nope = w_uk.shape[1]
     wide = query.astype(np.float64)
     return np.concatenate([wide[..., :nope] @ w_uk, wide[..., nope:]], axis=-1)
+
+
+def _factors(kv_b_factors: AnyArray, columns: int) -> Array:
+    if kv_b_factors.shape != (2, columns):
+        raise InputError(
+            f"kv_b_factors has shape {list(kv_b_factors.shape)}, expected {[2, columns]}"
+        )
+    return kv_b_factors.astype(np.float64)
 
 
 def _by_head(

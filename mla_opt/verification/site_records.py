@@ -46,6 +46,7 @@ class SiteRecord:
     kv_b: str | None = None
     kv_b_scales: str | None = None
     kv_b_zero_points: str | None = None
+    kv_b_factors: str | None = None
     num_heads: int | None = None
     qk_nope_head_dim: int | None = None
 
@@ -57,7 +58,7 @@ class SiteRecord:
     @property
     def held(self) -> tuple[str, ...]:
         """Names of the tensors that an operator holds."""
-        names = (self.kv_b, self.kv_b_scales, self.kv_b_zero_points)
+        names = (self.kv_b, self.kv_b_scales, self.kv_b_zero_points, self.kv_b_factors)
         return tuple(name for name in names if name is not None)
 
     @property
@@ -84,6 +85,7 @@ class SiteRecord:
             kv_b=fields.optional_text("kv_b"),
             kv_b_scales=fields.optional_text("kv_b_scales"),
             kv_b_zero_points=fields.optional_text("kv_b_zero_points"),
+            kv_b_factors=fields.optional_text("kv_b_factors"),
             num_heads=fields.optional_count("num_heads", 1),
             qk_nope_head_dim=fields.optional_count("qk_nope_head_dim"),
         )

@@ -258,13 +258,21 @@ def optimize_figures(chosen: Suite, depths: list[optimize_time.Depth]) -> list[F
 
 
 def whole(bench: Bench) -> None:
-    """A whole 4-bit model, beside llama.cpp where that is installed."""
-    chosen = bench.suite.whole
+    """A whole 4-bit model of MiniCPM3's sizes, beside llama.cpp where that is installed."""
+    _whole(bench, "whole", bench.suite.whole)
+
+
+def whole_lite(bench: Bench) -> None:
+    """The same of DeepSeek-V2-Lite's, dense; beside ik_llama.cpp, too."""
+    _whole(bench, "whole-lite", bench.suite.whole_lite)
+
+
+def _whole(bench: Bench, section: str, chosen: whole_run.Whole) -> None:
     for cache_type, report in whole_run.measure(chosen, bench.say):
         bench.sheets.append(whole_run.sheet(chosen, cache_type, report))
         bench.figures += whole_run.figures(chosen, report, cache_type)
         bench.skipped += [f"{peer.name}: {peer.reason}" for peer in report.missing]
-        bench.results.setdefault("whole", {})[cache_type] = json.loads(report.to_json())
+        bench.results.setdefault(section, {})[cache_type] = json.loads(report.to_json())
 
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
@@ -278,4 +286,5 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "products": products,
     "optimize": optimize,
     "whole": whole,
+    "whole-lite": whole_lite,
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tests.benchmarks import dims, figures
 from tests.benchmarks.dims import Dims
 from tests.benchmarks.runner import Case
-from tests.benchmarks.whole import Whole
+from tests.benchmarks.whole import IK_LLAMA, LLAMA, Whole
 
 #: Ratios wanted of one decode step, by past length.
 DECODE_TARGETS: dict[int, dict[str, float]] = {
@@ -105,6 +105,7 @@ class Suite:
     products: Products
     depths: tuple[int, ...]
     whole: Whole
+    whole_lite: Whole
     promised: bool
 
     def decode_targets(self, case: Case) -> Mapping[str, float]:
@@ -152,7 +153,21 @@ FULL = Suite(
         prompt=2048,
         rounds=4,
         seconds=120.0,
-        promised=True,
+        targets={("original", 8192): 40.0, (LLAMA, 1024): 1.2, (LLAMA, 8192): 2.5},
+    ),
+    whole_lite=Whole(
+        "v2-lite-dense",
+        cache_types=("keep", "bfloat16"),
+        contexts=(1024, 8192, 32768),
+        prompt=2048,
+        rounds=4,
+        seconds=240.0,
+        expanded=False,
+        targets={
+            (name, context): factor
+            for name in (LLAMA, IK_LLAMA)
+            for context, factor in ((1024, 1.1), (8192, 1.3), (32768, 1.5))
+        },
     ),
     promised=True,
 )
@@ -178,5 +193,8 @@ QUICK = Suite(
     products=Products(2, ((16, 0),), 1),
     depths=(1, 2),
     whole=Whole("minicpm3-tiny", ("keep",), (16, 64), prompt=24, rounds=1, seconds=5.0),
+    whole_lite=Whole(
+        "v2-lite-tiny", ("keep",), (16, 64), prompt=24, rounds=1, seconds=5.0, expanded=False
+    ),
     promised=False,
 )

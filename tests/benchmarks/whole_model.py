@@ -89,9 +89,22 @@ MINICPM3_TINY: dict[str, Any] = {
     "intermediate_size": 96,
     "vocab_size": 96,
 }
+#: With widths that ik_llama.cpp has; in a model of few layers it wants a latent of the query.
+V2_LITE_TINY: dict[str, Any] = {
+    **V2_LITE_DENSE,
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "intermediate_size": 96,
+    "vocab_size": 96,
+    "first_k_dense_replace": 2,
+}
 MODELS = {
     "minicpm3-tiny": ("MiniCPM3", MINICPM3_TINY),
     "minicpm3-4b": ("MiniCPM3", MINICPM3_4B),
+    "v2-lite-tiny": ("DeepseekV3", V2_LITE_TINY),
     "v2-lite-dense": ("DeepseekV3", V2_LITE_DENSE),
 }
 

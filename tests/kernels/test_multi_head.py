@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import ml_dtypes
@@ -20,6 +21,7 @@ from tests.operator.multi_head_cases import (
     SMALL_STORAGES,
     V2_LITE,
     expected,
+    factors,
     model,
     operands,
     real_operands,
@@ -119,16 +121,38 @@ def test_every_storage(tier, storage):
             assert matches(runtime.run(feeds), signature, feeds)
 
 
+@pytest.mark.parametrize("storage", ["packed4_zeros", "int8_by_block_zeros", "float16"])
+def test_factors_of_columns(tier, storage):
+    """Straight from the bits, and unpacked; keys have others than values."""
+    how, *types = SMALL_STORAGES[storage]
+    stored = weights(how, *types, SMALL) | factors(SMALL)
+    for form in FORMS:
+        signature = MultiHeadSignature(Signature(has_cache=True, causal=True), how, form, True)
+        runtime = Runtime(signature, operands(signature, stored))
+        for query_len in (1, 9):
+            feeds = operands(signature, stored, query_len=query_len)
+            assert matches(runtime.run(feeds), signature, feeds)
+
+
+def test_factors_of_columns_of_float64():
+    signature = MultiHeadSignature(Signature(has_cache=True), PLAIN, factors=True)
+    stored = weights(PLAIN, np.float64, None, SMALL) | factors(SMALL)
+    feeds = operands(signature, stored, dtype=np.float64)
+    assert matches(Runtime(signature, feeds).run(feeds), signature, feeds)
+
+
 @functools.cache
-def real_case(storage, query_len):
+def real_case(storage, query_len, with_factors=False):
     """Operands at real head widths, and what the definition makes of them."""
-    signature, feeds = real_operands(storage, query_len=query_len, past=60)
+    signature, feeds = real_operands(
+        storage, query_len=query_len, past=60, with_factors=with_factors
+    )
     return signature, feeds, expected(signature, feeds, geometry=V2_LITE, scale=0.07)
 
 
-def assert_real_widths(storage, query_len, form):
-    signature, feeds, wanted = real_case(storage, query_len)
-    signature = MultiHeadSignature(signature.attention, signature.storage, form)
+def assert_real_widths(storage, query_len, form, with_factors=False):
+    signature, feeds, wanted = real_case(storage, query_len, with_factors)
+    signature = dataclasses.replace(signature, form=form)
     outputs = Runtime(signature, feeds, geometry=V2_LITE, scale=0.07).run(feeds)
     assert cases.difference(outputs[0], wanted.output) <= TOLERANCE[np.dtype(np.float32)]
 
@@ -139,6 +163,13 @@ def test_real_head_widths_of_every_storage(tier, storage):
     if tier in ("amx", "avx512bf16"):
         pytest.skip("its products with weights are those of avx512")
     assert_real_widths(storage, 1, "absorbed")
+
+
+@pytest.mark.parametrize(
+    ("query_len", "form"), [(1, "absorbed"), (40, "absorbed"), (40, "expanded")]
+)
+def test_factors_of_columns_at_real_head_widths(tier, query_len, form):
+    assert_real_widths("packed4_32_zeros", query_len, form, with_factors=True)
 
 
 @pytest.mark.parametrize("storage", ["float32", "packed4_32_zeros"])
@@ -183,13 +214,14 @@ PACKED = Storage(bits=4, block_size=4, zero_points="packed")
         ("kv_b", (16, 2, 3), "kv_b has size 3 on axis 2, expected 2"),
         ("kv_b_scales", (16, 1), "kv_b_scales has size 1 on axis 1, expected 2"),
         ("kv_b_zero_points", (16, 2), "kv_b_zero_points has size 2 on axis 1, expected 1"),
+        ("kv_b_factors", (1, 6), "kv_b_factors has size 1 on axis 0, expected 2"),
         ("latent", (3, 1, 5, 9), "latent has width 9, expected 10"),
         ("cache", (2, 1, 5, 10), "cache has batch 2, expected 3"),
     ],
 )
 def test_wrong_shapes_are_refused(name, shape, message):
-    signature = MultiHeadSignature(Signature(has_cache=True), PACKED)
-    good = operands(signature, weights(PACKED, np.uint8, np.float32, SMALL))
+    signature = MultiHeadSignature(Signature(has_cache=True), PACKED, factors=True)
+    good = operands(signature, weights(PACKED, np.uint8, np.float32, SMALL) | factors(SMALL))
     proto = model(signature, good)
     del proto.functions[:]
     for value in [*proto.graph.input, *proto.graph.output]:

@@ -97,6 +97,30 @@ def test_codes_of_widths_in_use(tier, heads, gain, rank, rope, codes):
 
 
 @pytest.mark.parametrize("codes", ["int8", "float8_e4m3fn"])
+def test_every_code_is_the_number_that_it_stands_for(tier, codes):
+    """Each sequence attends to its only row: all codes, with scales of every size and mantissa."""
+    rank, rope, every = 256, 32, np.arange(256, dtype=np.uint8)
+    numbers = every.view(np.dtype(codes)).astype(np.float64)
+    every = np.where(np.isfinite(numbers), every, 0)
+    exponents, mantissas = np.meshgrid([-125, -88, -40, -3, 0, 20, 90], [1.0, 1.0078125, 1.9921875])
+    scales = np.concatenate([(mantissas * 2.0**exponents).ravel(), [0.0, 2.0**-130]])
+    signature = Signature(has_latent=False, has_cache=True, split=True, codes=codes)
+    beside = np.zeros((len(scales), 1, 1, 40), BFLOAT16)
+    beside[..., rope], beside[..., rope + 1] = scales[:, None, None], scales[::-1, None, None]
+    feeds = {
+        "query": np.ones((len(scales), 1, 1, rank + rope), np.float32),
+        "cache": np.tile(every.view(np.dtype(codes)), (len(scales), 1, 1, 1)),
+        "rope_cache": beside,
+    }
+    (made,) = run(session(cases.model(signature, feeds, scale=0.0, rank=rank)), feeds)
+    spread = np.stack([scales, scales[::-1]], axis=1).repeat(128, axis=1)
+    wanted = np.where(np.isfinite(numbers), numbers, 0.0) * spread
+    rounding = 2.0**-8 + 2.0**-11 if cpu_tier() in ROUNDING_TIERS else 2.0**-22
+    lost = np.where(spread < 2.0**-120, 2.0**-126, 2.0**-15 * spread)
+    assert (np.abs(made[:, 0, 0] - wanted) <= rounding * np.abs(wanted) + lost).all()
+
+
+@pytest.mark.parametrize("codes", ["int8", "float8_e4m3fn"])
 def test_a_row_that_is_not_finite_is_seen(tier, codes):
     """Not a code that means some number: whoever attends to the row gets no number."""
     signature = Signature(has_cache=True, split=True, codes=codes)

@@ -408,6 +408,49 @@ def test_the_real_thing_is_not_refused(options):
     assert refusals(Block(**options)) == []
 
 
+def smoothed(tape: Tape, value: str) -> str:
+    factors = np.linspace(0.5, 2.0, tape.block.latent, dtype=np.float32)
+    return tape("Mul", value, tape.stored(factors, "smooth"))
+
+
+def halved_and_smoothed(tape: Tape, value: str) -> str:
+    turned = tape("Transpose", tape("Mul", value, tape.scalar(0.5)), perm=[0, 1, 3, 2])
+    factors = np.linspace(0.5, 2.0, tape.block.latent, dtype=np.float32)[:, None]
+    divided = tape("Div", turned, tape.stored(factors, "smooth"))
+    return tape("Transpose", divided, perm=[0, 1, 3, 2])
+
+
+def smoothed_by_an_input(tape: Tape, value: str) -> str:
+    return tape("Mul", value, tape.input("smooth", (tape.block.latent,)))
+
+
+def rope_smoothed(tape: Tape, value: str) -> str:
+    """Only ``k_pe``, which has no matrix that could take the factors."""
+    width = tape.block.rope
+    if not value.endswith(".values"):
+        return value
+    factors = np.linspace(0.5, 2.0, width, dtype=np.float32)
+    return tape("Mul", value, tape.stored(factors, "smooth"))
+
+
+@pytest.mark.parametrize(
+    ("point", "edit", "held"),
+    [
+        ("latent", smoothed, 2),
+        ("latent", halved_and_smoothed, 2),
+        ("latent", smoothed_by_an_input, 0),
+        ("joined", rope_smoothed, 0),
+    ],
+)
+def test_factors_of_cached_rows_belong_to_the_matrices_behind_them(point, edit, held):
+    """If they are stored: then the cache is what the operator reads."""
+    block = edited(point, edit)
+    graph = absorbed(block)
+    (site,) = graph.sites
+    assert len(site.held) == held
+    assert_same(block, graph.model, sizes=((1, 4, 3), (2, 1, 5)))
+
+
 def of_an_image(tape: Tape, value: str) -> str:
     """Rows of another input, as many for every sequence."""
     block = tape.block

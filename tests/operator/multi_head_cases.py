@@ -110,6 +110,13 @@ def weights(
     return feeds if zeros is None else feeds | {"kv_b_zero_points": zeros}
 
 
+def factors(geometry: MlaGeometry, seed: int = 9) -> cases.Feeds:
+    """Random factors of columns, those of keys others than those of values."""
+    random = np.random.default_rng(seed)
+    shape = (2, geometry.kv_lora_rank)
+    return {"kv_b_factors": random.uniform(0.5, 1.5, shape).astype(np.float32)}
+
+
 def _codes(random: np.random.Generator, dtype: Any, rows: int, g: MlaGeometry) -> np.ndarray:
     shape = (rows, g.kv_lora_rank)
     if np.issubdtype(dtype, np.integer):
@@ -223,11 +230,17 @@ def expected(
 
 
 def real_operands(
-    storage: str, *, query_len: int, past: int, batch: int = 1, dtype: Any = np.float32
+    storage: str,
+    *,
+    query_len: int,
+    past: int,
+    batch: int = 1,
+    dtype: Any = np.float32,
+    with_factors: bool = False,
 ) -> tuple[MultiHeadSignature, cases.Feeds]:
     """A causal node with a growing cache, at the dims of DeepSeek-V2-Lite."""
     signature = MultiHeadSignature(
-        Signature(has_cache=True, causal=True), REAL_STORAGES[storage][0]
+        Signature(has_cache=True, causal=True), REAL_STORAGES[storage][0], factors=with_factors
     )
     random = np.random.default_rng(3)
     g = V2_LITE
@@ -237,5 +250,5 @@ def real_operands(
         "cache": (batch, 1, past, g.latent_width),
     }
     feeds = {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
-    feeds |= weights(*REAL_STORAGES[storage], g)
+    feeds |= weights(*REAL_STORAGES[storage], g) | factors(g)
     return signature, {name: feeds[name] for name in signature.inputs}

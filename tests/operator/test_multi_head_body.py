@@ -22,6 +22,7 @@ from tests.operator.multi_head_cases import (
     SMALL_STORAGES,
     V2_LITE,
     expected,
+    factors,
     model,
     operands,
     real_operands,
@@ -133,6 +134,31 @@ def test_every_opset_matches_the_reference(attention, opset):
     assert_matches(cases.run(proto, feeds), signature, feeds)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("opset", [14, 21])
+@pytest.mark.parametrize(
+    ("storage", "dtype"),
+    [
+        ("packed4_zeros", np.float32),
+        ("fp8_e5m2", np.float32),
+        ("float32", np.float32),
+        ("float16", np.float32),
+        ("packed4", np.float16),
+    ],
+)
+def test_factors_of_columns_match_the_reference(storage, dtype, opset, form):
+    if storage.startswith("fp8") and opset < 19:
+        pytest.skip("no such type")
+    how, *types = SMALL_STORAGES[storage]
+    signature = MultiHeadSignature(Signature(has_cache=True), how, form, factors=True)
+    stored = weights(how, *types, SMALL_DIMS) | factors(SMALL_DIMS)
+    feeds = operands(signature, stored, dtype=dtype)
+    assert_matches(cases.run(model(signature, feeds, opset=opset), feeds), signature, feeds)
+    others = feeds | {"kv_b_factors": feeds["kv_b_factors"][::-1].copy()}
+    with pytest.raises(AssertionError):
+        assert_matches(cases.run(model(signature, feeds, opset=opset), others), signature, feeds)
+
+
 @pytest.mark.parametrize("attention", cases.NARROW_SIGNATURES, ids=cases.name)
 @pytest.mark.parametrize("form", FORMS)
 def test_narrow_caches_match_the_reference(attention, form):
@@ -201,7 +227,7 @@ def test_a_wrong_scale_and_swapped_weights_show():
 
 def test_the_function_declares_the_contract():
     storage = Storage(bits=4, block_size=32, zero_points="packed")
-    signature = MultiHeadSignature(Signature(has_cache=True, split=True), storage)
+    signature = MultiHeadSignature(Signature(has_cache=True, split=True), storage, factors=True)
     body = multi_head_function_body(signature, 21, "any")
     assert body.identifier() == ("mla_opt", "MultiHeadLatentAttention", "any")
     assert tuple(value.name for value in body.inputs) == signature.slots == INPUTS

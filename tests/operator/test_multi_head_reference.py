@@ -17,6 +17,7 @@ from tests.operator.multi_head_cases import (
     SMALL,
     SMALL_STORAGES,
     expected,
+    factors,
     operands,
     weights,
 )
@@ -119,6 +120,7 @@ def test_a_storage_that_cannot_be(options, message):
         ("float32", "kv_b", (15, 6), "kv_b has 15 rows, expected 16"),
         ("packed4", "kv_b_scales", None, "kv_b_scales: missing"),
         ("float32", "kv_b_scales", (16, 1), "kv_b_scales: given, but the storage has none"),
+        ("float32", "kv_b_factors", (1, 6), r"kv_b_factors has shape \[1, 6\], expected \[2, 6\]"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(storage, name, shape, message):
@@ -135,6 +137,21 @@ def test_weights_that_do_not_fit_are_refused(storage, name, shape, message):
             v_head_dim=5,
             storage=how,
         )
+
+
+def test_factors_are_those_of_the_rows_in_front_of_keys_and_values():
+    signature = MultiHeadSignature(Signature(), factors=True)
+    feeds = operands(signature, PLAIN_WEIGHTS | factors(SMALL))
+    of_keys, of_values = feeds["kv_b_factors"].astype(np.float64)
+    by_head = feeds["kv_b"].astype(np.float64).reshape(cases.HEADS, -1, SMALL.kv_lora_rank)
+    nope = SMALL.qk_nope_head_dim
+    multiplied = np.concatenate([by_head[:, :nope] * of_keys, by_head[:, nope:] * of_values], 1)
+    plain = MultiHeadSignature(Signature())
+    wanted = {name: feeds[name] for name in plain.inputs}
+    wanted["kv_b"] = multiplied.reshape(feeds["kv_b"].shape)
+    np.testing.assert_allclose(
+        expected(signature, feeds).output, expected(plain, wanted).output, rtol=1e-13
+    )
 
 
 def test_a_signature_lists_what_a_node_takes():

@@ -294,3 +294,170 @@ def test_a_bias_of_values_is_added(bias):
     block = Block(value_bias=True, bias=bias)
     graph, _ = held(block)
     assert_generates_same(block, graph.model)
+
+
+def per_channel(name: str):
+    """Multiply each number of what is read by a stored one, as a smoothing in front of a layer."""
+
+    def edit(tape, value):
+        factors = np.random.default_rng(len(name)).uniform(0.5, 2.0, BLOCK.latent)
+        return tape("Mul", value, tape.stored(factors.astype(np.float32), tape.named(name)))
+
+    return edit
+
+
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Take out nodes and stored tensors that nothing reads."""
+    read = {value.name for value in graph.output}
+    for node in reversed(graph.node):
+        if read & set(node.output):
+            read.update(node.input)
+    for kept in (graph.node, graph.initializer):
+        names = [set(getattr(each, "output", ()) or [each.name]) for each in kept]
+        for place in reversed([place for place, own in enumerate(names) if not own & read]):
+            del kept[place]
+
+
+def apart(storages, smooths) -> tuple[onnx.ModelProto, list[KvB]]:
+    """A model whose keys and values come from a packed layer each, of smoothed rows if named."""
+    kept = [
+        quantized(dataclasses.replace(BLOCK, nope=width, value=0), storage, seed=width)[1]
+        for width, storage in zip((BLOCK.nope, BLOCK.value), storages)
+    ]
+
+    def edit(tape, parts):
+        made = []
+        for half, (each, smooth) in enumerate(zip(kept, smooths)):
+            rows = "present.0.keys" if smooth is None else smooth(tape, "present.0.keys")
+            stored = [
+                tape.stored(tensor if place == 0 else tensor.reshape(-1), f"{name}_{half}")
+                for place, (name, tensor) in enumerate(each.operands().items())
+            ]
+            storage, count = each.storage, len(each.codes)
+            how = {"K": BLOCK.latent, "N": count, "bits": storage.bits}
+            how["block_size"] = storage.block_size
+            flat = tape("MatMulNBits", rows, *stored, domain="com.microsoft", **how)
+            heads = tape("Reshape", flat, tape.ints(0, -1, BLOCK.heads, count // BLOCK.heads))
+            made.append(tape("Transpose", heads, perm=[0, 2, 1, 3]))
+        return made
+
+    proto = build(dataclasses.replace(BLOCK, edits={"parts": edit}))
+    drop_unread(proto.graph)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return proto, kept
+
+
+def by_head(tensor: np.ndarray) -> np.ndarray:
+    return tensor.reshape(BLOCK.heads, -1, *tensor.shape[1:])
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=lambda storage: storage.overload)
+@pytest.mark.parametrize(
+    "smooths",
+    [(None, None), ("of_keys", None), ("of_keys", "values"), ("same", "same")],
+    ids=str,
+)
+def test_keys_and_values_of_layers_of_their_own_stay_bit_for_bit(smooths, storage):
+    """Each layer may have factors of its own in front of it, one for each number of c_kv."""
+    edits = [None if name is None else per_channel(name) for name in smooths]
+    proto, (of_keys, of_values) = apart((storage, storage), edits)
+    graph, result = held(proto)
+    node, (note,) = operator(graph), result.notes
+    for name, tensor in of_keys.operands().items():
+        halves = [by_head(tensor), by_head(of_values.operands()[name])]
+        np.testing.assert_array_equal(by_head(content(node, name)), np.concatenate(halves, axis=1))
+    factors = content(node, "kv_b_factors")
+    assert (factors is not None) == any(smooths) == ("times stored factors" in note)
+    for seen, wanted in zip(generate(graph.model, BLOCK), generate(proto, BLOCK)):
+        assert_close(seen, wanted, 1e-5, storage.overload)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn])
+@pytest.mark.parametrize("way", ["in front", "of columns", "divided"])
+def test_factors_of_all_columns_stay_beside_the_codes(way, dtype):
+    """In front of the layer, behind the cache, and in the layer's own weight."""
+    codes, random = kv_b_codes(dtype), np.random.default_rng(8)
+    of_rows = random.uniform(0.5, 1.5, (1, codes.shape[1])) / 200
+    of_columns = random.uniform(0.5, 2.0, (codes.shape[0], 1)).astype(np.float32)
+
+    def weight(tape, value):
+        made = scaled(codes, of_rows)(tape, value)
+        if way == "in front":
+            return made
+        if way == "of columns":
+            return tape("Mul", tape.stored(of_columns, "smooth"), made)
+        return tape("Div", made, tape.stored(1 / of_columns, "smooth"))
+
+    def latent(tape, value):
+        return tape("Mul", value, tape.stored(of_columns[:, 0], "smooth"))
+
+    edits = {"kv_weight": weight, "latent": latent} if way == "in front" else {"kv_weight": weight}
+    block = dataclasses.replace(BLOCK, opset=21, edits=edits)
+    graph, _ = held(block)
+    node = operator(graph)
+    np.testing.assert_array_equal(content(node, "kv_b").astype(np.float64), codes.T)
+    assert node.inputs[INPUTS.index("cache")].is_graph_input()
+    for row in content(node, "kv_b_factors"):
+        np.testing.assert_allclose(row, of_columns[:, 0], rtol=3e-7)
+    assert_generates_same(block, graph.model)
+
+
+def test_scales_of_columns_are_factors():
+    """A DequantizeLinear whose scales are those of the numbers that the layer reads."""
+    codes = kv_b_codes(np.int8)
+    scales = np.random.default_rng(6).uniform(0.5, 2.0, len(codes)).astype(np.float32) / 60
+
+    def weight(tape, value):
+        stored = tape.stored(codes, "codes"), tape.stored(scales, "scales")
+        return tape("DequantizeLinear", *stored, axis=0)
+
+    block = dataclasses.replace(BLOCK, edits={"kv_weight": weight})
+    graph, _ = held(block)
+    node = operator(graph)
+    np.testing.assert_array_equal(content(node, "kv_b"), codes.T)
+    np.testing.assert_array_equal(content(node, "kv_b_factors"), [scales, scales])
+    assert_generates_same(block, graph.model)
+
+
+def test_factors_that_are_others_are_not_taken_for_those_of_the_columns():
+    """One number of the rows is another; one of the factors is 0: the rows become floats."""
+    edits = [per_channel("of_keys"), per_channel("values")]
+    proto, kept = apart((STORAGES[1], STORAGES[1]), edits)
+    graph = graph_of(proto)
+    factors = np.random.default_rng(len("of_keys")).uniform(0.5, 2.0, BLOCK.latent)
+    rows = (kept[0].numbers(BLOCK.latent) * factors).astype(np.float32)
+    found, of_columns = graph.factored_rows(rows)
+    np.testing.assert_array_equal(found.codes, kept[0].codes)
+    np.testing.assert_allclose(of_columns, factors, rtol=1e-7)
+    changed = rows.copy()
+    changed[-1, -1] += 1e-4 * np.abs(rows).max()
+    assert graph.factored_rows(changed) is None
+
+    def with_zero(tape, value):
+        numbers = np.ones(BLOCK.latent, np.float32)
+        numbers[3] = 0
+        return tape("Mul", value, tape.stored(numbers, "zero"))
+
+    proto, _ = apart((STORAGES[1], STORAGES[1]), [with_zero, None])
+    graph, _ = held(proto)
+    assert content(operator(graph), "kv_b").dtype == np.float32
+
+
+def test_keys_and_values_that_are_stored_in_two_ways_become_floats():
+    proto, _ = apart((STORAGES[0], STORAGES[3]), (None, None))
+    graph, _ = held(proto)
+    assert content(operator(graph), "kv_b").dtype == np.float32
+
+
+@pytest.mark.parametrize("cache", ["keep", "static:40"])
+def test_factors_at_real_head_widths_are_verified(cache, monkeypatch):
+    """Keys and values of 4 bits, with factors of their own: as they are, in 1.01 times the file."""
+    real = Block(heads=4, nope=128, rope=64, value=128, latent=512, hidden=8, q_lora=None)
+    monkeypatch.setitem(globals(), "BLOCK", real)
+    storage = Storage(bits=4, block_size=32)
+    proto, _ = apart((storage, storage), [per_channel("of_keys"), per_channel("values")])
+    result = mla_opt.optimize(proto, weights="keep", cache=cache)
+    assert result.report.stored.after <= 1.01 * result.report.stored.before
+    assert "packed4_32 times stored factors" in result.report.sites[0].notes[-1]
+    controls = mla_opt.verify(proto, result.model).controls
+    assert all(control.detected for control in controls)

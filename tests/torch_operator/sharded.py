@@ -21,7 +21,7 @@ from mla_opt.errors import InputError
 from mla_opt.operator import Signature
 from mla_opt.operator.multi_head import MultiHeadSignature
 from tests.operator.cases import RANK, ROPE, operands
-from tests.operator.multi_head_cases import SMALL, SMALL_STORAGES, weights
+from tests.operator.multi_head_cases import SMALL, SMALL_STORAGES, factors, weights
 from tests.torch_operator import multi_head_calls
 from tests.torch_operator.calls import IN_PLACE, OPERATOR, assert_matches, attributes, positional
 
@@ -110,12 +110,12 @@ def weights_are_cut_with_their_heads(mesh, axis: int) -> None:
     """Of the operator that holds its weights: queries cut by heads ask for the rows of those."""
     attention = Signature(has_cache=True, bias="additive", sink=True, causal=True)
     how, *types = SMALL_STORAGES["packed4_zeros"]
-    signature = MultiHeadSignature(attention, how, "expanded")
+    signature = MultiHeadSignature(attention, how, "expanded", factors=True)
     geometry = replace(SMALL, num_heads=HEADS)
     feeds = many(attention)
     width = feeds["query"].shape[3]
     feeds["query"] = feeds["query"][..., width - geometry.qk_head_dim :]
-    feeds |= weights(how, *types, geometry)
+    feeds |= weights(how, *types, geometry) | factors(geometry)
     given = multi_head_calls.positional(feeds)
     spread = [None if x is None else distribute_tensor(x, mesh, [Replicate()]) for x in given]
     spread[0] = distribute_tensor(given[0], mesh, [Shard(axis)])

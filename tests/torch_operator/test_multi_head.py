@@ -25,6 +25,7 @@ from tests.operator.multi_head_cases import (
     SMALL,
     SMALL_STORAGES,
     V2_LITE,
+    factors,
     operands,
     real_operands,
     weights,
@@ -118,6 +119,19 @@ def test_every_storage(form, storage, way):
     how, *types = SMALL_STORAGES[storage]
     signature = MultiHeadSignature(Signature(has_cache=True, causal=True), how, form)
     feeds = operands(signature, weights(how, *types, SMALL))
+    assert_matches(way(positional(feeds), attributes(signature)), signature, feeds)
+
+
+@pytest.mark.parametrize(
+    ("storage", "dtype"),
+    [("packed4_zeros", np.float32), ("float32", np.float32), ("int8_by_row", ml_dtypes.bfloat16)],
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_factors_of_columns(form, storage, dtype, way):
+    how, *types = SMALL_STORAGES[storage]
+    signature = MultiHeadSignature(Signature(has_cache=True, causal=True), how, form, True)
+    stored = weights(how, *types, SMALL) | factors(SMALL)
+    feeds = operands(signature, stored, dtype=dtype)
     assert_matches(way(positional(feeds), attributes(signature)), signature, feeds)
 
 
@@ -269,6 +283,8 @@ PACKED = Storage(bits=4, block_size=4, zero_points="packed")
             "kv_b_zero_points has size 2 on axis 1, expected 1",
         ),
         ("kv_b_zero_points", zeros(16, 2, dtype=torch.float64), "kv_b_zero_points is float64"),
+        ("kv_b_factors", zeros(2, 5), "kv_b_factors has size 5 on axis 1, expected 6"),
+        ("kv_b_factors", zeros(2, 6, dtype=torch.float64), "kv_b_factors is float64"),
         ("latent", zeros(3, 1, 5, 9), "latent has width 9, expected 10"),
         ("cache", zeros(2, 1, 10, 6), "cache has batch 2, expected 3"),
         ("rope_cache", zeros(3, 1, 10, 3), "rope_cache has width 3, expected 4"),

@@ -16,7 +16,7 @@ from mla_opt.operator.multi_head import INPUTS as MULTI_HEAD_INPUTS
 from mla_opt.operator.multi_head import MultiHeadSignature
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME
 from tests.operator.cases import NARROW_SIGNATURES, RANK, SCALE, name, operands
-from tests.operator.multi_head_cases import SMALL, SMALL_STORAGES, weights
+from tests.operator.multi_head_cases import SMALL, SMALL_STORAGES, factors, weights
 from tests.operator.multi_head_cases import operands as multi_head_operands
 from tests.torch_operator import multi_head_calls
 from tests.torch_operator.calls import OPERATOR, assert_matches, attributes, positional, tensor
@@ -142,8 +142,9 @@ class Holding(torch.nn.Module):
 @pytest.mark.parametrize("storage", ["float16", "packed4_zeros"])
 def test_weights_go_as_they_are_stored(storage):
     how, *types = SMALL_STORAGES[storage]
-    signature = MultiHeadSignature(Signature(has_cache=True, causal=True), how)
-    feeds = multi_head_operands(signature, weights(how, *types, SMALL))
+    attention = Signature(has_cache=True, causal=True)
+    signature = MultiHeadSignature(attention, how, factors=storage != "float16")
+    feeds = multi_head_operands(signature, weights(how, *types, SMALL) | factors(SMALL))
     given = [
         None if key.startswith("kv_b") else value
         for key, value in zip(MULTI_HEAD_INPUTS, multi_head_calls.positional(feeds))

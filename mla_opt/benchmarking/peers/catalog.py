@@ -17,6 +17,8 @@ from mla_opt.cost_model import CostForm
 
 #: Largest difference of logits over their spread that each precision explains.
 FLOAT32, FLOAT16 = 1e-3, 5e-2
+#: Weights rounded to 4 bits are others: a model that computes something else is 4 to 6 away.
+FOUR_BITS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,12 @@ class Peer:
 _TORCH = "mla_opt.benchmarking.peers.torch_worker"
 _HUGGING_FACE = ("torch", "transformers")
 _LLAMA = "mla_opt.benchmarking.peers.llama_worker"
-_GGML = ("llama_cpp", "gguf", "safetensors", "torch")
+_GGUF = ("gguf", "safetensors", "torch")
+_IK_INSTALL = "pip install ik-llama-cpp-python gguf safetensors torch"
+_IK_INSIDE = (
+    "caches latent rows; absorbed for steps, expanded for prompts, by flash attention in both;"
+    " {} weights and a 16-bit cache; beyond 512 tokens the cache repeats"
+)
 
 PEERS: tuple[Peer, ...] = (
     Peer(
@@ -108,8 +115,8 @@ PEERS: tuple[Peer, ...] = (
         inside="absorbed: caches latent rows and attends to them by flash attention; 16-bit weights"
         " and cache, its default; beyond 512 tokens the cache repeats",
         module=_LLAMA,
-        arguments=("f16",),
-        imports=_GGML,
+        arguments=("llama.cpp", "f16"),
+        imports=("llama_cpp", *_GGUF),
         install="pip install llama-cpp-python gguf safetensors torch",
         attention="factored",
         tolerance=FLOAT16,
@@ -119,10 +126,32 @@ PEERS: tuple[Peer, ...] = (
         name="llama.cpp f32",
         inside="absorbed, by separate matrix products and softmax; 32-bit weights and cache",
         module=_LLAMA,
-        arguments=("f32",),
-        imports=_GGML,
+        arguments=("llama.cpp", "f32"),
+        imports=("llama_cpp", *_GGUF),
         install="pip install llama-cpp-python gguf safetensors torch",
         attention="factored",
+    ),
+    Peer(
+        name="ik_llama.cpp f16",
+        inside=_IK_INSIDE.format("16-bit"),
+        module=_LLAMA,
+        arguments=("ik_llama.cpp", "f16"),
+        imports=("ik_llama_cpp", *_GGUF),
+        install=_IK_INSTALL,
+        attention="factored",
+        tolerance=FLOAT16,
+        cache_bytes=2,
+    ),
+    Peer(
+        name="ik_llama.cpp Q4_0",
+        inside=_IK_INSIDE.format("4-bit"),
+        module=_LLAMA,
+        arguments=("ik_llama.cpp", "q4_0"),
+        imports=("ik_llama_cpp", *_GGUF),
+        install=_IK_INSTALL,
+        attention="factored",
+        tolerance=FOUR_BITS,
+        cache_bytes=2,
     ),
 )
 

@@ -11,6 +11,10 @@ are, not on what is in them. Its bytes are::
         for each layer: the same of its values, unless rows are latent
 
 Values that lie transposed, as without flash attention, are not taken.
+
+ik_llama.cpp, which left llama.cpp before there were streams, has no head: the count comes first,
+cells are of no sequence, 2 in the place of *transposed* says that there are no values, and a zero
+is at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 
 _CELL = np.dtype([("position", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
+_CELL_OF_NONE = np.dtype([("position", "<i4"), ("sequences", "<u4")])
 _HEAD, _COUNT, _LAYERS, _LAYER = "<IiI", "<I", "<II", "<iQ"
+_NO_VALUES = 2
 
 
 def lengthened(state: bytes, rows: int) -> bytes:
@@ -37,6 +43,40 @@ def lengthened(state: bytes, rows: int) -> bytes:
         return b"".join(_parts(state, rows))
     except (struct.error, ValueError) as error:
         raise ValueError(f"llama.cpp wrote a state of another layout: {error}") from error
+
+
+def lengthened_older(state: bytes, rows: int) -> bytes:
+    """Return a state of ik_llama.cpp with ``rows`` cells at positions 0 to ``rows - 1``.
+
+    Raises:
+        ValueError: it is laid out otherwise, which another version may do.
+    """
+    try:
+        return b"".join(_parts_without_head(state, rows))
+    except (struct.error, ValueError) as error:
+        raise ValueError(f"ik_llama.cpp wrote a state of another layout: {error}") from error
+
+
+def _parts_without_head(state: bytes, rows: int) -> list[bytes]:
+    (cells,) = struct.unpack_from(_COUNT, state)
+    at = struct.calcsize(_COUNT)
+    known = np.frombuffer(state, _CELL_OF_NONE, cells, at)
+    if known["sequences"].any():
+        raise ValueError("cells of some sequence")
+    at += known.nbytes
+    made = np.zeros(rows, _CELL_OF_NONE)
+    made["position"] = np.arange(rows)
+    values, layers = struct.unpack_from(_LAYERS, state, at)
+    if values not in (0, _NO_VALUES):
+        raise ValueError("values that lie transposed")
+    parts = [struct.pack(_COUNT, rows), made.tobytes(), struct.pack(_LAYERS, values, layers)]
+    at += struct.calcsize(_LAYERS)
+    for _ in range(1 if values else 2):
+        kept, at = _layers(state, at, layers, cells, rows)
+        parts += kept
+    if any(state[at:]) or len(state) - at > struct.calcsize(_COUNT):
+        raise ValueError(f"{len(state) - at} bytes are left")
+    return [*parts, state[at:]]
 
 
 def _parts(state: bytes, rows: int) -> list[bytes]:

@@ -119,6 +119,10 @@ class OnnxGraph(InterfaceEdits):
         """Rows of a stored matrix of integers or narrow floats, with scales of their own."""
         return self._stored.find_multiples(rows)
 
+    def factored_rows(self, rows: Array) -> tuple[KvB, Array] | None:
+        """The same with factors of columns that a Mul, a Div or a DequantizeLinear reads."""
+        return self._stored.find_factored(rows)
+
     def is_input(self, value: ir.Value) -> bool:
         """Whether the value is an input, and not a stored tensor that may be overridden."""
         return value.is_graph_input() and not value.is_initializer()

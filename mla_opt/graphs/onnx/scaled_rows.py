@@ -50,9 +50,14 @@ class Candidate:
             return _directions(kept.codes[:, :_START].astype(np.float64))
         return _directions(kept.numbers(self.columns))
 
-    def multiples(self, rows: Array) -> KvB | None:
-        """Return ``rows [W, C]`` as multiples of rows of it; None where they are none."""
-        wanted = rows.astype(np.float64)
+    def multiples(self, rows: Array, factors: Array | None = None) -> KvB | None:
+        """Return ``rows [W, C]`` as multiples of rows of it; None where they are none.
+
+        With ``factors [C]`` the columns of its rows are multiplied by those, too.
+        """
+        if np.abs(self.directions - _directions(_without(rows[:1], factors))).min() > _APART:
+            return None  # few numbers tell of most matrices that they are others
+        wanted = _without(rows, factors)
         directions = _directions(wanted)
         places = nearest(self.directions, directions)
         if (np.abs(self.directions[places] - directions) > _APART).any():
@@ -60,6 +65,12 @@ class Candidate:
         taken = self.load().take(places)
         made = _with_factors if taken.scales is not None else _with_scales
         return made(taken, wanted)
+
+
+def _without(rows: Array, factors: Array | None) -> Array:
+    """Rows whose columns are not multiplied by factors."""
+    wide = rows.astype(np.float64)
+    return wide if factors is None else wide / factors
 
 
 def code_matrices(model: ir.Model, columns: int, width: int) -> Iterator[Candidate]:
@@ -84,23 +95,6 @@ def _codes(tensor: ir.TensorProtocol, turned: bool) -> KvB:
     return KvB(PLAIN, content.T if turned else content)
 
 
-def shared_by_rows(kept: KvB, tolerance: float = 0.0) -> KvB:
-    """Return the same with one scale for as many rows as share it."""
-    if kept.scales is None or kept.storage.bits or kept.storage.block_rows != 1:
-        return kept
-    each = [x.astype(np.float64) for x in (kept.scales, kept.zero_points) if x is not None]
-    changes = np.zeros(len(each[0]) - 1, np.bool_)
-    for numbers in each:
-        apart = np.abs(np.diff(numbers, axis=0)) > tolerance * np.abs(numbers[1:])
-        changes |= apart.any(axis=1)
-    together = int(np.gcd.reduce([len(changes) + 1, *(np.flatnonzero(changes) + 1)]))
-    if together == 1:
-        return kept
-    storage = Storage(0, kept.storage.block_size, together, kept.storage.zero_points)
-    zeros = None if kept.zero_points is None else kept.zero_points[::together]
-    return KvB(storage, kept.codes, kept.scales[::together], zeros)
-
-
 def _with_scales(codes: KvB, wanted: Array) -> KvB | None:
     """Give codes the scales that make them what is wanted, as few as can be."""
     columns = wanted.shape[1]
@@ -113,7 +107,7 @@ def _with_scales(codes: KvB, wanted: Array) -> KvB | None:
             continue
         kept = KvB(Storage(block_size=width), codes.codes, scales)
         if are_same(kept.numbers(columns), wanted):
-            return shared_by_rows(kept, 8 * ROUNDING)
+            return kept.sharing_rows(8 * ROUNDING)
     return None
 
 
@@ -123,6 +117,8 @@ def _with_factors(taken: KvB, wanted: Array) -> KvB | None:
     factors = _ratios(taken.numbers(columns), wanted, columns)
     if factors is None or taken.scales is None:
         return None
+    if (np.abs(factors - 1.0) <= 2 * ROUNDING).all():
+        return taken if are_same(taken.numbers(columns), wanted) else None
     scales = (taken.scales.astype(np.float64) * factors).astype(np.float32)
     zeros = taken.zero_points
     if zeros is not None and taken.storage.bits and taken.storage.zero_points == "plain":

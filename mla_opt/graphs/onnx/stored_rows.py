@@ -18,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from mla_opt.graphs.onnx import column_factors
 from mla_opt.graphs.onnx.codes import BYTE_TYPES, ROUNDING, are_same, nearest
-from mla_opt.graphs.onnx.scaled_rows import Candidate, Loader, code_matrices, shared_by_rows
+from mla_opt.graphs.onnx.scaled_rows import Candidate, Loader, code_matrices
 from mla_opt.handles import Array
 from mla_opt.operator.kv_b import PACKED_BITS, KvB, Storage
 
 _Thing = TypeVar("_Thing")
+_Made = TypeVar("_Made")
 
 _BIAS_OF_MATMUL_NBITS = 5
 
@@ -75,6 +77,8 @@ class StoredMatrices:
             if (reader := _READERS.get((node.domain, node.op_type))) is not None
         ]
         self._of_width: dict[int, deque[Loader]] = {}
+        self._all_factors = column_factors.read_factors(model)
+        self._factors: dict[int, deque[Array]] = {}
 
     def find(self, rows: Array) -> KvB | None:
         """Return where rows ``[W, C]`` are kept, in their order; None: nowhere."""
@@ -85,18 +89,33 @@ class StoredMatrices:
             lambda load: (
                 None
                 if (places := _places(stored := load(), wanted)) is None
-                else shared_by_rows(stored.take(places))
+                else stored.take(places).sharing_rows()
             ),
         )
 
-    def find_multiples(self, rows: Array) -> KvB | None:
-        """Return codes that rows ``[W, C]`` are multiples of; None: there are none."""
+    def find_multiples(self, rows: Array, factors: Array | None = None) -> KvB | None:
+        """Return codes that rows ``[W, C]`` are multiples of; None: there are none.
+
+        With ``factors [C]`` the columns of those are multiplied by them, too.
+        """
         columns, width = rows.shape[1], rows.dtype.itemsize
         if (columns, width) not in self._candidates:
             known = (Candidate(each, columns) for each in self._read(columns))
             codes = code_matrices(self._model, columns, width)
             self._candidates[columns, width] = deque([*known, *codes])
-        return _first(self._candidates[columns, width], lambda each: each.multiples(rows))
+        return _first(self._candidates[columns, width], lambda each: each.multiples(rows, factors))
+
+    def find_factored(self, rows: Array) -> tuple[KvB, Array] | None:
+        """Return such codes, and the stored factors of their columns; None: there are none."""
+        columns = rows.shape[1]
+        if columns not in self._factors:
+            self._factors[columns] = deque(column_factors.of_width(self._all_factors, columns))
+
+        def with_factors(factors: Array) -> tuple[KvB, Array] | None:
+            kept = self.find_multiples(rows, factors)
+            return None if kept is None else (kept, factors)
+
+        return _first(self._factors[columns], with_factors)
 
     def _read(self, columns: int) -> deque[Loader]:
         if columns not in self._of_width:
@@ -113,7 +132,7 @@ def _nth(read: _Reader, node: _Operator, columns: int, place: int) -> KvB:
     return next(islice(read(node, columns), place, None))
 
 
-def _first(things: deque[_Thing], make: Callable[[_Thing], KvB | None]) -> KvB | None:
+def _first(things: deque[_Thing], make: Callable[[_Thing], _Made | None]) -> _Made | None:
     """Return what can be made of the first thing that it can be made of, which is put last."""
     for _ in range(len(things)):
         made = make(things[0])

@@ -131,6 +131,11 @@ class TorchGraph(Bindings[TorchBinding]):
         del rows
         return None
 
+    def factored_rows(self, rows: Array) -> tuple[KvB, Array] | None:
+        """Programs keep tensors as they are."""
+        del rows
+        return None
+
     def is_input(self, value: Value) -> bool:
         """Whether the value is an input, and not a stored tensor."""
         return isinstance(value, fx.Node) and value in self.program.inputs

@@ -4,7 +4,8 @@
 //   sum_rows  out[block] += a[r] s[r, block] (code[r, block] - z[r, block])
 //   dot_rows  out[r]     += s[r, block] (code[r, block] - z[r, block]) . a[block]
 //
-// Zero points are left out of the products and taken off the sums.
+// Zero points are left out of the products and taken off the sums. Factors of columns, which all rows
+// share, are multiplied into out[block], and into a[block].
 
 constexpr int64_t kFewRows = 6;
 // Vectors of sums that are kept in registers.
@@ -17,12 +18,13 @@ struct FewRows {
   float* factors;  // [rows, blocks]: what the codes of a block are multiplied with
   float* shifts;   // [blocks]
   float* ordered;  // [columns]: a row in the order of the codec
+  float* weighed;  // [columns]: a row times the factors
 };
 
 bool prepare_few(const Matrix& m, Scratch& scratch, FewRows& few) {
   const int64_t blocks = blocks_of_row(*m.kv_b, m.columns);
   const int64_t numbers = in_lines(m.rows * blocks), columns = in_lines(m.columns);
-  const int64_t floats = blocks_floats(m) + numbers + in_lines(blocks) + columns;
+  const int64_t floats = blocks_floats(m) + numbers + in_lines(blocks) + 2 * columns;
   auto* start =
       reinterpret_cast<float*>(scratch.reserve(static_cast<size_t>(floats) * sizeof(float)));
   if (!start) return false;
@@ -30,6 +32,7 @@ bool prepare_few(const Matrix& m, Scratch& scratch, FewRows& few) {
   few.factors = start + blocks_floats(m);
   few.shifts = few.factors + numbers;
   few.ordered = few.shifts + in_lines(blocks);
+  few.weighed = few.ordered + columns;
   return true;
 }
 
@@ -88,6 +91,7 @@ void sum_row(const Matrix& m, const float* a, const FewRows& few, float* out) {
   for (; column + kSteps * kStep<Codec> <= m.columns; column += kSteps * kStep<Codec>)
     sum_strip<Codec, kSteps>(m, few, column, out);
   for (; column < m.columns; column += kStep<Codec>) sum_strip<Codec, 1>(m, few, column, out);
+  if (const float* factors = factors_of(m, 0)) multiply_columns(out, factors, m.columns, out);
 }
 
 // ---- out[r] = sum over c -------------------------------------------------------------------------
@@ -159,7 +163,9 @@ void dot_strip(const Matrix& m, const FewRows& few, int64_t row, float* out) {
 
 template <class Codec>
 void dot_row(const Matrix& m, const float* a, const FewRows& few, float* out) {
-  order_row<Codec>(m, a, few);
+  const float* factors = factors_of(m, 0);
+  if (factors) multiply_columns(a, factors, m.columns, few.weighed);
+  order_row<Codec>(m, factors ? few.weighed : a, few);
   int64_t row = 0;
   for (; row + kRowsAtOnce <= m.rows; row += kRowsAtOnce)
     dot_strip<Codec, kRowsAtOnce>(m, few, row, out);

@@ -70,10 +70,10 @@ void attend_segment(const Problem& p, const Tile& tile, const void* query, const
     if (copy && key < p.cache_len) copy_past_rows(p, tile.sequence, key, keys);
     const int64_t visible = least(keys, seen - key);
     if (visible <= 0) continue;
-    const Block block =
-        block_of(p, segment, key, static_cast<int>(visible), workspace.rows);
-    const int64_t next = key + step;
-    const Ahead ahead = ahead_of(segment, next, least(step, least(end, seen) - next));
+    const int64_t next = key + step, left = least(step, least(end, seen) - next);
+    const Block block = block_of(p, segment, key, static_cast<int>(visible),
+                                 {key > first, static_cast<int>(greatest(left, 0))}, workspace.rows);
+    const Ahead ahead = ahead_of(segment, next, left);
     attend_block(p, tile, query, block, ahead, workspace, partial);
   }
 }

@@ -94,7 +94,10 @@ float zero_point_of(const Matrix& m, int64_t row, int64_t block) {
   return packed_at(bytes + (m.first_row + row) * stride, w.bits, block);
 }
 
-double number_at(const Matrix& m, int64_t row, int64_t column) {
+namespace {
+
+// Number `column` of a row as it is stored.
+double stored_at(const Matrix& m, int64_t row, int64_t column) {
   const KvB& w = *m.kv_b;
   const uint8_t* from = row_of(m, row);
   if (!w.scales) {
@@ -105,6 +108,14 @@ double number_at(const Matrix& m, int64_t row, int64_t column) {
   const int64_t block = column / w.block_size;
   return (code - static_cast<double>(zero_point_of(m, row, block))) *
          static_cast<double>(scale_of(m, row, block));
+}
+
+}  // namespace
+
+double number_at(const Matrix& m, int64_t row, int64_t column) {
+  const float* factors = factors_of(m, row);
+  const double number = stored_at(m, row, column);
+  return factors ? number * static_cast<double>(factors[column]) : number;
 }
 
 }  // namespace mla_opt

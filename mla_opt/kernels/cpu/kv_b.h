@@ -11,10 +11,11 @@ namespace mla_opt {
 
 using KvB = mla_opt_kv_b;
 
-// Rows first_row .. first_row + rows of kv_b: W_UK [N, C] of a head, its W_UV^T [V, C], or both.
+// Rows first_row .. first_row + rows of kv_b: W_UK [N, C] of a head, its W_UV^T [V, C], or both. The
+// first key_rows are of W_UK.
 struct Matrix {
   const KvB* kv_b;
-  int64_t first_row, rows, columns;
+  int64_t first_row, rows, columns, key_rows;
 };
 
 // Fills failure and returns false for what cannot be. Reads nothing that a pointer leads to.
@@ -44,6 +45,16 @@ inline float number_in(const void* from, int32_t type, int64_t at) {
 // Scale and zero point of block `block` of a row of the matrix.
 float scale_of(const Matrix& matrix, int64_t row, int64_t block);
 float zero_point_of(const Matrix& matrix, int64_t row, int64_t block);
+
+// What the columns of a row are multiplied with; null: nothing.
+inline const float* factors_of(const Matrix& m, int64_t row) {
+  return m.kv_b->factors ? m.kv_b->factors + (row < m.key_rows ? 0 : m.columns) : nullptr;
+}
+
+// Whether all rows of the matrix have the same factors.
+inline bool shares_factors(const Matrix& m) {
+  return !m.kv_b->factors || m.key_rows <= 0 || m.key_rows >= m.rows;
+}
 
 // Whether some zero point is not 0.
 inline bool has_zero_points(const KvB& kv_b) { return kv_b.bits || kv_b.zero_points; }

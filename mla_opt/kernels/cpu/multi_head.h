@@ -32,6 +32,7 @@ struct mla_opt_kv_b {
   const void* codes;        /* [H (N+V), C], or [H (N+V), C / block_size, block_size * bits / 8] */
   const void* scales;       /* null, or [H (N+V) / block_rows, C / block_size] */
   const void* zero_points;  /* null, or as scales, or [H (N+V), C / block_size * bits / 8] */
+  const float* factors;     /* null, or [2, C]: of the columns of W_UK, and of those of W_UV^T */
 };
 
 struct mla_opt_multi_head_latent_attention {

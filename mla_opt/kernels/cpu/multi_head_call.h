@@ -22,15 +22,15 @@ inline int64_t query_width(const Call& c) {
 // W_UK and W_UV^T of a head, and both.
 inline Matrix key_matrix(const Call& c, int64_t head) {
   const auto& p = c.problem;
-  return {&p.kv_b, head * (p.nope_dim + p.v_dim), p.nope_dim, c.attention.kv_lora_rank};
+  return {&p.kv_b, head * (p.nope_dim + p.v_dim), p.nope_dim, c.attention.kv_lora_rank, p.nope_dim};
 }
 inline Matrix value_matrix(const Call& c, int64_t head) {
   const auto& p = c.problem;
-  return {&p.kv_b, head * (p.nope_dim + p.v_dim) + p.nope_dim, p.v_dim, c.attention.kv_lora_rank};
+  return {&p.kv_b, head * (p.nope_dim + p.v_dim) + p.nope_dim, p.v_dim, c.attention.kv_lora_rank, 0};
 }
 inline Matrix head_matrix(const Call& c, int64_t head) {
   const auto& p = c.problem;
-  return {&p.kv_b, head * (p.nope_dim + p.v_dim), p.nope_dim + p.v_dim, c.attention.kv_lora_rank};
+  return {&p.kv_b, head * (p.nope_dim + p.v_dim), p.nope_dim + p.v_dim, c.attention.kv_lora_rank, p.nope_dim};
 }
 
 // Each returns 0, or 1 with a filled failure.

@@ -102,7 +102,7 @@ int64_t block_floats(const Problem&, int64_t rows) {
   return kBufferWords + padded(rows) / LANES * kProbabilityWords;
 }
 
-Block block_of(const Problem&, const Segment& rows, int64_t first, int keys, float*) {
+Block block_of(const Problem&, const Segment& rows, int64_t first, int keys, const Next&, float*) {
   const int64_t row = first - rows.first, size = static_cast<int64_t>(element_size(rows.type));
   return {rows.c_kv + row * rows.c_kv_stride * size,
           rows.k_pe + row * rows.k_pe_stride * size,

@@ -111,7 +111,8 @@ inline bool read_in_place(const Problem& p, const Segment& rows) {
   return rows.type == MLA_OPT_FLOAT32 && p.kv_lora_rank % LANES == 0;
 }
 
-Block block_of(const Problem& p, const Segment& rows, int64_t first, int keys, float* buffer) {
+Block block_of(const Problem& p, const Segment& rows, int64_t first, int keys, const Next&,
+               float* buffer) {
   if (read_in_place(p, rows)) {
     const int64_t row = first - rows.first;
     return {reinterpret_cast<const float*>(rows.c_kv) + row * rows.c_kv_stride,

@@ -60,19 +60,29 @@ void pack_query(const Problem& p, const Tile& tile, void* packed) {
 
 // ---- latent rows --------------------------------------------------------------------------------
 
+struct Conversion;
+
 struct Block {
   const BFloat16* c_kv;
   const BFloat16* k_pe;
   ptrdiff_t c_kv_stride, k_pe_stride;
   int64_t first;
   int keys;
+  Conversion* ahead = nullptr;  // of the rows of the next block, to be done meanwhile
 };
 
-// Room for an interleaved strip, and behind it for a block of c_kv.
+// Room for an interleaved strip; behind it for a block of c_kv, or two of half as many keys; and for
+// what is known of the second one.
 constexpr int64_t kStripFloats = kBlockKeys / 2 * kStripVectors * LANES;
+constexpr int64_t kConversionFloats = 16;
+
+// Numbers between rows of it: a line, so that a column of them lies in all sets of the first-level cache.
+constexpr int64_t kBetweenRows = 32;
 
 int64_t block_floats(const Problem& p, int64_t /*rows*/) {
-  return kStripFloats + (is_quantized(p.cache_type) ? kBlockKeys * p.kv_lora_rank / 2 : 0);
+  const int64_t row = p.kv_lora_rank + kBetweenRows;
+  return kStripFloats +
+         (is_quantized(p.cache_type) ? kConversionFloats + kBlockKeys * row / 2 : 0);
 }
 
 // Vectors of floats rounded to bfloat16.
@@ -89,25 +99,60 @@ struct StoreBFloat16 {
   }
 };
 
-// Quantized rows as bfloat16 ones; k_pe is such already.
-Block dequantized(const Problem& p, const Segment& rows, int64_t first, int keys, BFloat16* to) {
-  const int64_t rank = p.kv_lora_rank;
-  const bool is_int8 = rows.type == MLA_OPT_INT8;
-  for (int key = 0; key < keys; ++key) {
-    const StoreBFloat16 put{to + key * rank};
-    const uint8_t* codes = codes_of(rows, first + key);
-    const BFloat16* scales = scales_of(rows, first + key);
-    is_int8 ? dequantize<Int8Codes>(codes, scales, rank, put)
-            : dequantize<E4M3Codes>(codes, scales, rank, put);
-  }
-  const auto* k_pe =
-      reinterpret_cast<const BFloat16*>(rows.k_pe) + (first - rows.first) * rows.k_pe_stride;
-  return {to, k_pe, rank, rows.k_pe_stride, first, keys};
+// c_kv of a quantized row as bfloat16 numbers.
+template <class Codes, class Words>
+void dequantize_row_to(const uint8_t* codes, const BFloat16* scales, int64_t rank, BFloat16* to) {
+#if MLA_OPT_HAS_FP16
+  if (has_float16_vectors() && dequantize_by_words<Words>(codes, scales, rank, to)) return;
+#endif
+  dequantize<Codes>(codes, scales, rank, StoreBFloat16{to});
 }
 
-Block block_of(const Problem& p, const Segment& rows, int64_t first, int keys, float* buffer) {
-  if (is_quantized(rows.type))
-    return dequantized(p, rows, first, keys, reinterpret_cast<BFloat16*>(buffer + kStripFloats));
+// Quantized rows of a block that become bfloat16 ones.
+struct Conversion {
+  const Segment* rows;
+  int64_t first, rank;
+  int keys, done;
+  BFloat16* to;
+
+  int64_t stride() const { return rank + kBetweenRows; }
+
+  void some(int count) {
+    const bool is_int8 = rows->type == MLA_OPT_INT8;
+    for (const int end = keys - done < count ? keys : done + count; done < end; ++done) {
+      const uint8_t* codes = codes_of(*rows, first + done);
+      const BFloat16* scales = scales_of(*rows, first + done);
+      BFloat16* row = to + done * stride();
+      is_int8 ? dequantize_row_to<Int8Codes, Int8Words>(codes, scales, rank, row)
+              : dequantize_row_to<E4M3Codes, E4M3Words>(codes, scales, rank, row);
+    }
+  }
+};
+
+static_assert(sizeof(Conversion) <= kConversionFloats * sizeof(float), "there is room for it");
+
+// Quantized rows as bfloat16 ones; k_pe is such already. Two blocks of half as many keys take turns in
+// the buffer: the rows of the next one become ready while this one is multiplied.
+Block dequantized(const Problem& p, const Segment& rows, int64_t first, int keys, const Next& next,
+                  float* buffer) {
+  const int64_t rank = p.kv_lora_rank;
+  constexpr int kHalf = kBlockKeys / 2;
+  auto& ahead = *reinterpret_cast<Conversion*>(buffer + kStripFloats);
+  auto* start = reinterpret_cast<BFloat16*>(buffer + kStripFloats + kConversionFloats);
+  Conversion now{&rows, first, rank, keys, 0, start};
+  if (next.follows && ahead.first == first && ahead.keys == keys) now = ahead;
+  now.some(keys);
+  const bool fits = keys <= kHalf && next.keys <= kHalf;
+  BFloat16* other = now.to == start ? start + kHalf * now.stride() : start;
+  ahead = {&rows, first + keys, rank, fits ? next.keys : 0, 0, other};
+  const auto* k_pe =
+      reinterpret_cast<const BFloat16*>(rows.k_pe) + (first - rows.first) * rows.k_pe_stride;
+  return {now.to, k_pe, now.stride(), rows.k_pe_stride, first, keys, &ahead};
+}
+
+Block block_of(const Problem& p, const Segment& rows, int64_t first, int keys, const Next& next,
+               float* buffer) {
+  if (is_quantized(rows.type)) return dequantized(p, rows, first, keys, next, buffer);
   const int64_t row = first - rows.first;
   return {reinterpret_cast<const BFloat16*>(rows.c_kv) + row * rows.c_kv_stride,
           reinterpret_cast<const BFloat16*>(rows.k_pe) + row * rows.k_pe_stride,

@@ -39,6 +39,7 @@ namespace {
 #include "tiles_amx.inl"
 #include "widen_avx512.inl"
 #include "dequantize.inl"
+#include "dequantize_fp16.inl"
 #include "rows_bf16.inl"
 #include "products_amx.inl"
 #include "flash.inl"

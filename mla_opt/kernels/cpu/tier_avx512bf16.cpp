@@ -30,6 +30,7 @@ namespace {
 #include "vectors.inl"
 #include "widen_avx512.inl"
 #include "dequantize.inl"
+#include "dequantize_fp16.inl"
 #include "rows_bf16.inl"
 #include "products_bf16.inl"
 #include "flash.inl"

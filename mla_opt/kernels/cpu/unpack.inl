@@ -88,11 +88,11 @@ auto with_codec(const KvB& w, Use use) {
 template <class Codec>
 constexpr int64_t kStep = LANES * Codec::kPhases;
 
-// Whether rows are full steps, none of which has more than one scale.
+// Whether rows are full steps, none of which has more than one scale, and columns have one factor.
 template <class Codec>
 bool fills_steps(const Matrix& m) {
   const int64_t block = m.kv_b->block_size;
-  return m.columns % kStep<Codec> == 0 && (block % kStep<Codec> == 0 || block >= m.columns);
+  return shares_factors(m) && m.columns % kStep<Codec> == 0 && (block % kStep<Codec> == 0 || block >= m.columns);
 }
 
 // Vectors a and b by turns.
@@ -209,12 +209,15 @@ Blocks read_blocks(const Matrix& m, float* room) {
 
 // ---- rows ----------------------------------------------------------------------------------------
 
-// A row as floats, whatever its form.
-template <class Codec>
-void unpack_row_of(const Matrix& m, const Blocks& of, int64_t row, float* to) {
-  const int64_t whole = m.columns / kStep<Codec> * kStep<Codec>;
-  unpack_codes<Codec>(row_of(m, row), whole, to);
-  for (int64_t c = whole; c < m.columns; ++c) to[c] = static_cast<float>(number_at(m, row, c));
+// Numbers times those of another row.
+inline void multiply_columns(const float* from, const float* factors, int64_t count, float* to) {
+  int64_t c = 0;
+  for (; c + LANES <= count; c += LANES) store(to + c, load(from + c) * load(factors + c));
+  for (; c < count; ++c) to[c] = from[c] * factors[c];
+}
+
+// The first `whole` numbers of a row, whose codes are there, with their scales and zero points.
+inline void scale_codes(const Matrix& m, const Blocks& of, int64_t row, int64_t whole, float* to) {
   if (!of.scales) return;
   const int64_t block = block_size_of(m), blocks = blocks_of_row(*m.kv_b, m.columns);
   for (int64_t b = 0; b * block < whole; ++b) {
@@ -223,6 +226,16 @@ void unpack_row_of(const Matrix& m, const Blocks& of, int64_t row, float* to) {
     for (int64_t c = b * block; c < least((b + 1) * block, whole); ++c)
       to[c] = (to[c] - zero) * scale;
   }
+}
+
+// A row as floats, whatever its form.
+template <class Codec>
+void unpack_row_of(const Matrix& m, const Blocks& of, int64_t row, float* to) {
+  const int64_t whole = m.columns / kStep<Codec> * kStep<Codec>;
+  unpack_codes<Codec>(row_of(m, row), whole, to);
+  scale_codes(m, of, row, whole, to);
+  if (const float* factors = factors_of(m, row)) multiply_columns(to, factors, whole, to);
+  for (int64_t c = whole; c < m.columns; ++c) to[c] = static_cast<float>(number_at(m, row, c));
 }
 
 void unpack_row(const Matrix& m, const Blocks& of, int64_t row, float* to) {

@@ -70,6 +70,12 @@ inline int64_t in_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 int64_t partial_stride(const Problem& p) { return padded(p.kv_lora_rank); }
 
+// Keys of the block behind one, and whether that one is itself behind another.
+struct Next {
+  bool follows;
+  int keys;
+};
+
 // The rows of the next block, brought nearer while this one is multiplied: the score tiles read
 // from many rows at once, too many streams for the processor to foresee. A line at a time: more than
 // that, and what is multiplied now has to wait behind what is needed later.

@@ -93,6 +93,8 @@ int input_type(const CustomOp* op, size_t i) {
       return kAnyType;
     case kHeadPastLen:
       return kInt32;
+    case kKvBFactors:
+      return MLA_OPT_FLOAT32;
     case kHeadCache:
       return self->cache_type;
     case kHeadRopeCache:

@@ -65,6 +65,8 @@ bool check_kv_b(const Operand (&in)[kMultiHeadInputCount], const MultiHeadAttrib
   const int64_t scale_rows = up(rows, a.block_rows);
   if (blocks && !check_shape("kv_b_scales", in[kKvBScales], {scale_rows, blocks}, failure))
     return false;
+  if (in[kKvBFactors].given && !check_shape("kv_b_factors", in[kKvBFactors], {2, columns}, failure))
+    return false;
   const Operand& zeros = in[kKvBZeroPoints];
   if (!zeros.given) return true;
   const bool packed = a.bits && zeros.type == MLA_OPT_UINT8;
@@ -83,6 +85,7 @@ void fill_kv_b(const Operand (&in)[kMultiHeadInputCount], const MultiHeadAttribu
   w.codes = in[kKvB].data;
   w.scales = in[kKvBScales].data;
   w.zero_points = in[kKvBZeroPoints].data;
+  w.factors = static_cast<const float*>(in[kKvBFactors].data);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ enum MultiHeadInput {
   kHeadRopeCache,
   kKvBScales,
   kKvBZeroPoints,
+  kKvBFactors,
   kMultiHeadInputCount
 };
 

@@ -4,7 +4,9 @@
       | Cast float
     codes [W, C]
       | Sub zero points, Mul scales, each spread over its block
-    [W, C] -> CastLike query -> [H, N+V, C] -> W_UK [H, N, C], W_UV [H, C, V]
+    [W, C] -> [H, N+V, C] -> Mul factors of columns -> CastLike query
+      | Slice
+    W_UK [H, N, C], W_UV [H, C, V]
 
 Of constants only, so a runtime that folds constants does this once, when it loads the model. Both
 forms read the matrices as they are here, so that it keeps one copy of each.
@@ -32,18 +34,36 @@ class HeadWeights:
 
 def head_weights(tape: BodyTape, storage: Storage, inputs: Mapping[str, ir.Value]) -> HeadWeights:
     """Record the matrices of all heads."""
-    weights = tape.like_query(_numbers(tape, storage, inputs))
+    weights = _numbers(tape, storage, inputs)
+    # Numbers as they are become those of the query's type, and codes once they are all they are.
+    factors = _factors(tape, storage, inputs)
+    if factors is None or storage.kind == "plain":
+        weights = tape.like_query(weights)
     nope, value = (tape.int_attribute(name) for name in ("qk_nope_head_dim", "v_head_dim"))
     rows = tape.op("Add", nope, value)
     rank = tape.int_attribute("kv_lora_rank")
     shape = tape.op("Concat", tape.ints(-1), rows, rank, axis=0)
     by_head = tape.op("Reshape", weights, shape)
     start, axis = tape.ints(0), tape.ints(1)
+    w_uk = tape.op("Slice", by_head, start, nope, axis)
     turned = tape.op("Slice", by_head, nope, rows, axis)
-    return HeadWeights(
-        w_uk=tape.op("Slice", by_head, start, nope, axis),
-        w_uv=tape.op("Transpose", turned, perm=[0, 2, 1]),
-    )
+    if factors is not None:
+        w_uk, turned = (_weighed(tape, x, factors, row) for row, x in enumerate((w_uk, turned)))
+    return HeadWeights(w_uk=w_uk, w_uv=tape.op("Transpose", turned, perm=[0, 2, 1]))
+
+
+def _weighed(tape: BodyTape, part: ir.Value, factors: ir.Value, row: int) -> ir.Value:
+    """Return rows whose columns are multiplied by a row of the factors, in the query's type."""
+    of_columns = tape.op("Gather", factors, tape.ints(row), axis=0)
+    return tape.like_query(tape.op("Mul", part, of_columns))
+
+
+def _factors(tape: BodyTape, storage: Storage, inputs: Mapping[str, ir.Value]) -> ir.Value | None:
+    """Return those of the columns, [2, C], of the type of what they multiply; None: none."""
+    factors = inputs.get("kv_b_factors")
+    if factors is None or storage.kind != "plain":
+        return factors
+    return tape.like_query(factors)
 
 
 def _numbers(tape: BodyTape, storage: Storage, inputs: Mapping[str, ir.Value]) -> ir.Value:

@@ -30,7 +30,9 @@ def multi_head_signature_of(
     operands: Mapping[str, ir.Value], storage: Storage, form: Form, causal: bool
 ) -> MultiHeadSignature:
     """Return the signature of a node with these operands, whose types are known."""
-    return MultiHeadSignature(signature_of(operands, causal), storage, form)
+    return MultiHeadSignature(
+        signature_of(operands, causal), storage, form, factors="kv_b_factors" in operands
+    )
 
 
 def define_multi_head(

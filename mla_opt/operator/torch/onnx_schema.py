@@ -25,6 +25,7 @@ _TYPES = {
     "kv_b": "W",
     "kv_b_scales": "S",
     "kv_b_zero_points": "Z",
+    "kv_b_factors": "F",
 }
 _CONSTRAINTS = {
     "T": _FLOATS,
@@ -34,6 +35,7 @@ _CONSTRAINTS = {
     "W": [*_FLOATS, *_BYTES],
     "S": _FLOATS,
     "Z": [*_FLOATS, *_BYTES],
+    "F": ["tensor(float)"],
 }
 _Kind = onnx.defs.OpSchema.AttrType
 _KINDS: Mapping[str, onnx.defs.OpSchema.AttrType] = {

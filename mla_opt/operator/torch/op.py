@@ -57,7 +57,7 @@ _IN_PLACE = (
     "Tensor latent, Tensor(a!) cache, Tensor past_len, "
     "Tensor? bias=None, Tensor? sink=None, Tensor(b!)? rope_cache=None"
 )
-_SCALES = "Tensor? kv_b_scales=None, Tensor? kv_b_zero_points=None"
+_SCALES = "Tensor? kv_b_scales=None, Tensor? kv_b_zero_points=None, Tensor? kv_b_factors=None"
 _ATTRIBUTES = "*, float scale, int kv_lora_rank, bool causal=False"
 _MULTI_HEAD_ATTRIBUTES = (
     "*, float scale, int kv_lora_rank, int qk_nope_head_dim, int v_head_dim, bool causal=False, "

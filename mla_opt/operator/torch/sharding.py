@@ -7,6 +7,7 @@
     bias, rank 1 to 4                 H, if it has one     B, if it has one
     sink [H]                          H                    whole everywhere
     kv_b [H (N+V), C], its scales     the rows of heads    whole everywhere
+    kv_b_factors [2, C]               whole everywhere     whole everywhere
     output [B, H, S, C]               H                    B
     new_cache, new_rope_cache         whole everywhere     B
 
@@ -24,7 +25,7 @@ from typing import Any, NoReturn
 from mla_opt.errors import InputError
 from mla_opt.operator.contract import OP_TYPE
 
-_OPERANDS, _MULTI_HEAD_OPERANDS = 7, 10
+_OPERANDS, _MULTI_HEAD_OPERANDS = 7, 11
 
 
 @functools.cache
@@ -75,7 +76,7 @@ def _multi_head_shardings(*operands: Any, **attributes: Any) -> list[tuple[list[
     of_weights = [Replicate(), Shard(0), Replicate()]
     found = []
     for (out, into), rows in zip(_of_attention([given[0], *given[2:8]]), of_weights):
-        placements = [into[0], rows, *into[1:], rows, rows]
+        placements = [into[0], rows, *into[1:], rows, rows, Replicate()]
         found.append((out, _present(placements, operands)))
     rows_of_head = attributes["qk_nope_head_dim"] + attributes["v_head_dim"]
     # A mesh that cuts rows of weights elsewhere than between heads would give heads other weights.

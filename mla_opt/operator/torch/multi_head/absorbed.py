@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mla_opt.operator.torch.call import Call, Outputs
 from mla_opt.operator.torch.multi_head.call import MultiHeadCall
-from mla_opt.operator.torch.multi_head.weights import numbers
+from mla_opt.operator.torch.multi_head.weights import by_head
 
 
 def attend_absorbed(call: MultiHeadCall, attend: Callable[[Call], Outputs]) -> Outputs:
@@ -37,10 +37,9 @@ def _inner(call: MultiHeadCall, w_uk: Tensor) -> Call:
 
 def _matrices(call: MultiHeadCall) -> tuple[Tensor, Tensor]:
     """``W_UK [H, N, C]`` and ``W_UV [H, C, V]``, of the query's type."""
-    rows = numbers(call.weights, call.kv_lora_rank, call.query.dtype)
-    by_head = rows.view(call.query.shape[1], -1, call.kv_lora_rank)
-    nope = call.qk_nope_head_dim
-    return by_head[:, :nope], by_head[:, nope:].mT
+    nope, heads = call.qk_nope_head_dim, call.query.shape[1]
+    rows = by_head(call.weights, heads, call.kv_lora_rank, nope, call.query.dtype)
+    return rows[:, :nope], rows[:, nope:].mT
 
 
 def _by_head(rows: Tensor, matrices: Tensor) -> Tensor:

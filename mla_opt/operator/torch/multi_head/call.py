@@ -54,6 +54,7 @@ def make_multi_head_call(
     rope_cache: Tensor | None = None,
     kv_b_scales: Tensor | None = None,
     kv_b_zero_points: Tensor | None = None,
+    kv_b_factors: Tensor | None = None,
     *,
     scale: float,
     kv_lora_rank: int,
@@ -77,7 +78,7 @@ def make_multi_head_call(
         operands = (stand_in, latent, cache, past_len, bias, sink, rope_cache)
         attention = Call(*operands, scale, kv_lora_rank, causal)
         check(attention)
-        stored = (kv_b, kv_b_scales, kv_b_zero_points)
+        stored = (kv_b, kv_b_scales, kv_b_zero_points, kv_b_factors)
         weights = make_weights(*stored, bits=bits, block_size=block_size, block_rows=block_rows)
         check_weights(weights, query, qk_nope_head_dim + v_head_dim, kv_lora_rank)
     except InputError as error:  # said of the operator in between, or of none

@@ -21,7 +21,7 @@ from mla_opt.operator.torch.composite import stored
 from mla_opt.operator.torch.multi_head.call import MultiHeadCall, empty_output
 from mla_opt.operator.torch.multi_head.masks import Block, blocks, whole
 from mla_opt.operator.torch.multi_head.rows import keys_and_values, latent_parts
-from mla_opt.operator.torch.multi_head.weights import numbers
+from mla_opt.operator.torch.multi_head.weights import by_head
 
 MOST_QUERIES = 512
 """Queries of a block: with more, more is computed that no query sees."""
@@ -63,8 +63,9 @@ def _attend(call: MultiHeadCall, caches: Caches, seen: int, cut: Sequence[Block]
     if output.numel() == 0:
         return output
     c_kv, k_pe = latent_parts(call, caches, seen, call.query.dtype)
-    rows = numbers(call.weights, call.kv_lora_rank, call.query.dtype)
-    weights, sink = rows.view(call.query.shape[1], -1, call.kv_lora_rank), call.attention.sink
+    dims = (call.query.shape[1], call.kv_lora_rank, call.qk_nope_head_dim)
+    weights = by_head(call.weights, *dims, call.query.dtype)
+    sink = call.attention.sink
     for heads in _some_heads(call, seen):
         keys, values = keys_and_values(c_kv, k_pe, weights[heads], call.qk_nope_head_dim)
         query, scale = call.query[:, heads], call.attention.scale

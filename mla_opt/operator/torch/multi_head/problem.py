@@ -41,6 +41,7 @@ def make_problem(call: MultiHeadCall, outputs: Outputs) -> Held:
         kv_b=call.weights.kv_b.contiguous(),
         kv_b_scales=_dense(call.weights.kv_b_scales),
         kv_b_zero_points=_dense(call.weights.kv_b_zero_points),
+        kv_b_factors=_dense(call.weights.kv_b_factors),
     )
     problem = core.MultiHeadProblem()
     problem.struct_size = ctypes.sizeof(core.MultiHeadProblem)
@@ -48,7 +49,7 @@ def make_problem(call: MultiHeadCall, outputs: Outputs) -> Held:
     problem.kv_b = _kv_b(dense)
     problem.nope_dim, problem.v_dim = call.qk_nope_head_dim, call.v_head_dim
     problem.form = core.FORMS.index(call.form)
-    return Held(problem, (*inner.tensors, *dense[:3]))
+    return Held(problem, (*inner.tensors, *dense[:4]))
 
 
 def _kv_b(weights: Weights) -> core.KvB:
@@ -62,6 +63,8 @@ def _kv_b(weights: Weights) -> core.KvB:
     if weights.kv_b_zero_points is not None:
         kv_b.zero_points_type = _CODES[weights.kv_b_zero_points.dtype]
         kv_b.zero_points = weights.kv_b_zero_points.data_ptr()
+    if weights.kv_b_factors is not None:
+        kv_b.factors = weights.kv_b_factors.data_ptr()
     return kv_b
 
 

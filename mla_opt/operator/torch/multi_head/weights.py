@@ -31,6 +31,7 @@ class Weights(NamedTuple):
     kv_b: Tensor
     kv_b_scales: Tensor | None
     kv_b_zero_points: Tensor | None
+    kv_b_factors: Tensor | None
     storage: Storage
 
 
@@ -38,6 +39,7 @@ def make_weights(
     kv_b: Tensor,
     scales: Tensor | None,
     zero_points: Tensor | None,
+    factors: Tensor | None,
     *,
     bits: int,
     block_size: int,
@@ -51,7 +53,8 @@ def make_weights(
     zeros: ZeroPoints = "none"
     if zero_points is not None:
         zeros = "packed" if bits and zero_points.dtype == torch.uint8 else "plain"
-    return Weights(kv_b, scales, zero_points, _storage(bits, block_size, block_rows, zeros))
+    storage = _storage(bits, block_size, block_rows, zeros)
+    return Weights(kv_b, scales, zero_points, factors, storage)
 
 
 @functools.cache
@@ -59,7 +62,18 @@ def _storage(bits: int, block_size: int, block_rows: int, zeros: ZeroPoints) -> 
     return Storage(bits, block_size, block_rows, zeros)
 
 
-def numbers(weights: Weights, columns: int, dtype: torch.dtype) -> Tensor:
+def by_head(weights: Weights, heads: int, columns: int, nope: int, dtype: torch.dtype) -> Tensor:
+    """Return W_UK and W_UV^T of every head, ``[H, N + V, columns]``; ``nope`` is N."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    factors = weights.kv_b_factors
+    if factors is None:
+        return _numbers(weights, columns, dtype).view(heads, -1, columns)
+    rows = _numbers(weights, columns, wide).view(heads, -1, columns)
+    of_keys, of_values = factors.to(wide)
+    return torch.cat([rows[:, :nope] * of_keys, rows[:, nope:] * of_values], dim=1).to(dtype)
+
+
+def _numbers(weights: Weights, columns: int, dtype: torch.dtype) -> Tensor:
     """Return the numbers that ``kv_b`` stores, ``[H (N + V), columns]``."""
     storage, scales = weights.storage, weights.kv_b_scales
     if scales is None:
@@ -118,6 +132,8 @@ def check_weights(weights: Weights, query: Tensor, rows_of_head: int, columns: i
         of_bytes = (rows, -(-blocks * storage.bits // 8))
         shape = of_bytes if storage.zero_points == "packed" else of_scales
         _check("kv_b_zero_points", weights.kv_b_zero_points, query, shape)
+    if weights.kv_b_factors is not None:
+        _check("kv_b_factors", weights.kv_b_factors, query, (2, columns))
 
 
 def _check(name: str, tensor: Tensor, query: Tensor, shape: tuple[int, ...]) -> None:
@@ -134,6 +150,7 @@ def _check_axis(name: str, axis: int, own: int, size: int) -> None:
 
 def _check_types(weights: Weights, query: Tensor) -> None:
     storage, scales = weights.storage, weights.kv_b_scales
+    check_type("kv_b_factors", weights.kv_b_factors, (torch.float32,))
     if storage.block_size == 0:
         if scales is not None:
             refuse("kv_b_scales is given, but block_size is 0")
