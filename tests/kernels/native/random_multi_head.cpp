@@ -21,7 +21,7 @@ constexpr int32_t kByteTypes[] = {MLA_OPT_INT8, MLA_OPT_UINT8, MLA_OPT_FLOAT8E4M
 struct HeadsCase {
   Case inner;
   MultiHeadAttributes attributes{};
-  Tensor query, kv_b, scales, zero_points;
+  Tensor query, kv_b, scales, zero_points, factors;
 };
 
 int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step; }
@@ -87,6 +87,12 @@ void draw_packed(Dice& dice, HeadsCase& c, int64_t rows, int64_t columns) {
   }
 }
 
+void draw_factors(Dice& dice, HeadsCase& c, int64_t columns) {
+  if (!dice.one_in(3)) return;
+  c.factors = make_tensor(MLA_OPT_FLOAT32, {2, columns});
+  fill_between(dice, c.factors, 0.5, 1.5);
+}
+
 mla_opt_kv_b weights_of(const HeadsCase& c) {
   mla_opt_kv_b w{};
   w.type = c.kv_b.type;
@@ -98,23 +104,24 @@ mla_opt_kv_b weights_of(const HeadsCase& c) {
   w.codes = c.kv_b.data.get();
   w.scales = c.scales.data.get();
   w.zero_points = c.zero_points.data.get();
+  w.factors = reinterpret_cast<const float*>(c.factors.data.get());
   return w;
 }
 
 // Row r of a head's part of kv_b.
 struct HeadRows {
   mla_opt_kv_b weights;
-  int64_t of_head, columns;
+  int64_t of_head, columns, of_keys;
 
   double at(int64_t head, int64_t row, int64_t column) const {
-    const Matrix all{&weights, head * of_head, of_head, columns};
+    const Matrix all{&weights, head * of_head, of_head, columns, of_keys};
     return number_at(all, row, column);
   }
 };
 
 HeadRows rows_of(const HeadsCase& c) {
   return {weights_of(c), c.attributes.nope_dim + c.attributes.v_dim,
-          c.attributes.attention.kv_lora_rank};
+          c.attributes.attention.kv_lora_rank, c.attributes.nope_dim};
 }
 
 Tensor absorbed(const HeadsCase& c) {
@@ -154,6 +161,7 @@ HeadsCase draw_case(Dice& dice) {
   const int64_t rows = given.dims[1] * (a.nope_dim + a.v_dim);
   void (*const draw[])(Dice&, HeadsCase&, int64_t, int64_t) = {draw_plain, draw_scaled, draw_packed};
   draw[dice.below(3)](dice, c, rows, a.attention.kv_lora_rank);
+  draw_factors(dice, c, a.attention.kv_lora_rank);
   return c;
 }
 
@@ -182,7 +190,7 @@ std::string run(const HeadsCase& c, Host& host, Results& results) {
       operand_of(c.query),         operand_of(c.kv_b),     operand_of(in[kLatent]),
       operand_of(in[kCache]),      operand_of(in[kPastLen]), operand_of(in[kBias]),
       operand_of(in[kSink]),       operand_of(in[kRopeCache]), operand_of(c.scales),
-      operand_of(c.zero_points)};
+      operand_of(c.zero_points),   operand_of(c.factors)};
   mla_opt_multi_head_latent_attention problem;
   OutputShapes shapes;
   mla_opt_failure failure{};
@@ -256,7 +264,8 @@ std::string described(const HeadsCase& c) {
   const auto& a = c.attributes;
   text << "multi-head: form " << a.form << ", N " << a.nope_dim << ", V " << a.v_dim << ", kv_b of type "
        << c.kv_b.type << ", bits " << a.bits << ", blocks " << a.block_rows << " x " << a.block_size
-       << (c.zero_points.given() ? " with zero points; " : "; ") << ::described(c.inner);
+       << (c.zero_points.given() ? " with zero points" : "")
+       << (c.factors.given() ? " with factors; " : "; ") << ::described(c.inner);
   return text.str();
 }
 
