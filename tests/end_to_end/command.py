@@ -6,20 +6,38 @@ it starts, it is a new one.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from tests.end_to_end.forked import server
+from mla_opt import passes
+from tests import forked
 from tests.exports.cache import ROOT
 
 #: What the `mla-opt` script does, from this checkout, installed or not.
 PROGRAM = (sys.executable, "-c", "from mla_opt.cli import main; main()")
 TIMEOUT = 300
 Done = subprocess.CompletedProcess[str]
+
+#: What commands import while they run, beside passes.
+IMPORTED = (
+    "mla_opt.api",
+    "mla_opt.cli",
+    "mla_opt.report.inspection",
+    "mla_opt.report.terminal",
+    "mla_opt.subject.onnx_model",
+    "mla_opt.verification.drift",
+    "mla_opt.verification.onnx.breaking",
+    "mla_opt.verification.verifier",
+    "rich.console",
+    "rich.table",
+    "sympy",
+)
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -32,10 +50,12 @@ def command(
     *arguments: Any, cwd: Path | None = None, preexec: Callable[[], None] | None = None
 ) -> Done:
     """Call ``mla-opt`` with `arguments`, after `preexec` in a process that is new."""
+    texts = [str(each) for each in arguments]
     if preexec is None:
-        return server(str(ROOT)).run([*map(str, arguments)], environment(), cwd, TIMEOUT)
+        places = {"environment": environment(), "cwd": cwd or Path.cwd()}
+        return forked.run(_context(), _program, texts, timeout=TIMEOUT, **places)
     return subprocess.run(
-        [*PROGRAM, *map(str, arguments)],
+        [*PROGRAM, *texts],
         cwd=cwd,
         env=environment(),
         preexec_fn=preexec,
@@ -44,6 +64,18 @@ def command(
         text=True,
         check=False,
     )
+
+
+def _program(*arguments: str) -> None:
+    from mla_opt.cli import main
+
+    sys.argv = ["-c", *arguments]
+    main()
+
+
+@functools.cache
+def _context() -> ForkServerContext:
+    return forked.context([*IMPORTED, *(f"mla_opt.passes.{name}" for name in passes.BUILT_IN)])
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -6,22 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.exports import cache, expanded_cache, exporters, kept
+from tests.exports import cache, expanded_cache, kept
 from tests.exports.spec import ExportSpec
 
 
 def export_file(spec: ExportSpec) -> Path:
     """The file of a spec; skips where its exporter is not at hand."""
-    if kept.there(spec.id):
-        return cache.exported(spec)
-    if not spec.expanded:
-        # In this process: importing transformers takes as long as many an export.
-        return cache.built_once(cache.path_of(spec), lambda path: exporters.export(spec, path))
-    try:
-        expanded_cache.interpreter()
-    except LookupError as error:
-        pytest.skip(str(error))
-    return cache.exported(spec)
+    if spec.expanded and not kept.there(spec.id):
+        try:
+            expanded_cache.interpreter()
+        except LookupError as error:
+            pytest.skip(str(error))
+    return cache.exported_here(spec)
 
 
 @pytest.fixture(scope="session")

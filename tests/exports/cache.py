@@ -79,6 +79,22 @@ def exported(spec: ExportSpec) -> Path:
     return built_once(path_of(spec), lambda path: _export_in_subprocess(spec, path))
 
 
+def exported_here(spec: ExportSpec) -> Path:
+    """The same, built in this process if it has the libraries: importing them takes its time.
+
+    Raises:
+        ExportError: with what the exporter said.
+    """
+    if spec.expanded or kept.there(spec.id):
+        return exported(spec)
+    from tests.exports.exporters import export
+
+    try:
+        return built_once(path_of(spec), lambda path: export(spec, path))
+    except Exception as error:
+        raise ExportError(report_failure(error)) from error
+
+
 def kept_export(name: str) -> Path:
     """An export of `kept`, unpacked."""
     path = cache_folder() / f"{name}-kept-{kept.digest(name)}.onnx"

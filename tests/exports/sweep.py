@@ -1,22 +1,28 @@
 """The coverage table: every export, optimized and verified.
 
-    python -m tests.exports.sweep --write coverage.md [--resume]
+    python -m tests.exports.sweep --write coverage.md [--resume] [--jobs 2]
     python -m tests.exports.sweep [--family deepseek_v3 ...] [--exporter dynamo ...] [--controls]
 
-Each row runs in a process of its own, so that a crash is a row and not the end.
+Each row runs in a process of its own, so that a crash is a row and not the end; it is a fork of one
+that has imported what exporters need (`tests.forked`).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+from tests import forked
 from tests.exports import cache, matrix
 from tests.exports.coverage import Outcome, Row, document, line, read, row_from_json, summary
 from tests.exports.spec import ExportSpec
@@ -25,6 +31,18 @@ ROW_TIMEOUT = 1800.0
 #: Before the one line of JSON in which a row's process reports.
 MARK = "ROW "
 Job = tuple[Row, tuple[str, ...]]
+#: What rows import.
+IMPORTED = (
+    "mla_opt.api",
+    "mla_opt.subject.onnx_model",
+    "mla_opt.verification.verifier",
+    "onnxscript",
+    "sympy",
+    "tests.exports.exporters",
+    "tests.exports.oracle",
+    "torch.onnx._internal.exporter._core",
+    "transformers",
+)
 
 
 def optimize(path: Path) -> Outcome:
@@ -123,17 +141,20 @@ def fill(
 
 def run_apart(row: Row, *arguments: str) -> Row:
     """The row as another process fills it; the death of that process becomes its text."""
-    command = [sys.executable, "-m", "tests.exports.sweep", *arguments]
+    places: dict[str, Any] = {"environment": os.environ, "cwd": cache.ROOT, "timeout": ROW_TIMEOUT}
     try:
-        done = subprocess.run(
-            command, cwd=cache.ROOT, timeout=ROW_TIMEOUT, capture_output=True, text=True
-        )
+        done = forked.run(_context(), main, [arguments], **places)
     except subprocess.TimeoutExpired:
         return _died(row, f"no result within {ROW_TIMEOUT:.0f} s")
     for text in done.stdout.splitlines():
         if text.startswith(MARK):
             return row_from_json(text.removeprefix(MARK))
     return _died(row, (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1])
+
+
+@functools.cache
+def _context() -> ForkServerContext:
+    return forked.context(IMPORTED)
 
 
 def _died(row: Row, why: str) -> Row:
@@ -156,12 +177,18 @@ def sweep(options: argparse.Namespace) -> list[Row]:
     wanted = jobs(options)
     rows = kept(options)
     known = {row.labels for row in rows}
-    for row, arguments in wanted:
-        if row.labels not in known:
-            rows.append(run_apart(row, *arguments, *flags))
-            print(line(rows[-1].cells()), flush=True)
-            write(options, rows)
+    left = [(row, (*arguments, *flags)) for row, arguments in wanted if row.labels not in known]
+    for row in _filled(left, options.jobs):
+        rows.append(row)
+        print(line(row.cells()), flush=True)
+        write(options, rows)
     return rows
+
+
+def _filled(left: Sequence[Job], count: int) -> Iterator[Row]:
+    """Rows in order, so many at a time."""
+    with ThreadPoolExecutor(count) as pool:
+        yield from pool.map(lambda job: run_apart(job[0], *job[1]), left)
 
 
 def kept(options: argparse.Namespace) -> list[Row]:
@@ -218,6 +245,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--export-only", action="store_true", help="fill the cache, no optimizer")
     parser.add_argument("--write", type=Path, help="where to put the Markdown table")
     parser.add_argument("--resume", action="store_true", help="keep the rows written before")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
     parser.add_argument("--list", action="store_true", help="print the ids and stop")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--control-row", help=argparse.SUPPRESS)
@@ -255,7 +283,7 @@ def _one(options: argparse.Namespace) -> Row:
         row = third_party_row(name, way)
         return fill(row, lambda: third_party.exported(name, way), options.export_only)
     spec = ExportSpec.from_json(options.row)
-    return fill(spec_row(spec), lambda: cache.exported(spec), options.export_only, spec)
+    return fill(spec_row(spec), lambda: cache.exported_here(spec), options.export_only, spec)
 
 
 if __name__ == "__main__":
