@@ -64,7 +64,7 @@ class CompressCache(Pass):
     def run(self, graph: Graph) -> PassResult:
         """Rewrite the caches, expanded ones first."""
         read = exposed_sites(graph) if self.mode == "static" else ()
-        apart = _counted_apart(graph) if self.mode == "static" else frozenset()
+        warnings = _counted_apart(graph) if self.mode == "static" else ()
         expanded = [site for site in graph.sites if site.expanded is not None]
         owners: dict[Value, LatentAttentionSite] = {}
         for site in expanded:
@@ -77,13 +77,14 @@ class CompressCache(Pass):
         rewritten = len(expanded)
         if self.mode == "keep":
             return PassResult(len(graph.sites), rewritten)
-        packing = _Packing(graph, self.mode == "packed", apart)
+        packing = _Packing(graph, self.mode == "packed")
         packed = sum(packing.pack(site) for site in graph.sites)
         rewritten = max(rewritten, packed)
-        unknown = tuple(_left_alone(site, apart) for site in graph.sites if _is_unknown(site))
+        unknown = tuple(_left_alone(site) for site in graph.sites if _is_unknown(site))
         told = {refusal.site for refusal in unknown}
         others = (refusal for refusal in read if refusal.site not in told)
-        return PassResult(len(graph.sites), rewritten, (*unknown, *others), packing.notes())
+        refusals = (*unknown, *others)
+        return PassResult(len(graph.sites), rewritten, refusals, packing.notes(), warnings)
 
     def ensures(self, graph: Graph) -> None:
         """No site caches expanded rows any more."""
@@ -96,29 +97,34 @@ def _is_unknown(site: LatentAttentionSite) -> bool:
     return site.cache is None and not site.only_new_rows
 
 
-def _counted_apart(graph: Graph) -> frozenset[str]:
-    """Sites whose past may be another than that which one ``past_len`` counts for all."""
+def _counted_apart(graph: Graph) -> tuple[str, ...]:
+    """What is to be told where one ``past_len`` counts pasts that might be of different lengths.
+
+    A call in which they are has no counterpart then; none is computed wrongly.
+    """
     counted = [site for site in graph.sites if (site.expanded or site.held) and not run_of(site)]
-    return frozenset(site.name for site in with_another_past(graph, counted))
+    apart = with_another_past(graph, counted)
+    if not apart:
+        return ()
+    names = ", ".join(site.name for site in apart)
+    return (
+        f"the caches of {counted[0].name} and of {names} declare different sizes for the past, and"
+        " one past_len counts the rows of all: keep them of one length",
+    )
 
 
-def _left_alone(site: LatentAttentionSite, apart: frozenset[str]) -> Refusal:
-    remedy = _REMEDY_OF_BUFFERS if _is_buffer(site) else _REMEDY
+def _left_alone(site: LatentAttentionSite) -> Refusal:
     return Refusal(
         site.name,
         CACHE_NOT_RECOGNIZED,
         f"its cache stays as it is: {site.not_held}",
-        remedy=_REMEDY_OF_PASTS if site.name in apart else remedy,
+        remedy=_REMEDY_OF_BUFFERS if _is_buffer(site) else _REMEDY,
     )
 
 
 _REMEDY = (
     "cache c_kv after its norm and k_pe after rotary embedding, join past and new rows along the"
     " tokens, and return them; or keep the cache as it is (cache 'keep')"
-)
-_REMEDY_OF_PASTS = (
-    "declare one size for the tokens of all caches, or use one mask for all layers; or keep the"
-    " cache as it is (cache 'keep')"
 )
 _REMEDY_OF_BUFFERS = (
     "keep the buffer as it is (cache 'keep'), or export the model with a cache that grows"
@@ -240,7 +246,6 @@ class _Packing:
 
     graph: Graph
     buffers: bool
-    apart: frozenset[str]
     done: dict[tuple[CachedTensor, ...], Packed] = field(default_factory=dict)
     taken: dict[Value, tuple[CachedTensor, ...]] = field(default_factory=dict)
     found: int = 0
@@ -274,9 +279,6 @@ class _Packing:
 
     def _is_free(self, site: LatentAttentionSite) -> bool:
         """Whether nothing but this attention, and those with the same rows, needs the tensors."""
-        if site.name in self.apart:
-            site.not_held = "its past may be of another length than that of the first attention"
-            return False
         for tensor in site.held:
             if tensor.positions is not None and not (self.buffers or run_of(site)):
                 site.not_held = (

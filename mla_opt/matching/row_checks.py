@@ -53,7 +53,7 @@ def check_shared(graph: Graph, core: AttentionCore, rows: SharedRows) -> None:
 
 def check_apart(graph: Graph, core: AttentionCore, axes: CoreAxes, rows: SharedRows) -> None:
     """The narrowest rows have an axis for sequences, and one for tokens."""
-    flat = flat_rows(core, axes, rows.region)
+    flat = flat_rows(core, axes, rows)
     if flat:
         raise NotLatentError(
             "rows_flattened",

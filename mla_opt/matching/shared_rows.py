@@ -110,13 +110,18 @@ def _width_cost(variables: Variables, axes: CoreAxes, region: Region, value: Val
     return math.prod(max(atom.size, 1) for atom in atoms if isinstance(atom.size, int))
 
 
-def flat_rows(core: AttentionCore, axes: CoreAxes, region: Region) -> tuple[Value, ...]:
-    """Rows that keys and values would be cut at, were their sequences and tokens not one axis."""
-    variables, roots = axes.variables, (core.key, core.value)
-    found = narrowest(
-        roots, region.made_of, lambda value: _width_cost(variables, axes, region, value)
-    )
-    return tuple(value for value in found or () if is_flat(variables, region.axes[value]))
+def flat_rows(core: AttentionCore, axes: CoreAxes, rows: SharedRows) -> tuple[Value, ...]:
+    """Narrower rows than those that were cut at, whose sequences and tokens are one axis."""
+    variables, region = axes.variables, rows.region
+
+    def cost(value: Value) -> int | None:
+        return _width_cost(variables, axes, region, value)
+
+    found = narrowest((core.key, core.value), region.made_of, cost) or ()
+    own = sum(cost(value) or 0 for value in {*rows.of_keys, *rows.of_values})
+    if sum(cost(value) or 0 for value in found) >= own:
+        return ()
+    return tuple(value for value in found if is_flat(variables, region.axes[value]))
 
 
 def is_flat(variables: Variables, placed: Placement) -> bool:
