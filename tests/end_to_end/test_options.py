@@ -46,7 +46,10 @@ Call = tuple[Feeds, np.ndarray]
 
 
 def named(combination: tuple[str, ...]) -> Any:
-    return pytest.param(*combination, id="-".join(combination))
+    """A combination; of the portable ones, which are the others written out, some are quick."""
+    target, _, _, prefill = combination
+    marks = pytest.mark.sweep if (target, prefill) == ("portable", "absorbed") else ()
+    return pytest.param(*combination, id="-".join(combination), marks=marks)
 
 
 @pytest.fixture(scope="module")
