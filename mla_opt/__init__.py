@@ -5,7 +5,8 @@
     result = mla_opt.optimize("model.onnx")
     onnx_ir.save(result.model, "model.mla.onnx")
 
-`optimize` rewrites, `inspect` and `find` only look, `verify` compares two models by running them.
+`optimize` rewrites, `optimize_folder` does so to a folder with all that is in it; `inspect` and
+`find` only look, `verify` compares two models by running them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         RefusedError,
         VerificationError,
     )
+    from mla_opt.folders import FolderResult, optimize_folder
     from mla_opt.geometry import MlaGeometry
     from mla_opt.kernels import kernel_library
     from mla_opt.operator.torch.onnx import attach_function_bodies, onnx_translation_table
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from mla_opt.verification import ParityReport, verify
 
 __all__ = [
+    "FolderResult",
     "InputError",
     "InspectionReport",
     "KernelUnavailableError",
@@ -51,6 +54,7 @@ __all__ = [
     "kernel_library",
     "onnx_translation_table",
     "optimize",
+    "optimize_folder",
     "register_sharding",
     "verify",
 ]
@@ -63,6 +67,8 @@ _HOMES = {
     "find": "mla_opt.api",
     "inspect": "mla_opt.api",
     "optimize": "mla_opt.api",
+    "FolderResult": "mla_opt.folders",
+    "optimize_folder": "mla_opt.folders",
     "InspectionReport": "mla_opt.report",
     "OptimizationReport": "mla_opt.report",
     "MlaGeometry": "mla_opt.geometry",

@@ -62,8 +62,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": BELOW_API,
     "benchmarking": API,
     "engines": API,
+    "folders": API,
     "runtimes": {"engines", *API},
-    "cli": {"benchmarking", "engines", "runtimes", "models", *API},
+    "cli": {"benchmarking", "engines", "folders", "runtimes", "models", *API},
     "__main__": {"cli"},
 }
 

@@ -34,6 +34,7 @@ def run_python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 def test_names():
     assert mla_opt.__all__ == sorted(mla_opt.__all__)
     assert set(mla_opt.__all__) == {
+        "FolderResult",
         "InputError",
         "InspectionReport",
         "KernelUnavailableError",
@@ -53,6 +54,7 @@ def test_names():
         "kernel_library",
         "onnx_translation_table",
         "optimize",
+        "optimize_folder",
         "register_sharding",
         "verify",
     }

@@ -154,6 +154,15 @@ Model = Annotated[
         "can run code that is in it: give only what you trust.",
     ),
 ]
+ModelOrFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="An ONNX model, a program that torch.export.save wrote (.pt2), or a folder of optimum,"
+        " transformers.js, transformers' exporters or onnxruntime-genai. Loading a program can run "
+        "code that is in it: give only what you trust.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print details, and tracebacks of defects.")

@@ -16,7 +16,7 @@ from mla_opt.cli._models import OpenFile, check_output, read
 from mla_opt.cli._options import (
     Absorb,
     CacheType,
-    Model,
+    ModelOrFolder,
     Prefill,
     Quiet,
     Target,
@@ -83,14 +83,16 @@ class Settings:
 
 
 def optimize(
-    model: Model,
+    model: ModelOrFolder,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The file to write.  [default: MODEL-stem.mla.onnx or .pt2]"
+            "--output",
+            "-o",
+            help="The file or folder to write.  [default: MODEL-stem.mla.onnx or .pt2, FOLDER.mla]",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what exists.")] = False,
     target: Annotated[
         Target,
         typer.Option(
@@ -188,15 +190,19 @@ def optimize(
     """Rewrite the latent attention of MODEL, prove the result, and write it.
 
     Every attention whose keys and values come from one shared latent is absorbed and fused; what
-    cannot be proved is left as it was, and the report says why.
+    cannot be proved is left as it was, and the report says why. A folder is written whole: its ONNX
+    files are rewritten, configs follow, everything else is copied.
     """
     chosen = parse_passes(passes)
     with exit_on_error(verbose=verbose):
+        from mla_opt.cli import _folders
         from mla_opt.files.model_io import default_output
 
+        folder = _folders.is_folder(model)
+        default = _folders.default_output if folder else default_output
         settings = Settings(
             model=model,
-            output=output or default_output(model),
+            output=output or default(model),
             target=target.value,
             absorb=absorb.value,
             cache=cache,
@@ -213,7 +219,11 @@ def optimize(
             print_between_passes=print_between_passes,
             time_passes=time_passes,
         )
-        run(settings, Screen(quiet=quiet, verbose=verbose))
+        screen = Screen(quiet=quiet, verbose=verbose)
+        if folder:
+            _folders.run(settings, screen)
+        else:
+            run(settings, screen)
 
 
 def run(settings: Settings, screen: Screen) -> OptimizationReport:
@@ -272,7 +282,7 @@ def _optimize_and_write(
     from mla_opt import api
     from mla_opt.errors import InputError, NothingMatchedError, VerificationError
 
-    observer = _observer(settings, activity)
+    observer = observer_of(settings, activity)
     try:
         result = api.optimize(opened.model, observer=observer, **settings.api_options())
     except (NothingMatchedError, VerificationError) as error:
@@ -284,12 +294,13 @@ def _optimize_and_write(
     written = opened.write(
         result.model, settings.output, force=settings.force, share=settings.shares
     )
-    report = replace(_complete(result.report, settings, source.result()), output=written)
+    report = replace(complete(result.report, settings), input=source.result(), output=written)
     _write_report(settings, report)
     return report
 
 
-def _observer(settings: Settings, activity: Activity) -> Callable[[Event], None]:
+def observer_of(settings: Settings, activity: Activity) -> Callable[[Event], None]:
+    """What is told of passes and runs: progress, and with --print-between-passes the graph."""
     if not settings.print_between_passes:
         return activity.observe
 
@@ -303,14 +314,11 @@ def _observer(settings: Settings, activity: Activity) -> Callable[[Event], None]
     return observe
 
 
-def _complete(
-    report: OptimizationReport, settings: Settings, source: ModelFile
-) -> OptimizationReport:
+def complete(report: OptimizationReport, settings: Settings) -> OptimizationReport:
     """Add what only the command line knows."""
     from mla_opt.report.plain import to_plain
 
-    options = {**report.options, **settings.api_options()}
-    return replace(report, input=source, options=to_plain(options))
+    return replace(report, options=to_plain({**report.options, **settings.api_options()}))
 
 
 def _write_report(settings: Settings, report: OptimizationReport) -> None:
@@ -324,19 +332,19 @@ def _tell_failure(settings: Settings, error: Exception, source: ModelFile, scree
     report: OptimizationReport | None = getattr(error, "report", None)
     if report is None:
         return
-    report = _complete(report, settings, source)
+    report = replace(complete(report, settings), input=source)
     _write_report(settings, report)
-    _show(settings, report, screen)
+    show_report(settings, report, screen)
 
 
 def _tell(settings: Settings, report: OptimizationReport, screen: Screen) -> None:
-    _show(settings, report, screen)
+    show_report(settings, report, screen)
     proof = "verified" if report.verification is not None else "not verified"
     count = len(report.sites)
     attentions = f"{count} latent attention{'' if count == 1 else 's'} rewritten"
     screen.say(f"wrote {_written(settings.output, report)}: {attentions}, {proof}")
     if report.sites and settings.target == Target.ONNXRUNTIME:
-        _tell_of_kernel(screen)
+        tell_of_kernel(screen)
 
 
 def _written(output: Path, report: OptimizationReport) -> str:
@@ -351,7 +359,7 @@ def _written(output: Path, report: OptimizationReport) -> str:
     return f"{written}, which shares {', '.join(shared)}" if shared else written
 
 
-def _tell_of_kernel(screen: Screen) -> None:
+def tell_of_kernel(screen: Screen) -> None:
     """Say that the fused operator has no kernel here, and how to get it."""
     from mla_opt.errors import KernelUnavailableError
     from mla_opt.kernels import kernel_library
@@ -365,7 +373,8 @@ def _tell_of_kernel(screen: Screen) -> None:
         )
 
 
-def _show(settings: Settings, report: OptimizationReport, screen: Screen) -> None:
+def show_report(settings: Settings, report: OptimizationReport, screen: Screen) -> None:
+    """Show the tables of a report."""
     from mla_opt.report.terminal import optimization_tables
 
     timings = settings.time_passes or screen.verbose

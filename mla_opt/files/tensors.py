@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
+from mla_opt.files.links import leads_out
 from mla_opt.files.mapped import MappedTensor
 from mla_opt.files.order import bodies
 
@@ -194,23 +195,12 @@ def _contained(where: str, folder: Path, location: str) -> Path:
     file = folder / location
     if ".." in Path(location).parts:
         raise InputError(f"{where} has external data outside the model's folder: {location!r}")
-    real = Path(os.path.realpath(file))
-    if not any(real.is_relative_to(each) for each in _allowed(folder)):
+    if leads_out(file, folder):
         raise InputError(
             f"{where} has external data behind a link out of the model's folder: {location!r}; "
             "copy the file itself into the folder"
         )
     return file
-
-
-def _allowed(folder: Path) -> Iterator[Path]:
-    """The folder, and the blobs of its repository where it is part of a Hugging Face cache."""
-    yield Path(os.path.realpath(folder))
-    for snapshots in folder.parents:
-        repository = snapshots.parent
-        if snapshots.name == "snapshots" and repository.name.startswith("models--"):
-            yield Path(os.path.realpath(repository)) / "blobs"
-            return
 
 
 def _check_extent(where: str, file: Path, needed: int) -> None:

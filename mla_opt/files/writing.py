@@ -79,11 +79,13 @@ def write_hashed(
     inputs: Sequence[str | Path] = (),
     inline_limit: int = INLINE_LIMIT,
     share: bool = False,
+    data: Path | None = None,
 ) -> Written:
     """Like :func:`write_model`; tells the hash of what was written, without reading it again.
 
     With ``share`` the model refers to the data files that its tensors came from, and only what is
-    new is written beside it.
+    new is written beside it. ``data`` is where its weights go instead of ``path`` + ``.data``,
+    beside it; no file may be there.
 
     Raises:
         InputError: as :func:`write_model`, or a file cannot be shared from there.
@@ -92,10 +94,10 @@ def write_hashed(
     read = (*inputs, *external_files(model))
     external = weight_bytes(model) > inline_limit or bool(external_files(model))
     check_output(path, force=force, inputs=read)
-    with _one_line_errors(path), Transaction(path, lambda: referred_files(path)) as transaction:
+    with one_line_errors(path), Transaction(path, lambda: referred_files(path)) as transaction:
         check_output(path, force=force, inputs=read)  # another run may have made it meanwhile
-        data, replaced = _data_paths(path, force, read) if external else (None, _left(path, read))
-        file = None if data is None else DataFile(model, data, share=share)
+        where, replaced = _places(path, data, force, read) if external else _nowhere(path, read)
+        file = None if where is None else DataFile(model, where, share=share)
         digest = _write(model, path, file, transaction)
         transaction.commit(replaced)
     if file is None:
@@ -111,6 +113,21 @@ def _as_read(path: Path, data: Sequence[Path]) -> tuple[Path, ...]:
     """Data files under the names, and in the order, in which who reads the model finds them."""
     folder = path.absolute().parent
     return tuple(sorted(folder / location(path, each) for each in data))
+
+
+def _nowhere(path: Path, inputs: Sequence[str | Path]) -> tuple[None, tuple[Path, ...]]:
+    """No data file, and which file of one is left by the model that is replaced."""
+    return None, _left(path, inputs)
+
+
+def _places(
+    path: Path, data: Path | None, force: bool, inputs: Sequence[str | Path]
+) -> tuple[Path, tuple[Path, ...]]:
+    """Where the weights go, and which files will be theirs no more."""
+    if data is None:
+        return _data_paths(path, force, inputs)
+    check_output(data, inputs=inputs)
+    return data, ()
 
 
 def _data_paths(
@@ -148,8 +165,8 @@ def clear_up(path: str | Path) -> None:
         InputError: a run is writing it now, or the folder is not writable.
     """
     path = Path(path)
-    _check_folder(path)
-    with _one_line_errors(path), Transaction(path, lambda: referred_files(path)):
+    check_parent(path)
+    with one_line_errors(path), Transaction(path, lambda: referred_files(path)):
         pass
 
 
@@ -163,7 +180,7 @@ def check_output(
             writable.
     """
     path = Path(path)
-    with _one_line_errors(path):
+    with one_line_errors(path):
         check_no_input(path, inputs)
         if path.is_dir():
             raise InputError(f"{path}: is a folder; give a file name")
@@ -171,7 +188,7 @@ def check_output(
             raise InputError(f"{path}: is no regular file, and is not replaced; give another name")
         if os.path.lexists(path) and not force:
             raise InputError(f"{path}: exists already; use --force to replace it, or another name")
-        _check_folder(path)
+        check_parent(path)
 
 
 def check_no_input(path: Path, inputs: Sequence[str | Path]) -> None:
@@ -224,7 +241,7 @@ def whole_file(path: str | Path, *, force: bool = False) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     check_output(path, force=force)
-    with _one_line_errors(path), Transaction(path) as transaction:
+    with one_line_errors(path), Transaction(path) as transaction:
         check_output(path, force=force)  # another run may have made it meanwhile
         with transaction.open(path) as stream:
             yield stream
@@ -234,7 +251,12 @@ def whole_file(path: str | Path, *, force: bool = False) -> Iterator[IO[bytes]]:
 # Checks before writing.
 
 
-def _check_folder(path: Path) -> None:
+def check_parent(path: Path) -> None:
+    """Check that something may be made at ``path``, as far as its folder goes.
+
+    Raises:
+        InputError: the folder is not there, or not writable.
+    """
     folder = path.parent
     if not folder.exists():
         raise InputError(f"{path}: there is no folder {str(folder)!r}; make it first")
@@ -272,7 +294,8 @@ def _write(model: ir.Model, path: Path, file: DataFile | None, transaction: Tran
 
 
 @contextlib.contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
+def one_line_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says against writing ``path`` into an `InputError`."""
     try:
         yield
     except OSError as error:

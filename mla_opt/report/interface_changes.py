@@ -17,8 +17,8 @@ _CODES = ("int8", "float8e4m3fn")
 def interface_changes(before: ir.Model, after: ir.Model) -> tuple[InterfaceChange, ...]:
     """Compare two models port by port, by name."""
     return (
-        *_changes("input", _ports(before.graph.inputs), _ports(after.graph.inputs)),
-        *_changes("output", _ports(before.graph.outputs), _ports(after.graph.outputs)),
+        *_changes("input", ports(before.graph.inputs), ports(after.graph.inputs)),
+        *_changes("output", ports(before.graph.outputs), ports(after.graph.outputs)),
     )
 
 
@@ -46,7 +46,8 @@ def _why_added(port: PortSpec) -> str:
     return "holds the latent rows [c_kv | k_pe] of one layer"
 
 
-def _ports(values: Sequence[ir.Value]) -> dict[str, PortSpec]:
+def ports(values: Sequence[ir.Value]) -> dict[str, PortSpec]:
+    """Inputs or outputs by name."""
     return {value.name or "": _port(value) for value in values}
 
 
