@@ -7,15 +7,17 @@ and the data after it, each tensor when its turn comes.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeGuard
+from typing import IO, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
 
 from mla_opt.aside import let_go
 from mla_opt.errors import InputError
+from mla_opt.files.hashed import Digest, HashedStream
 from mla_opt.files.read_once import Out, ReadOnce
 from mla_opt.files.sharing import location
 from mla_opt.handles import Array
@@ -26,6 +28,8 @@ _EXTERNAL_FROM = 1024
 _ALIGNMENT = 4096
 # Bytes of a tensor that are read and written at once.
 _PIECE = 8 << 20
+# Bytes after which the system is told to bring them to the disk.
+_SENT = 32 << 20
 
 
 class DataFile:
@@ -69,17 +73,25 @@ class DataFile:
         tensors = _distinct(self._model)
         return tuple(sorted({Path(t.path) for t in tensors if self._is_shared(t)}))
 
-    def write(self, out: Out, source: ReadOnce | None = None) -> None:
-        """Write the content of the file, tensor by tensor; what comes from ``source`` goes by it.
+    def write(
+        self, stream: IO[bytes], digest: Digest | None = None, source: ReadOnce | None = None
+    ) -> None:
+        """Write the content of the file, tensor by tensor.
+
+        ``digest`` is given what is written, ``source`` what is copied out of its files.
 
         Raises:
-            InputError: a file of ``source`` cannot be read.
+            InputError: a file cannot be read.
         """
-        end = 0
+        out = stream if digest is None else HashedStream(stream, digest)
+        end = sent = 0
         for start, tensor in self._contents:
             out.write(bytes(start - end))
             _write(tensor, out, source)
             end = start + tensor.nbytes
+            if end - sent >= _SENT:
+                _send(stream, sent, end)
+                sent = end
 
     def _is_shared(self, tensor: ir.TensorProtocol) -> TypeGuard[ir.ExternalTensor]:
         return self._share and isinstance(tensor, ir.ExternalTensor)
@@ -165,6 +177,13 @@ def _copy(tensor: ir.ExternalTensor, out: Out) -> None:
             reason = error.strerror or error
             raise InputError(f"{tensor.path}: cannot be read: {reason}") from error
         raise
+
+
+def _send(stream: IO[bytes], start: int, end: int) -> None:
+    """Let what was written go to the disk beside the work; at the end, only the rest has to."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # slower where it is not known, and right all the same
+            os.posix_fadvise(stream.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def _write_array(array: Array, out: Out) -> None:

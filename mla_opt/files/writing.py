@@ -18,7 +18,7 @@ from typing import IO
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
-from mla_opt.files.hashed import Digest, HashedStream, sha256
+from mla_opt.files.hashed import Digest, sha256
 from mla_opt.files.read_once import ReadOnce, sha256_along
 from mla_opt.files.reading import external_files, referred_files
 from mla_opt.files.sharing import location
@@ -293,7 +293,7 @@ def _write(
         digest.write(content)
     if file is not None and not (file.is_empty and file.shared()):
         with transaction.open(file.path) as stream:
-            file.write(stream if digest is None else HashedStream(stream, digest), source)
+            file.write(stream, digest, source)
     with transaction.open(path) as stream:
         stream.write(content)
     if source is not None and not (file and file.shared()):
