@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from mla_opt.files.read_once import ReadOnce
     from mla_opt.report import ModelFile
+
+Wrote = tuple[tuple[Path, ...], "ModelFile | None"]
+"""The files of a model that was written, and what a report says of them, where one is asked for."""
 
 
 class OpenFile(Protocol):
@@ -20,8 +24,8 @@ class OpenFile(Protocol):
     def files(self) -> tuple[Path, ...]:
         """The file, and those that hold its weights."""
 
-    def describe(self) -> ModelFile:
-        """What a report says of the file."""
+    def describe(self, digest: str | None = None) -> ModelFile:
+        """What a report says of the file, and its data; ``digest`` is their hash, if known."""
 
     def notes(self) -> tuple[str, ...]:
         """What is to be known before reading an inspection."""
@@ -33,10 +37,19 @@ class OpenFile(Protocol):
             InputError: it cannot.
         """
 
-    def write(self, model: Any, path: Path, *, force: bool, share: bool = False) -> ModelFile:
+    def write(
+        self,
+        model: Any,
+        path: Path,
+        *,
+        force: bool,
+        share: bool = False,
+        source: ReadOnce | None = None,
+    ) -> Wrote:
         """Write what became of the model, whole or not at all.
 
-        With ``share`` it refers to the files of this one for what has not changed.
+        With ``share`` it refers to the files of this one for what has not changed. ``source`` is
+        given for a report: what is copied goes into its hash, and what is written is described.
         """
 
 
@@ -85,11 +98,11 @@ class OnnxFile:
 
         return model_files(self._path, self.model)
 
-    def describe(self) -> ModelFile:
+    def describe(self, digest: str | None = None) -> ModelFile:
         """Hash and size, data files included."""
         from mla_opt.files.model_io import describe
 
-        return describe(self.files(), self.model)
+        return describe(self.files(), self.model, digest)
 
     def notes(self) -> tuple[str, ...]:
         """Operators that nobody defines."""
@@ -103,12 +116,23 @@ class OnnxFile:
 
         check_sharing(path, self.files())
 
-    def write(self, model: Any, path: Path, *, force: bool, share: bool = False) -> ModelFile:
+    def write(
+        self,
+        model: Any,
+        path: Path,
+        *,
+        force: bool,
+        share: bool = False,
+        source: ReadOnce | None = None,
+    ) -> Wrote:
         """The file, and its data file if there is one."""
-        from mla_opt.files.model_io import describe, write_hashed
+        from mla_opt.files.model_io import describe, write_hashed, write_model
 
-        written = write_hashed(model, path, force=force, inputs=self.files(), share=share)
-        return describe(written.files, model, written.sha256)
+        inputs = self.files()
+        if source is None:
+            return write_model(model, path, force=force, inputs=inputs, share=share), None
+        written = write_hashed(model, path, force=force, inputs=inputs, share=share, source=source)
+        return written.files, describe(written.files, model, written.sha256)
 
 
 class ProgramFile:
@@ -125,11 +149,11 @@ class ProgramFile:
         """The file alone."""
         return (self._path,)
 
-    def describe(self) -> ModelFile:
+    def describe(self, digest: str | None = None) -> ModelFile:
         """Hash and size, and which release of PyTorch wrote it."""
         from mla_opt.programs.saved import describe_program
 
-        return describe_program(self._path, self._saved.torch_version)
+        return describe_program(self._path, self._saved.torch_version, digest)
 
     def notes(self) -> tuple[str, ...]:
         """None: a program with unknown operators cannot be read."""
@@ -141,16 +165,24 @@ class ProgramFile:
 
         raise InputError(f"{self._path}: is a program, which holds its weights; they are copied")
 
-    def write(self, model: Any, path: Path, *, force: bool, share: bool = False) -> ModelFile:
+    def write(
+        self,
+        model: Any,
+        path: Path,
+        *,
+        force: bool,
+        share: bool = False,
+        source: ReadOnce | None = None,
+    ) -> Wrote:
         """The program, and the texts that were saved beside the one that was read."""
         from dataclasses import replace
 
         from mla_opt.programs.saved import describe_program, write_program
 
-        written = write_program(
+        release = write_program(
             replace(self._saved, program=model), path, force=force, source=self._path
         )
-        return describe_program(path, written)
+        return (path,), None if source is None else describe_program(path, release)
 
 
 def _unknown(names: Sequence[str]) -> tuple[str, ...]:

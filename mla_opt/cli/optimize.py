@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mla_opt.background import Background
 from mla_opt.cli._console import Activity, Screen
 from mla_opt.cli._exit import exit_on_error
 from mla_opt.cli._models import OpenFile, check_output, read
@@ -33,8 +33,10 @@ from mla_opt.cli._options import (
 
 if TYPE_CHECKING:
     from mla_opt.events import Event
+    from mla_opt.files.read_once import ReadOnce
     from mla_opt.report import ModelFile, OptimizationReport
 
+    Hashing = ReadOnce | None
 
 #: What the API knows nothing of.
 _OWN = (
@@ -229,6 +231,8 @@ def optimize(
 def run(settings: Settings, screen: Screen) -> OptimizationReport:
     """Optimize from file to file, tell about it, and return the report.
 
+    What identifies the files is in it where it is written: they are hashed for nothing else.
+
     Raises:
         InputError, NothingMatchedError, VerificationError: nothing was written but the report.
     """
@@ -237,10 +241,17 @@ def run(settings: Settings, screen: Screen) -> OptimizationReport:
     with screen.activity(f"reading {settings.model}", moving=moving) as activity:
         opened = read(settings.model)
         _protect(settings, opened)
-        source = Background(opened.describe)  # hashing a large file takes as long as the passes
-        report = _optimize_and_write(settings, opened, source, activity, screen)
-    _tell(settings, report, screen)
+        with _hashing(settings, opened) as source:
+            report, files = _optimize_and_write(settings, opened, source, activity, screen)
+    _tell(settings, report, files, screen)
     return report
+
+
+def _hashing(settings: Settings, opened: OpenFile) -> contextlib.AbstractContextManager[Hashing]:
+    from mla_opt.files.read_once import ReadOnce
+
+    asked = settings.report is not None
+    return ReadOnce(opened.files()) if asked else contextlib.nullcontext()
 
 
 def _check_outputs(settings: Settings) -> None:
@@ -275,10 +286,11 @@ def _protect(settings: Settings, opened: OpenFile) -> None:
 def _optimize_and_write(
     settings: Settings,
     opened: OpenFile,
-    source: Background[ModelFile],
+    source: Hashing,
     activity: Activity,
     screen: Screen,
-) -> OptimizationReport:
+) -> tuple[OptimizationReport, tuple[Path, ...]]:
+    """Do it; returns the report, and the files that the result is made of."""
     from mla_opt import api
     from mla_opt.errors import InputError, NothingMatchedError, VerificationError
 
@@ -286,17 +298,18 @@ def _optimize_and_write(
     try:
         result = api.optimize(opened.model, observer=observer, **settings.api_options())
     except (NothingMatchedError, VerificationError) as error:
-        _tell_failure(settings, error, source.result(), screen)
+        _tell_failure(settings, error, opened, source, screen)
         raise
     except InputError as error:
         raise InputError(f"{settings.model}: {error}") from error
     activity.step(f"writing {settings.output}")
-    written = opened.write(
-        result.model, settings.output, force=settings.force, share=settings.shares
+    files, written = opened.write(
+        result.model, settings.output, force=settings.force, share=settings.shares, source=source
     )
-    report = replace(complete(result.report, settings), input=source.result(), output=written)
+    report = complete(result.report, settings)
+    report = replace(report, input=_described(opened, source), output=written)
     _write_report(settings, report)
-    return report
+    return report, files
 
 
 def observer_of(settings: Settings, activity: Activity) -> Callable[[Event], None]:
@@ -321,6 +334,11 @@ def complete(report: OptimizationReport, settings: Settings) -> OptimizationRepo
     return replace(report, options=to_plain({**report.options, **settings.api_options()}))
 
 
+def _described(opened: OpenFile, source: Hashing) -> ModelFile | None:
+    """What identifies the input, where a report is written."""
+    return None if source is None else opened.describe(source.hexdigest())
+
+
 def _write_report(settings: Settings, report: OptimizationReport) -> None:
     if settings.report is not None:
         from mla_opt.files.model_io import write_text
@@ -328,34 +346,38 @@ def _write_report(settings: Settings, report: OptimizationReport) -> None:
         write_text(settings.report, report.to_json(), force=settings.force)
 
 
-def _tell_failure(settings: Settings, error: Exception, source: ModelFile, screen: Screen) -> None:
+def _tell_failure(
+    settings: Settings, error: Exception, opened: OpenFile, source: Hashing, screen: Screen
+) -> None:
     report: OptimizationReport | None = getattr(error, "report", None)
     if report is None:
         return
-    report = replace(complete(report, settings), input=source)
+    report = replace(complete(report, settings), input=_described(opened, source))
     _write_report(settings, report)
     show_report(settings, report, screen)
 
 
-def _tell(settings: Settings, report: OptimizationReport, screen: Screen) -> None:
+def _tell(
+    settings: Settings, report: OptimizationReport, files: Sequence[Path], screen: Screen
+) -> None:
     show_report(settings, report, screen)
     proof = "verified" if report.verification is not None else "not verified"
     count = len(report.sites)
     attentions = f"{count} latent attention{'' if count == 1 else 's'} rewritten"
-    screen.say(f"wrote {_written(settings.output, report)}: {attentions}, {proof}")
+    screen.say(f"wrote {_written(settings.output, files)}: {attentions}, {proof}")
     if report.sites and settings.target == Target.ONNXRUNTIME:
         tell_of_kernel(screen)
 
 
-def _written(output: Path, report: OptimizationReport) -> str:
+def _written(output: Path, files: Sequence[Path]) -> str:
     """The files that were written, each with its size, and those that are shared."""
-    from mla_opt.files.model_io import is_own_data
+    from mla_opt.files.model_io import is_own_data, seen_from
     from mla_opt.report.terminal import quantity
 
-    data = () if report.output is None else report.output.external_data
-    files = (output, *(output.parent / name for name in data if is_own_data(output, name)))
-    written = " and ".join(f"{file} ({quantity(file.stat().st_size, 'B')})" for file in files)
-    shared = [name for name in data if not is_own_data(output, name)]
+    names = {file: seen_from(output.parent, file) for file in files}
+    own = [file for file in files if file == output or is_own_data(output, names[file])]
+    written = " and ".join(f"{file} ({quantity(file.stat().st_size, 'B')})" for file in own)
+    shared = [name for file, name in names.items() if file not in own]
     return f"{written}, which shares {', '.join(shared)}" if shared else written
 
 

@@ -59,6 +59,7 @@ __all__ = [
     "one_line_errors",
     "read_model",
     "referred_files",
+    "seen_from",
     "sha256",
     "unknown_operators",
     "whole_file",
@@ -103,11 +104,11 @@ def describe(files: Sequence[Path], model: ir.Model, digest: str | None = None) 
         opset_imports=dict(model.opset_imports),
         ir_version=model.ir_version,
         producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
-        external_data=tuple(_named(file, files[0].parent) for file in files[1:]),
+        external_data=tuple(seen_from(files[0].parent, file) for file in files[1:]),
     )
 
 
-def _named(file: Path, folder: Path) -> str:
+def seen_from(folder: Path, file: Path) -> str:
     """A data file as seen from its model's folder; its name alone where it is in no part of it."""
     absolute, around = file.absolute(), folder.absolute()
     inside = absolute.is_relative_to(around)

@@ -7,15 +7,20 @@ and the data after it, each tensor when its turn comes.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, TypeGuard
+from typing import IO, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
 
 from mla_opt.aside import let_go
+from mla_opt.errors import InputError
+from mla_opt.files.hashed import Digest, HashedStream
+from mla_opt.files.read_once import Out, ReadOnce
 from mla_opt.files.sharing import location
+from mla_opt.handles import Array
 
 # Smaller tensors stay in the model file, where shape inference can see them.
 _EXTERNAL_FROM = 1024
@@ -23,13 +28,8 @@ _EXTERNAL_FROM = 1024
 _ALIGNMENT = 4096
 # Bytes of a tensor that are read and written at once.
 _PIECE = 8 << 20
-
-
-class Out(Protocol):
-    """What bytes are written to."""
-
-    def write(self, content: bytes | memoryview) -> int:
-        """Write all of it."""
+# Bytes after which the system is told to bring them to the disk.
+_SENT = 32 << 20
 
 
 class DataFile:
@@ -73,13 +73,25 @@ class DataFile:
         tensors = _distinct(self._model)
         return tuple(sorted({Path(t.path) for t in tensors if self._is_shared(t)}))
 
-    def write(self, out: Out) -> None:
-        """Write the content of the file, tensor by tensor."""
-        end = 0
+    def write(
+        self, stream: IO[bytes], digest: Digest | None = None, source: ReadOnce | None = None
+    ) -> None:
+        """Write the content of the file, tensor by tensor.
+
+        ``digest`` is given what is written, ``source`` what is copied out of its files.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        out = stream if digest is None else HashedStream(stream, digest)
+        end = sent = 0
         for start, tensor in self._contents:
             out.write(bytes(start - end))
-            _write(tensor, out)
+            _write(tensor, out, source)
             end = start + tensor.nbytes
+            if end - sent >= _SENT:
+                _send(stream, sent, end)
+                sent = end
 
     def _is_shared(self, tensor: ir.TensorProtocol) -> TypeGuard[ir.ExternalTensor]:
         return self._share and isinstance(tensor, ir.ExternalTensor)
@@ -133,7 +145,8 @@ def _in_order_of_files(tensors: list[ir.TensorProtocol]) -> list[ir.TensorProtoc
     """What comes from files first, so that each of them is read from its front to its end."""
     files = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
     others = [tensor for tensor in tensors if not isinstance(tensor, ir.ExternalTensor)]
-    return [*sorted(files, key=lambda tensor: (tensor.path, tensor.offset or 0)), *others]
+    # Of paths, as lists of files are: not of texts, which would put "a.b/c" before "a/c".
+    return [*sorted(files, key=lambda tensor: (Path(tensor.path), tensor.offset or 0)), *others]
 
 
 def _source(tensor: ir.TensorProtocol) -> object:
@@ -143,15 +156,38 @@ def _source(tensor: ir.TensorProtocol) -> object:
     return (tensor.path, tensor.offset or 0, tensor.nbytes)
 
 
-def _write(tensor: ir.TensorProtocol, out: Out) -> None:
+def _write(tensor: ir.TensorProtocol, out: Out, source: ReadOnce | None) -> None:
     """Write the bytes of one tensor, a piece at a time."""
     if isinstance(tensor, ir.ExternalTensor):
-        tensor.tofile(out)  # checks its file, and reads it in pieces
+        if source is not None:
+            out = source.along(tensor.path, tensor.offset or 0, out)
+        _copy(tensor, out)
     elif tensor.dtype.bitwidth < 8:
         out.write(tensor.tobytes())  # packs them
     else:
-        array = np.asarray(tensor.numpy(), order="C")
-        content = array.reshape(-1).view(np.uint8).data
-        for start in range(0, len(content), _PIECE):
-            out.write(content[start : start + _PIECE])
-        let_go(array)
+        _write_array(np.asarray(tensor.numpy(), order="C"), out)
+
+
+def _copy(tensor: ir.ExternalTensor, out: Out) -> None:
+    """Copy from file to file: in pieces, or by the system itself where ``out`` is a file alone."""
+    try:
+        tensor.tofile(out)  # checks where its file is, too
+    except OSError as error:
+        if error.filename == tensor.path or error.errno is None:  # else it is of writing
+            reason = error.strerror or error
+            raise InputError(f"{tensor.path}: cannot be read: {reason}") from error
+        raise
+
+
+def _send(stream: IO[bytes], start: int, end: int) -> None:
+    """Let what was written go to the disk beside the work; at the end, only the rest has to."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # slower where it is not known, and right all the same
+            os.posix_fadvise(stream.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
+
+
+def _write_array(array: Array, out: Out) -> None:
+    content = array.reshape(-1).view(np.uint8).data
+    for start in range(0, len(content), _PIECE):
+        out.write(content[start : start + _PIECE])
+    let_go(array)

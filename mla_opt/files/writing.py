@@ -8,7 +8,6 @@ graph.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,8 @@ from typing import IO
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
-from mla_opt.files.hashed import HashedStream, sha256
+from mla_opt.files.hashed import Digest, sha256
+from mla_opt.files.read_once import ReadOnce, sha256_along
 from mla_opt.files.reading import external_files, referred_files
 from mla_opt.files.sharing import location
 from mla_opt.files.transaction import Transaction
@@ -44,6 +44,7 @@ def write_model(
     force: bool = False,
     inputs: Sequence[str | Path] = (),
     inline_limit: int = INLINE_LIMIT,
+    share: bool = False,
 ) -> tuple[Path, ...]:
     """Write ``model`` to ``path``, large weights to ``path`` + ``.data`` beside it.
 
@@ -59,16 +60,17 @@ def write_model(
         inputs: the files that the model was made from; never replaced, not even by force, and
             nor are the data files that it refers to.
         inline_limit: bytes of weights up to which they stay in the model file.
+        share: refer to the data files that tensors came from, and write only what is new.
 
     Returns:
-        The files written: the model, and its data file if there is one.
+        The files written: the model, its data file if there is one, and what it shares.
 
     Raises:
-        InputError: the file exists, another run is writing it, it cannot be written, or the disk
-            is full.
+        InputError: the file exists, another run is writing it, it cannot be written, the disk is
+            full, or a file cannot be shared from there.
     """
-    written = write_hashed(model, path, force=force, inputs=inputs, inline_limit=inline_limit)
-    return written.files
+    files, _ = _written(model, Path(path), force, inputs, inline_limit, share)
+    return files
 
 
 def write_hashed(
@@ -80,17 +82,38 @@ def write_hashed(
     inline_limit: int = INLINE_LIMIT,
     share: bool = False,
     data: Path | None = None,
+    source: ReadOnce | None = None,
 ) -> Written:
-    """Like :func:`write_model`; tells the hash of what was written, without reading it again.
+    """Like :func:`write_model`; tells the hash of what was written.
 
-    With ``share`` the model refers to the data files that its tensors came from, and only what is
-    new is written beside it. ``data`` is where its weights go instead of ``path`` + ``.data``,
-    beside it; no file may be there.
+    It is made while that is written; only shared files are read for it. What is copied out of the
+    files of ``source`` goes into its hash as well. ``data`` is where the weights go instead of
+    ``path`` + ``.data``, beside it; no file may be there.
 
     Raises:
-        InputError: as :func:`write_model`, or a file cannot be shared from there.
+        InputError: as :func:`write_model`, or a file of ``source`` cannot be read.
     """
-    path = Path(path)
+    with Digest() as digest:
+        files, shares = _written(
+            model, Path(path), force, inputs, inline_limit, share, data, digest, source
+        )
+        if not shares:
+            return Written(files, digest.hexdigest())
+    return Written(files, sha256(files) if source is None else sha256_along(files, source))
+
+
+def _written(
+    model: ir.Model,
+    path: Path,
+    force: bool,
+    inputs: Sequence[str | Path],
+    inline_limit: int,
+    share: bool,
+    data: Path | None = None,
+    digest: Digest | None = None,
+    source: ReadOnce | None = None,
+) -> tuple[tuple[Path, ...], bool]:
+    """Write a model; returns its files, and whether it shares some of them."""
     read = (*inputs, *external_files(model))
     external = weight_bytes(model) > inline_limit or bool(external_files(model))
     check_output(path, force=force, inputs=read)
@@ -98,15 +121,15 @@ def write_hashed(
         check_output(path, force=force, inputs=read)  # another run may have made it meanwhile
         where, replaced = _places(path, data, force, read) if external else _nowhere(path, read)
         file = None if where is None else DataFile(model, where, share=share)
-        digest = _write(model, path, file, transaction)
+        _write(model, path, file, transaction, digest, source)
         transaction.commit(replaced)
     if file is None:
-        return Written((path,), digest)
-    if not file.shared():
-        return Written((path, file.path), digest)
+        return (path,), False
+    shared = file.shared()
+    if not shared:
+        return (path, file.path), False
     own = () if file.is_empty else (file.path,)
-    files = (path, *_as_read(path, (*own, *file.shared())))
-    return Written(files, sha256(files))
+    return (path, *_as_read(path, (*own, *shared))), True
 
 
 def _as_read(path: Path, data: Sequence[Path]) -> tuple[Path, ...]:
@@ -278,19 +301,26 @@ def _same_file(one: Path, other: Path) -> bool:
 # Writing.
 
 
-def _write(model: ir.Model, path: Path, file: DataFile | None, transaction: Transaction) -> str:
-    """Write both files; returns their hash, the model file's bytes first."""
+def _write(
+    model: ir.Model,
+    path: Path,
+    file: DataFile | None,
+    transaction: Transaction,
+    digest: Digest | None,
+    source: ReadOnce | None,
+) -> None:
+    """Write both files; to ``digest`` goes what is written, the model file's bytes first."""
     with contextlib.nullcontext() if file is None else file.referred_to():
         content = ir.to_proto(model).SerializeToString()
-    if file is None or (file.is_empty and file.shared()):
-        digest = hashlib.sha256(content).hexdigest()
-    else:
-        with transaction.open(file.path) as stream, HashedStream(stream, content) as out:
-            file.write(out)
-            digest = out.hexdigest()
+    if digest is not None:
+        digest.write(content)
+    if file is not None and not (file.is_empty and file.shared()):
+        with transaction.open(file.path) as stream:
+            file.write(stream, digest, source)
     with transaction.open(path) as stream:
         stream.write(content)
-    return digest
+    if source is not None and not (file and file.shared()):
+        source.hexdigest()  # what cannot be read to its end is told before anything appears
 
 
 @contextlib.contextmanager

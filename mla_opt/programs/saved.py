@@ -102,10 +102,10 @@ def write_program(
     return str(torch.__version__)
 
 
-def describe_program(path: Path, torch_version: str) -> ModelFile:
-    """Return what a report says of a program on disk."""
+def describe_program(path: Path, torch_version: str, digest: str | None = None) -> ModelFile:
+    """Return what a report says of a program on disk; ``digest`` is its hash, where it is known."""
     producer = f"PyTorch {torch_version}" if torch_version else ""
-    return ModelFile(str(path), sha256([path]), path.stat().st_size, {}, 0, producer)
+    return ModelFile(str(path), digest or sha256([path]), path.stat().st_size, {}, 0, producer)
 
 
 def _why(archive: Archive, records: Sequence[logging.LogRecord], error: Exception) -> str:

@@ -1,10 +1,12 @@
 """Memory and time of `mla-opt optimize` as a model gets deeper: DeepSeek-V3's attentions.
 
     python -m tests.benchmarks.scale [--layers N ...] [--kinds float16 4bit] [--weights auto float]
+        [--report] [--rounds N]
 
 Each model is made, optimized from file to file without verification in a process of its own, copied
 with `cp`, and removed again. 61 layers need 31 GB of disk. Prints one row a run, and the memory
-that each further layer takes.
+that each further layer takes. With `--report` a report is written, for which both models are
+hashed; with `--rounds` each model is optimized and copied so many times, in turns.
 """
 
 from __future__ import annotations
@@ -81,10 +83,12 @@ def optimize(arguments: Sequence[str]) -> None:
     print(json.dumps(took))
 
 
-def measure(kind: str, weights: str, layers: int, source: Path) -> Run:
+def measure(kind: str, weights: str, layers: int, source: Path, *, report: bool = False) -> Run:
     """Optimize and copy one model."""
     target = source.with_name("optimized.onnx")
     options = ["--no-verify", "--quiet", "--weights", weights, "-o", str(target)]
+    if report:
+        options += ["--report", f"{target}.json"]
     command = [sys.executable, "-m", "tests.benchmarks.scale", "--run", str(source), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -121,19 +125,19 @@ def slope(runs: Sequence[Run]) -> float:
     return (runs[-1].peak_mb - runs[0].peak_mb) / (runs[-1].layers - runs[0].layers)
 
 
-def series(kind: str, weights: Sequence[str], depths: Sequence[int], folder: Path | None) -> None:
+def series(kind: str, options: argparse.Namespace) -> None:
     """Measure one kind of model at every depth; prints a row for each run."""
-    runs: dict[str, list[Run]] = {each: [] for each in weights}
-    for layers in depths:
-        with tempfile.TemporaryDirectory(prefix="deep-", dir=folder) as made:
+    runs: dict[str, list[Run]] = {each: [] for each in options.weights}
+    for layers in options.layers:
+        with tempfile.TemporaryDirectory(prefix="deep-", dir=options.folder) as made:
             source = Path(made, "in", "model.onnx")
             source.parent.mkdir()
             deep_model.make(kind, dataclasses.replace(V3, layers=layers), source)
-            for each in weights:
-                runs[each].append(measure(kind, each, layers, source))
+            for each in [*options.weights] * options.rounds:
+                runs[each].append(measure(kind, each, layers, source, report=options.report))
                 print(runs[each][-1].row(), flush=True)
     for each, done in runs.items():
-        if len(done) > 1:
+        if done[0].layers != done[-1].layers:
             print(f"{kind}, weights {each}: {slope(done):.2f} MB each further layer", flush=True)
 
 
@@ -147,10 +151,12 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=deep_model.KINDS, default=deep_model.KINDS)
     parser.add_argument("--weights", nargs="+", default=["auto", "float"])
     parser.add_argument("--folder", type=Path, help="on the disk to use")
+    parser.add_argument("--report", action="store_true", help="write a report, with hashes")
+    parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     print(COLUMNS)
     for kind in options.kinds:
-        series(kind, options.weights, options.layers, options.folder)
+        series(kind, options)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import onnx
 import pytest
 
 from mla_opt.errors import NothingMatchedError, VerificationError
-from mla_opt.files import model_io
 from mla_opt.files.hashed import sha256
 from mla_opt.kernels import library
 from mla_opt.report import OptimizationReport
@@ -98,24 +97,44 @@ def test_what_cannot_be_shared_is_told_before_the_work(
     assert not api.asked
 
 
-def test_each_file_is_hashed_once(
-    run: Run, api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("share", ["copy", "share"])
+def test_files_are_hashed_for_a_report(run: Run, api: FakeApi, tmp_path: Path, share: str) -> None:
+    """The input's as they are copied; shared ones, which are not, are read for both hashes."""
+    files = [tmp_path / name for name in ("m.onnx", "w.bin")]
+    files[1].write_bytes(WEIGHT.tobytes())
+    report, output = tmp_path / "report.json", tmp_path / "m.mla.onnx"
+    given = (save_external(files[0]), "--report", report, "--weights-files", share)
+    assert run("optimize", *given).exit_code == 0
+    told = json.loads(report.read_text())
+    assert told["input"]["sha256"] == sha256(files)
+    data = files[1] if share == "share" else tmp_path / "m.mla.onnx.data"
+    assert told["output"]["external_data"] == [data.name]
+    assert told["output"]["sha256"] == sha256([output, data])
+
+
+@pytest.mark.parametrize("outcome", ["written", "nothing", "nothing, told"])
+def test_nothing_is_hashed_for_nobody(
+    run: Run, api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str
 ) -> None:
-    """The input's are read for it, beside the passes; the output's are hashed as they go out."""
-    hashed: list[Any] = []
+    made: list[object] = []
+    original = hashlib.sha256
 
-    def counted(paths: Any) -> str:
-        hashed.extend(paths)
-        return sha256(paths)
+    def counted(*content: bytes) -> Any:
+        made.append(content)
+        return original(*content)
 
-    monkeypatch.setattr(model_io, "sha256", counted)
     (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
-    source, report = save_external(tmp_path / "m.onnx"), tmp_path / "report.json"
-    assert run("optimize", source, "--report", report).exit_code == 0
-    assert hashed == [source, tmp_path / "w.bin"]
-    output = tmp_path / "m.mla.onnx"
-    told = json.loads(report.read_text())["output"]["sha256"]
-    assert told == sha256([output, tmp_path / "m.mla.onnx.data"])
+    source = save_external(tmp_path / "m.onnx")
+    expected, report, options = sha256([source, tmp_path / "w.bin"]), tmp_path / "r.json", []
+    if outcome != "written":
+        api.error = with_report(NothingMatchedError("nothing"), OptimizationReport())
+    if outcome == "nothing, told":
+        options = ["--report", report]
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    assert run("optimize", source, *options).exit_code == (0 if outcome == "written" else 3)
+    if options:
+        assert json.loads(report.read_text())["input"]["sha256"] == expected
+    assert bool(made) == bool(options)
 
 
 def test_without_a_kernel_library_it_says_so_once(
