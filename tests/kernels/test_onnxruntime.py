@@ -190,6 +190,25 @@ def test_the_comparison_notices_a_wrong_scale():
     assert not matches(outputs, signature, feeds)
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_an_empty_cache_may_have_no_address(split):
+    """Programs give the first call a tensor of no rows, and need no memory for it."""
+    signature = Signature(has_cache=True, split=split, causal=True)
+    feeds = cases.operands(signature, query_len=3, past=0)
+    runtime = session(cases.model(signature, feeds))
+    binding = runtime.io_binding()
+    for name, feed in feeds.items():
+        if feed.size:
+            binding.bind_ortvalue_input(name, to_ort_value(feed))
+        else:
+            binding.bind_input(name, "cpu", 0, feed.dtype, feed.shape, 0)
+    for output in runtime.get_outputs():
+        binding.bind_output(output.name)
+    runtime.run_with_iobinding(binding)
+    outputs = [from_ort_value(value) for value in binding.get_outputs()]
+    assert matches(outputs, signature, feeds)
+
+
 @pytest.mark.parametrize("codes", ["int8", "float8_e4m3fn"])
 def test_bound_buffers_of_codes_are_written_in_place(codes):
     signature = Signature(has_cache=True, in_place=True, split=True, codes=codes)

@@ -50,6 +50,15 @@ Status* read_shape(const TypeAndShape* shape, Operand& operand) {
   return call<Status*>(api, kGetDimensions, shape, &operand.dims[0], rank);
 }
 
+// The address of a tensor that is there. One without elements may have none, and to the kernel that
+// would say that it is not given: a cache in two parts would be taken for a packed one.
+Status* address(Value* value, void** data) {
+  alignas(64) static char nowhere[64];
+  RETURN_IF_ERROR((call<Status*>(api, kGetTensorMutableData, value, data)));
+  if (!*data) *data = nowhere;
+  return nullptr;
+}
+
 Status* read_operand(const Value* value, Operand& operand) {
   TypeAndShape* shape;
   RETURN_IF_ERROR((call<Status*>(api, kGetTensorTypeAndShape, value, &shape)));
@@ -57,7 +66,7 @@ Status* read_operand(const Value* value, Operand& operand) {
   call<void>(api, kReleaseTensorTypeAndShape, shape);
   RETURN_IF_ERROR(status);
   operand.given = true;
-  return call<Status*>(api, kGetTensorMutableData, const_cast<Value*>(value), &operand.data);
+  return address(const_cast<Value*>(value), &operand.data);
 }
 
 Status* make_output(KernelContext* context, Output output, const OutputShapes& shapes,
@@ -66,8 +75,7 @@ Status* make_output(KernelContext* context, Output output, const OutputShapes& s
   RETURN_IF_ERROR((call<Status*>(api, kKernelContextGetOutput, context,
                                  static_cast<size_t>(output), &shapes.shape[output].dims[0],
                                  size_t{4}, &value)));
-  if (!value) return nullptr;
-  return call<Status*>(api, kGetTensorMutableData, value, data);
+  return value ? address(value, data) : nullptr;
 }
 
 // ---- the operator, once for each pair of types ----------------------------------------------------
