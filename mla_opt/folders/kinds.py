@@ -25,6 +25,7 @@ def recognize(tree: Tree) -> tuple[Kind, tuple[str, ...]]:
     Raises:
         InputError: it is of no kind that is known, or cannot be used.
     """
+    _check_no_repository(tree)
     for kind in KINDS:
         names = kind.opened(tree)
         if names is not None:
@@ -38,3 +39,14 @@ def recognize(tree: Tree) -> tuple[Kind, tuple[str, ...]]:
         " config.json, export.json or genai_config.json that says which is the model; give one of"
         " the files"
     )
+
+
+def _check_no_repository(tree: Tree) -> None:
+    """Raise `InputError` for all snapshots of a Hugging Face cache at once."""
+    found = next((name for name in tree.files if name.startswith("snapshots/")), None)
+    if found is not None and tree.folder.absolute().name.startswith("models--"):
+        snapshot = tree.path("/".join(found.split("/")[:2]))
+        raise InputError(
+            f"{tree.folder}: is a whole repository of the Hugging Face cache; give a snapshot of"
+            f" it, such as {snapshot}"
+        )

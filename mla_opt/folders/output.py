@@ -42,7 +42,7 @@ def check_output_folder(target: Path, tree: Tree, *, force: bool) -> None:
         if target.exists() and not target.is_dir():
             raise InputError(f"{target}: is a file, and a folder is written; give another name")
         if not _is_free(target):
-            _check_replaceable(target, force)
+            _check_replaceable(target, tree, force)
         check_parent(target)
 
 
@@ -55,10 +55,11 @@ def _check_apart(target: Path, tree: Tree) -> None:
     check_replaced(target, [tree.folder, *tree.files.values()])
 
 
-def _check_replaceable(target: Path, force: bool) -> None:
+def _check_replaceable(target: Path, tree: Tree, force: bool) -> None:
     if not force:
         raise InputError(f"{target}: exists already; use --force to replace it, or another name")
-    if not any(target.glob("*.onnx")) and not any(target.glob("onnx/*.onnx")):
+    found = (*target.glob("*.onnx"), *target.glob("onnx/*.onnx"))
+    if not found and not any((target / name).exists() for name in tree.models()):
         raise InputError(f"{target}: holds no ONNX model, and is not replaced; give another name")
 
 

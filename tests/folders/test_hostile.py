@@ -158,6 +158,12 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         mla_opt.optimize_folder(tmp_path / "in", tmp_path / "out")
 
 
+def test_a_repository_of_the_hugging_face_cache(tmp_path: Path) -> None:
+    snapshot = layouts.hugging_face_cache(tmp_path)
+    with pytest.raises(InputError, match=f"give a snapshot of it, such as {snapshot}"):
+        mla_opt.optimize_folder(snapshot.parent.parent, tmp_path / "out")
+
+
 def test_two_files_and_nothing_that_says_which(tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
         layouts.save(tmp_path / "in" / name)

@@ -13,6 +13,7 @@ import pytest
 import mla_opt
 from mla_opt.errors import InputError, NothingMatchedError, RefusedError, VerificationError
 from mla_opt.files.model_io import sha256
+from mla_opt.folders.kinds import KINDS as KNOWN
 from mla_opt.models import demo_model
 from tests.folders import layouts
 from tests.folders.layouts import EXPANDED, LATENT, NOTHING, TOKENIZER, content
@@ -122,6 +123,24 @@ def test_one_head_size_of_onnxruntime_genai(tmp_path: Path) -> None:
         "model.decoder.head_size",
         "model.decoder.num_key_value_heads",
     }
+
+
+def test_one_component_of_transformers_may_change_its_cache(tmp_path: Path) -> None:
+    source = layouts.exported(tmp_path / "in", EXPANDED)
+    result = mla_opt.optimize_folder(source, tmp_path / "out")
+    assert (result.changes, set(result.carried)) == ((), {"config.json", "export.json"})
+    (file,) = result.optimized
+    assert file.report is not None
+    assert file.report.interface_changes
+    assert file.report.verification is not None
+
+
+def test_every_kind_is_in_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs/folders.md").read_text().lower()
+    names = [kind.name for kind in KNOWN]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert name.split("'")[0].lower() in page
 
 
 def uneven(folder: Path) -> Path:

@@ -45,6 +45,13 @@ def test_replaced_by_force_only(source: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 
 
+def test_replaced_where_the_model_lies_deeper(tmp_path: Path) -> None:
+    source, target = layouts.save(tmp_path / "in/sub/deep/m.onnx").parents[2], tmp_path / "out"
+    for force in (False, True):
+        optimized(source, target, force=force)
+    assert set(content(target)) == {"sub/deep/m.onnx"}
+
+
 def test_an_empty_folder_is_taken(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     optimized(source, tmp_path / "out")
