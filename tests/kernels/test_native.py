@@ -88,6 +88,7 @@ def break_it(fuzz: list[str], what: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.sanitizers
 @pytest.mark.parametrize("sanitizer", [MEMORY, THREADS])
 def test_random_problems(sanitizer, tmp_path):
     """Legal ones are computed, others refused, nothing else is read or written."""
