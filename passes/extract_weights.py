@@ -13,6 +13,7 @@ from mla_opt.emission.drafts import settle
 from mla_opt.errors import MlaOptError, PassError, Refusal
 from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.protocol import Graph
+from mla_opt.handles import Value
 from mla_opt.matching.certificate import certify
 from mla_opt.matching.extraction import extract
 from mla_opt.matching.not_latent import NotLatentError
@@ -51,7 +52,7 @@ class ExtractWeights(Pass):
 
 def _refusal(graph: Graph, site: LatentAttentionSite) -> Refusal | None:
     try:
-        weights = extract(graph, site)
+        weights = _extracted(graph, site)
         site.weights = weights
         certificate = certify(graph, site, weights)
     except NotLatentError as error:
@@ -90,6 +91,28 @@ def _refusal(graph: Graph, site: LatentAttentionSite) -> Refusal | None:
         site.certificate_error = float("nan")
         site.notes.append(_NO_CONTENT)
     return None
+
+
+def _extracted(graph: Graph, site: LatentAttentionSite) -> LatentWeights:
+    """The matrices; where heads hold ``k_pe`` in ways of their own, it is part of the latent."""
+    try:
+        return extract(graph, site)
+    except NotLatentError as error:
+        if error.code != "rope_mixed" or _is_read_by_others(graph, site):
+            raise
+    site.join_rows()
+    return extract(graph, site)
+
+
+def _is_read_by_others(graph: Graph, site: LatentAttentionSite) -> bool:
+    """Whether other attentions read rows or caches of this one, and so its ``k_pe``."""
+    own = _tensors_of(site)
+    return any(own & _tensors_of(other) for other in graph.sites if other is not site)
+
+
+def _tensors_of(site: LatentAttentionSite) -> set[Value]:
+    caches = {part.past for part in (*(site.expanded or ()), *site.held)}
+    return caches if site.rope is None else {*caches, site.rope}
 
 
 def _geometry(graph: Graph, site: LatentAttentionSite, weights: LatentWeights) -> MlaGeometry:

@@ -77,8 +77,8 @@ def latent_site(graph: Graph, read: ReadCore) -> LatentAttentionSite:
     bias = tuple(
         replace(term, layout=roles.layout(of_term)) for term, of_term in zip(core.bias, axes.bias)
     )
-    latents = tuple(LatentRows(row, roles.of_rows(rows.region.axes[row])) for row in rows.shared)
-    rope = rows.of_keys_only[0] if rows.of_keys_only else None
+    latents = tuple(LatentRows(row, roles.of_rows(rows.region.axes[row])) for row in rows.latents)
+    rope = rows.rope
     _check_layouts(core, layouts)
     held, why = ((), "") if expanded else held_rows(graph, rows, roles)
     check_order(graph, core, (*rows.of_keys, *(tensor.joined for tensor in held)))

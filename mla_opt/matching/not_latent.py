@@ -11,7 +11,6 @@ _BY_DESIGN = "nothing, if the model means it: it is another kind of attention"
 
 REMEDIES = {
     "unsupported_attention": "export the attention as separate operators",
-    "several_shared_rows": "one rotary row beside the latent rows, for all heads",
     "latent_per_head": "a latent for all heads, or for each of a few groups of heads",
     "cache_of_one_half": "cache both keys and values, or the latent rows",
     "cache_axes": "give the sequences and the tokens of the cache an axis each",
@@ -30,7 +29,8 @@ REMEDIES = {
     "sink_with_key_bias": "take the bias out of the projection of the keys",
     "sink_with_value_bias": "add the bias of the values to the bias of the output projection",
     "rows_flattened": "give sequences and tokens an axis each, up to the layer that makes keys",
-    "rope_mixed": "let every head hold the whole rotary row, in the same dims",
+    "rope_mixed": "let every head hold the whole rotary row, in the same dims, or give each"
+    " attention rows of its own",
     "unknown_shape": "run shape inference on the model, or export it with shapes",
 }
 """What would change a refusal, by code, where the place that refuses says nothing better."""

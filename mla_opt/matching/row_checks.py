@@ -35,7 +35,6 @@ def check_shared(graph: Graph, core: AttentionCore, rows: SharedRows) -> None:
     """Everything that the values are made of is in the keys."""
     apart = [value for value in rows.of_values if value not in rows.of_keys]
     if not apart and rows.of_values:
-        _check_one(rows)
         return
     of_keys = [value for value in rows.of_keys if value not in rows.of_values]
     for what, values in (("values", apart or [core.value]), ("keys", of_keys)):
@@ -142,15 +141,6 @@ def _is_of_heads(rows: SharedRows, value: Value) -> bool:
         for atom in axis
         if isinstance(atom.size, int)
     )
-
-
-def _check_one(rows: SharedRows) -> None:
-    if len(rows.of_keys_only) > 1:
-        raise NotLatentError(
-            "several_shared_rows",
-            f"the keys are made of {len(rows.of_keys_only)} rows beside the latent,"
-            f" {named(rows.of_keys_only)}; one is supported",
-        )
 
 
 def check_groups(graph: Graph, axes: CoreAxes, rows: SharedRows, roles: Roles) -> None:

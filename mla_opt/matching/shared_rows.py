@@ -36,8 +36,18 @@ class SharedRows:
 
     @property
     def of_keys_only(self) -> tuple[Value, ...]:
-        """What the keys have besides: ``k_pe``."""
+        """What the keys have besides."""
         return tuple(value for value in self.of_keys if value not in self.of_values)
+
+    @property
+    def rope(self) -> Value | None:
+        """``k_pe``: the one row that the keys have besides."""
+        return self.of_keys_only[0] if len(self.of_keys_only) == 1 else None
+
+    @property
+    def latents(self) -> tuple[Value, ...]:
+        """The rows that are ``c_kv`` side by side: with those of the keys, if they are several."""
+        return self.shared if len(self.of_keys_only) <= 1 else (*self.shared, *self.of_keys_only)
 
 
 def shared_rows(graph: Graph, core: AttentionCore, axes: CoreAxes) -> SharedRows:

@@ -93,6 +93,14 @@ class LatentAttentionSite:
         """The ``c_kv`` rows; those of the first group where heads have several."""
         return self.latents[0].value
 
+    def join_rows(self) -> None:
+        """Count the numbers of ``k_pe`` among those of ``c_kv``, behind them: R is 0 then."""
+        assert self.rope is not None and self.rope_layout is not None
+        self.latents = (*self.latents, LatentRows(self.rope, self.rope_layout))
+        self.rope = self.rope_layout = self.projection = None
+        if self.cache is not None and len(self.cache.past) > 1:
+            self.cache = None
+
     @property
     def can_append(self) -> bool:
         """Whether the operator can write the new rows into the cache by itself."""
