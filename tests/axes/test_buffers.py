@@ -382,3 +382,14 @@ def test_rows_that_are_not_those_up_to_an_end_are_refused(name: str, put: str) -
     outcome = found(model)
     assert outcome.status == "refused", outcome
     assert outcome.codes
+
+
+@pytest.mark.parametrize("axis", [0, 1, 3])
+def test_other_axes_up_to_an_end_are_refused(axis: int) -> None:
+    """Sequences, heads and numbers, up to where the new rows end: all of them, or no model."""
+    model = build(settled(Plan(cache="static_expanded", cache_axes="heads", put="list")))
+    end = end_of_rows(model)
+    for name in ("present.0.key", "present.0.value"):
+        sliced(model, name, axis, end)
+    outcome = found(model)
+    assert (outcome.status, outcome.codes) == ("refused", ("tokens_apart",))
