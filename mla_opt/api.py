@@ -130,7 +130,7 @@ def optimize(
         keep_activation_quantization,
         weights,
     )
-    opened = subject(model, target, options.least_opset)
+    opened = subject(model, target, options.least_opset, prefill)
     options = opened.settle(options)
     graph = opened.graph
     source = Background(opened.file)  # hashing a large file takes as long as the passes

@@ -13,6 +13,7 @@ from mla_opt.programs.recognize import is_program, is_program_file
 from mla_opt.report.inspection import OperatorReport
 from mla_opt.report.report import ModelFile, StoredBytes
 from mla_opt.sites import LatentAttentionSite
+from mla_opt.sites.site import PrefillForm
 from mla_opt.subject.onnx_model import OnnxLike, OnnxSubject, load
 
 if TYPE_CHECKING:
@@ -74,7 +75,12 @@ class Subject(Protocol):
         """The copy, as a model of the kind that came."""
 
 
-def subject(model: ModelLike, target: Target = "onnxruntime", least_opset: int = 0) -> Subject:
+def subject(
+    model: ModelLike,
+    target: Target = "onnxruntime",
+    least_opset: int = 0,
+    prefill: PrefillForm = "auto",
+) -> Subject:
     """Open a model of any kind, to be rewritten for ``target``, in an opset that is new enough.
 
     Raises:
@@ -84,4 +90,4 @@ def subject(model: ModelLike, target: Target = "onnxruntime", least_opset: int =
         from mla_opt.subject.torch_program import ProgramSubject
 
         return ProgramSubject(model)
-    return OnnxSubject(cast(OnnxLike, model), target, least_opset)
+    return OnnxSubject(cast(OnnxLike, model), target, least_opset, prefill)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from mla_opt import metadata
 from mla_opt.errors import InputError
 from mla_opt.files.model_io import check_order, describe, from_proto, model_files, read_model
 from mla_opt.files.weights import has_bytes, weight_bytes
+from mla_opt.graphs.onnx.conditionals import declare_shapes_of_conditionals
 from mla_opt.graphs.onnx.fused import fused_attentions
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.graphs.onnx.local_functions import inlined
@@ -26,6 +28,7 @@ from mla_opt.options import Options, Target
 from mla_opt.report.inspection import OperatorReport
 from mla_opt.report.report import ModelFile, StoredBytes
 from mla_opt.sites import LatentAttentionSite
+from mla_opt.sites.site import PrefillForm
 
 STYLES: dict[Target, BodyStyle] = {
     "onnxruntime": ONNX_RUNTIME,
@@ -46,12 +49,18 @@ WIDENED = (
 class OnnxSubject:
     """An ONNX file, proto or graph."""
 
-    def __init__(self, model: OnnxLike, target: Target, least_opset: int = 0) -> None:
+    def __init__(
+        self,
+        model: OnnxLike,
+        target: Target,
+        least_opset: int = 0,
+        prefill: PrefillForm = "auto",
+    ) -> None:
         self._given, self._target = model, target
         self._before = load(model)
         self._after = _copy(inlined(self._before), least_opset)
         _drop_uncalled_functions(self._after)
-        self._graph = OnnxGraph(self._after, style=STYLES[target])
+        self._graph = OnnxGraph(self._after, style=_style(target, prefill))
 
     @property
     def graph(self) -> Graph:
@@ -119,8 +128,15 @@ class OnnxSubject:
         return self._before.clone()
 
     def result(self) -> ir.Model:
-        """The graph."""
+        """The graph; runtimes that ask for the shapes of what conditionals return find them."""
+        declare_shapes_of_conditionals(self._after)
         return self._after
+
+
+def _style(target: Target, prefill: PrefillForm) -> BodyStyle:
+    """Who asks for one form of standard operators gets no conditional: few runtimes know them."""
+    one_form = target == "portable" and prefill == "absorbed"
+    return replace(STYLES[target], adaptive=False) if one_form else STYLES[target]
 
 
 def load(model: OnnxLike) -> ir.Model:

@@ -2,7 +2,7 @@
 
 NAME.onnx has NAME.json beside it, ``{"calls": [{"feeds": {name: {"type", "dims", "file"}}}]}``;
 what runs it writes NAME.out.json, with ``outputs`` in their place. The files hold numbers as they
-lie in memory.
+lie in memory. NAME.interface has the names of inputs and outputs in their order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from tests.runtimes_matrix.forms import CALLS, Arrays, Case
 
 def write(folder: Path, case: Case) -> None:
     """Write the model of a case, and all its calls."""
-    onnx.save(case.model(), folder / f"{case.id}.onnx")
+    model = case.model()
+    onnx.save(model, folder / f"{case.id}.onnx")
+    names = {
+        end: [each.name for each in values]
+        for end, values in (("inputs", model.graph.input), ("outputs", model.graph.output))
+    }
+    (folder / f"{case.id}.interface").write_text(json.dumps(names))
     calls = [
         {"feeds": _stored(folder, f"{case.id}.{place}", case.feeds(sizes))}
         for place, sizes in enumerate(CALLS)

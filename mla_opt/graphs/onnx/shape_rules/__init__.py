@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from mla_opt.graphs.onnx.shape_rules import (
     attentions,
+    branches,
     elementwise,
     gathers,
     layout,
@@ -62,6 +63,7 @@ RULES: dict[tuple[str, str], Rule] = {
             *("ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"),
         )
     },
+    ("", "If"): branches.of_conditional,
     ("", "Constant"): made.of_constant,
     ("", "Shape"): made.of_shape,
     ("", "Size"): made.of_scalar,
