@@ -33,7 +33,7 @@ from mla_opt.report.report import OptimizationReport, PassReport, SiteReport
 from mla_opt.report.site import SiteFacts, site_report
 from mla_opt.sites import LatentAttentionSite, PrefillForm
 from mla_opt.subject import Subject, load, subject
-from mla_opt.verification import verify as run_verification
+from mla_opt.verification.how import How, verify_as
 from mla_opt.verification.onnx.sessions import open_model
 from mla_opt.verification.running import RunError
 
@@ -76,7 +76,7 @@ def optimize(
     cache: str = "keep",
     cache_type: CacheType = "keep",
     prefill: PrefillForm = "auto",
-    verify: bool = True,
+    verify: bool | How = True,
     passes: Sequence[str] | None = None,
     phase: Phase = "decode",
     plugin: bool = True,
@@ -99,7 +99,9 @@ def optimize(
         cache_type: ``float16`` or ``bfloat16`` keeps the rows of a float32 model in 16 bits,
             ``int8`` or ``fp8`` in 8, with a scale for each 128 numbers; not with cache ``keep``.
         prefill: the form for long queries; ``auto`` chooses at run time.
-        verify: run both models and compare before returning.
+        verify: run both models and compare before returning. ``"by-layer"`` runs only the parts
+            that differ, one at a time; ``"whole"`` runs whole models; ``True`` chooses: by layer
+            where both do not fit into memory, or caches are rounded and the model has experts.
         passes: names of passes to run instead of the default ones.
         phase: for ``tensorrt``, ``prefill`` of whole prompts or ``decode``.
         plugin: for ``tensorrt``, whether the operator stays, for the plugin, where the plugin has
@@ -143,7 +145,8 @@ def optimize(
         opened.record(graph.sites)
     result = opened.result() if graph.sites or passes is not None else opened.unchanged()
     if verify and graph.sites and opened.has_content:
-        report = _verified(opened.original(), result, report, observer)
+        how: How = "auto" if verify is True else verify
+        report = _verified(how, opened.original(), result, report, observer)
     return OptimizeResult(result, report)
 
 
@@ -304,10 +307,14 @@ def _why_nothing(report: OptimizationReport, optimized_by: str | None) -> str:
 
 
 def _verified(
-    original: Any, optimized: Any, report: OptimizationReport, observer: Observer | None
+    how: How,
+    original: Any,
+    optimized: Any,
+    report: OptimizationReport,
+    observer: Observer | None,
 ) -> OptimizationReport:
     try:
-        parity = run_verification(original, optimized, seed=SEED, progress=observer)
+        parity = verify_as(how, original, optimized, seed=SEED, progress=observer)
     except InputError as error:
         raise InputError(f"{error}; verification can be left out (--no-verify)") from error
     report = replace(report, verification=parity.as_dict())

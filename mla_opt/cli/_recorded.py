@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mla_opt.report import ModelFile, OptimizationReport
+    from mla_opt.verification.how import How
 
 _LARGEST = 64 << 20
 """Bytes of a report; one of a thousand attentions has two million."""
@@ -36,6 +37,11 @@ class Recorded:
     def controls(self) -> bool:
         """Whether broken copies had to be noticed."""
         return bool(self.verification.get("controls"))
+
+    @property
+    def how(self) -> How:
+        """Whether whole models were run, or only the parts that differ."""
+        return "by-layer" if self.verification.get("layers") else "whole"
 
     def paths(self, original: Path | None, optimized: Path | None) -> tuple[Path, Path]:
         """Where the two models are: as told here, else as the report says.

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -64,7 +64,7 @@ class Settings:
     keep_activation_quantization: bool = False
     weights: str = "float"
     weights_files: str = "copy"
-    verify: bool = True
+    verify: bool | Literal["by-layer"] = True
     passes: tuple[str, ...] | None = None
     allow_unmatched: bool = False
     force: bool = False
@@ -170,6 +170,14 @@ def optimize(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run both models and compare.")
     ] = True,
+    verify_by_layer: Annotated[
+        bool,
+        typer.Option(
+            "--verify-by-layer",
+            help="Verify only the parts that differ, one at a time, in the memory of one. This is "
+            "done by itself where both models do not fit into memory.",
+        ),
+    ] = False,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.json", help="Write the report here.")
     ] = None,
@@ -196,6 +204,8 @@ def optimize(
     files are rewritten, configs follow, everything else is copied.
     """
     chosen = parse_passes(passes)
+    if verify_by_layer and not verify:
+        raise typer.BadParameter("--no-verify verifies nothing", param_hint="--verify-by-layer")
     with exit_on_error(verbose=verbose):
         from mla_opt.cli import _folders
         from mla_opt.files.model_io import default_output
@@ -213,7 +223,7 @@ def optimize(
             keep_activation_quantization=keep_activation_quantization,
             weights=weights.value,
             weights_files=weights_files.value,
-            verify=verify,
+            verify="by-layer" if verify_by_layer else verify,
             passes=chosen,
             allow_unmatched=allow_unmatched,
             force=force,

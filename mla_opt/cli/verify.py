@@ -15,6 +15,7 @@ from mla_opt.cli._options import Quiet, Verbose, count
 if TYPE_CHECKING:
     from mla_opt.cli._recorded import Recorded
     from mla_opt.verification import ParityReport
+    from mla_opt.verification.how import How
 
 
 def verify(
@@ -40,6 +41,15 @@ def verify(
             help="Repeat a verification: its report names the seed.  [default: a fresh one]",
         ),
     ] = None,
+    by_layer: Annotated[
+        bool,
+        typer.Option(
+            "--by-layer",
+            help="Compare both graphs and all weights, and run only the parts that differ, one at "
+            "a time. This is done by itself where both models do not fit into memory, or where "
+            "caches are rounded in a model with experts.",
+        ),
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -49,6 +59,8 @@ def verify(
     when they are loaded. Works across changed caches. Broken copies of OPTIMIZED must be told apart
     from it, too.
     """
+    if from_report is not None and by_layer:
+        raise typer.BadParameter("the report says how", param_hint="--by-layer")
     if from_report is not None and seed is not None:
         raise typer.BadParameter("the report names the seed", param_hint="--seed")
     if (from_report is None or original is not None) and optimized is None:
@@ -60,7 +72,7 @@ def verify(
             return
         assert original is not None
         assert optimized is not None
-        report = compare(original, optimized, screen, seed)
+        report = compare(original, optimized, screen, seed, how="by-layer" if by_layer else "auto")
         show(report, screen)
         require(report)
 
@@ -78,7 +90,14 @@ def repeat(file: Path, original: Path | None, optimized: Path | None, screen: Sc
 
     recorded = read_recorded(file)
     before, after = recorded.paths(original, optimized)
-    report = compare(before, after, screen, recorded.seed, controls=recorded.controls)
+    report = compare(
+        before,
+        after,
+        screen,
+        recorded.seed,
+        controls=recorded.controls,
+        how=recorded.how,
+    )
     show(report, screen)
     with screen.activity("hashing"):
         changes = recorded.changes(read(before).describe(), read(after).describe())
@@ -104,8 +123,9 @@ def compare(
     seed: int | None = None,
     *,
     controls: bool = True,
+    how: How = "auto",
 ) -> ParityReport:
-    """Verify two files, on inputs that follow from ``seed``.
+    """Verify two files, on inputs that follow from ``seed``; whole, or layer by layer.
 
     Raises:
         InputError: a file cannot be used, or the two do not belong together.
@@ -113,13 +133,15 @@ def compare(
     """
     from mla_opt.files.model_io import read_model
     from mla_opt.programs.recognize import is_program_file
-    from mla_opt.verification import verify as run
+    from mla_opt.verification.how import verify_as
 
     with screen.activity(f"reading {original}") as activity:
         for path in (original, optimized):
             if not is_program_file(path):
                 read_model(path)
-        return run(original, optimized, seed=seed, controls=controls, progress=activity.observe)
+        return verify_as(
+            how, original, optimized, seed=seed, controls=controls, progress=activity.observe
+        )
 
 
 def show(report: ParityReport, screen: Screen) -> None:

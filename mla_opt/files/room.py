@@ -46,6 +46,17 @@ def require_room(needed: int, what: str) -> None:
         )
 
 
+def available() -> int | None:
+    """Bytes of memory that can be had without taking them from others; ``None`` if not told."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    told = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    found = next(told, None)
+    return None if found is None else int(found) << 10
+
+
 def _limit() -> int | None:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if soft == resource.RLIM_INFINITY else soft

@@ -6,6 +6,7 @@ purpose and checks that the comparison notices.
 """
 
 from mla_opt.sites import Ends
+from mla_opt.verification.by_layer import verify_by_layer
 from mla_opt.verification.interface_map import InterfaceMap, StateMap
 from mla_opt.verification.negative_controls import ControlResult
 from mla_opt.verification.parity import OutputParity, ScenarioParity, Tolerance
@@ -28,4 +29,5 @@ __all__ = [
     "read_sites",
     "sites_to_json",
     "verify",
+    "verify_by_layer",
 ]

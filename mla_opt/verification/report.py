@@ -22,6 +22,7 @@ class ParityReport:
         quantized: operators of quantization, where only the optimized model has some; else empty.
         borrowed: how many of its layers with quantized weights the original was given for that.
         drift: of both models as they are deployed, where something rounds their activations.
+        layers: how many parts were run, each by itself; 0 where the models were run whole.
     """
 
     outputs: tuple[OutputParity, ...]
@@ -32,6 +33,7 @@ class ParityReport:
     quantized: str = ""
     borrowed: int = 0
     drift: Drift = field(default_factory=Drift)
+    layers: int = 0
 
     @property
     def passed(self) -> bool:
@@ -55,7 +57,7 @@ class ParityReport:
     def note(self) -> str:
         """What is to be known of the difference; empty where there is nothing."""
         if not self.quantized:
-            return ""
+            return self._how()
         after = f"the optimized model was quantized after it was optimized ({self.quantized})"
         if self.borrowed and self.passed:
             return (
@@ -66,6 +68,14 @@ class ParityReport:
             f"{after}: what is measured is the drift of its quantization, behind which an error of"
             " the optimization could hide. To check the optimization, verify the model as it was"
             " before it was quantized, or quantize the original and optimize that"
+        )
+
+    def _how(self) -> str:
+        if not self.layers:
+            return ""
+        return (
+            f"verified layer by layer: all operators and weights of both models were compared, and"
+            f" the {self.layers} parts that differ were run, each by itself"
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -81,6 +91,7 @@ class ParityReport:
             "quantized": self.quantized,
             "borrowed": self.borrowed,
             "drift": self.drift.as_dict() if self.drift else None,
+            "layers": self.layers,
         }
 
 

@@ -41,7 +41,7 @@ def _returned(node: ir.Node) -> Iterator[Sequence[ir.Value]]:
 def _declare(value: ir.Value, shape: tuple[Expression, ...] | None) -> None:
     kind = element_type(value)
     if shape is not None and value.shape is None and kind is not None:
-        value.shape, value.dtype = ir.Shape([_dim(size) for size in shape]), kind
+        value.shape, value.dtype = ir.Shape([dim(size) for size in shape]), kind
 
 
 def element_type(value: ir.Value) -> ir.DataType | None:
@@ -65,7 +65,7 @@ def _of_same_type(node: ir.Node, output: ir.Value) -> ir.Value | None:
     return None if place is None or place >= len(node.inputs) else node.inputs[place]
 
 
-def _dim(size: Expression) -> int | str | None:
+def dim(size: Expression) -> int | str | None:
     """A number, or an expression of the model's symbols; ``None`` where that is not known."""
     if isinstance(size, int):
         return size

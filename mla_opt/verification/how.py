@@ -1,0 +1,91 @@
+"""Whether two models are verified whole, or layer by layer.
+
+By layer where memory is short, and where whole models say little: one that chooses, such as which
+experts a token goes to, chooses others where a cache is rounded, and is then far from what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from mla_opt.errors import InputError
+from mla_opt.events import VerifyProgress
+from mla_opt.files.room import available
+from mla_opt.graphs.interface.interface import ModelInterface
+from mla_opt.programs.recognize import is_program, is_program_file
+from mla_opt.verification.by_layer import verify_by_layer
+from mla_opt.verification.interface_map import InterfaceMap
+from mla_opt.verification.onnx.sessions import ModelLike, open_model
+from mla_opt.verification.oracle import optimized_driver, original_driver
+from mla_opt.verification.precision import ROUNDED_TYPES
+from mla_opt.verification.report import ParityReport
+from mla_opt.verification.verifier import verify
+
+How = Literal["auto", "whole", "by-layer"]
+
+TIMES = 3
+"""Bytes that verification takes for each of the weights of both models: ONNX Runtime copies them,
+packs some of them again, and has two sessions of the original one after the other."""
+
+_CHOOSING = ("TopK", "ArgMax", "ArgMin", "NonZero", "Multinomial")
+
+
+def verify_as(
+    how: How,
+    original: ModelLike,
+    optimized: ModelLike,
+    *,
+    controls: bool = True,
+    seed: int | None = None,
+    progress: Callable[[VerifyProgress], None] | None = None,
+) -> ParityReport:
+    """Verify whole or by layer; with ``auto`` as the models and the memory have it.
+
+    Raises:
+        InputError: the models cannot be used, or do not fit and cannot be taken apart.
+        VerificationError: the optimized model cannot be loaded.
+    """
+    given: dict[str, Any] = {"controls": controls, "seed": seed, "progress": progress}
+    if how == "by-layer":
+        return verify_by_layer(original, optimized, **given)
+    if how == "whole" or any(is_program(m) or is_program_file(m) for m in (original, optimized)):
+        return verify(original, optimized, **given)
+    before, after = (open_model(each, "model").model for each in (original, optimized))
+    needed, room = TIMES * (_stored_bytes(before) + _stored_bytes(after)), available()
+    short = room is not None and needed > room
+    if not short and not (_rounds_cache(before, after) and _chooses(before)):
+        return verify(original, optimized, **given)
+    try:
+        return verify_by_layer(original, optimized, **given)
+    except InputError as error:
+        if not short:
+            return verify(original, optimized, **given)
+        raise InputError(
+            f"to verify both models whole takes about {needed / 1e9:.0f} GB of memory,"
+            f" {(room or 0) / 1e9:.0f} GB are free, and layer by layer: {error}"
+        ) from error
+
+
+def _stored_bytes(model: ir.Model) -> int:
+    stored = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in stored if tensor is not None)
+
+
+def _rounds_cache(original: ir.Model, optimized: ir.Model) -> bool:
+    """Whether the optimized model keeps its caches in a type of fewer bits."""
+    changes = InterfaceMap.of(optimized)
+    before = original_driver(original, changes).interface
+    after = optimized_driver(optimized, changes).interface
+    return bool((_types(after) - _types(before)).intersection(ROUNDED_TYPES))
+
+
+def _types(interface: ModelInterface) -> set[ir.DataType | None]:
+    return {state.input.dtype for state in interface.states}
+
+
+def _chooses(model: ir.Model) -> bool:
+    """Whether a small difference can make it compute with other rows or other weights."""
+    return any(node.op_type in _CHOOSING for node in model.graph.all_nodes())

@@ -1,0 +1,207 @@
+"""Models are verified layer by layer, and what differs anywhere is noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+import mla_opt
+from mla_opt.errors import InputError
+from mla_opt.models import demo_model
+from mla_opt.verification import verify_by_layer
+from tests.end_to_end.command import command
+from tests.exports.cache import kept_export
+from tests.graphs.latent_block import Block, build
+
+EXPORTS = (
+    "deepseek_v3-dynamo-opset18-sdpa-cache-float16",
+    "deepseek_v3-torchscript-opset18-sdpa-cache",
+    "deepseek_v3-dynamo457-opset18-sdpa-cache",
+    "deepseek_v3-optimum457-opset18-sdpa-cache",
+    "glm4_moe_lite-dynamo-opset24-sdpa-cache",
+    "hy_v4-dynamo-opset18-eager-cache",
+)
+
+
+def optimized(source: Any, **options: Any) -> ir.Model:
+    return mla_opt.optimize(source, verify=False, **options).model
+
+
+@pytest.mark.parametrize("cache", ["keep", "static"])
+@pytest.mark.parametrize("name", EXPORTS)
+def test_an_export(name: str, cache: str) -> None:
+    source = kept_export(name)
+    report = verify_by_layer(source, optimized(source, cache=cache))
+    assert report.passed, report.failures
+    assert report.layers == 2
+    assert {control.name for control in report.controls if control.detected} >= {"scale", "heads"}
+    assert "the 2 parts that differ were run" in report.note
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache": "packed"},
+        {"target": "portable"},
+        {"prefill": "absorbed", "weights": "float"},
+        {"absorb": "fold"},
+        {"cache": "static:64", "cache_type": "bfloat16"},
+        {"cache": "packed", "cache_type": "int8"},
+    ],
+    ids=str,
+)
+def test_every_way_to_optimize(options: Mapping[str, str]) -> None:
+    report = verify_by_layer(demo_model(), optimized(demo_model(), **options))
+    assert report.passed, report.failures
+    assert report.layers == 2
+
+
+@pytest.mark.parametrize("block", [Block(layers=3), Block(layers=2, share=True, cache="packed")])
+def test_at_the_widths_of_released_models(block: Block) -> None:
+    widths = {"nope": 128, "rope": 64, "value": 128, "latent": 512}
+    source = build(dataclasses.replace(block, scale=0.002, guarded=True, **widths))  # type: ignore[arg-type]
+    report = verify_by_layer(source, optimized(source, cache="static"))
+    assert report.passed, report.failures
+    assert report.layers == block.layers if not block.share else 1
+
+
+def changed_weight(model: ir.Model) -> None:
+    """One number of a layer that is no attention."""
+    change_tensor(model, "mlp")
+
+
+def change_tensor(model: ir.Model, word: str, place: int = 0) -> None:
+    value = next(v for name, v in model.graph.initializers.items() if word in name)
+    assert value.const_value is not None
+    numbers = value.const_value.numpy().copy()
+    numbers.reshape(-1)[place] += 1
+    value.const_value = ir.tensor(numbers, name=value.name)
+
+
+def other_operator(model: ir.Model) -> None:
+    """One activation is another."""
+    node = next(node for node in model.graph if node.op_type == "Sigmoid")
+    node.op_type = "Tanh"
+
+
+def other_attribute(model: ir.Model) -> None:
+    """The scale of the second attention."""
+    node = [node for node in model.graph if node.domain == "mla_opt"][-1]
+    node.attributes["scale"] = ir.AttrFloat32("scale", 0.5)
+
+
+def caches_swapped(model: ir.Model) -> None:
+    """The first layer returns the second one's rows."""
+    by_name = {value.name: value for value in model.graph.outputs}
+    one, other = by_name["present.0.keys"], by_name["present.1.keys"]
+    one.name, other.name = "swapped", "present.0.keys"
+    one.name = "present.1.keys"
+
+
+def another_input(model: ir.Model) -> None:
+    """The second attention reads the query of the first."""
+    first, second = [node for node in model.graph if node.domain == "mla_opt"]
+    second.replace_input_with(0, first.inputs[0])
+
+
+def last_layer_skipped(model: ir.Model) -> None:
+    """A residual is added to itself."""
+    node = [node for node in model.graph if node.op_type == "Add"][-1]
+    node.replace_input_with(1, node.inputs[0])
+
+
+CHANGES = (
+    changed_weight,
+    other_operator,
+    other_attribute,
+    caches_swapped,
+    another_input,
+    last_layer_skipped,
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_anywhere_is_noticed(change: Callable[[ir.Model], None]) -> None:
+    model = optimized(demo_model())
+    change(model)
+    try:
+        report = verify_by_layer(demo_model(), model)
+    except InputError:
+        return
+    assert not report.passed
+
+
+def test_weights_of_an_attention() -> None:
+    model = optimized(demo_model())
+    change_tensor(model, "kv_b")
+    report = verify_by_layer(demo_model(), model)
+    assert not report.passed
+    assert len([output for output in report.outputs if not output.passed]) == 1
+
+
+def test_values_that_rest_on_each_other() -> None:
+    """``y`` is made of ``x`` in one model, and ``x`` of ``y`` in the other."""
+
+    def model(first: str, second: str) -> onnx.ModelProto:
+        nodes = [
+            onnx.helper.make_node("Tanh", ["inputs_embeds"], [first]),
+            onnx.helper.make_node("Sin", [first], [second]),
+            onnx.helper.make_node("Add", ["x", "y"], ["out"]),
+        ]
+        port = onnx.helper.make_tensor_value_info
+        ends = [port(name, 1, ["B", "S", 4]) for name in ("inputs_embeds", "out")]
+        graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:])
+        return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+
+    with pytest.raises(InputError, match="in another order"):
+        verify_by_layer(model("x", "y"), model("y", "x"))
+
+
+def test_a_model_and_itself() -> None:
+    with pytest.raises(InputError, match="operator by operator"):
+        verify_by_layer(demo_model(), demo_model())
+
+
+def test_models_that_do_not_fit_are_verified_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mla_opt.optimize(demo_model()).report.verification["layers"] == 0  # type: ignore[index]
+    monkeypatch.setattr("mla_opt.verification.how.available", lambda: 10_000)
+    verification = mla_opt.optimize(demo_model()).report.verification
+    assert verification is not None
+    assert (verification["layers"], verification["passed"]) == (2, True)
+    monkeypatch.setattr("mla_opt.verification.how.verify_by_layer", refuse)
+    with pytest.raises(InputError, match="0 GB are free, and layer by layer: not today"):
+        mla_opt.optimize(demo_model())
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_rounded_caches_of_a_model_with_experts(kind: Any) -> None:
+    """Whole, it sends tokens to other experts, and nothing can be told from that."""
+    result = mla_opt.optimize(demo_model(), cache="static", cache_type=kind)
+    assert (result.report.verification or {})["layers"] == 2
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise InputError("not today")
+
+
+def test_the_command(tmp_path: Path) -> None:
+    out, report = tmp_path / "out.onnx", tmp_path / "report.json"
+    done = command(
+        "optimize", demo_model(), "-o", out, "--verify-by-layer", "--report", report, "--quiet"
+    )
+    assert done.returncode == 0, done.stderr
+    repeated = command("verify", "--from-report", report)
+    assert repeated.returncode == 0, repeated.stderr
+    assert "the proof's numbers are those of the report" in repeated.stdout + repeated.stderr
+    done = command("verify", demo_model(), out, "--by-layer")
+    assert "layers.1" not in done.stderr
+    assert done.returncode == 0
+    assert "verified layer by layer" in done.stdout + done.stderr
+    done = command("optimize", demo_model(), "-o", out, "--no-verify", "--verify-by-layer")
+    assert done.returncode == 2
