@@ -63,8 +63,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "benchmarking": API,
     "engines": API,
     "folders": API,
-    "runtimes": {"engines", *API},
-    "cli": {"benchmarking", "engines", "folders", "runtimes", "models", *API},
+    "bundles": {"engines", "folders", *API},
+    "runtimes": {"bundles", "engines", *API},
+    "cli": {"benchmarking", "bundles", "engines", "folders", "runtimes", "models", *API},
     "__main__": {"cli"},
 }
 

@@ -128,9 +128,19 @@ def test_verify_takes_two_models():
     assert {each.kind for each in parameters[2:]} <= {inspect.Parameter.KEYWORD_ONLY}
 
 
+def test_one_way_to_open_and_to_generate():
+    from mla_opt import runtimes
+
+    assert runtimes.__all__ == ["GenerationResult", "LoadedModel", "generate", "load"]
+    assert list(inspect.signature(runtimes.load).parameters) == ["path", "allow_host_code"]
+    parameters = inspect.signature(runtimes.generate).parameters.values()
+    assert [each.name for each in parameters][:3] == ["model", "tokens", "max_new_tokens"]
+    assert {each.kind for each in list(parameters)[2:]} == {inspect.Parameter.KEYWORD_ONLY}
+
+
 def test_an_import_costs_nothing():
     heavy = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "rich", "typer")
-    asked = "import sys, mla_opt; mla_opt.__version__"
+    asked = "import sys, mla_opt, mla_opt.runtimes; mla_opt.__version__"
     code = f"{asked}; print([m for m in {heavy!r} if m in sys.modules])"
     done = run_python(code)
     assert done.stdout.strip() == "[]", done.stderr

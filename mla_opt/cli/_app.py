@@ -29,7 +29,7 @@ for _name, _command, _short in (
     ("verify", verify.verify, "Run two models and compare them."),
     ("bench", bench.bench, "Time two models, and others beside them."),
     ("build-kernels", build_kernels.build_kernels, "Compile the CUDA kernels."),
-    ("export", export.export, "Make TensorRT engines, or a Triton model repository."),
+    ("export", export.export, "Make a folder to ship: ONNX Runtime, TensorRT, Triton."),
     ("demo", demo.demo, "All of it on a small model that comes along."),
 ):
     app.command(_name, short_help=_short, epilog=EXIT_CODE_HELP)(_command)

@@ -1,9 +1,7 @@
-"""``mla-opt export``: engines of a model for TensorRT, or a model repository for Triton."""
+"""``mla-opt export``: a model as a folder to ship, for ONNX Runtime, TensorRT, or Triton."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +9,16 @@ import typer
 
 from mla_opt.cli._console import Screen
 from mla_opt.cli._exit import exit_on_error
-from mla_opt.cli._options import Quiet, Verbose, choice, names
+from mla_opt.cli._export_modes import (
+    Destination,
+    Mode,
+    Precision,
+    Runtime,
+    given,
+    mode_of,
+    refuse_needless,
+)
+from mla_opt.cli._options import CacheType, Quiet, Verbose, choice, names
 
 if TYPE_CHECKING:
     from mla_opt.engines.export import ExportOptions
@@ -19,67 +26,7 @@ if TYPE_CHECKING:
     from mla_opt.engines.profiles import Range, Ranges
 
 
-class Destination(StrEnum):
-    """What is made."""
-
-    TENSORRT = "tensorrt"
-    TRITON_SERVER = "triton-server"
-
-
-class Precision(StrEnum):
-    """The type of products and caches."""
-
-    AUTO = "auto"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
-class Runtime(StrEnum):
-    """Which TensorRT builds."""
-
-    TENSORRT = "tensorrt"
-    RTX = "rtx"
-
-
-class Mode(StrEnum):
-    """The ways to export, by the options that choose them."""
-
-    TENSORRT = "--runtime tensorrt"
-    RTX = "--runtime rtx"
-    ONNX_ONLY = "--onnx-only"
-    SERVER = "--to triton-server"
-
-
 _RANGE = "[[MIN,]OPT,]MAX"
-_BUILDS = frozenset({Mode.TENSORRT, Mode.RTX})
-_LOWERS = frozenset({*_BUILDS, Mode.ONNX_ONLY})
-_SERVES = frozenset({Mode.SERVER})
-#: The modes in which an option does something. An option that would do nothing is refused.
-WORKS_IN: dict[str, frozenset[Mode]] = {
-    "model": frozenset(Mode),
-    "output": frozenset(Mode),
-    "to": frozenset(Mode),
-    "force": frozenset(Mode),
-    "quiet": frozenset(Mode),
-    "verbose": frozenset(Mode),
-    "name": _SERVES,
-    "server_path": _SERVES,
-    "instances": _SERVES,
-    "rows": _LOWERS,
-    "batch": _LOWERS,
-    "prompt": _LOWERS,
-    "step": _LOWERS,
-    "context": _LOWERS,
-    "precision": _LOWERS,
-    "verify": _LOWERS,
-    "no_plugin": _LOWERS,
-    "onnx_only": frozenset({Mode.ONNX_ONLY}),
-    "runtime": _BUILDS,
-    "plugin": _BUILDS,
-    "embed_plugin": _BUILDS,
-    "timing_cache": _BUILDS,
-    "sm": frozenset({Mode.RTX}),
-}
 
 
 def export(
@@ -88,8 +35,8 @@ def export(
         Path,
         typer.Argument(
             metavar="MODEL",
-            help="The ONNX model, as exported; for triton-server, a folder of engines, or a model "
-            "optimized with --cache static:ROWS.",
+            help="The ONNX model, as exported; for onnxruntime and triton-server also one "
+            "optimized with --cache static:ROWS, and for triton-server a folder of engines.",
         ),
     ],
     output: Annotated[
@@ -100,9 +47,10 @@ def export(
         typer.Option(
             parser=choice(Destination),
             metavar=names(Destination),
-            help="tensorrt: engines. triton-server: a model repository of the Triton Inference "
-            "Server; of the other options only --name, --server-path, --instances and --force "
-            "are for it.",
+            help="tensorrt: engines. onnxruntime: a model, its kernels, and programs that run it; "
+            "--rows, --cache-type, --no-verify and --force are for it. triton-server: a model "
+            "repository of the Triton Inference Server; --name, --server-path, --instances and "
+            "--force are for it.",
         ),
     ] = Destination.TENSORRT,
     name: Annotated[
@@ -120,6 +68,15 @@ def export(
     rows: Annotated[
         str, typer.Option(metavar="N", help="Rows of each cache: prompt and answer together.")
     ] = "4k",
+    cache_type: Annotated[
+        CacheType,
+        typer.Option(
+            parser=choice(CacheType),
+            metavar=names(CacheType),
+            help="With --to onnxruntime: keep the rows of a float32 model's caches in 16 bits, or "
+            "8.",
+        ),
+    ] = CacheType.KEEP,
     batch: Annotated[str, typer.Option(metavar=_RANGE, help="B: sequences of a call.")] = "1",
     prompt: Annotated[
         str,
@@ -189,16 +146,24 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make engines of MODEL: one for whole prompts, one for decode steps, on the same caches.
+    """Make a folder of MODEL that can be shipped.
 
-    Writes the engines, the ONNX files they are made of, and a manifest.
+    For TensorRT: two engines on the same caches, one for whole prompts and one for decode steps,
+    and the ONNX files they are made of. For ONNX Runtime: the model with caches that are written in
+    place, the CPU kernels for this platform, and programs in Python and C++ that generate with
+    them. Both with a manifest.
     """
     with exit_on_error(verbose=verbose):
         screen = Screen(quiet=quiet, verbose=verbose)
-        mode = _mode(to, runtime, onnx_only)
-        _refuse_needless(_given(command), mode)
+        mode = mode_of(to, runtime, onnx_only)
+        typed = given(command)
+        refuse_needless(typed, mode)
         if mode is Mode.SERVER:
             serve(model, output, name, server_path, instances, force, screen)
+            return
+        if mode is Mode.BUNDLE:
+            chosen_rows = _one("--rows", rows) if "rows" in typed else None
+            bundle(model, output, chosen_rows, cache_type, verify, force, screen)
             return
         from mla_opt.engines.export import ExportOptions
 
@@ -261,6 +226,30 @@ def serve(
     )
 
 
+def bundle(
+    model: Path,
+    output: Path,
+    rows: int | None,
+    cache_type: CacheType,
+    verify: bool,
+    force: bool,
+    screen: Screen,
+) -> None:
+    """Write a bundle, and tell about it."""
+    from mla_opt.bundles import BundleOptions, export_bundle
+
+    options = BundleOptions(rows, cache_type.value, verify, force)
+    with screen.activity(f"checking {model}") as activity:
+        manifest = export_bundle(
+            model, output, options, say=activity.step, observer=activity.observe
+        )
+    count, proof = len(manifest.layers), "verified" if manifest.verified else "not verified"
+    screen.say(
+        f"wrote {output}: {count} latent attention{'' if count == 1 else 's'} on caches of"
+        f" {manifest.rows} rows, {proof}; its README.md tells how to run it"
+    )
+
+
 def _tell(manifest: Manifest, output: Path, screen: Screen) -> None:
     from mla_opt.report.terminal import quantity
 
@@ -277,36 +266,6 @@ def _tell(manifest: Manifest, output: Path, screen: Screen) -> None:
     proof = "verified" if manifest.verified else "not verified"
     what = "engines" if manifest.builder is not None else "ONNX files, no engines"
     screen.say(f"wrote {output}: {what} in {manifest.precision}, {proof}")
-
-
-def _mode(to: Destination, runtime: Runtime, onnx_only: bool) -> Mode:
-    if to is Destination.TRITON_SERVER:
-        return Mode.SERVER
-    if onnx_only:
-        return Mode.ONNX_ONLY
-    return Mode.RTX if runtime is Runtime.RTX else Mode.TENSORRT
-
-
-def _given(command: typer.Context) -> list[str]:
-    """The parameters that were typed, rather than left as they are."""
-    names = (str(each.name) for each in command.command.params)
-    sources = ((name, command.get_parameter_source(name)) for name in names)
-    return [name for name, source in sources if source is not None and "DEFAULT" not in source.name]
-
-
-def _refuse_needless(given: Iterable[str], mode: Mode) -> None:
-    """Raise `InputError` for an option that would do nothing."""
-    from mla_opt.errors import InputError
-
-    for name in given:
-        if mode not in WORKS_IN[name]:
-            others = " and ".join(each.value for each in Mode if each in WORKS_IN[name])
-            if mode is Mode.SERVER:
-                others = "--to tensorrt"
-            raise InputError(
-                f"--{name.replace('_', '-')} does nothing with {mode.value}; it is for {others}."
-                " Leave it out"
-            )
 
 
 def _precision(chosen: Precision) -> Literal["float16", "bfloat16"] | None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mla_opt.engines.layers import Became
 from mla_opt.engines.precision import Precision
@@ -22,6 +22,7 @@ from mla_opt.report.plain import from_plain, to_plain
 MANIFEST = "manifest.json"
 Lowered = Literal["prompt", "plugin", "operators"]
 ENGINE_SCHEMA_VERSION = 2
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,20 +164,35 @@ class Manifest:
         Raises:
             InputError: it is damaged, or of another version.
         """
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{MANIFEST}: is no JSON: {error}") from error
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != ENGINE_SCHEMA_VERSION:
-            raise InputError(
-                f"{MANIFEST}: has schema version {version}, this release reads"
-                f" {ENGINE_SCHEMA_VERSION}; export the model again"
-            )
-        try:
-            return from_plain(cls, content)
-        except ValueError as error:
-            raise InputError(f"{MANIFEST}: {error}") from error
+        return parse_manifest(cls, text, ENGINE_SCHEMA_VERSION)
+
+
+def parse_manifest(kind: type[Kind], text: str, version: int) -> Kind:
+    """Read a manifest, of engines or of another kind, as its dataclass.
+
+    Raises:
+        InputError: it is damaged, or of another version.
+    """
+    content = read_fields(text)
+    found = content.get("schema_version")
+    if found != version:
+        raise InputError(
+            f"{MANIFEST}: has schema version {found}, this release reads {version}; export the"
+            " model again"
+        )
+    try:
+        return from_plain(kind, content)
+    except ValueError as error:
+        raise InputError(f"{MANIFEST}: {error}") from error
+
+
+def read_fields(text: str) -> dict[str, object]:
+    """The fields of any manifest. Raises `InputError` where it has none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{MANIFEST}: is no JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -185,11 +201,19 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         InputError: the folder has none, or it is damaged.
     """
+    text = manifest_text(folder)
+    kind = read_fields(text).get("kind")
+    if kind is not None:
+        raise InputError(f"{folder}: holds a model for {kind}, and no engines")
+    return Manifest.from_json(text)
+
+
+def manifest_text(folder: Path) -> str:
+    """The text of the manifest in a folder. Raises `InputError` where there is none."""
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); give the folder that `mla-opt export` wrote"
         ) from error
-    return Manifest.from_json(text)

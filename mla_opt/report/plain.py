@@ -77,12 +77,12 @@ def _build_dataclass(kind: type, data: Any, path: str) -> Any:
 def _build_union(arguments: tuple[Any, ...], data: Any, path: str) -> Any:
     if data is None and type(None) in arguments:
         return None
-    for kind in arguments:
+    kinds = [kind for kind in arguments if kind is not type(None)]
+    for kind in kinds:
         try:
-            if kind is not type(None):
-                return _build(kind, data, path)
+            return _build(kind, data, path)
         except ValueError:
-            if kind is arguments[-1] or len(arguments) == 2:
+            if kind is kinds[-1]:
                 raise
     raise ValueError(f"{path}: {data!r} fits none of {arguments}")
 

@@ -55,6 +55,9 @@ class TokenCache(Protocol):
     def reserve(self, rows: int) -> None:
         """Make room for as many rows in all."""
 
+    def append(self, tokens: Tokens) -> Array:
+        """Run new tokens of every sequence, the pending ones first; returns what `run` does."""
+
     def run(self, ids: Ints, valid: Bools) -> Array:
         """Run ids ``[B, S]`` in one call; returns logits of the last, ``[B, V]``."""
 

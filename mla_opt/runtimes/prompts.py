@@ -51,6 +51,31 @@ def _check_range(row: Ints, index: int, vocabulary: int | None) -> None:
         raise InputError(f"sequence {index} holds the token id {wrong[0]}{limit}")
 
 
+def appended(
+    label: str, tokens: Tokens, pending: Sequence[Ints], vocabulary: int | None, can_pad: bool
+) -> tuple[Ints, ...]:
+    """Return what each sequence of a cache is to run next, what is pending first.
+
+    Raises:
+        InputError: as `as_rows`; there are other sequences, or no tokens; or they differ in number
+            and the model, called ``label``, cannot tell padding from tokens.
+    """
+    given = as_rows(tokens, vocabulary)
+    if len(given) != len(pending):
+        raise InputError(
+            f"the cache holds {len(pending)} sequences, but tokens of {len(given)} are given"
+        )
+    rows = tuple(np.concatenate(pair) for pair in zip(pending, given))
+    if not any(row.size for row in rows):
+        raise InputError("there are no tokens to append; give at least one")
+    if len({row.size for row in rows}) > 1 and not can_pad:
+        raise InputError(
+            f"{label}: sequences of different lengths need a mask and positions that would tell"
+            " padding from tokens; run them one by one"
+        )
+    return rows
+
+
 def padded(rows: Sequence[Ints]) -> tuple[Ints, Bools]:
     """Return ids ``[B, S]`` and which of them are tokens, each row as far right as it goes."""
     longest = max(row.size for row in rows)

@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from mla_opt.cli._app import app
-from mla_opt.cli.export import WORKS_IN, Mode
+from mla_opt.cli._export_modes import WORKS_IN, Mode
 from mla_opt.engines import export as exporting
 from mla_opt.engines import plugin_library
 from mla_opt.engines.manifest import Manifest, read_manifest
@@ -173,9 +173,10 @@ CHOICES = {
     Mode.TENSORRT: (),
     Mode.RTX: ("--runtime", "rtx"),
     Mode.ONNX_ONLY: ("--onnx-only",),
+    Mode.BUNDLE: ("--to", "onnxruntime"),
     Mode.SERVER: ("--to", "triton-server"),
 }
-VALUES = {"runtime": "tensorrt", "precision": "auto", "instances": "1"}
+VALUES = {"runtime": "tensorrt", "precision": "auto", "instances": "1", "cache_type": "keep"}
 
 
 def parameters():
@@ -193,7 +194,7 @@ def test_options_that_do_nothing(cli, mode):
     refused = [each for each in parameters() if mode not in WORKS_IN[each.name]]
     assert refused
     for each in refused:
-        if each.name == "onnx_only" and mode is not Mode.SERVER:
+        if each.name == "onnx_only" and mode in (Mode.TENSORRT, Mode.RTX):
             continue  # it would choose another mode
         value = () if each.is_flag else (VALUES.get(each.name, "1"),)
         told = cli(*CHOICES[mode], each.opts[0], *value, code=2)

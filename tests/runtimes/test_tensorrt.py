@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import mla_opt
+from mla_opt import runtimes
 from mla_opt.engines import rtx_library, tensorrt_library
 from mla_opt.engines.cuda_driver import Device
 from mla_opt.engines.export import ExportOptions, export
@@ -80,6 +81,17 @@ def test_it_says_what_onnxruntime_says(engines, by_onnxruntime, prompts):
     seen = generate(engines, list(prompts), max_new_tokens=12)
     assert [row.tolist() for row in seen.tokens] == [row.tolist() for row in wanted.tokens]
     assert seen.cache.lengths.tolist() == wanted.cache.lengths.tolist()
+
+
+def test_by_the_load_of_all_runtimes(exported, machine, engines):
+    model = runtimes.load(exported)
+    assert (model.runtime, model.manifest) == ("tensorrt", engines.manifest)
+    prompts = list(PROMPTS[:2])
+    wanted = generate(engines, prompts, max_new_tokens=5)
+    seen = runtimes.generate(model, prompts, max_new_tokens=5)
+    assert [row.tolist() for row in seen.tokens] == [row.tolist() for row in wanted.tokens]
+    with pytest.raises(InputError, match="the cache is of another model"):
+        runtimes.generate(model, [[1], [2]], max_new_tokens=2, cache=wanted.cache)
 
 
 def test_turns_of_a_conversation(engines, by_onnxruntime):

@@ -67,8 +67,21 @@ def as_mask(visible: Bools, dtype: np.dtype[Any]) -> Array:
     """Write ``visible`` as this type of mask: additive for floats, 1 and 0 for others."""
     if dtype.kind in "biu":
         return visible.astype(dtype)
-    lowest = np.finfo(np.float16 if dtype.itemsize == 2 else np.float32).min
-    return np.where(visible, 0.0, float(lowest)).astype(dtype)
+    return np.where(visible, 0.0, lowest(dtype)).astype(dtype)
+
+
+def lowest(dtype: np.dtype[Any]) -> float:
+    """What an additive mask of this type has where nothing may look."""
+    return float(np.finfo(np.float16 if dtype.itemsize == 2 else np.float32).min)
+
+
+def is_additive(port: Port) -> bool:
+    """Whether a mask is added to scores: one of floats, but for one that tells tokens from padding.
+
+    That one, of two dimensions and the same for every new token, has 1 for a token.
+    """
+    for_padding = port.rank == 2 and port.axis_of("query_len") is None
+    return numpy_dtype(port).kind not in "biu" and not for_padding
 
 
 def numpy_dtype(port: Port) -> np.dtype[Any]:

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import onnxruntime as ort
 
-from mla_opt.errors import InputError
+from mla_opt.graphs.interface.decoding import (
+    can_pad,
+    logits_port,
+    token_port,
+    vocabulary_of,
+)
 from mla_opt.graphs.interface.interface import ModelInterface, Port
 from mla_opt.operator.contract import is_operator
 from mla_opt.operator.multi_head import is_multi_head
@@ -74,8 +79,7 @@ class Decoder:
     @property
     def vocabulary(self) -> int | None:
         """Number of token ids, if it is known."""
-        width = self.logits.sizes[-1] if self.logits.sizes else None
-        return self.interface.vocabulary or (width if isinstance(width, int) else None)
+        return vocabulary_of(self.interface, self.logits)
 
     @property
     def all_logits(self) -> bool:
@@ -89,15 +93,8 @@ class Decoder:
 
     @property
     def can_pad(self) -> bool:
-        """Whether rows of one batch may differ in length.
-
-        That takes a mask, and positions of each row's own. What a recurrent state has read it
-        cannot forget, padding included.
-        """
-        recurrent = any(state.kind == "recurrent" for state in self.interface.states)
-        positions = self.interface.positions
-        per_row = bool(positions) and all(p.axis_of("batch") is not None for p in positions)
-        return self.interface.attention_mask is not None and per_row and not recurrent
+        """Whether rows of one batch may differ in length."""
+        return can_pad(self.interface)
 
 
 _described: weakref.WeakKeyDictionary[ort.InferenceSession, Description]
@@ -136,30 +133,8 @@ def decoder_of(session: ort.InferenceSession) -> Decoder:
 
 def _decoder(session: ort.InferenceSession, description: Description) -> Decoder:
     interface, label = description.driver.interface, description.label
-    if interface.token_ids is None:
-        raise InputError(f"{label}: has no input for token ids, so it cannot generate")
-    if not interface.states:
-        raise InputError(
-            f"{label}: keeps no cache, so each token would take the whole text again; export it"
-            " with its cache as inputs and outputs"
-        )
-    known = {description.driver.past_len_input}
-    unknown = [port.name for port in interface.others if port.name not in known]
-    if unknown:
-        raise InputError(f"{label}: nobody knows what to feed its inputs {', '.join(unknown)}")
-    return Decoder(session, description, interface.token_ids, _logits(interface, label))
-
-
-def _logits(interface: ModelInterface, label: str) -> Port:
-    """The output of that name, else the only other one, else the one as wide as the vocabulary."""
-    outputs = [port for port in interface.outputs if port.name not in interface.state_outputs]
-    named = [port for port in outputs if port.name == "logits"]
-    wide = [p for p in outputs if p.sizes and p.sizes[-1] == interface.vocabulary is not None]
-    for candidates in (named, outputs, wide):
-        if len(candidates) == 1:
-            return candidates[0]
-    names = ", ".join(port.name for port in outputs) or "none"
-    raise InputError(f"{label}: which output holds the logits cannot be told; it has {names}")
+    tokens = token_port(interface, label, {description.driver.past_len_input})
+    return Decoder(session, description, tokens, logits_port(interface, label))
 
 
 def _has_operator(model: ir.Model) -> bool:

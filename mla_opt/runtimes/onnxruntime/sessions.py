@@ -59,12 +59,47 @@ def session(
         KernelUnavailableError: ``kernel=True`` and there is none.
     """
     options = _default_options() if session_options is None else session_options
+    _set_threads(options, intra_op_threads, inter_op_threads)
+    label, graph = _opened(model)
+    registered = _register(options, kernel, label)
+    return _described_session(label, model, graph, options, providers, registered)
+
+
+def session_with_library(
+    path: Path, library: Path | None, *, intra_op_threads: int | None = None
+) -> ort.InferenceSession:
+    """Load a model from a file, with the kernels of another library than this package's.
+
+    Raises:
+        InputError: the model cannot be read or loaded.
+        KernelUnavailableError: ONNX Runtime does not take the library.
+    """
+    options = _default_options()
+    _set_threads(options, intra_op_threads, None)
+    label, graph = _opened(path)
+    if library is not None:
+        _take_library(options, library)
+    return _described_session(label, path, graph, options, None, library is not None)
+
+
+def _set_threads(
+    options: ort.SessionOptions, intra_op_threads: int | None, inter_op_threads: int | None
+) -> None:
     if intra_op_threads is not None:
         options.intra_op_num_threads = intra_op_threads
     if inter_op_threads is not None:
         options.inter_op_num_threads = inter_op_threads
-    label, graph = _opened(model)
-    registered = _register(options, kernel, label)
+
+
+def _described_session(
+    label: str,
+    model: ModelLike,
+    graph: ir.Model,
+    options: ort.SessionOptions,
+    providers: Sequence[Any] | None,
+    registered: bool,
+) -> ort.InferenceSession:
+    """Load, and note what the file says."""
     try:
         loaded = _loaded(label, model, graph, options, list(providers or ["CPUExecutionProvider"]))
     except InputError as error:
@@ -95,15 +130,18 @@ def _register(options: ort.SessionOptions, kernel: UseKernel, label: str) -> boo
         return True
     if kernel is False or (kernel == "auto" and not kernel_available()):
         return False
-    library = kernel_library()
+    _take_library(options, kernel_library())
+    _with_kernel.add(options)
+    return True
+
+
+def _take_library(options: ort.SessionOptions, library: Path) -> None:
     try:
         options.register_custom_ops_library(str(library))
     except ORT_ERRORS as error:
         raise KernelUnavailableError(
             f"ONNX Runtime does not take the kernel library {library}: {_one_line(error)}"
         ) from error
-    _with_kernel.add(options)
-    return True
 
 
 def _opened(model: ModelLike) -> tuple[str, ir.Model]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface.feeds import Bools
 from mla_opt.runtimes.feeds import TokenFeeds
-from mla_opt.runtimes.prompts import Ints, Tokens, as_rows, padded
+from mla_opt.runtimes.prompts import Ints, Tokens, appended, padded
 from mla_opt.runtimes.tensorrt.execution import PhaseRun, dtype_of
 from mla_opt.runtimes.tensorrt.loading import EngineDecoder, Engines
 
@@ -139,15 +139,10 @@ class EngineCache:
                 length and the model takes no mask.
             RunError: TensorRT failed.
         """
-        rows = self._with_pending(as_rows(tokens, self.decoder.vocabulary))
-        ids, valid = padded(rows)
-        if not ids.size:
-            raise InputError("there are no tokens to append; give at least one")
-        if len({row.size for row in rows}) > 1 and not self.decoder.can_pad:
-            raise InputError(
-                f"{self.decoder.label}: sequences of different lengths need a mask and positions"
-                " that would tell padding from tokens; run them one by one"
-            )
+        decoder = self.decoder
+        ids, valid = padded(
+            appended(decoder.label, tokens, self.pending, decoder.vocabulary, decoder.can_pad)
+        )
         self.reserve(self._past + ids.shape[1])
         self.pending = (NOTHING,) * self.batch
         done = 0
@@ -189,13 +184,6 @@ class EngineCache:
 
     def _most_tokens(self) -> int:
         return self.engines.most("decode" if self._past else "prefill")[1]
-
-    def _with_pending(self, rows: tuple[Ints, ...]) -> tuple[Ints, ...]:
-        if len(rows) != self.batch:
-            raise InputError(
-                f"the cache holds {self.batch} sequences, but tokens of {len(rows)} are given"
-            )
-        return tuple(np.concatenate(pair) for pair in zip(self.pending, rows))
 
     def _check_batch(self, batch: int) -> None:
         most = min(self.engines.most(each.phase)[0] for each in self.engines.manifest.phases)

@@ -13,12 +13,13 @@ from mla_opt.engines.cuda_driver import current_device
 from mla_opt.engines.manifest import Builder, File, Manifest, PhaseEngine, read_manifest
 from mla_opt.engines.tensorrt_library import TensorRT, check_plugins
 from mla_opt.engines.tensorrt_library import load as load_tensorrt
-from mla_opt.errors import InputError, KernelUnavailableError
+from mla_opt.errors import InputError
 from mla_opt.files.model_io import read_model
+from mla_opt.graphs.interface.decoding import can_pad
 from mla_opt.graphs.interface.interface import ModelInterface, Port
-from mla_opt.kernels.trust import HASHES_VARIABLE, check_private, is_known
 from mla_opt.operator.contract import PLUGIN_VERSION
 from mla_opt.options import Phase
+from mla_opt.runtimes.shipped import check_code
 from mla_opt.runtimes.tensorrt.cuda import Cuda, open_cuda
 from mla_opt.verification.interface_map import InterfaceMap
 from mla_opt.verification.oracle import optimized_driver
@@ -40,10 +41,8 @@ class EngineDecoder:
 
     @property
     def can_pad(self) -> bool:
-        """Whether rows of one batch may differ in length: there are a mask and own positions."""
-        positions = self.interface.positions
-        own = bool(positions) and all(p.axis_of("batch") is not None for p in positions)
-        return self.interface.attention_mask is not None and own
+        """Whether rows of one batch may differ in length."""
+        return can_pad(self.interface)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +157,8 @@ def _plugin(
         )
     check_plugins(trt)
     if manifest.plugin.library is not None:
-        _checked(folder, manifest.plugin.library)
-        if not allow_host_code:
-            _check_known(folder, manifest.plugin.library)
-        load_plugin(trt, folder / manifest.plugin.library.name)
+        library = manifest.plugin.library
+        load_plugin(trt, check_code(folder, library, allow_host_code=allow_host_code))
         return
     if not allow_host_code:
         raise InputError(
@@ -169,21 +166,6 @@ def _plugin(
             " run, if you trust where the engine comes from"
         )
     runtime.engine_host_code_allowed = True
-
-
-def _check_known(folder: Path, library: File) -> None:
-    """The manifest lies beside the library, so it vouches for nothing but its wholeness."""
-    path = folder / library.name
-    try:
-        check_private(path.resolve())
-    except KernelUnavailableError as error:
-        raise InputError(str(error)) from error
-    if not is_known(library.sha256):
-        raise InputError(
-            f"{path}: is code that was not built here (SHA-256 {library.sha256});"
-            f" allow_host_code=True, or its hash in {HASHES_VARIABLE}, lets it run, if you trust"
-            " where the engine comes from"
-        )
 
 
 def _opened(folder: Path, trt: TensorRT, runtime: Any, content: bytes) -> Any:
