@@ -14,9 +14,9 @@ def readme_text(manifest: BundleManifest) -> str:
     bytes_kept = sum(map(_bytes, caches))
     return f"""# A language model for ONNX Runtime
 
-Written by mla-opt {manifest.tool_version}. This folder is all that the model needs, besides ONNX
-Runtime {OLDEST_ONNXRUNTIME} or newer (it was made with {manifest.onnxruntime_version}). mla-opt is
-not needed.
+This folder is all that the model needs, besides ONNX Runtime {OLDEST_ONNXRUNTIME} or newer.
+It was written by mla-opt {manifest.tool_version}, with ONNX Runtime {manifest.onnxruntime_version}.
+mla-opt is not needed to run it.
 
 | file | what it is |
 |---|---|
@@ -25,8 +25,7 @@ not needed.
 
     sha256sum -c SHA256SUMS
 
-`generate.py` checks the model{_and_library(manifest)} before it opens them. `generate.cpp` does
-not.
+`generate.py` checks the model{_and_library(manifest)} each time. `generate.cpp` does not.
 
 ## Run it
 
@@ -48,14 +47,14 @@ Leave the program in this folder: it looks for the model beside it.
 {_about_library(manifest)}
 ## Caches
 
-The model keeps one small row for each token. The rows lie in {len(caches)} buffers, each with room
-for {manifest.rows} tokens: the prompt and the answer together. One sequence takes {bytes_kept:,}
-bytes. Give each buffer to the model as an input and as the output that belongs to it
-(`manifest.json`, `caches`): it is the same memory, and the model writes the new rows in place. A
-new buffer must hold zeros.
+The model keeps one small row for each token, in buffers that it writes in place:
+{len(caches)} buffers of {manifest.rows} rows. One sequence takes {bytes_kept:,} bytes.
 
-To begin a new sequence, start again at 0 tokens; the old rows may stay. A sequence must not be
-longer than the buffers: the loaders check that, and the model does not.
+- Give each buffer to the model twice: as an input, and as the output that belongs to it. That is
+  the same memory. `manifest.json` has the pairs under `caches`.
+- A new buffer must hold zeros.
+- Prompt and answer together must fit in the rows. The loaders check that.
+- To begin a new text, count from 0 again. The old rows may stay.
 """
 
 
@@ -82,9 +81,9 @@ def _about_library(manifest: BundleManifest) -> str:
     if library is None:
         return "\nThe model has standard operators only and needs no library.\n"
     return f"""
-The library `{library.file.name}` was compiled on {library.system} {library.machine}. It takes the
-best instructions that the CPU has. It needs the same system and architecture, and a C library that
-is at least as new. The model runs without it, too, and gives the same tokens; it takes longer then.
+The library `{library.file.name}` is for {library.system} {library.machine}.
+It takes the best instructions that the CPU has. The C library of the system must be at least as new
+as where it was compiled. The model runs without it, too: it computes the same, and takes longer.
 """
 
 
