@@ -64,8 +64,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": API,
     "folders": API,
     "bundles": {"engines", "folders", *API},
+    "doctor": {"engines", *API},
     "runtimes": {"bundles", "engines", *API},
-    "cli": {"benchmarking", "bundles", "engines", "folders", "runtimes", "models", *API},
+    "cli": {
+        "benchmarking",
+        "bundles",
+        "doctor",
+        "engines",
+        "folders",
+        "runtimes",
+        "models",
+        *API,
+    },
     "__main__": {"cli"},
 }
 

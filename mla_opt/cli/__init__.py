@@ -1,4 +1,4 @@
-"""The command line: ``mla-opt optimize | inspect | verify | bench | build-kernels | demo``.
+"""The command line: ``mla-opt optimize | inspect | verify | bench | export | doctor | ...``.
 
 One file per command.
 

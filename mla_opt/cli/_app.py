@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mla_opt.cli import bench, build_kernels, demo, export, inspect, optimize, verify
+from mla_opt.cli import bench, build_kernels, demo, doctor, export, inspect, optimize, verify
 from mla_opt.cli._exit import EXIT_CODE_HELP, stop_on_signals
 
 app = typer.Typer(
@@ -17,7 +17,6 @@ app = typer.Typer(
     "result.",
     epilog=EXIT_CODE_HELP,
     no_args_is_help=True,
-    add_completion=False,
     # Plain help: boxes leave the options of optimize a column of twenty letters.
     rich_markup_mode=None,
     # Errors are one line each (_exit.py); a traceback is there for whoever asks.
@@ -31,6 +30,7 @@ for _name, _command, _short in (
     ("build-kernels", build_kernels.build_kernels, "Compile the CUDA kernels."),
     ("export", export.export, "Make a folder to ship: ONNX Runtime, TensorRT, Triton."),
     ("demo", demo.demo, "All of it on a small model that comes along."),
+    ("doctor", doctor.doctor, "What is installed, and ready, on this machine."),
 ):
     app.command(_name, short_help=_short, epilog=EXIT_CODE_HELP)(_command)
 

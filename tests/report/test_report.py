@@ -12,12 +12,13 @@ import pytest
 from mla_opt.benchmarking.schema import BENCH
 from mla_opt.bundles.schema import BUNDLE
 from mla_opt.cost_model import COST_FORMS, Workload
+from mla_opt.doctor.schema import DOCTOR
 from mla_opt.engines.schema import ENGINE
 from mla_opt.report import InspectionReport, OptimizationReport, with_costs
 from mla_opt.report.schema import INSPECTION, REPORT, SchemaFile
 from tests.report import examples
 
-SCHEMAS = (REPORT, INSPECTION, BENCH, ENGINE, BUNDLE)
+SCHEMAS = (REPORT, INSPECTION, BENCH, ENGINE, BUNDLE, DOCTOR)
 schemas = pytest.mark.parametrize("schema", SCHEMAS, ids=lambda each: each.path.name)
 
 
