@@ -43,6 +43,7 @@ constexpr const char* LIBRARY = {_quoted(library)};
 constexpr const char* LOGITS = {_quoted(manifest.logits.name)};
 using Logit = {logit};
 using LogitNumber = {number};
+constexpr int64_t VOCABULARY = {manifest.vocabulary or 0};  // 0: not known
 constexpr std::size_t ROWS = {manifest.rows}, MOST_NEW = {manifest.most_new};
 
 enum Role {{ TOKENS, POSITIONS, START, MASK }};

@@ -128,6 +128,9 @@ def test_what_does_not_fit(made):
     assert len(loader(made)(PROMPT, ROWS - len(PROMPT) + 1)) == ROWS - len(PROMPT) + 1
     with pytest.raises(SystemExit, match=f"the caches have room for {ROWS} tokens"):
         loader(made)(PROMPT, ROWS - len(PROMPT) + 2)
+    for wrong in (-1, 112):
+        with pytest.raises(SystemExit, match="the ids that the model knows are 0 to 111"):
+            loader(made)([3, wrong], 1)
 
 
 # C++
@@ -164,6 +167,7 @@ def test_cpp(compiled, bundle, wanted, tmp_path):
     full = call(program, ROWS - len(PROMPT) + 2, *PROMPT)
     assert (full.returncode, full.stdout) == (2, "")
     assert f"the caches have room for {ROWS} tokens" in full.stderr
+    assert "knows are 0 to 111" in call(program, 1, 3, -1).stderr
     (bundle / "model.onnx").unlink()
     gone = call(program, 1, *PROMPT)
     assert gone.returncode == 1

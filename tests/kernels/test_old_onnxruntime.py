@@ -12,6 +12,8 @@ import onnx
 import pytest
 
 import mla_opt
+from mla_opt.bundles import BundleOptions, export_bundle
+from mla_opt.models import demo_model
 from tests.kernels import test_crossover
 from tests.kernels.host import session
 from tests.kernels.test_onnxruntime import matches
@@ -47,9 +49,25 @@ def assert_crossover(folder):
     assert np.load(folder / f"{CROSSOVER}.out.npz")["limit"].tolist() == [expected]
 
 
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    """A folder that `mla-opt export --to onnxruntime` writes."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    options = BundleOptions(64, "bfloat16", verify=False)
+    export_bundle(demo_model(), tmp_path / "bundle", options)
+    return tmp_path / "bundle"
+
+
+def generated(python, bundle):
+    """What the loader of a bundle says."""
+    command = [python, str(bundle / "generate.py"), "8", "3", "14", "15", "92"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.split() or done.stderr
+
+
 @pytest.mark.old_onnxruntime
 @pytest.mark.parametrize("version", ["1.20.1", "1.23.2", "1.27.0"])
-def test_an_older_onnxruntime(models, version, tmp_path):
+def test_an_older_onnxruntime(models, bundle, version, tmp_path):
     folder, written = models
     venv.create(tmp_path / "env", with_pip=True)
     python = str(tmp_path / "env" / "bin" / "python")
@@ -65,6 +83,7 @@ def test_an_older_onnxruntime(models, version, tmp_path):
         optimized = onnx.load(folder / f"{name}.optimized").graph
         assert [node.op_type for node in optimized.node] == ["LatentAttention"], name
     assert_crossover(folder)
+    assert generated(python, bundle) == generated(sys.executable, bundle)
 
 
 def test_the_same_script_in_this_onnxruntime(models):

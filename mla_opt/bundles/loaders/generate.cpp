@@ -3,10 +3,10 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <iostream>
+#include <string>
 
 #include "model.h"
 
@@ -66,9 +66,13 @@ int64_t most_probable(const Ort::Value& value) {
 
 int main(int argc, char** argv) try {
   if (argc < 3) return std::cerr << "usage: generate NEW_TOKENS ID [ID ...]\n", 2;
-  const size_t wanted = std::atoll(argv[1]), given = argc - 2;
+  const size_t wanted = std::stoll(argv[1]), given = argc - 2;
   Ids text;
-  for (int at = 2; at < argc; ++at) text.push_back(std::atoll(argv[at]));
+  for (int at = 2; at < argc; ++at) text.push_back(std::stoll(argv[at]));
+  const auto [least, most] = std::minmax_element(text.begin(), text.end());
+  if (VOCABULARY && (*least < 0 || *most >= VOCABULARY)) {
+    return std::cerr << "the ids that the model knows are 0 to " << VOCABULARY - 1 << "\n", 2;
+  }
   if (given + wanted - 1 > ROWS) return std::cerr << "the caches have room for " << ROWS << " tokens\n", 2;
 
   const auto folder = std::filesystem::absolute(argv[0]).parent_path();

@@ -62,6 +62,8 @@ def feed(entry: Any, ids: list[int], start: int) -> Any:
 def generate(ids: list[int], new_tokens: int) -> list[int]:
     """Return `new_tokens` ids, the most probable ones behind `ids`."""
     manifest, session = load()
+    if manifest["vocabulary"] and not all(0 <= each < manifest["vocabulary"] for each in ids):
+        sys.exit(f"the ids that the model knows are 0 to {manifest['vocabulary'] - 1}")
     if len(ids) + new_tokens - 1 > manifest["rows"]:
         sys.exit(f"the caches have room for {manifest['rows']} tokens")
     binding = session.io_binding()
