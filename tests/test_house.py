@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,24 @@ def test_every_package_is_installed() -> None:
         listed = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
     folders = {path.parent.relative_to(HOME.parent) for path in HOME.rglob("*.py")}
     assert {".".join(folder.parts) for folder in folders} <= listed
+
+
+def test_every_file_that_is_no_module_is_installed() -> None:
+    """Schemas, sources of kernels, models, loaders: what the package reads is listed, too."""
+    with (HOME.parent / "pyproject.toml").open("rb") as file:
+        listed = tomllib.load(file)["tool"]["setuptools"]["package-data"]
+    made = {".so", ".dylib", ".sources", ".o", ".py", ".pyc"}
+    left = [
+        path.relative_to(HOME)
+        for path in HOME.rglob("*")
+        if path.is_file()
+        and path.suffix not in made
+        and not any(
+            fnmatch(path.name, pattern)
+            for pattern in listed.get(".".join(path.relative_to(HOME.parent).parent.parts), ())
+        )
+    ]
+    assert not left
 
 
 def test_the_table_has_no_circles() -> None:

@@ -21,7 +21,12 @@ from mla_opt.bundles.manifest import BundleManifest, Library
 from mla_opt.bundles.readme import readme_text
 from mla_opt.engines.export import check_folder
 from mla_opt.engines.manifest import MANIFEST, File
-from mla_opt.errors import InputError, KernelUnavailableError
+from mla_opt.errors import (
+    CACHE_NOT_RECOGNIZED,
+    InputError,
+    KernelUnavailableError,
+    RefusedError,
+)
 from mla_opt.events import Observer
 from mla_opt.files.model_io import (
     check_input,
@@ -144,9 +149,21 @@ def _optimized(
             verify=options.verify,
             observer=observer,
         )
+    except RefusedError as error:
+        raise RefusedError(_why_no_buffers(source, error), error.report) from error
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     return _Made(result.model, describe(result.model, str(source)), options.verify)
+
+
+def _why_no_buffers(source: Path, error: RefusedError) -> str:
+    refusals = () if error.report is None else error.report.refusals
+    lost = [each for each in refusals if each.code == CACHE_NOT_RECOGNIZED]
+    reason = f"{lost[0].site}: {lost[0].reason}" if lost else str(error)
+    return (
+        f"{source}: a bundle keeps all caches in buffers, and some of these cannot be: {reason};"
+        " `mla-opt optimize` writes a model that keeps them as they are"
+    )
 
 
 def _as_it_is(source: Path, model: ir.Model, options: BundleOptions) -> _Made:

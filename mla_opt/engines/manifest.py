@@ -204,7 +204,10 @@ def read_manifest(folder: Path) -> Manifest:
     text = manifest_text(folder)
     kind = read_fields(text).get("kind")
     if kind is not None:
-        raise InputError(f"{folder}: holds a model for {kind}, and no engines")
+        raise InputError(
+            f"{folder}: holds a model for {kind}, and no engines; where an ONNX file will do, give"
+            " the one in it"
+        )
     return Manifest.from_json(text)
 
 

@@ -24,6 +24,7 @@ from tests.bundles.conftest import ROWS
 from tests.cli.conftest import run  # noqa: F401 (a fixture)
 from tests.end_to_end.command import files
 from tests.engines.token_model import token_model
+from tests.exports.cache import kept_export
 from tests.graphs.latent_block import Block, build
 
 FILES = {
@@ -194,6 +195,13 @@ def test_a_model_that_keeps_more_than_rows(bundled, tmp_path):
     token_model(source, layers=2, edits={"value": odd}, **small)
     with pytest.raises(InputError, match=r"also keeps past\.1\..*, which is no cache of latent"):
         bundled(source, rows=32)
+
+
+def test_caches_that_cannot_be_buffers(bundled, tmp_path):
+    source = kept_export("mistral_large4-dynamo-opset18-sdpa-cache")
+    with pytest.raises(mla_opt.RefusedError, match=r"some of these cannot be: layers\.1"):
+        bundled(source, rows=32)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_model_for_it(bundled, tmp_path):

@@ -11,12 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 import pytest
 
+import mla_opt
 from mla_opt.bundles import BundleOptions, export_bundle
+from mla_opt.errors import InputError
+from mla_opt.files.model_io import write_model
 from mla_opt.kernels.building.build import compiler
 from mla_opt.models import demo_model
+from mla_opt.runtimes import load
 from tests.bundles.conftest import NEW, PROMPT, ROWS, loader, said_by
 from tests.engines.token_model import token_model
 from tests.kernels.test_abi import header_folders
@@ -92,9 +97,6 @@ def in_pieces(folder: Path) -> None:
 
 
 def test_standard_operators_need_no_library(tmp_path):
-    import mla_opt
-    from mla_opt.files.model_io import write_model
-
     source, folder = tmp_path / "portable.onnx", tmp_path / "bundle"
     portable = mla_opt.optimize(
         demo_model(), target="portable", cache=f"static:{ROWS}", verify=False
@@ -103,6 +105,20 @@ def test_standard_operators_need_no_library(tmp_path):
     assert export_bundle(source, folder).library is None
     assert "needs no library" in (folder / "README.md").read_text()
     assert loader(folder)(PROMPT, NEW) == said_by(demo_model(), PROMPT, NEW)
+
+
+def test_weights_in_a_file_of_their_own(tmp_path):
+    model, source, folder = onnx.load(demo_model()), tmp_path / "m.onnx", tmp_path / "bundle"
+    onnx.save(model, source, save_as_external_data=True, location="m.bin", size_threshold=0)
+    manifest = export_bundle(source, folder, BundleOptions(ROWS, verify=False))
+    assert [each.name for each in manifest.model] == ["model.onnx", "model.onnx.data"]
+    assert loader(folder)(PROMPT, NEW) == said_by(demo_model(), PROMPT, NEW)
+    with (folder / "model.onnx.data").open("r+b") as data:
+        data.write(b"other")
+    with pytest.raises(SystemExit, match=r"model\.onnx\.data is not the file that the manifest"):
+        loader(folder)(PROMPT, 1)
+    with pytest.raises(InputError, match=r"model\.onnx\.data: is not the file that the manifest"):
+        load(folder)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ def commands(path: Path) -> dict[str, tuple[object, ...]]:
         "verify": ("verify", path, path),
         "bench": ("bench", path, path),
         "export": ("export", path, "-o", out, "--onnx-only"),
+        "export to onnxruntime": ("export", path, "-o", out, "--to", "onnxruntime"),
         "export to a server": ("export", path, "-o", out, "--to", "triton-server"),
     }
 
