@@ -16,7 +16,8 @@ from mla_opt.version import tool_version
 
 def examine() -> DoctorReport:
     """Look at this machine and this installation."""
-    machine, installed, tools, kernels = _machine(), packages(), compilers(), libraries()
+    machine, installed, tools = _machine(), packages(), compilers()
+    kernels = libraries(machine.compute_capability)
     facts = Facts(
         machine,
         {each.name: each.version for each in installed},

@@ -14,17 +14,23 @@ from mla_opt.kernels.library import cpu_tier, cpu_tiers
 from mla_opt.kernels.trust import check_library
 
 BUILD_CPU = "python -m mla_opt.kernels"
-BUILD_CUDA = "mla-opt build-kernels --arch 90a"
-BUILD_TENSORRT = f"{BUILD_CUDA} --tensorrt-headers DIR"
+#: For 9.0, whose own matrix instructions need a name of their own.
+HOPPER, HOPPER_NAME = 90, "90a"
 
 
-def libraries() -> tuple[KernelLibrary, ...]:
-    """For ONNX Runtime and PyTorch on CPUs, for PyTorch on GPUs, and for TensorRT."""
+def libraries(compute_capability: int | None = None) -> tuple[KernelLibrary, ...]:
+    """For ONNX Runtime and PyTorch on CPUs, for PyTorch on GPUs, and for TensorRT.
+
+    ``compute_capability`` is that of the GPU to build for, as one number; Hopper's if not given.
+    """
     folder = cuda_kernel_folder()
+    named = compute_capability not in (None, HOPPER)
+    build = f"mla-opt build-kernels --arch {compute_capability if named else HOPPER_NAME}"
+    plugin = f"{build} --tensorrt-headers DIR"
     return (
         _cpu(),
-        _of_gpus("CUDA", folder / CUDA_LIBRARY_NAME, BUILD_CUDA, _architectures),
-        _of_gpus("TensorRT", folder / TENSORRT_LIBRARY_NAME, BUILD_TENSORRT, _trusted),
+        _of_gpus("CUDA", folder / CUDA_LIBRARY_NAME, build, _architectures),
+        _of_gpus("TensorRT", folder / TENSORRT_LIBRARY_NAME, plugin, _trusted),
     )
 
 

@@ -164,10 +164,12 @@ def test_libraries_that_cannot_be_used(monkeypatch, tmp_path):
     assert "was not built here" in tensorrt.problem
 
 
-def test_a_gpu(monkeypatch):
-    monkeypatch.setattr(examination, "current_device", lambda: Device("NVIDIA H100", 90))
-    machine = examination._machine()
-    assert (machine.gpu, machine.compute_capability) == ("NVIDIA H100", 90)
+@pytest.mark.parametrize(("capability", "arch"), [(90, "90a"), (89, "89"), (120, "120")])
+def test_a_gpu(monkeypatch, capability, arch):
+    monkeypatch.setattr(examination, "current_device", lambda: Device("NVIDIA GPU", capability))
+    report = examine()
+    assert (report.machine.gpu, report.machine.compute_capability) == ("NVIDIA GPU", capability)
+    assert by_name(report.libraries)["CUDA"].command == f"mla-opt build-kernels --arch {arch}"
 
 
 @pytest.mark.parametrize(
