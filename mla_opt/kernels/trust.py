@@ -65,11 +65,13 @@ def remember(library: Path) -> None:
     Where there is no place for notes, `HASHES_VARIABLE` is left.
     """
     with contextlib.suppress(OSError):
-        notes = _notes()
+        digest, notes = _sha256(library), _notes()
+        if digest in _noted():
+            return
         notes.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "w") as stream:
-            stream.write(f"{_sha256(library)}\n")
+            stream.write(f"{digest}\n")
 
 
 def is_known(sha256: str) -> bool:
