@@ -68,7 +68,8 @@ def test_at_the_widths_of_released_models(block: Block) -> None:
     source = build(dataclasses.replace(block, scale=0.002, guarded=True, **widths))  # type: ignore[arg-type]
     report = verify_by_layer(source, optimized(source, cache="static"))
     assert report.passed, report.failures
-    assert report.layers == block.layers if not block.share else 1
+    assert report.layers == (1 if block.share else block.layers)
+    assert all(control.detected for control in report.controls)
 
 
 def changed_weight(model: ir.Model) -> None:
