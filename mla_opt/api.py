@@ -95,7 +95,7 @@ def optimize(
         absorb: ``factored`` keeps W_UK and W_UV as two small matrices, the folded forms multiply
             them into their neighbours, ``auto`` asks the cost model, ``none`` only rebuilds the
             attention without what its exporter added.
-        cache: ``keep``, ``packed`` or ``static[:CAPACITY]``.
+        cache: ``keep``, ``packed``, ``even`` (ONNX only) or ``static[:CAPACITY]``.
         cache_type: ``float16`` or ``bfloat16`` keeps the rows of a float32 model in 16 bits,
             ``int8`` or ``fp8`` in 8, with a scale for each 128 numbers; not with cache ``keep``.
         prefill: the form for long queries; ``auto`` chooses at run time.

@@ -211,7 +211,7 @@ def _interface(sites: Sequence[LatentAttentionSite]) -> InterfaceMap:
 def _state(site: LatentAttentionSite, original: Ends, optimized: Ends) -> StateMap:
     assert site.geometry is not None and site.cache is not None
     layout = site.cache.layout
-    assert layout in ("split", "packed", "static")
+    assert layout in ("split", "packed", "even", "static")
     return StateMap(
         layer=site.name,
         original=original,

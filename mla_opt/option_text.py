@@ -7,7 +7,7 @@ from mla_opt.errors import InputError
 _SUFFIXES = {"k": 1 << 10, "m": 1 << 20}
 #: Digits of the longest number that is read; nobody means more tokens than that.
 _MOST_DIGITS = 9
-_CACHES = ("keep", "packed", "static")
+_CACHES = ("keep", "packed", "even", "static")
 
 
 def parse_count(text: str, least: int = 1) -> int:
@@ -27,14 +27,16 @@ def parse_count(text: str, least: int = 1) -> int:
 
 
 def parse_cache(text: str) -> tuple[str, int | None]:
-    """Read ``keep``, ``packed``, ``static`` or ``static:ROWS``; returns the mode and the rows.
+    """Read ``keep``, ``packed``, ``even``, ``static`` or ``static:ROWS``.
+
+    Returns the mode, and the rows where they are given.
 
     Raises:
         InputError: it is something else.
     """
     mode, colon, rows = text.partition(":")
     if mode not in _CACHES or (colon and mode != "static"):
-        raise InputError(f"{text!r} is none of keep, packed, static and static:ROWS")
+        raise InputError(f"{text!r} is none of keep, packed, static, static:ROWS and even")
     if not colon:
         return mode, None
     try:

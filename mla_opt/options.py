@@ -34,7 +34,7 @@ class Options:
         target: ``onnxruntime`` for the fused operator with its body, ``portable`` for standard
             operators only, ``tensorrt`` for the graph of one ``phase`` of an engine.
         absorb: what becomes of W_UK and W_UV; ``auto`` asks the cost model.
-        cache: ``keep``, ``packed``, ``static`` or ``static:ROWS``; 8k rows are 8192.
+        cache: ``keep``, ``packed``, ``even``, ``static`` or ``static:ROWS``; 8k rows are 8192.
         prefill: the form for long queries.
         cache_type: what the rows of a float32 model's cache are rounded to; ``int8`` and ``fp8``
             (e4m3) keep c_kv in codes with scales, and k_pe in bfloat16.
@@ -97,7 +97,8 @@ class Options:
                 raise InputError(
                     "prefill expanded is for cache static only where the operator holds its"
                     f" weights, which it does not for target {self.target} with weights"
-                    f" {self.weights}; use weights keep, cache keep or packed, or prefill auto"
+                    f" {self.weights}; use weights keep, cache keep, packed or even,"
+                    " or prefill auto"
                 )
         if self.prefill == "absorbed" and self.absorb == "none":
             raise InputError("prefill absorbed needs absorbed attention; absorb is 'none'")
@@ -109,10 +110,11 @@ class Options:
 
     def _check_quantized(self) -> None:
         """Two tensors in the place of the model's own, which every call attends to as they are."""
-        if self.cache_mode()[0] == "keep":
+        if self.cache_mode()[0] in ("keep", "even"):
+            has = "two halves of a row" if self.cache == "even" else "the model's own cache"
             raise InputError(
                 f"cache type {self.cache_type} needs cache packed or static: scales have no place"
-                " in the model's own cache, which keep leaves as it is"
+                f" in {has}, which {self.cache} has"
             )
         if self.prefill == "expanded" and not self.holds_weights:
             raise InputError(

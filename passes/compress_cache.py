@@ -8,16 +8,16 @@ After:    c_kv, k_pe --> concat with past c_kv, past k_pe --> keys, values of ev
 
 ``packed`` then puts the rows of a layer into one tensor ``[B, 1, P, C + R]``, whatever axes and
 order the model has them in, and so does ``static``, whose buffers ``write_cache_in_place`` makes of
-them. ``keep`` leaves a latent cache as it is. Buffers that the model writes at positions of its own
-stay such: new rows are put in the same places.
+them. ``even`` puts the first and the second half of each row into the two tensors that the model
+has for a layer, both ``[B, 1, P, (C + R) / 2]``. ``keep`` leaves a latent cache as it is. Buffers
+that the model writes at positions of its own stay such: new rows are put in the same places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from itertools import takewhile, zip_longest
+from itertools import zip_longest
 from typing import ClassVar, Literal
 
 from mla_opt.emission.cache_interface import (
@@ -29,8 +29,9 @@ from mla_opt.emission.cache_interface import (
 from mla_opt.emission.cached import with_new_rows
 from mla_opt.emission.expanded import expanded_keys, expanded_values
 from mla_opt.emission.layout import restored
-from mla_opt.emission.operands import as_rows, new_rows, store_weights
+from mla_opt.emission.operands import new_rows, store_weights
 from mla_opt.emission.rows_in_a_run import let_it_grow, run_of
+from mla_opt.emission.whole_rows import ROWS_OF_CACHE, Packed, pack, tensors, widths
 from mla_opt.errors import CACHE_NOT_RECOGNIZED, PassError, Refusal
 from mla_opt.graphs.protocol import Builder, Graph
 from mla_opt.handles import Value
@@ -38,15 +39,9 @@ from mla_opt.matching.exposed_keys import exposed_sites
 from mla_opt.matching.same_past import with_another_past
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import CachedTensor, CacheSlots, LatentAttentionSite, LatentRows
-from mla_opt.sites.cache import Run
-from mla_opt.sites.layout import KEYS, Layout, Part
+from mla_opt.sites.layout import KEYS
 
-_SEPARATORS = "._/"
-
-ROWS_OF_CACHE: Layout = ((Part("batch", None),), (), (Part("key", None),), (Part("width", None),))
-"""Layout of ``[B, 1, T, X]``."""
-
-CacheMode = Literal["keep", "packed", "static"]
+CacheMode = Literal["keep", "packed", "static", "even"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ class CompressCache(Pass):
         rewritten = len(expanded)
         if self.mode == "keep":
             return PassResult(len(graph.sites), rewritten)
-        packing = _Packing(graph, self.mode == "packed")
+        packing = _Packing(graph, self.mode != "static", self.mode == "even")
         packed = sum(packing.pack(site) for site in graph.sites)
         rewritten = max(rewritten, packed)
         unknown = tuple(_left_alone(site) for site in graph.sites if _is_unknown(site))
@@ -141,10 +136,10 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     builder = graph.builder(site.core.first, f"{site.name}/mla")
     new = new_rows(builder, site)
     past = _latent_inputs(graph, site)
-    widths, positions = _widths(site), site.expanded[0].positions
+    each_width, positions = widths(site), site.expanded[0].positions
     both = [
         with_new_rows(builder, old, added, width, positions, f"cache_{index}")
-        for index, (old, added, width) in enumerate(zip(past, new, widths))
+        for index, (old, added, width) in enumerate(zip(past, new, each_width))
     ]
     joined = tuple(each.joined for each in both)
     kept = tuple(each.kept for each in both) if positions is not None else ()
@@ -152,21 +147,6 @@ def _cache_latent(graph: Graph, site: LatentAttentionSite) -> None:
     _replace_expanded(graph, builder, site)
     _use_rows(site, joined if site.rope is not None else joined[:1])
     site.held, site.expanded = _held(site, site.cache), None
-
-
-def _tensors(cache: CacheSlots, places: Sequence[tuple[int, ...]]) -> tuple[CachedTensor, ...]:
-    """Tensors ``[B, 1, T, X]`` of a cache, with what they hold."""
-    layouts = (ROWS_OF_CACHE,) * 4
-    return tuple(
-        CachedTensor(past, past, new, joined, joined, joined, *layouts, None, held, cache.positions)
-        for past, new, joined, held in zip(cache.past, cache.new, cache.joined, places)
-    )
-
-
-def _widths(site: LatentAttentionSite) -> tuple[int, int]:
-    """C and R."""
-    assert site.weights is not None
-    return site.weights.w_uk.shape[2], len(site.weights.rope_dims)
 
 
 def _use_rows(site: LatentAttentionSite, halves: Sequence[Value]) -> None:
@@ -177,9 +157,7 @@ def _use_rows(site: LatentAttentionSite, halves: Sequence[Value]) -> None:
 
 def _held(site: LatentAttentionSite, cache: CacheSlots) -> tuple[CachedTensor, ...]:
     """The latent caches of a site whose model had expanded ones."""
-    c, r = _widths(site)
-    places = (tuple(range(c)), tuple(range(c, c + r)))
-    return _tensors(cache, places)
+    return tensors(cache, cache.new, widths(site))
 
 
 def _share(site: LatentAttentionSite, owner: LatentAttentionSite) -> None:
@@ -195,7 +173,7 @@ def _latent_inputs(graph: Graph, site: LatentAttentionSite) -> tuple[Value, ...]
     """Inputs in the place of the expanded caches; none for the values' when R is 0."""
     assert site.expanded is not None
     keys, values = site.expanded
-    c, r = _widths(site)
+    c, r = widths(site)
     latent = rows_input(graph, keys, keys.past.name or "", c)
     if site.rope is not None:
         return latent, rows_input(graph, values, values.past.name or "", r)
@@ -213,7 +191,7 @@ def _replace_expanded(graph: Graph, builder: Builder, site: LatentAttentionSite)
     values = expanded_values(builder, weights, joined[0])
     halves = (_in_original_dims(builder, site, keys), values)
     for part, half, latent, width in zip_longest(
-        site.expanded, halves, cache.outputs, _widths(site)
+        site.expanded, halves, cache.outputs, widths(site)
     ):
         redirect_readers(graph, builder, part, cache)
         if latent is None:
@@ -237,21 +215,25 @@ def _in_original_dims(builder: Builder, site: LatentAttentionSite, keys: Value) 
     return builder.scaled(by_token, weights.key_scale, by_token, "keys_scaled")
 
 
-Packed = tuple[CacheSlots, tuple[Value, ...]]
-
-
 @dataclass(slots=True)
 class _Packing:
     """What is packed already, by the tensors that held the rows, and what could not be."""
 
     graph: Graph
     buffers: bool
+    even: bool
     done: dict[tuple[CachedTensor, ...], Packed] = field(default_factory=dict)
     taken: dict[Value, tuple[CachedTensor, ...]] = field(default_factory=dict)
     found: int = 0
 
     def pack(self, site: LatentAttentionSite) -> bool:
-        """Put the rows of a site into one tensor ``[B, 1, T, C + R]``; says whether it did."""
+        """Put the rows of a site into one tensor ``[B, 1, T, C + R]``, or into two of its halves.
+
+        Says whether it did.
+        """
+        if self.even and not _has_halves(site):
+            site.cache = None
+            return False
         if site.cache is not None and len(site.cache.past) == 1 and not self._is_to_grow(site):
             if self.buffers or self._is_free(site):
                 self.found += site.cache.own
@@ -266,11 +248,11 @@ class _Packing:
         if run is not None:
             let_it_grow(site)
         if held not in self.done:
-            self.done[held] = _pack_one(self.graph, site, run)
+            self.done[held] = pack(self.graph, site, run, even=self.even)
             self.taken.update((tensor.joined, held) for tensor in held)
-        site.cache, halves = self.done[held]
-        _use_rows(site, halves)
-        site.held = _tensors(site.cache, (tuple(range(sum(_widths(site)))),))
+        packed = self.done[held]
+        site.cache, site.held = packed.cache, packed.held
+        _use_rows(site, packed.parts)
         return True
 
     def _is_to_grow(self, site: LatentAttentionSite) -> bool:
@@ -309,76 +291,19 @@ class _Packing:
         return (f"{caches} packed already",)
 
 
-def _pack_one(graph: Graph, site: LatentAttentionSite, run: Run | None) -> Packed:
-    builder = graph.builder(site.core.first, f"{site.name}/mla")
-    held, (c, r) = site.held, _widths(site)
-    past = _packed_input(graph, held, c + r)
-    new = _packed_rows(builder, held)
-    positions = held[0].positions
-    both = with_new_rows(builder, past, new, c + r, positions, "cache")
-    joined = both.joined
-    halves = builder.split(joined, (c, r), 3, ("c_kv", "k_pe")) if r else (joined,)
-    name = _name_for([tensor.output for tensor in held])
-    shape = declared_output(graph, held[0], c + r)
-    graph.merge_outputs([tensor.output for tensor in held], both.kept, name, shape)
-    kept = () if positions is None else (both.kept,)
-    packed = CacheSlots("packed", (past,), (new,), (joined,), positions=positions, returned=kept)
-    packed.start = None if run is None else run.start
-    for tensor in held:
-        redirect_readers(graph, builder, tensor, packed)
-        rows = _as_it_was(builder, tensor, joined, halves, c)
-        graph.replace(tensor.joined, restored(builder, rows, tensor.layout, KEYS, "as_it_was"))
-    return packed, halves
+def _has_halves(site: LatentAttentionSite) -> bool:
+    """Whether the rows of a site can be cut in the middle, and the model has two tensors for them.
 
-
-def _packed_input(graph: Graph, held: Sequence[CachedTensor], width: int) -> Value:
-    first, *others = held
-    name = _name_for([tensor.past for tensor in held])
-    past = rows_input(graph, first, name, width)
-    for other in others:
-        graph.remove_input(other.past, like=past, moved=moved_axes(other.past_layout))
-    return past
-
-
-def _packed_rows(builder: Builder, held: Sequence[CachedTensor]) -> Value:
-    """The new rows ``[B, 1, S, C + R]``."""
-    parts = [as_rows(builder, tensor.new, tensor.new_layout) for tensor in held]
-    places = [place for tensor in held for place in tensor.places]
-    new = parts[0] if len(parts) == 1 else builder.concat(parts, 3, "latent_rows")
-    if places == sorted(places):
-        return new
-    return builder.gather(new, [places.index(at) for at in range(len(places))], 3, "latent_rows")
-
-
-def _as_it_was(
-    builder: Builder, tensor: CachedTensor, joined: Value, halves: tuple[Value, ...], c: int
-) -> Value:
-    """What a tensor held, in its order, of the joined rows: ``[B, 1, T, X]``."""
-    wide = len(tensor.places)
-    if tensor.places == tuple(range(wide)) and wide == c:
-        return halves[0]
-    if tensor.places == tuple(range(c, c + wide)) and len(halves) == 2:
-        return halves[1]
-    return builder.gather(joined, tensor.places, 3, "rows_as_they_were")
-
-
-def _shared_beginning(first: str, second: str) -> str:
-    return "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second)))
-
-
-def _name_for(values: Sequence[Value]) -> str:
-    """What the one tensor is called that takes the place of ``values``."""
-    names = [value.name or "" for value in values]
-    return names[0] if len(names) == 1 else packed_name(names)
-
-
-def packed_name(names: list[str]) -> str:
-    """Name of the tensor of all parts: ``past.0.keys, past.0.values -> past.0.latent``."""
-    first = names[0]
-    prefix = reduce(_shared_beginning, names)
-    suffix = reduce(_shared_beginning, [name[::-1] for name in names])[::-1]
-    start = max(prefix.rfind(separator) for separator in _SEPARATORS) + 1
-    end = min((suffix.find(s) for s in _SEPARATORS if s in suffix), default=len(suffix))
-    if not start and end == len(suffix):
-        return f"{first}_latent"
-    return f"{prefix[:start]}latent{suffix[end:]}"
+    Where it has no cache that is known there is a reason already.
+    """
+    if not site.held:
+        return True
+    width = sum(widths(site))
+    if width % 2:
+        site.not_held = f"a row has {width} numbers (C + R), which is odd: there are no two halves"
+    elif len(site.held) != 2:
+        names = ", ".join(repr(tensor.past.name) for tensor in site.held)
+        site.not_held = f"its halves need two tensors, and it is in {len(site.held)} ({names})"
+    else:
+        return True
+    return False

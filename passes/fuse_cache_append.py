@@ -56,9 +56,13 @@ def rows_of(site: LatentAttentionSite) -> Rows:
     """Where a fused site finds its rows: it appends the new ones, or another has done so."""
     cache = site.cache
     assert cache is not None
+    narrow, half = cache.kept_as is not None, None
+    if cache.layout == "even":
+        assert site.weights is not None
+        half = (site.weights.w_uk.shape[2] + len(site.weights.rope_dims)) // 2
     if site.appends:
-        return Rows(cache.new, cache.past, cache.past_len, cache.kept_as is not None)
-    return Rows((), cache.joined, cache.written, cache.kept_as is not None)
+        return Rows(cache.new, cache.past, cache.past_len, narrow, half)
+    return Rows((), cache.joined, cache.written, narrow, half)
 
 
 def append_in_operator(graph: Graph, site: LatentAttentionSite) -> None:

@@ -78,6 +78,7 @@ class HoldWeights(Pass):
             causal=site.core.causal,
             form=site.prefill,
             name="multi_head_latent_attention",
+            even=source.is_even(geometry.kv_lora_rank),
         )
         return Emitted(shifted(builder, operands, output), tuple(caches))
 

@@ -50,6 +50,11 @@ def step(options: Options, name: str):
         ),
         ({"cache_type": "int8"}, "cache type int8 needs cache packed or static: scales have no"),
         (
+            {"cache_type": "int8", "cache": "even"},
+            "cache type int8 needs cache packed or static: scales have no place in two halves",
+        ),
+        ({"target": "tensorrt", "cache": "even"}, "target tensorrt needs cache static:ROWS"),
+        (
             {"cache_type": "fp8", "cache": "packed", "prefill": "expanded", "weights": "float"},
             "prefill expanded is not for cache type fp8, .* use weights keep",
         ),
@@ -84,6 +89,7 @@ def test_a_superscript_is_no_number():
     [
         ("keep", ("keep", None)),
         ("packed", ("packed", None)),
+        ("even", ("even", None)),
         ("static", ("static", None)),
         ("static:4096", ("static", 4096)),
     ],

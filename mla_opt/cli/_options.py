@@ -116,7 +116,7 @@ def number(least: float = 0) -> Callable[[str], float]:
 
 
 def cache(value: str) -> str:
-    """Check ``keep``, ``packed``, ``static`` or ``static:ROWS``; returns it as it is.
+    """Check ``keep``, ``packed``, ``even``, ``static`` or ``static:ROWS``; returns it as it is.
 
     Raises:
         typer.BadParameter: anything else.

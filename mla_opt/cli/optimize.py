@@ -117,9 +117,9 @@ def optimize(
         str,
         typer.Option(
             parser=read_cache,
-            metavar="keep|packed|static[:ROWS]",
-            help="The model's own cache tensors, one latent tensor per layer, or a buffer of so "
-            "many rows (4096, 4k) that is written in place.",
+            metavar="keep|packed|even|static[:ROWS]",
+            help="The model's own cache tensors, one latent tensor per layer (packed), two of half "
+            "its width (even), or a buffer of so many rows (4096, 4k) that is written in place.",
         ),
     ] = "keep",
     cache_type: Annotated[

@@ -56,6 +56,7 @@ def emit_absorbed(
         kv_lora_rank=weights.w_uk.shape[2],
         causal=site.core.causal,
         name="latent_attention",
+        even=rows.is_even(weights.w_uk.shape[2]),
     )
     return Emitted(projected(builder, operands, output, by_head), tuple(caches))
 

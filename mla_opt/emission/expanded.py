@@ -19,13 +19,19 @@ from mla_opt.graphs.protocol import Builder
 from mla_opt.handles import Value
 from mla_opt.sites import LatentAttentionSite, Operands, StoredWeights
 
+HALVES = ("first_half", "second_half")
+"""What the halves of rows are called."""
+
 
 def emit_expanded(
     builder: Builder, site: LatentAttentionSite, operands: Operands, rows: Rows
 ) -> Emitted:
     """Emit one site expanded; the output is ``[B, H, S, V]``."""
     caches = _append(builder, rows)
-    latent, rope = latent_parts(builder, site, _widened(builder, rows, caches, operands.query_nope))
+    seen = _widened(builder, rows, caches, operands.query_nope)
+    if rows.half is not None:
+        seen = (builder.concat(seen, 3, "latent_rows"),)
+    latent, rope = latent_parts(builder, site, seen)
     keys = expanded_keys(builder, site, operands.weights, latent, rope)
     values = expanded_values(builder, operands.weights, latent)
     query = operands.query_nope
@@ -80,6 +86,8 @@ def _append(builder: Builder, rows: Rows) -> tuple[Value, ...]:
     new = rows.new
     if len(new) > len(rows.past):
         new = (builder.concat(new, 3, "latent"),)
+    elif rows.half is not None:
+        new = builder.split(new[0], (rows.half, rows.half), 3, HALVES)
     if rows.narrow:
         new = tuple(builder.cast_like(added, rows.past[0], "rows_kept") for added in new)
     return tuple(

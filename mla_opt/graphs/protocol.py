@@ -173,8 +173,12 @@ class Builder(Protocol):
         kv_lora_rank: int,
         causal: bool,
         name: str,
+        even: bool = False,
     ) -> tuple[Value, ...]:
-        """One ``LatentAttention``: its outputs, in the order of the contract."""
+        """One ``LatentAttention``: its outputs, in the order of the contract.
+
+        ``even`` says that its caches hold halves of rows, which are no ``c_kv`` and ``k_pe``.
+        """
 
     def multi_head_latent_attention(
         self,
@@ -186,8 +190,12 @@ class Builder(Protocol):
         causal: bool,
         form: PrefillForm,
         name: str,
+        even: bool = False,
     ) -> tuple[Value, ...]:
-        """One ``MultiHeadLatentAttention``: its outputs, in the order of the contract."""
+        """One ``MultiHeadLatentAttention``: its outputs, in the order of the contract.
+
+        ``even`` as for ``latent_attention``.
+        """
 
     def prefill_crossover(
         self, geometry: MlaGeometry, counted: int, rows: Value, name: str

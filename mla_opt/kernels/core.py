@@ -48,6 +48,7 @@ class Problem(ctypes.Structure):
         ("output", ctypes.c_void_p),
         ("new_cache", ctypes.c_void_p),
         ("new_rope_cache", ctypes.c_void_p),
+        ("even_cache", ctypes.c_int32),
     )
 
 

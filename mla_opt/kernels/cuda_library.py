@@ -20,7 +20,7 @@ from pathlib import Path
 from mla_opt.errors import InputError, KernelUnavailableError
 from mla_opt.kernels.trust import check_library
 
-CUDA_ABI_VERSION = 1
+CUDA_ABI_VERSION = 2
 CUDA_LIBRARY_NAME = "libmla_opt_cuda.so"
 FOLDER_VARIABLE = "MLA_OPT_CUDA_KERNELS"
 WIDTHS = ((512, 64), (256, 32), (512, 0))
@@ -52,6 +52,7 @@ class CudaProblem(ctypes.Structure):
         ("bias_strides", ctypes.c_int64 * 4),
         *((name, ctypes.c_void_p) for name in ("sink", "rope_cache")),
         *((name, ctypes.c_void_p) for name in ("output", "new_cache", "new_rope_cache")),
+        ("even_cache", ctypes.c_int32),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mla_opt.errors import InputError, KernelUnavailableError
 from mla_opt.kernels.building.build import LIBRARY
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 _REMEDY = "install a C++ compiler and run `python -m mla_opt.kernels`"
 
 

@@ -8,7 +8,7 @@ B sequences, H query heads, S query rows, L new latent rows (normally S), M cach
 |---|---|---|
 | ``query`` | [B, H, S, C+R] | absorbed query, ``c_kv`` part first |
 | ``latent`` | [B, 1, L, C+R] | optional; new rows. Absent: every row is already in ``cache`` |
-| ``cache`` | [B, 1, M, C+R] | optional; [B, 1, M, C] when ``rope_cache`` is given |
+| ``cache`` | [B, 1, M, C+R] | optional; [B, 1, M, C] when ``rope_cache`` is given; see *even* |
 | ``past_len`` | [B] int32 | optional; valid rows of each sequence: ``cache`` is a buffer |
 | ``bias`` | to [B, H, S, T] | optional; broadcasts, rank 1 to 4; additive, or boolean: may attend |
 | ``sink`` | [H] | optional; one more logit per head, whose probability is dropped |
@@ -30,6 +30,9 @@ buffer, ``past_len[b] + L <= M``, T = M, and the valid rows are those before ``p
 The new caches have the buffer's shape and may share its memory. Without ``latent``, L = 0:
 ``past_len[b]`` counts the rows that another attention has already written. Rows that are not valid
 take no part, but must be finite.
+
+*Even* (both caches are [B, 1, M, (C+R)/2], which is not C): they hold the first and the second half
+of each row, wherever in it c_kv ends; C+R is even, and R may be 0.
 
 *Narrow* (the caches are float16 or bfloat16, everything else is float32): new rows are rounded to
 the caches' type, and what the queries attend to are the rounded rows.
@@ -108,6 +111,7 @@ class Signature:
     causal: bool = False
     narrow: bool = False
     codes: CodesKind = "none"
+    even: bool = False
 
     def __post_init__(self) -> None:
         if self.bias not in get_args(BiasKind):
@@ -120,11 +124,15 @@ class Signature:
             raise InputError(f"{OP_TYPE}: rope_cache is given without cache, its other half")
         if self.narrow and not self.has_cache:
             raise InputError(f"{OP_TYPE}: no cache is given whose type could be a narrower one")
+        if self.even and not self.split:
+            raise InputError(f"{OP_TYPE}: rope_cache, which holds the second halves, is not given")
         self._check_codes()
 
     def _check_codes(self) -> None:
         if self.codes not in get_args(CodesKind):
             raise InputError(f"{OP_TYPE}: codes are {self.codes!r}, not {get_args(CodesKind)}")
+        if self.codes != "none" and self.even:
+            raise InputError(f"{OP_TYPE}: rows of 8 bits have no halves")
         if self.codes != "none" and (self.narrow or not self.split):
             raise InputError(
                 f"{OP_TYPE}: a cache of 8 bits needs rope_cache, which holds its scales"
@@ -173,7 +181,7 @@ class Signature:
         """Short name, different for every signature, such as ``latent_split_boolean``."""
         parts = (
             (self.has_latent, "latent"),
-            (self.has_cache, "split" if self.split else "cache"),
+            (self.has_cache, "even" if self.even else "split" if self.split else "cache"),
             (self.in_place, "in_place"),
             (self.bias != "none", self.bias),
             (self.sink, "sink"),

@@ -66,7 +66,7 @@ def latent_attention(
     output = _softmax(scores, sink) @ seen.rows[:, None, :, :kv_lora_rank]
     if _is_quantized(cache):
         return LatentAttentionOutputs(output, *_codes(latent, cache, rope_cache, past_len))
-    return LatentAttentionOutputs(output, *_unpacked(updated, rope_cache, kv_lora_rank))
+    return LatentAttentionOutputs(output, *_unpacked(updated, cache, rope_cache))
 
 
 def _rounded(latent: AnyArray | None, cache: AnyArray | None) -> AnyArray | None:
@@ -112,15 +112,15 @@ def _packed(
 
 
 def _unpacked(
-    updated: Array | None, rope_cache: AnyArray | None, kv_lora_rank: int
+    updated: Array | None, cache: AnyArray | None, rope_cache: AnyArray | None
 ) -> tuple[Array | None, Array | None]:
     """Return the new caches in the layout of the old ones."""
-    if updated is None:
+    if updated is None or cache is None:
         return None, None
     packed = updated[:, None]
     if rope_cache is None:
         return packed, None
-    return packed[..., :kv_lora_rank], packed[..., kv_lora_rank:]
+    return packed[..., : cache.shape[3]], packed[..., cache.shape[3] :]
 
 
 def _store(
@@ -210,6 +210,8 @@ def _check_sources(
         raise InputError(f"{OP_TYPE}: neither latent nor cache is given, so there are no keys")
     if latent is not None:
         _check_rows("latent", latent, batch, width)
+    if cache is not None and rope_cache is not None and _is_even(query, cache):
+        kv_lora_rank = width // 2
     if cache is not None:
         packed = rope_cache is None and not _is_quantized(cache)
         _check_rows("cache", cache, batch, width if packed else kv_lora_rank)
@@ -221,6 +223,11 @@ def _check_sources(
         _check_rope_cache(rope_cache, cache, batch, rope_dim)
     if sum(source.shape[2] for source in (latent, cache) if source is not None) == 0:
         raise InputError(f"{OP_TYPE}: latent and cache have 0 rows; at least 1 is needed")
+
+
+def _is_even(query: AnyArray, cache: AnyArray) -> bool:
+    """Whether a cache, which is one of two, holds the first half of each row."""
+    return 2 * cache.shape[-1] == query.shape[3] and not _is_quantized(cache)
 
 
 def _check_quantized(latent: AnyArray | None, rope_cache: AnyArray | None) -> None:

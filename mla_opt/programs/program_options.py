@@ -23,6 +23,11 @@ def program_options(options: Options) -> Options:
             f"cache type '{options.cache_type}' is not for PyTorch programs, which cannot be"
             " given more inputs; use bfloat16 or float16, or export the program to ONNX first"
         )
+    if options.cache_mode()[0] == "even":
+        raise InputError(
+            "cache 'even' is not for PyTorch programs, whose operator takes rows in one tensor, or"
+            " as c_kv and k_pe; use keep or packed, or export the program to ONNX first"
+        )
     if options.cache_mode()[0] == "static":
         raise InputError(
             "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"

@@ -9,7 +9,7 @@ from mla_opt.handles import Array, Node, Value
 from mla_opt.sites.layout import Layout
 
 CacheFamily = Literal["latent", "expanded", "none"]
-CacheLayout = Literal["expanded", "split", "packed", "static", "rows"]
+CacheLayout = Literal["expanded", "split", "packed", "even", "static", "rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,8 @@ class CacheSlots:
     """The cache of one site: graph inputs, new rows and graph outputs, a pair for split caches.
 
     ``past`` are inputs of the graph, ``new`` the rows that this call adds, ``joined`` both, one
-    behind the other. Each has one entry (packed) or two (``c_kv`` and ``k_pe``). A buffer has
+    behind the other. Each has one entry (packed) or two (``c_kv`` and ``k_pe``); of halves (even)
+    the new rows have one, which is not cut yet. A buffer has
     ``past_len`` valid rows before the call and ``written`` after it, of ``capacity`` if that is
     fixed. ``kept_as`` names the type of 8 or 16 bits of a cache whose new rows have more bits;
     with 8 bits the codes of a row and what is beside them take ``row_bytes``. ``own`` are

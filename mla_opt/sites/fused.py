@@ -34,6 +34,8 @@ class FusedAttention:
         """How the cache lies that the operator reads; ``rows`` where it reads none."""
         if "past_len" in self.shapes:
             return "static"
+        if self._is_even:
+            return "even"
         if "rope_cache" in self.shapes:
             return "split"
         return "packed" if "cache" in self.shapes else "rows"
@@ -48,15 +50,28 @@ class FusedAttention:
     def qk_rope_head_dim(self) -> int | None:
         """R, which is what a row has beyond C."""
         # Beside codes of 8 bits there are not only those dims.
-        is_codes = self.cache_dtype in ("int8", "float8_e4m3fn")
-        split = None if is_codes else self._width("rope_cache")
+        split = None if self._is_codes else self._width("rope_cache")
         if split is not None:
-            return split
+            return 2 * split - self.kv_lora_rank if self._is_even else split
         # A query before absorption has N dims and not C before its rotary part.
         names = ("latent",) if "kv_b" in self.shapes else ("query", "latent")
         names = names if "rope_cache" in self.shapes else (*names, "cache")
         widths = (self._width(name) for name in names)
         return next((width - self.kv_lora_rank for width in widths if width is not None), None)
+
+    @property
+    def _is_codes(self) -> bool:
+        return self.cache_dtype in ("int8", "float8_e4m3fn")
+
+    @property
+    def _is_even(self) -> bool:
+        """Whether its two caches hold halves of rows: else the first is as wide as C."""
+        widths = (self._width("cache"), self._width("rope_cache"))
+        return (
+            not self._is_codes
+            and None not in widths
+            and widths[0] == widths[1] != self.kv_lora_rank
+        )
 
     def _width(self, name: str) -> int | None:
         shape = self.shapes.get(name)

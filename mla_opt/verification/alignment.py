@@ -87,7 +87,7 @@ class Aligner:
             return quantize(rows, change.kv_lora_rank, kind)
         if len(change.optimized.inputs) == 1:
             return [rows]
-        return [rows[..., : change.kv_lora_rank], rows[..., change.kv_lora_rank :]]
+        return [rows[..., : change.first_width], rows[..., change.first_width :]]
 
     def _outputs(self, before: Call, after: Call, timeline: Timeline) -> Iterator[Pair]:
         rows = timeline.valid[:, before.past_len : before.past_len + before.query_len]

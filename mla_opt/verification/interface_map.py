@@ -22,7 +22,7 @@ from mla_opt.verification.json_fields import Fields, parse
 METADATA_KEY = "mla_opt.interface"
 VERSION = 1
 
-MappedLayout = Literal["split", "packed", "static"]
+MappedLayout = Literal["split", "packed", "static", "even"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,20 @@ class StateMap:
             content["reordered"] = True
         return content
 
+    @property
+    def first_width(self) -> int:
+        """Numbers of a row in the first of two tensors of the optimized model."""
+        if self.layout != "even":
+            return self.kv_lora_rank
+        return (self.kv_lora_rank + self.qk_rope_head_dim) // 2
+
     @classmethod
     def of(cls, fields: Fields) -> StateMap:
         """Read one entry."""
         layout = fields.text("layout")
         if layout not in get_args(MappedLayout):
-            raise InputError(f"{fields.where}.layout {layout!r} is none of split, packed, static")
+            known = ", ".join(get_args(MappedLayout))
+            raise InputError(f"{fields.where}.layout {layout!r} is none of {known}")
         return cls(
             layer=fields.text("layer"),
             original=_ends(fields.inner("original")),

@@ -89,6 +89,19 @@ def test_types_of_queries(form, attention, dtype):
     assert matches(Runtime(signature, feeds).run(feeds), signature, feeds)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("attention", cases.EVEN_SIGNATURES, ids=cases.name)
+@pytest.mark.parametrize("form", FORMS)
+def test_halves_of_rows(form, attention, dtype):
+    if attention.narrow and dtype not in (np.float16, BFLOAT16):
+        pytest.skip("no narrower type")
+    kept = {"cache_dtype": dtype} if attention.narrow else {"dtype": dtype}
+    signature = MultiHeadSignature(attention, form=form)
+    stored = weights(PLAIN, np.float32 if attention.narrow else dtype, None, SMALL)
+    feeds = operands(signature, stored, **kept)
+    assert matches(Runtime(signature, feeds).run(feeds), signature, feeds)
+
+
 @pytest.mark.parametrize(
     "dtype", [np.float16, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__
 )

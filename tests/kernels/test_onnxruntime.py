@@ -52,6 +52,47 @@ def test_every_signature_and_type(signature, dtype):
             assert matches(run(runtime, feeds), signature, feeds)
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=type_name)
+@pytest.mark.parametrize(("rank", "rope"), [(cases.RANK, 4), (3, 5), (cases.RANK, 0), (32, 64)])
+@pytest.mark.parametrize("signature", cases.EVEN_SIGNATURES, ids=cases.name)
+def test_halves_of_rows(signature, rank, rope, dtype):
+    if signature.narrow and dtype not in (np.float16, BFLOAT16):
+        pytest.skip("no narrower type")
+    kept = {"cache_dtype": dtype} if signature.narrow else {"dtype": dtype}
+    proto = cases.model(signature, cases.operands(signature, **kept), rank=rank)
+    runtime = session(proto)
+    for query_len, past in ((1, cases.PAST), (5, cases.PAST), (5, 0)):
+        if past or signature.has_latent:
+            given = {"query_len": query_len, "past": past, "rank": rank, "rope": rope}
+            feeds = cases.operands(signature, **given, **kept)
+            # Some tiers round queries to a bfloat16 cache.
+            limit = TOLERANCE[np.dtype(dtype)] if dtype == BFLOAT16 else None
+            outputs = run(runtime, feeds)
+            assert matches(outputs, signature, feeds, rank=rank, tolerance=limit)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BFLOAT16], ids=type_name)
+@pytest.mark.parametrize(("heads", "query_len", "past"), [(1, 1, 700), (20, 1, 700), (5, 40, 200)])
+def test_halves_of_rows_of_a_width_in_use(tier, heads, query_len, past, dtype):
+    """576 numbers, in two tensors of 288: the latent part ends in the second."""
+    random = np.random.default_rng(5)
+    signature = Signature(has_cache=True, in_place=True, split=True, even=True, causal=True)
+    shapes = {
+        "query": (2, heads, query_len, 576),
+        "latent": (2, 1, query_len, 576),
+        "cache": (2, 1, past + query_len, 288),
+        "rope_cache": (2, 1, past + query_len, 288),
+    }
+    feeds = {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    feeds = {**feeds, "past_len": np.array([past, past // 3], np.int32)}
+    feeds = {name: feeds[name] for name in signature.inputs}
+    outputs = run(session(cases.model(signature, feeds, scale=1 / 24, rank=512)), feeds)
+    assert matches(outputs, signature, feeds, scale=1 / 24, rank=512)
+    swapped = feeds | {"cache": feeds["rope_cache"], "rope_cache": feeds["cache"]}
+    others = latent_attention(**swapped, scale=1 / 24, kv_lora_rank=512, causal=True)
+    assert cases.difference(outputs[0], others.output) > 0.1
+
+
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=type_name)
 @pytest.mark.parametrize("signature", cases.NARROW_SIGNATURES, ids=cases.name)
 def test_narrow_caches(signature, dtype):
@@ -269,6 +310,7 @@ def test_one_thread_and_several_agree_to_rounding():
 
 IN_PLACE = Signature(has_cache=True, in_place=True, causal=True)
 SPLIT = Signature(has_cache=True, split=True)
+EVEN = Signature(has_cache=True, split=True, even=True)
 MASKED = Signature(has_cache=True, bias="additive", sink=True)
 CODES = Signature(has_cache=True, split=True, codes="int8")
 
@@ -287,6 +329,9 @@ def _reshaped(feeds, name, *shape):
         (SPLIT, "latent", (3, 1, 5, 9), "latent has width 9, expected 10"),
         (SPLIT, "cache", (3, 1, 5, 7), "cache has width 7, expected 6"),
         (SPLIT, "rope_cache", (3, 1, 4, 4), "rope_cache has 4 rows, cache has 5"),
+        (EVEN, "cache", (3, 1, 5, 6), "rope_cache has width 5, expected 4"),
+        (EVEN, "rope_cache", (3, 1, 5, 4), "rope_cache has width 4, expected 5"),
+        (EVEN, "rope_cache", (3, 1, 4, 5), "rope_cache has 4 rows, cache has 5"),
         (CODES, "rope_cache", (3, 1, 5, 4), "rope_cache has width 4, expected 8"),
         (CODES, "cache", (3, 1, 5, 10), "cache has width 10, expected 6"),
         (MASKED, "sink", (3,), "sink has 3 elements, expected 2"),

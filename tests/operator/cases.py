@@ -58,6 +58,19 @@ NARROW_SIGNATURES = [
     Signature(has_latent=False, has_cache=True, narrow=True),
 ]
 
+# Caches that hold the halves of rows.
+EVEN_SIGNATURES = [
+    Signature(has_cache=True, split=True, even=True, **fields)
+    for fields in (
+        {"causal": True, "sink": True},
+        {"bias": "additive"},
+        {"in_place": True, "bias": "boolean", "causal": True},
+        {"has_latent": False},
+        {"has_latent": False, "in_place": True, "bias": "additive"},
+        {"narrow": True, "causal": True},
+    )
+]
+
 # A float32 query on a cache of codes.
 QUANTIZED_SIGNATURES = [
     Signature(has_cache=True, split=True, codes=codes, **fields)
@@ -103,14 +116,15 @@ def operands(
     new = query_len if signature.has_latent else 0
     rows = past + new if signature.in_place else past
     total = rows if signature.in_place else new + (past if signature.has_cache else 0)
+    first = (rank + rope) // 2 if signature.even else rank if signature.split else rank + rope
     feeds = {
         "query": normal(BATCH, HEADS, query_len, rank + rope),
         "latent": normal(BATCH, 1, query_len, rank + rope),
-        "cache": normal(BATCH, 1, rows, rank + (0 if signature.split else rope)).astype(kept),
+        "cache": normal(BATCH, 1, rows, first).astype(kept),
         "past_len": np.array([0, past // 2, past], np.int32),
         "bias": _bias(signature, random, (BATCH, 1, query_len, total), dtype),
         "sink": normal(HEADS),
-        "rope_cache": normal(BATCH, 1, rows, rope).astype(kept),
+        "rope_cache": normal(BATCH, 1, rows, rank + rope - first).astype(kept),
     }
     return {key: feeds[key] for key in signature.inputs}
 

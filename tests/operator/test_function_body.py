@@ -14,6 +14,7 @@ from mla_opt.operator.onnx.function_body import FEW_QUERY_ROWS
 from tests.operator.cases import (
     ALL_SIGNATURES,
     BATCH,
+    EVEN_SIGNATURES,
     HEADS,
     NARROW_SIGNATURES,
     PAST,
@@ -50,6 +51,29 @@ def test_every_signature_matches_the_reference(signature):
         for past in (PAST, 0) if signature.has_latent else (PAST,):
             feeds = operands(signature, query_len=query_len, past=past)
             assert_matches(runtime.run(None, feeds), signature, feeds)
+
+
+@pytest.mark.parametrize("signature", EVEN_SIGNATURES, ids=name)
+@pytest.mark.parametrize(
+    ("rank", "rope", "opset"), [(6, 4, 15), (6, 4, 24), (3, 5, 18), (6, 0, 18), (4, 4, 21)]
+)
+def test_halves_of_rows_match_the_reference(signature, rank, rope, opset):
+    """Wherever in a row the latent part ends, in the first half or in the second."""
+    given = {"rank": rank, "rope": rope}
+    proto = model(signature, operands(signature, **given), opset=opset, rank=rank)
+    onnx.checker.check_model(proto, full_check=True)
+    for query_len, past in ((1, PAST), (5, PAST), (5, 0)):
+        if past or signature.has_latent:
+            feeds = operands(signature, query_len=query_len, past=past, **given)
+            assert_matches(run(proto, feeds), signature, feeds, rank=rank)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_halves_of_rows_match_with_few_and_with_many_query_rows(few):
+    signature = EVEN_SIGNATURES[0]
+    feeds = operands(signature, query_len=1 if few else FEW_QUERY_ROWS)
+    outputs = run(model(signature, feeds, style=ONNX_RUNTIME), feeds)
+    assert_matches(outputs, signature, feeds)
 
 
 @pytest.mark.parametrize("opset", [14, 15, 17, 21, 23, 24, 25])

@@ -55,6 +55,17 @@ def test_every_signature_matches_the_reference(attention):
             assert_matches(runtime.run(None, feeds), signature, feeds)
 
 
+@pytest.mark.parametrize("attention", cases.EVEN_SIGNATURES, ids=cases.name)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("style", [TENSORRT, ONNX_RUNTIME], ids=["plain", "adaptive"])
+def test_halves_of_rows_match_the_reference(attention, form, style):
+    signature = MultiHeadSignature(attention, form=form)
+    proto = model(signature, operands(signature, PLAIN_WEIGHTS), style=style)
+    for query_len in (1, 5):
+        feeds = operands(signature, PLAIN_WEIGHTS, query_len=query_len)
+        assert_matches(cases.run(proto, feeds), signature, feeds)
+
+
 @pytest.mark.parametrize("least", [1, 128])
 @pytest.mark.parametrize("attention", cases.REDUCED_SIGNATURES, ids=cases.name)
 def test_blocks_of_queries_match_the_reference(attention, least, monkeypatch):

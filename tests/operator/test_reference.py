@@ -5,7 +5,17 @@ import pytest
 
 from mla_opt.errors import InputError
 from mla_opt.operator import Signature, latent_attention
-from tests.operator.cases import ALL_SIGNATURES, BATCH, HEADS, RANK, ROPE, SCALE, name, operands
+from tests.operator.cases import (
+    ALL_SIGNATURES,
+    BATCH,
+    EVEN_SIGNATURES,
+    HEADS,
+    RANK,
+    ROPE,
+    SCALE,
+    name,
+    operands,
+)
 from tests.operator.naive import naive_attention
 
 
@@ -94,6 +104,43 @@ EVERYTHING = Signature(has_cache=True, in_place=True, split=True, bias="additive
 
 def zeros(*shape, dtype=np.float32):
     return np.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize("signature", EVEN_SIGNATURES, ids=name)
+@pytest.mark.parametrize(("rank", "rope"), [(RANK, ROPE), (3, 5), (6, 0)])
+def test_halves_of_rows_are_the_rows(signature, rank, rope):
+    """The same as with both halves in one tensor, and no longer so once they change places."""
+    feeds = operands(signature, rank=rank, rope=rope)
+    given = {"scale": SCALE, "kv_lora_rank": rank, "causal": signature.causal}
+    halves = [feeds.pop(key) for key in ("cache", "rope_cache")]
+    whole = latent_attention(**feeds, cache=np.concatenate(halves, axis=3), **given)
+    first, second = (dict(zip(("cache", "rope_cache"), order)) for order in (halves, halves[::-1]))
+    output, *caches = latent_attention(**feeds, **first, **given)
+    np.testing.assert_array_equal(output, whole.output)
+    if whole.new_cache is not None:
+        np.testing.assert_array_equal(np.concatenate(caches, axis=3), whole.new_cache)
+    assert np.abs(latent_attention(**feeds, **second, **given).output - output).max() > 1e-3
+
+
+def test_halves_of_an_odd_row_are_refused():
+    signature = Signature(has_cache=True, split=True, even=True)
+    with pytest.raises(InputError, match="cache has width 4, expected 6"):
+        reference(signature, operands(signature, rope=3))
+
+
+def test_the_second_half_is_as_wide_as_the_first():
+    signature = Signature(has_cache=True, split=True, even=True)
+    feeds = operands(signature) | {"rope_cache": zeros(BATCH, 1, 5, 4)}
+    with pytest.raises(InputError, match="rope_cache has width 4, expected 5"):
+        reference(signature, feeds)
+
+
+@pytest.mark.parametrize(
+    "options", [{"even": True}, {"even": True, "split": True, "codes": "int8"}], ids=str
+)
+def test_halves_need_two_tensors_of_numbers(options):
+    with pytest.raises(InputError, match="halves"):
+        Signature(has_cache=True, **options)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from mla_opt.emission.whole_rows import packed_name
 from mla_opt.errors import PassError
-from mla_opt.passes.compress_cache import CompressCache, packed_name
+from mla_opt.passes.compress_cache import CompressCache
 from tests.graphs.latent_block import Block, build
 from tests.labels import label
 from tests.passes.harness import (

@@ -29,9 +29,10 @@ class OperatorBuilder(Emitter):
         kv_lora_rank: int,
         causal: bool,
         name: str,
+        even: bool = False,
     ) -> tuple[ir.Value, ...]:
         """One ``LatentAttention`` with its function body; outputs in the contract's order."""
-        signature = signature_of(operands, causal)
+        signature = signature_of(operands, causal, even=even)
         overload = define(self._model, signature, operands["query"].dtype, style=self._style)
         attributes = signature.node_attributes(scale, kv_lora_rank)
         return self._attention(contract.OP_TYPE, operands, signature, attributes, name, overload)
@@ -46,9 +47,10 @@ class OperatorBuilder(Emitter):
         causal: bool,
         form: PrefillForm,
         name: str,
+        even: bool = False,
     ) -> tuple[ir.Value, ...]:
         """One ``MultiHeadLatentAttention`` with its body; outputs in the contract's order."""
-        signature = multi_head_signature_of(operands, storage, form, causal)
+        signature = multi_head_signature_of(operands, storage, form, causal, even=even)
         overload = define_multi_head(
             self._model, signature, operands["query"].dtype, style=self._style
         )

@@ -385,8 +385,10 @@ class TorchBuilder:
         kv_lora_rank: int,
         causal: bool,
         name: str,
+        even: bool = False,
     ) -> tuple[fx.Node, ...]:
         """One ``latent_attention``; outputs in the contract's order."""
+        _refuse_halves(even)
         values = tuple(operands.get(each) for each in contract.INPUTS)
         node = self._emit(
             getattr(torch.ops.mla_opt, NAME).default,
@@ -408,8 +410,10 @@ class TorchBuilder:
         causal: bool,
         form: PrefillForm,
         name: str,
+        even: bool = False,
     ) -> tuple[fx.Node, ...]:
         """One ``multi_head_latent_attention``; outputs in the contract's order."""
+        _refuse_halves(even)
         node = self._emit(
             getattr(torch.ops.mla_opt, MULTI_HEAD_NAME).default,
             tuple(operands.get(each) for each in MULTI_HEAD_INPUTS),
@@ -474,3 +478,8 @@ class TorchBuilder:
         assert self._before is not None
         with self._graph.inserting_before(self._before):
             return self._graph.get_attr(path)
+
+
+def _refuse_halves(even: bool) -> None:
+    if even:
+        raise PassError("PyTorch's operator takes no caches that hold halves of rows")

@@ -50,8 +50,8 @@ int cache_parts(const Problem& p, CacheTensor (&parts)[2]) {
     parts[0] = {p.cache, p.new_cache, row_width(p), 0, p.cache_type};
     return 1;
   }
-  parts[0] = {p.cache, p.new_cache, p.kv_lora_rank, 0, p.cache_type};
-  parts[1] = {p.rope_cache, p.new_rope_cache, rope_cache_width(p), p.kv_lora_rank,
+  parts[0] = {p.cache, p.new_cache, front_width(p), 0, p.cache_type};
+  parts[1] = {p.rope_cache, p.new_rope_cache, rope_cache_width(p), front_width(p),
               type_beside(p.cache_type)};
   return 2;
 }

@@ -49,10 +49,20 @@ void pack_head(Expanded& state, int64_t index) {
     state.no_memory = true;
 }
 
-// Rows first .. first + count of a segment, as floats.
+// `count` numbers of a row from `column` on, as floats; of rows that are not quantized.
+void read_columns(const Problem& p, const Segment& rows, int64_t row, int64_t column, int64_t count,
+                  float* to) {
+  const int64_t front = std::clamp<int64_t>(front_width(p) - column, 0, count);
+  if (front) read_floats(rows.front, rows.type, row * rows.front_stride + column, front, to);
+  if (front == count) return;
+  read_floats(rows.back, rows.type, row * rows.back_stride + column + front - front_width(p),
+              count - front, to + front);
+}
+
+// c_kv of rows first .. first + count of a segment, as floats.
 FloatRows float_rows(const Problem& p, const Segment& rows, int64_t first, int64_t count, float* room) {
-  if (rows.type == MLA_OPT_FLOAT32)
-    return {reinterpret_cast<const float*>(rows.c_kv) + first * rows.c_kv_stride, rows.c_kv_stride,
+  if (rows.type == MLA_OPT_FLOAT32 && rank_in_front(p) == p.kv_lora_rank)
+    return {reinterpret_cast<const float*>(rows.front) + first * rows.front_stride, rows.front_stride,
             count};
   for (int64_t i = 0; i < count; ++i) {
     float* to = room + i * p.kv_lora_rank;
@@ -60,7 +70,7 @@ FloatRows float_rows(const Problem& p, const Segment& rows, int64_t first, int64
     if (is_quantized(rows.type))
       dequantize_row(codes_of(rows, key), rows.type, scales_of(rows, key), p.kv_lora_rank, to);
     else
-      read_floats(rows.c_kv, rows.type, (first + i) * rows.c_kv_stride, p.kv_lora_rank, to);
+      read_columns(p, rows, first + i, 0, p.kv_lora_rank, to);
   }
   return {room, p.kv_lora_rank, count};
 }
@@ -76,7 +86,10 @@ void write_head(Expanded& state, int64_t index, const Segment& rows, int64_t fir
     write_floats(made + i * stride, nope, state.keys, p.type, key);
     write_floats(made + i * stride + nope, value, state.values, p.type, row * value);
     if (!p.rope_dim) continue;
-    read_floats(rows.k_pe, type_beside(rows.type), (first + i) * rows.k_pe_stride, p.rope_dim, room);
+    if (is_quantized(rows.type))
+      read_floats(rows.back, type_beside(rows.type), (first + i) * rows.back_stride, p.rope_dim, room);
+    else
+      read_columns(p, rows, first + i, p.kv_lora_rank, p.rope_dim, room);
     write_floats(room, p.rope_dim, state.keys, p.type, key + nope);
   }
 }
@@ -126,6 +139,7 @@ Problem problem_of_heads(const Expanded& state) {
   const int64_t row = (state.sequence * p.heads + state.first_head) * p.query_len;
   Problem inner = p;
   inner.cache_type = p.type;
+  inner.even_cache = 0;
   inner.batch = state.heads;
   inner.heads = 1;
   inner.new_len = 0;

@@ -73,7 +73,7 @@ void attend_segment(const Problem& p, const Tile& tile, const void* query, const
     const int64_t next = key + step, left = least(step, least(end, seen) - next);
     const Block block = block_of(p, segment, key, static_cast<int>(visible),
                                  {key > first, static_cast<int>(greatest(left, 0))}, workspace.rows);
-    const Ahead ahead = ahead_of(segment, next, left);
+    const Ahead ahead = ahead_of(p, segment, next, left);
     attend_block(p, tile, query, block, ahead, workspace, partial);
   }
 }

@@ -50,7 +50,7 @@ struct mla_opt_latent_attention {
 
   const void* query;       /* [B, H, S, C+R] */
   const void* latent;      /* [B, 1, L, C+R] or null */
-  const void* cache;       /* [B, 1, M, C+R], or [B, 1, M, C] with rope_cache, or null */
+  const void* cache;       /* [B, 1, M, C+R], or [B, 1, M, C] with rope_cache, or null; see even_cache */
   const int32_t* past_len; /* [B] or null; given: cache is a buffer, written in place */
   const void* bias;        /* null, or with the strides below */
   int64_t bias_strides[4]; /* elements between neighbours along B, H, S, T; 0 where broadcast */
@@ -61,6 +61,9 @@ struct mla_opt_latent_attention {
   void* new_cache;      /* as cache, or of M+L rows without past_len; null without latent or cache;
                            may be cache itself when past_len is given */
   void* new_rope_cache; /* likewise, of rope_cache */
+
+  int32_t even_cache; /* 1: cache and rope_cache hold the first and the second half of a row, (C+R)/2
+                         numbers each; 0: as said above */
 };
 
 /* Runs body(state, i) for every i in [0, count), in any order, on any threads; returns when all

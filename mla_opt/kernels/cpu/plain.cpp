@@ -39,9 +39,9 @@ int64_t score(const Problem& p, int64_t sequence, int64_t m, const Segments& all
     const Segment& rows = all.segment[i];
     for (int64_t key = rows.first; key < std::min(seen, rows.first + rows.count); ++key) {
       const int64_t row = key - rows.first;
-      double product = dot(query, row_of(rows.c_kv, rows.c_kv_stride, row), p.kv_lora_rank);
-      if (p.rope_dim)
-        product += dot(query + p.kv_lora_rank, row_of(rows.k_pe, rows.k_pe_stride, row), p.rope_dim);
+      const int64_t front = front_width(p), back = back_width(p);
+      double product = dot(query, row_of(rows.front, rows.front_stride, row), front);
+      if (back) product += dot(query + front, row_of(rows.back, rows.back_stride, row), back);
       scores[key] = p.scale * product + bias_of(p, sequence, m, key);
     }
   }
@@ -53,8 +53,12 @@ void add_values(const Problem& p, const Segments& all, const double* weights, in
   for (int i = 0; i < all.count; ++i) {
     const Segment& rows = all.segment[i];
     for (int64_t key = rows.first; key < std::min(seen, rows.first + rows.count); ++key) {
-      const double* value = row_of(rows.c_kv, rows.c_kv_stride, key - rows.first);
-      for (int64_t c = 0; c < p.kv_lora_rank; ++c) output[c] += weights[key] * value[c];
+      const int64_t in_front = rank_in_front(p);
+      const double* front = row_of(rows.front, rows.front_stride, key - rows.first);
+      const double* back = row_of(rows.back, rows.back_stride, key - rows.first);
+      for (int64_t c = 0; c < in_front; ++c) output[c] += weights[key] * front[c];
+      for (int64_t c = in_front; c < p.kv_lora_rank; ++c)
+        output[c] += weights[key] * back[c - in_front];
     }
   }
 }

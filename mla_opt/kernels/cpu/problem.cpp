@@ -59,7 +59,14 @@ bool check_presence(const Problem& p, mla_opt_failure& failure) {
     return refuse(failure, "latent is missing, but %lld new rows are claimed", ll(p.new_len));
   if (p.cache && is_quantized(p.cache_type) && !p.rope_cache && p.batch > 0 && p.cache_len > 0)
     return refuse(failure, "rope_cache, which holds the scales of a cache of 8 bits, is missing");
-  if (p.rope_cache && p.rope_dim == 0 && !is_quantized(p.cache_type))
+  if (p.even_cache && is_quantized(p.cache_type))
+    return refuse(failure, "even_cache is set, but rows of 8 bits have no halves");
+  if (p.even_cache && (p.kv_lora_rank + p.rope_dim) % 2)
+    return refuse(failure, "even_cache is set, but a row has %lld numbers, which is odd",
+                  ll(p.kv_lora_rank + p.rope_dim));
+  if (p.even_cache && p.cache && !p.rope_cache)
+    return refuse(failure, "rope_cache, which holds the second half of each row, is missing");
+  if (p.rope_cache && p.rope_dim == 0 && !is_quantized(p.cache_type) && !p.even_cache)
     return refuse(failure,
                   "rope_cache is given, but query has 0 dims beyond kv_lora_rank; at least 1");
   if (p.past_len && !p.cache && p.cache_len > 0)
@@ -84,26 +91,25 @@ bool check_past_len(const Problem& p, mla_opt_failure& failure) {
   return true;
 }
 
-// Rows in a tensor that holds them packed, or in two.
-Segment rows_of(const Problem& p, const void* packed_or_c_kv, const void* k_pe, int32_t type,
+// Rows in a tensor that holds them packed (there is no second one), or in two.
+Segment rows_of(const Problem& p, const void* tensor, const void* second, int32_t type,
                 int64_t row) {
   const auto size = static_cast<ptrdiff_t>(element_size(type));
   const auto size_beside = static_cast<ptrdiff_t>(element_size(type_beside(type)));
-  const auto rank = static_cast<ptrdiff_t>(p.kv_lora_rank);
+  const auto front = static_cast<ptrdiff_t>(front_width(p));
   Segment rows{};
   rows.type = type;
-  const char* start = static_cast<const char*>(packed_or_c_kv);
-  if (k_pe) {
-    rows.c_kv_stride = rank;
-    rows.k_pe_stride =
-        static_cast<ptrdiff_t>(width_beside(type, p.kv_lora_rank, p.rope_dim));
-    rows.c_kv = start + row * rows.c_kv_stride * size;
-    rows.k_pe = static_cast<const char*>(k_pe) + row * rows.k_pe_stride * size_beside;
-    if (is_quantized(type)) rows.scales = rows.k_pe + p.rope_dim * size_beside;
+  const char* start = static_cast<const char*>(tensor);
+  if (second) {
+    rows.front_stride = front;
+    rows.back_stride = static_cast<ptrdiff_t>(rope_cache_width(p));
+    rows.front = start + row * rows.front_stride * size;
+    rows.back = static_cast<const char*>(second) + row * rows.back_stride * size_beside;
+    if (is_quantized(type)) rows.scales = rows.back + p.rope_dim * size_beside;
   } else {
-    rows.c_kv_stride = rows.k_pe_stride = static_cast<ptrdiff_t>(row_width(p));
-    rows.c_kv = start + row * rows.c_kv_stride * size;
-    rows.k_pe = rows.c_kv + rank * size;
+    rows.front_stride = rows.back_stride = static_cast<ptrdiff_t>(row_width(p));
+    rows.front = start + row * rows.front_stride * size;
+    rows.back = rows.front + front * size;
   }
   return rows;
 }

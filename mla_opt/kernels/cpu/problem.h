@@ -20,6 +20,24 @@ struct Problem : mla_opt_latent_attention {
 // else that a pointer leads to.
 bool check(const Problem& problem, mla_opt_failure& failure);
 
+// Numbers of a row in the first of two tensors that hold it: c_kv, or one half.
+inline int64_t front_width(const Problem& p) {
+  return p.even_cache ? (p.kv_lora_rank + p.rope_dim) / 2 : p.kv_lora_rank;
+}
+
+// And in the second: k_pe, or the other half.
+inline int64_t back_width(const Problem& p) {
+  return p.kv_lora_rank + p.rope_dim - front_width(p);
+}
+
+// Dims in front that a query has.
+inline int64_t scored_front(const Problem& p) { return p.scores_c_kv ? front_width(p) : 0; }
+
+// Dims of c_kv in front; the others, if there are more, begin the back.
+inline int64_t rank_in_front(const Problem& p) {
+  return front_width(p) < p.kv_lora_rank ? front_width(p) : p.kv_lora_rank;
+}
+
 // Dims of c_kv that a query has.
 inline int64_t scored_rank(const Problem& p) { return p.scores_c_kv ? p.kv_lora_rank : 0; }
 
@@ -28,10 +46,11 @@ inline int64_t row_width(const Problem& p) { return scored_rank(p) + p.rope_dim;
 
 // Numbers in a row of rope_cache.
 inline int64_t rope_cache_width(const Problem& p) {
+  if (p.even_cache) return back_width(p);
   return width_beside(p.cache_type, p.kv_lora_rank, p.rope_dim);
 }
 
-// Whether k_pe has a tensor of its own in the caches.
+// Whether the caches are two tensors.
 inline bool is_split(const Problem& p) { return p.rope_cache || is_quantized(p.cache_type); }
 
 inline bool in_place(const Problem& p) { return p.past_len != nullptr; }
@@ -65,23 +84,24 @@ inline int64_t last_key(const Problem& p, int64_t valid, int64_t m) {
   return last < 0 ? -1 : last;
 }
 
-// Latent rows that lie one behind the other: keys first .. first + count of a sequence.
+// Latent rows that lie one behind the other: keys first .. first + count of a sequence. Each is a run
+// of front_width numbers and one of back_width.
 struct Segment {
-  const char* c_kv;      // of key `first`
-  const char* k_pe;      // likewise; unused when R is 0
-  const char* scales;    // of key `first`, of a quantized c_kv; as far apart as k_pe
-  ptrdiff_t c_kv_stride; // elements from one row to the next
-  ptrdiff_t k_pe_stride;
+  const char* front;      // of key `first`
+  const char* back;       // likewise; unused where it has no width
+  const char* scales;     // of key `first`, of a quantized front; as far apart as the back
+  ptrdiff_t front_stride; // elements from one row to the next
+  ptrdiff_t back_stride;
   int64_t first, count;
-  int32_t type;          // of c_kv; type_beside says that of k_pe
+  int32_t type;           // of the front; type_beside says that of the back
 };
 
 // The codes and the scales of a key of quantized rows.
 inline const uint8_t* codes_of(const Segment& rows, int64_t key) {
-  return reinterpret_cast<const uint8_t*>(rows.c_kv) + (key - rows.first) * rows.c_kv_stride;
+  return reinterpret_cast<const uint8_t*>(rows.front) + (key - rows.first) * rows.front_stride;
 }
 inline const BFloat16* scales_of(const Segment& rows, int64_t key) {
-  return reinterpret_cast<const BFloat16*>(rows.scales) + (key - rows.first) * rows.k_pe_stride;
+  return reinterpret_cast<const BFloat16*>(rows.scales) + (key - rows.first) * rows.back_stride;
 }
 
 // The rows of a sequence, in the order of their keys; new rows are read from where they were

@@ -19,8 +19,8 @@ struct KeyTile {
   Part part[2];
 
   KeyTile(const Problem& p, const Block& block, int key)
-      : part{{block.c_kv + key * block.c_kv_stride, block.c_kv_stride, scored_rank(p)},
-             {block.k_pe + key * block.k_pe_stride, block.k_pe_stride, p.rope_dim}} {}
+      : part{{block.front + key * block.front_stride, block.front_stride, scored_front(p)},
+             {block.back + key * block.back_stride, block.back_stride, back_width(p)}} {}
 };
 
 // Rows that become ready with each step of 64 keys: all of a block with those of DeepSeek's 576 dims.

@@ -24,7 +24,8 @@ bool fits(const Problem& p) {
   const int32_t rows = p.cache ? p.cache_type : p.type;
   const bool is_worth_it =
       rows == MLA_OPT_FLOAT16 || (rows == MLA_OPT_FLOAT32 && query_rows(p) > LANES);
-  return is_worth_it && p.kv_lora_rank % kTileDims == 0 && p.rope_dim % kTileDims == 0;
+  return is_worth_it && p.kv_lora_rank % kTileDims == 0 && front_width(p) % kTileDims == 0 &&
+         back_width(p) % kTileDims == 0;
 }
 
 inline int64_t dim_steps(const Problem& p) { return row_width(p) / kTileDims; }
@@ -84,9 +85,9 @@ void pack_query(const Problem& p, const Tile& tile, void* packed) {
 // ---- latent rows --------------------------------------------------------------------------------
 
 struct Block {
-  const char* c_kv;
-  const char* k_pe;
-  ptrdiff_t c_kv_stride, k_pe_stride;  // elements
+  const char* front;
+  const char* back;
+  ptrdiff_t front_stride, back_stride;  // elements
   int64_t first;
   int keys;
   bool is_half;
@@ -104,10 +105,10 @@ int64_t block_floats(const Problem&, int64_t rows) {
 
 Block block_of(const Problem&, const Segment& rows, int64_t first, int keys, const Next&, float*) {
   const int64_t row = first - rows.first, size = static_cast<int64_t>(element_size(rows.type));
-  return {rows.c_kv + row * rows.c_kv_stride * size,
-          rows.k_pe + row * rows.k_pe_stride * size,
-          rows.c_kv_stride,
-          rows.k_pe_stride,
+  return {rows.front + row * rows.front_stride * size,
+          rows.back + row * rows.back_stride * size,
+          rows.front_stride,
+          rows.back_stride,
           first,
           keys,
           rows.type == MLA_OPT_FLOAT16};
@@ -118,10 +119,10 @@ Block block_of(const Problem&, const Segment& rows, int64_t first, int keys, con
 // 32 dims of all keys of a block, in parts: [parts, keys, pairs]. Zeros behind the last key.
 template <class T>
 void split_keys(const Problem& p, const Block& block, int64_t step, uint32_t* parts) {
-  const int64_t dim = step * kTileDims, in_k_pe = dim - scored_rank(p);
-  const T* from = in_k_pe < 0 ? reinterpret_cast<const T*>(block.c_kv) + dim
-                              : reinterpret_cast<const T*>(block.k_pe) + in_k_pe;
-  const ptrdiff_t stride = in_k_pe < 0 ? block.c_kv_stride : block.k_pe_stride;
+  const int64_t dim = step * kTileDims, in_back = dim - scored_front(p);
+  const T* from = in_back < 0 ? reinterpret_cast<const T*>(block.front) + dim
+                              : reinterpret_cast<const T*>(block.back) + in_back;
+  const ptrdiff_t stride = in_back < 0 ? block.front_stride : block.back_stride;
   for (int key = 0; key < kBlockKeys; ++key, from += stride) {
     const auto store_part = [&](int part, __m512i pairs) {
       _mm512_storeu_si512(parts + (part * kBlockKeys + key) * kTilePairs, pairs);
@@ -237,11 +238,16 @@ void turn_probabilities(const float* probabilities, int64_t stride, int keys, ui
 // A strip of columns of all rows of a block, as parts [32 keys at a time, parts, vectors, pairs,
 // columns]. Zeros behind the last row.
 template <class T, int VECTORS>
-void split_strip(const Block& block, int64_t column, uint32_t* parts, Ahead& ahead) {
-  const T* rows = reinterpret_cast<const T*>(block.c_kv) + column;
+void split_strip(const Problem& p, const Block& block, int64_t column, uint32_t* parts, Ahead& ahead) {
+  // Where the strip begins in front, and where it would in the back.
+  const int64_t in_back = column - front_width(p);
+  const T* front = reinterpret_cast<const T*>(block.front) + column;
+  const T* back = reinterpret_cast<const T*>(block.back) + in_back;
   const auto row = [&](int key, int vector) {
-    return key < block.keys ? load_floats(rows + key * block.c_kv_stride + vector * LANES)
-                            : _mm512_setzero_ps();
+    if (key >= block.keys) return _mm512_setzero_ps();
+    const bool in_front = in_back + vector * LANES < 0;
+    return load_floats((in_front ? front + key * block.front_stride : back + key * block.back_stride) +
+                       vector * LANES);
   };
   for (int first = 0; first < block.keys; first += kTileDims) {
     for (int pair = 0; pair < kTilePairs; ++pair)
@@ -312,7 +318,7 @@ struct Weights {
 template <class T, int VECTORS>
 void add_columns(const Problem& p, const Block& block, int64_t column, const Weights& weights,
                  float* output, uint32_t* parts, Ahead& ahead) {
-  split_strip<T, VECTORS>(block, column, parts, ahead);
+  split_strip<T, VECTORS>(p, block, column, parts, ahead);
   written();
   // The last tile may reach into rows that are there for this, and that nobody reads.
   for (int64_t v = 0; v < weights.vectors; ++v)

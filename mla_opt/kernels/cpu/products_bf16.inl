@@ -43,11 +43,11 @@ template <int KEYS, int VECTORS, int STRIDE>
 void score_tile(const Problem& p, const Block& block, int key, const uint32_t* query, float* scores,
                 int64_t score_stride) {
   Vector tile[KEYS][VECTORS] = {};
-  multiply<KEYS, VECTORS, STRIDE>(tile, block.c_kv + key * block.c_kv_stride, block.c_kv_stride,
-                                  query, scored_rank(p));
-  if (p.rope_dim)
-    multiply<KEYS, VECTORS, STRIDE>(tile, block.k_pe + key * block.k_pe_stride, block.k_pe_stride,
-                                    query + scored_rank(p) / 2 * VECTORS * LANES, p.rope_dim);
+  multiply<KEYS, VECTORS, STRIDE>(tile, block.front + key * block.front_stride, block.front_stride,
+                                  query, scored_front(p));
+  if (back_width(p))
+    multiply<KEYS, VECTORS, STRIDE>(tile, block.back + key * block.back_stride, block.back_stride,
+                                    query + scored_front(p) / 2 * VECTORS * LANES, back_width(p));
   // Here and not in the query, which would be rounded once more.
   const Vector scale = broadcast(static_cast<float>(p.scale));
 #pragma GCC unroll 32
@@ -87,8 +87,8 @@ void score_block(const Problem& p, const Block& block, const uint32_t* query, in
 void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
            float* scores, int64_t stride, float* /*buffer*/, Ahead& /*ahead*/) {
   const auto* query = static_cast<const uint32_t*>(packed);
-  const bool joined = block.c_kv_stride == block.k_pe_stride || p.rope_dim == 0 || !p.scores_c_kv;
-  const ptrdiff_t step = p.scores_c_kv ? block.c_kv_stride : block.k_pe_stride;
+  const bool joined = block.front_stride == block.back_stride || back_width(p) == 0 || !p.scores_c_kv;
+  const ptrdiff_t step = p.scores_c_kv ? block.front_stride : block.back_stride;
   if (joined && step == 576) return score_block<576>(p, block, query, vectors, scores, stride);
   if (joined && step == 512) return score_block<512>(p, block, query, vectors, scores, stride);
   if (joined && step == 288) return score_block<288>(p, block, query, vectors, scores, stride);

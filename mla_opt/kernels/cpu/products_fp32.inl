@@ -56,40 +56,57 @@ void pack_query(const Problem& p, const Tile& tile, void* packed) {
 }
 
 // ---- latent rows
-// Keys as the register tiles read them; c_kv has full vectors behind every row's start.
+// Keys as the register tiles read them. What there is of c_kv in front fills vectors.
 struct Block {
-  const float* c_kv;
-  const float* k_pe;
-  ptrdiff_t c_kv_stride, k_pe_stride;
+  const float* front;
+  const float* back;
+  ptrdiff_t front_stride, back_stride;
+  int64_t front_width, back_width;
   int64_t first;
   int keys;
 };
+
+// Rows made of those of a segment: c_kv up to full vectors, and k_pe behind it.
+Block made_block(const Problem& p, const float* rows, int64_t first, int keys) {
+  const int64_t rank = p.kv_lora_rank, stride = padded(rank) + p.rope_dim;
+  return {rows, rows + padded(rank), stride, stride, rank, p.rope_dim, first, keys};
+}
 
 template <class T>
 void widen(const T* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
 }
 
+// A row whose front and back these are.
+template <class T>
+void widen_row(const Problem& p, const T* front, const T* back, float* row) {
+  const int64_t rank = p.kv_lora_rank, in_front = rank_in_front(p);
+  float* rope = row + padded(rank);
+  widen(front, row, in_front);
+  widen(back, row + in_front, rank - in_front);
+  for (float* at = row + rank; at < rope; ++at) *at = 0.0f;
+  // Of k_pe there may be a part in front.
+  const int64_t before = front_width(p) - in_front;
+  widen(front + in_front, rope, before);
+  widen(back + (rank - in_front), rope + before, p.rope_dim - before);
+}
+
 // Rows of another type, or not of full vectors, as floats with zeros behind c_kv.
 template <class T>
 Block widened(const Problem& p, const Segment& rows, int64_t first, int keys, float* to) {
-  const int64_t rank = p.kv_lora_rank, stride = padded(rank) + p.rope_dim;
-  const auto* c_kv = reinterpret_cast<const T*>(rows.c_kv) + (first - rows.first) * rows.c_kv_stride;
-  const auto* k_pe = reinterpret_cast<const T*>(rows.k_pe) + (first - rows.first) * rows.k_pe_stride;
-  for (int key = 0; key < keys; ++key) {
-    float* row = to + key * stride;
-    widen(c_kv + key * rows.c_kv_stride, row, rank);
-    for (int64_t d = rank; d < padded(rank); ++d) row[d] = 0.0f;
-    if (p.rope_dim) widen(k_pe + key * rows.k_pe_stride, row + padded(rank), p.rope_dim);
-  }
-  return {to, to + padded(rank), stride, stride, first, keys};
+  const int64_t stride = padded(p.kv_lora_rank) + p.rope_dim;
+  const auto* front = reinterpret_cast<const T*>(rows.front) + (first - rows.first) * rows.front_stride;
+  const auto* back = reinterpret_cast<const T*>(rows.back) + (first - rows.first) * rows.back_stride;
+  for (int key = 0; key < keys; ++key)
+    widen_row(p, front + key * rows.front_stride, back + key * rows.back_stride, to + key * stride);
+  return made_block(p, to, first, keys);
 }
 
 // The same of quantized rows.
 Block dequantized(const Problem& p, const Segment& rows, int64_t first, int keys, float* to) {
   const int64_t rank = p.kv_lora_rank, stride = padded(rank) + p.rope_dim;
   const auto* k_pe =
-      reinterpret_cast<const BFloat16*>(rows.k_pe) + (first - rows.first) * rows.k_pe_stride;
+      reinterpret_cast<const BFloat16*>(rows.back) + (first - rows.first) * rows.back_stride;
   const bool is_int8 = rows.type == MLA_OPT_INT8;
   for (int key = 0; key < keys; ++key) {
     float* row = to + key * stride;
@@ -98,9 +115,9 @@ Block dequantized(const Problem& p, const Segment& rows, int64_t first, int keys
     is_int8 ? dequantize<Int8Codes>(codes, scales, rank, StoreFloats{row})
             : dequantize<E4M3Codes>(codes, scales, rank, StoreFloats{row});
     for (int64_t d = rank; d < padded(rank); ++d) row[d] = 0.0f;
-    if (p.rope_dim) widen(k_pe + key * rows.k_pe_stride, row + padded(rank), p.rope_dim);
+    if (p.rope_dim) widen(k_pe + key * rows.back_stride, row + padded(rank), p.rope_dim);
   }
-  return {to, to + padded(rank), stride, stride, first, keys};
+  return made_block(p, to, first, keys);
 }
 
 int64_t block_floats(const Problem& p, int64_t /*rows*/) {
@@ -108,16 +125,17 @@ int64_t block_floats(const Problem& p, int64_t /*rows*/) {
 }
 
 inline bool read_in_place(const Problem& p, const Segment& rows) {
-  return rows.type == MLA_OPT_FLOAT32 && p.kv_lora_rank % LANES == 0;
+  return rows.type == MLA_OPT_FLOAT32 && p.kv_lora_rank % LANES == 0 &&
+         rank_in_front(p) % LANES == 0;
 }
 
 Block block_of(const Problem& p, const Segment& rows, int64_t first, int keys, const Next&,
                float* buffer) {
   if (read_in_place(p, rows)) {
     const int64_t row = first - rows.first;
-    return {reinterpret_cast<const float*>(rows.c_kv) + row * rows.c_kv_stride,
-            reinterpret_cast<const float*>(rows.k_pe) + row * rows.k_pe_stride,
-            rows.c_kv_stride, rows.k_pe_stride, first, keys};
+    return {reinterpret_cast<const float*>(rows.front) + row * rows.front_stride,
+            reinterpret_cast<const float*>(rows.back) + row * rows.back_stride,
+            rows.front_stride, rows.back_stride, front_width(p), back_width(p), first, keys};
   }
   if (is_quantized(rows.type)) return dequantized(p, rows, first, keys, buffer);
   if (rows.type == MLA_OPT_FLOAT32) return widened<float>(p, rows, first, keys, buffer);
@@ -158,11 +176,12 @@ template <int KEYS, int VECTORS, int STRIDE>
 void score_tile(const Problem& p, const Block& block, int key, const float* query, float* scores,
                 int64_t score_stride, Ahead& ahead) {
   Vector tile[KEYS][VECTORS] = {};
-  multiply<KEYS, VECTORS, STRIDE>(tile, block.c_kv + key * block.c_kv_stride, block.c_kv_stride,
-                                  query, scored_rank(p), ahead);
-  if (p.rope_dim)
-    multiply<KEYS, VECTORS, STRIDE>(tile, block.k_pe + key * block.k_pe_stride, block.k_pe_stride,
-                                    query + scored_rank(p) * VECTORS * LANES, p.rope_dim, ahead);
+  const int64_t front = p.scores_c_kv ? block.front_width : 0;
+  multiply<KEYS, VECTORS, STRIDE>(tile, block.front + key * block.front_stride, block.front_stride,
+                                  query, front, ahead);
+  if (block.back_width)
+    multiply<KEYS, VECTORS, STRIDE>(tile, block.back + key * block.back_stride, block.back_stride,
+                                    query + front * VECTORS * LANES, block.back_width, ahead);
 #pragma GCC unroll 32
   for (int k = 0; k < KEYS; ++k)
 #pragma GCC unroll 8
@@ -200,8 +219,8 @@ void score_block(const Problem& p, const Block& block, const float* query, int64
 void score(const Problem& p, const Block& block, const void* packed, int64_t vectors,
            float* scores, int64_t stride, float* /*buffer*/, Ahead& ahead) {
   const auto* query = static_cast<const float*>(packed);
-  const bool joined = block.c_kv_stride == block.k_pe_stride || p.rope_dim == 0 || !p.scores_c_kv;
-  const ptrdiff_t step = p.scores_c_kv ? block.c_kv_stride : block.k_pe_stride;
+  const bool joined = block.front_stride == block.back_stride || block.back_width == 0 || !p.scores_c_kv;
+  const ptrdiff_t step = p.scores_c_kv ? block.front_stride : block.back_stride;
   if (joined && step == 576) return score_block<576>(p, block, query, vectors, scores, stride, ahead);
   if (joined && step == 512) return score_block<512>(p, block, query, vectors, scores, stride, ahead);
   if (joined && step == 288) return score_block<288>(p, block, query, vectors, scores, stride, ahead);
@@ -210,18 +229,24 @@ void score(const Problem& p, const Block& block, const void* packed, int64_t vec
 }
 
 // ---- weighted sums of the rows
+// Columns of c_kv as they lie: of all keys of a block.
+struct Columns {
+  const float* at;
+  ptrdiff_t stride;
+  int keys;
+};
+
 template <int ROWS, int VECTORS>
-void value_tile(const Block& block, const float* probabilities, int64_t probability_stride,
-                const float* keep, int64_t column, float* output, int64_t output_stride,
-                Ahead& ahead) {
+void value_tile(const Columns& columns, const float* probabilities, int64_t probability_stride,
+                const float* keep, float* output, int64_t output_stride, Ahead& ahead) {
   Vector tile[ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v)
-      tile[r][v] = load(output + r * output_stride + column + v * LANES) * keep[r];
-  const float* values = block.c_kv + column;
-  for (int key = 0; key < block.keys; ++key) {
+      tile[r][v] = load(output + r * output_stride + v * LANES) * keep[r];
+  const float* values = columns.at;
+  for (int key = 0; key < columns.keys; ++key) {
     ahead.fetch<kFetchLevel>();
     Vector value[VECTORS];
 #pragma GCC unroll 8
@@ -232,24 +257,24 @@ void value_tile(const Block& block, const float* probabilities, int64_t probabil
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; ++v) tile[r][v] += probability * value[v];
     }
-    values += block.c_kv_stride;
+    values += columns.stride;
     probabilities += probability_stride;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) store(output + r * output_stride + column + v * LANES, tile[r][v]);
+    for (int v = 0; v < VECTORS; ++v) store(output + r * output_stride + v * LANES, tile[r][v]);
 }
 
 template <int VECTORS>
-void value_columns(const Block& block, const float* probabilities, int64_t probability_stride,
-                   const float* keep, int64_t rows, int64_t column, float* output,
-                   int64_t output_stride, Ahead& ahead) {
+void value_columns(const Columns& columns, const float* probabilities, int64_t probability_stride,
+                   const float* keep, int64_t rows, float* output, int64_t output_stride,
+                   Ahead& ahead) {
   int64_t row = 0;
   const auto tile = [&](auto size) {
     for (; row + size.value <= rows; row += size.value)
-      value_tile<size.value, VECTORS>(block, probabilities + row, probability_stride, keep + row,
-                                      column, output + row * output_stride, output_stride, ahead);
+      value_tile<size.value, VECTORS>(columns, probabilities + row, probability_stride, keep + row,
+                                      output + row * output_stride, output_stride, ahead);
   };
   tile(Size<VALUE_ROWS>{});
   if (VALUE_ROWS > 4) tile(Size<4>{});
@@ -261,13 +286,20 @@ void value_columns(const Block& block, const float* probabilities, int64_t proba
 void add_values(const Problem& p, const Block& block, const float* probabilities,
                 int64_t probability_stride, const float* keep, int64_t rows, float* output,
                 float* /*buffer*/, Ahead& ahead) {
-  int64_t column = 0;
   const int64_t stride = padded(p.kv_lora_rank);
-  for (; column + VALUE_VECTORS * LANES <= stride; column += VALUE_VECTORS * LANES)
-    value_columns<VALUE_VECTORS>(block, probabilities, probability_stride, keep, rows, column,
-                                 output, stride, ahead);
-  for (; column < stride; column += LANES)
-    value_columns<1>(block, probabilities, probability_stride, keep, rows, column, output, stride, ahead);
+  const int64_t in_front = block.front_width < p.kv_lora_rank ? block.front_width : stride;
+  const auto add = [&](const float* at, ptrdiff_t row, int64_t count, float* to) {
+    constexpr int64_t kWide = VALUE_VECTORS * LANES;
+    int64_t column = 0;
+    for (; column + kWide <= count; column += kWide)
+      value_columns<VALUE_VECTORS>({at + column, row, block.keys}, probabilities,
+                                   probability_stride, keep, rows, to + column, stride, ahead);
+    for (; column < count; column += LANES)
+      value_columns<1>({at + column, row, block.keys}, probabilities, probability_stride, keep, rows,
+                       to + column, stride, ahead);
+  };
+  add(block.front, block.front_stride, in_front, output);
+  add(block.back, block.back_stride, stride - in_front, output + in_front);
 }
 
 // Columns are where they belong.

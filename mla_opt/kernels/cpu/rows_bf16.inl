@@ -22,7 +22,7 @@ inline Pairs load_pairs(const uint32_t* from) { return _mm512_loadu_si512(from);
 bool fits(const Problem& p) {
   const int32_t rows = p.cache ? p.cache_type : p.type;
   return (rows == MLA_OPT_BFLOAT16 || is_quantized(rows)) && p.kv_lora_rank % kPairColumns == 0 &&
-         p.rope_dim % 2 == 0;
+         rank_in_front(p) % kPairColumns == 0 && front_width(p) % 2 == 0 && back_width(p) % 2 == 0;
 }
 
 // ---- the query, packed --------------------------------------------------------------------------
@@ -63,9 +63,10 @@ void pack_query(const Problem& p, const Tile& tile, void* packed) {
 struct Conversion;
 
 struct Block {
-  const BFloat16* c_kv;
-  const BFloat16* k_pe;
-  ptrdiff_t c_kv_stride, k_pe_stride;
+  const BFloat16* front;
+  const BFloat16* back;
+  ptrdiff_t front_stride, back_stride;
+  int64_t front_width;
   int64_t first;
   int keys;
   Conversion* ahead = nullptr;  // of the rows of the next block, to be done meanwhile
@@ -146,17 +147,17 @@ Block dequantized(const Problem& p, const Segment& rows, int64_t first, int keys
   BFloat16* other = now.to == start ? start + kHalf * now.stride() : start;
   ahead = {&rows, first + keys, rank, fits ? next.keys : 0, 0, other};
   const auto* k_pe =
-      reinterpret_cast<const BFloat16*>(rows.k_pe) + (first - rows.first) * rows.k_pe_stride;
-  return {now.to, k_pe, now.stride(), rows.k_pe_stride, first, keys, &ahead};
+      reinterpret_cast<const BFloat16*>(rows.back) + (first - rows.first) * rows.back_stride;
+  return {now.to, k_pe, now.stride(), rows.back_stride, rank, first, keys, &ahead};
 }
 
 Block block_of(const Problem& p, const Segment& rows, int64_t first, int keys, const Next& next,
                float* buffer) {
   if (is_quantized(rows.type)) return dequantized(p, rows, first, keys, next, buffer);
   const int64_t row = first - rows.first;
-  return {reinterpret_cast<const BFloat16*>(rows.c_kv) + row * rows.c_kv_stride,
-          reinterpret_cast<const BFloat16*>(rows.k_pe) + row * rows.k_pe_stride,
-          rows.c_kv_stride, rows.k_pe_stride, first, keys};
+  return {reinterpret_cast<const BFloat16*>(rows.front) + row * rows.front_stride,
+          reinterpret_cast<const BFloat16*>(rows.back) + row * rows.back_stride,
+          rows.front_stride, rows.back_stride, front_width(p), first, keys};
 }
 
 // ---- the rows of a block, interleaved -------------------------------------------------------------
@@ -166,8 +167,10 @@ Block block_of(const Problem& p, const Segment& rows, int64_t first, int keys, c
 void interleave_strip(const Block& block, int64_t column, int64_t wide, int count, uint32_t* pairs,
                       Ahead& ahead) {
   const auto row = [&](int key, int64_t at) {
-    return key < block.keys ? _mm512_loadu_si512(block.c_kv + key * block.c_kv_stride + at)
-                            : _mm512_setzero_si512();
+    if (key >= block.keys) return _mm512_setzero_si512();
+    const bool in_front = at < block.front_width;
+    return _mm512_loadu_si512(in_front ? block.front + key * block.front_stride + at
+                                       : block.back + key * block.back_stride + at - block.front_width);
   };
   for (int pair = 0; pair < count; ++pair)
     for (int64_t at = column; at < column + wide; at += kPairColumns) {

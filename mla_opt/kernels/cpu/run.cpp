@@ -190,4 +190,4 @@ extern "C" int mla_opt_latent_attention_run(const mla_opt_latent_attention* prob
   return mla_opt::run(mla_opt::Problem{*problem}, {parallel_for, host}, *failure);
 }
 
-extern "C" int mla_opt_kernel_abi_version(void) { return 3; }
+extern "C" int mla_opt_kernel_abi_version(void) { return 4; }

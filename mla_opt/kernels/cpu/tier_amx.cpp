@@ -61,7 +61,9 @@ bool runs_here() {
   return avx512bf16::tier.runs_here() && has_instructions() && may_use_tiles();
 }
 
-bool fits_tiles(const Problem& p) { return fits(p) && p.rope_dim % kTileDims == 0; }
+bool fits_tiles(const Problem& p) {
+  return fits(p) && front_width(p) % kTileDims == 0 && back_width(p) % kTileDims == 0;
+}
 
 #define FITS fits_tiles
 #define ATTEND attend_on_tiles

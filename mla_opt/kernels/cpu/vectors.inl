@@ -82,23 +82,33 @@ struct Next {
 struct Ahead {
   const char* at = nullptr;
   const char* end = nullptr;
+  const char* then = nullptr;  // as many bytes as there were, once more
+  int64_t bytes = 0;
 
   // Into the second-level cache (2), or into both (3).
   template <int LOCALITY = 2>
   inline __attribute__((always_inline)) void fetch() {
-    if (at >= end) return;
+    if (at >= end) {
+      if (!then) return;
+      at = then;
+      end = then + bytes;
+      then = nullptr;
+    }
     __builtin_prefetch(at, 0, LOCALITY);
     at += kLine;
   }
 
-  int64_t lines() const { return (end - at + kLine - 1) / kLine; }
+  int64_t lines() const { return (end - at + (then ? bytes : 0) + kLine - 1) / kLine; }
 
   static constexpr int kLine = 64;
 };
 
-Ahead ahead_of(const Segment& rows, int64_t first, int64_t count) {
+// Of rows in two halves both; else what holds c_kv, as k_pe is little beside it.
+Ahead ahead_of(const Problem& p, const Segment& rows, int64_t first, int64_t count) {
   if (count <= 0) return {};
   const auto size = static_cast<int64_t>(element_size(rows.type));
-  const char* start = rows.c_kv + (first - rows.first) * rows.c_kv_stride * size;
-  return {start, start + count * rows.c_kv_stride * size};
+  const int64_t row = rows.front_stride * size, before = (first - rows.first) * row;
+  const char* start = rows.front + before;
+  const bool is_halves = p.even_cache && rows.front_stride == front_width(p);
+  return {start, start + count * row, is_halves ? rows.back + before : nullptr, count * row};
 }

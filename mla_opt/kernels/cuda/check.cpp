@@ -66,6 +66,8 @@ bool check_presence(const Problem& p, mla_opt_failure& failure) {
   if (p.past_len && p.new_len > p.cache_len)
     return refuse(failure, "cache has %lld rows, and %lld are to be added", ll(p.cache_len),
                   ll(p.new_len));
+  if (p.even_cache)
+    return refuse(failure, "on CUDA there is no kernel for rows whose halves lie in two tensors");
   if (p.rope_cache && p.rope_dim == 0)
     return refuse(failure, "rope_cache is given, but query has 0 dims beyond kv_lora_rank");
   if (p.new_cache && p.rope_cache && !p.new_rope_cache)

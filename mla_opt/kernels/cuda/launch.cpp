@@ -133,6 +133,6 @@ int mla_opt_cuda_multiprocessors(void) { return mla_opt::cuda::multiprocessors_o
 
 const char* mla_opt_cuda_architectures(void) { return MLA_OPT_CUDA_ARCHITECTURES; }
 
-int mla_opt_cuda_abi_version(void) { return 1; }
+int mla_opt_cuda_abi_version(void) { return 2; }
 
 }

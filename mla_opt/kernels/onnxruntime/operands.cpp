@@ -58,6 +58,26 @@ bool check_query(const Operand& query, int64_t rank, mla_opt_failure& failure) {
                 ll(query.dims[3]));
 }
 
+// Whether two caches hold halves of rows: the first is half as wide as these, and that is not C.
+bool has_halves(const Operand (&in)[kInputCount], int64_t rank) {
+  const Operand& first = in[kCache];
+  if (!first.given || !in[kRopeCache].given || is_quantized(first.type) || first.rank != 4)
+    return false;
+  return first.dims[3] != rank && 2 * first.dims[3] == in[kQuery].dims[3];
+}
+
+// Numbers in a row of each of the caches.
+struct Widths {
+  int64_t cache, rope_cache;
+};
+
+Widths widths_of(const Operand (&in)[kInputCount], int64_t rank) {
+  const int64_t width = in[kQuery].dims[3];
+  if (has_halves(in, rank)) return {width / 2, width / 2};
+  const bool is_split = in[kRopeCache].given || is_quantized(in[kCache].type);
+  return {is_split ? rank : width, width_beside(in[kCache].type, rank, width - rank)};
+}
+
 bool check_rope_cache(const Operand (&in)[kInputCount], int64_t batch, int64_t width,
                       mla_opt_failure& failure) {
   const int32_t type = in[kCache].type;
@@ -119,6 +139,7 @@ void fill(const Operand (&in)[kInputCount], const Attributes& attributes,
   p.bias = in[kBias].data;
   p.sink = in[kSink].data;
   p.rope_cache = in[kRopeCache].data;
+  p.even_cache = has_halves(in, attributes.kv_lora_rank);
 }
 
 OutputShapes output_shapes(const Operand (&in)[kInputCount], const mla_opt_latent_attention& p) {
@@ -128,7 +149,7 @@ OutputShapes output_shapes(const Operand (&in)[kInputCount], const mla_opt_laten
   return {{true, writes, writes && in[kRopeCache].given},
           {{{p.batch, p.heads, p.query_len, p.kv_lora_rank}},
            {{p.batch, 1, rows, width}},
-           {{p.batch, 1, rows, width_beside(p.cache_type, p.kv_lora_rank, p.rope_dim)}}}};
+           {{p.batch, 1, rows, widths_of(in, p.kv_lora_rank).rope_cache}}}};
 }
 
 }  // namespace
@@ -140,10 +161,10 @@ bool make_problem(const Operand (&in)[kInputCount], const Attributes& attributes
     return false;
   const int64_t batch = in[kQuery].dims[0], heads = in[kQuery].dims[1], width = in[kQuery].dims[3];
   const int64_t rank = attributes.kv_lora_rank;
-  const int64_t cached = in[kRopeCache].given || is_quantized(in[kCache].type) ? rank : width;
+  const Widths cached = widths_of(in, rank);
   if (!check_rows(kLatent, in[kLatent], batch, width, failure) ||
-      !check_rows(kCache, in[kCache], batch, cached, failure) ||
-      !check_rope_cache(in, batch, width_beside(in[kCache].type, rank, width - rank), failure) ||
+      !check_rows(kCache, in[kCache], batch, cached.cache, failure) ||
+      !check_rope_cache(in, batch, cached.rope_cache, failure) ||
       !check_vector(kPastLen, in[kPastLen], batch, failure) ||
       !check_vector(kSink, in[kSink], heads, failure))
     return false;

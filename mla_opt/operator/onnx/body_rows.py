@@ -3,6 +3,7 @@
     growing     rows = Concat(cache, latent)                 new_cache = rows
     in place    rows = TensorScatter(cache, latent, past_len)  new_cache = rows
     split       the same, for the c_kv and the k_pe columns apart
+    even        the same, for the two halves of the rows apart
     one source  rows = latent, or cache                       no new_cache
 
 Before TensorScatter (opset 24), and for runtimes without it, the buffer is written with ScatterND.
@@ -29,18 +30,20 @@ TENSOR_SCATTER_SINCE = 24
 class Rows:
     """Latent rows [B, 1, T, ...] to attend to.
 
-    ``parts`` are the packed rows, or their c_kv and k_pe columns when split, in the query's type;
-    ``stored`` are the same as the cache keeps them. ``valid`` [B] int64 counts the rows that hold
-    something; None: all.
+    ``parts`` are the packed rows, or their c_kv and k_pe columns when split, or their halves when
+    even, in the query's type; ``stored`` are the same as the cache keeps them. ``valid`` [B] int64
+    counts the rows that hold something; None: all. ``half`` [1] int64 is the width of a half; None:
+    the rows are not in halves.
     """
 
     parts: tuple[ir.Value, ...]
     stored: tuple[ir.Value, ...]
     valid: ir.Value | None = None
+    half: ir.Value | None = None
 
     @property
     def latent_part(self) -> ir.Value:
-        """The rows that hold c_kv: all of them when packed."""
+        """The rows that hold c_kv: all of them when packed, none beyond its half when even."""
         return self.parts[0]
 
 
@@ -64,9 +67,10 @@ def store_rows(
         if signature.has_latent:
             codes, beside = _joined(tape, (codes, beside), quantized.new(), past_len, style)
         return Rows(quantized.parts(codes, beside), quantized.stored(codes, beside), valid)
-    stored = _stored(tape, signature, inputs, past_len, style)
+    half = tape.sizes(inputs["cache"], 3) if signature.even else None
+    stored = _stored(tape, signature, inputs, past_len, style, half)
     parts = tuple(tape.like_query(part) for part in stored) if signature.narrow else stored
-    return Rows(parts, stored, valid)
+    return Rows(parts, stored, valid, half)
 
 
 def _stored(
@@ -75,6 +79,7 @@ def _stored(
     inputs: Mapping[str, ir.Value],
     past_len: ir.Value | None,
     style: BodyStyle,
+    half: ir.Value | None,
 ) -> tuple[ir.Value, ...]:
     """Return the rows in the type and the layout of the cache."""
     if not signature.has_cache:
@@ -83,7 +88,7 @@ def _stored(
     past = tuple(inputs[name] for name in names)
     if not signature.has_latent:
         return past
-    new = _parts(tape, signature, inputs["latent"])
+    new = _parts(tape, signature, inputs["latent"], half)
     if signature.narrow:
         new = tuple(tape.like(rows, past[0]) for rows in new)
     return _joined(tape, past, new, past_len, style)
@@ -116,12 +121,14 @@ def _past_len(
     return tape.op("Cast", inputs["past_len"], to=int(ir.DataType.INT64))
 
 
-def _parts(tape: BodyTape, signature: Signature, latent: ir.Value) -> tuple[ir.Value, ...]:
+def _parts(
+    tape: BodyTape, signature: Signature, latent: ir.Value, half: ir.Value | None
+) -> tuple[ir.Value, ...]:
     """Return the new rows in the layout of the cache."""
     if not signature.split:
         return (latent,)
-    rank = tape.int_attribute("kv_lora_rank")
-    return tape.columns_before(latent, rank), tape.columns_from(latent, rank)
+    cut = tape.int_attribute("kv_lora_rank") if half is None else half
+    return tape.columns_before(latent, cut), tape.columns_from(latent, cut)
 
 
 def _scatter(

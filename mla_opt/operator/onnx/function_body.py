@@ -2,13 +2,13 @@
 
     query [B,H,S,C+R]                 cache, latent, past_len
       | Mul scale                       | body_rows
-    [B,1,H*S,C+R]  ---- MatMul ----  rows [B,1,T,C+R]      (split: c_kv and k_pe apart, summed)
+    [B,1,H*S,C+R]  ---- MatMul ----  rows [B,1,T,C+R]      (split, even: both parts, summed)
                           |             |
     [B,H,S,T]      Add  bias (body_mask)|
                    Softmax              |
     [B,1,H*S,T]    ---- MatMul ---------+
                           |
-                   Slice to C columns, Reshape to [B,H,S,C]
+                   Slice to C columns, Reshape to [B,H,S,C]     (even: of both halves' sums)
 
 Heads are folded into rows so that each MatMul is one matrix product per sequence: batched over
 heads it is H small ones that each read the whole cache (4 sequences of 8192 rows, one new token, 16
@@ -116,8 +116,8 @@ def _query_parts(tape: BodyTape, folded: ir.Value, rows: Rows) -> tuple[ir.Value
     """Return the columns of the query that go with each part of the rows."""
     if len(rows.parts) == 1:
         return (folded,)
-    rank = tape.int_attribute("kv_lora_rank")
-    return tape.columns_before(folded, rank), tape.columns_from(folded, rank)
+    cut = tape.int_attribute("kv_lora_rank") if rows.half is None else rows.half
+    return tape.columns_before(folded, cut), tape.columns_from(folded, cut)
 
 
 def _query_by_rows(tape: BodyTape, query: tuple[ir.Value, ...], rows: Rows) -> ir.Value:
@@ -137,8 +137,11 @@ def _sum(tape: BodyTape, terms: Iterable[ir.Value]) -> ir.Value:
 
 def _weighted_sum(tape: BodyTape, weights: ir.Value, rows: Rows) -> ir.Value:
     """Return weights @ c_kv, [B, 1, H*S, C]."""
-    context = tape.op("MatMul", _fold(tape, weights), rows.latent_part)
-    if len(rows.parts) == 2:
+    folded = _fold(tape, weights)
+    context = tape.op("MatMul", folded, rows.latent_part)
+    if rows.half is not None:
+        context = tape.op("Concat", context, tape.op("MatMul", folded, rows.parts[1]), axis=3)
+    elif len(rows.parts) == 2:
         return context
     return tape.columns_before(context, tape.int_attribute("kv_lora_rank"))
 

@@ -207,12 +207,11 @@ class _Body:
 
     @staticmethod
     def _row_parts(tape: BodyTape, rows: Rows) -> tuple[ir.Value, ir.Value]:
-        if len(rows.parts) == 2:
+        if len(rows.parts) == 2 and rows.half is None:
             return rows.parts[0], rows.parts[1]
+        whole = rows.parts[0] if rows.half is None else tape.op("Concat", *rows.parts, axis=3)
         rank = tape.int_attribute("kv_lora_rank")
-        return tape.columns_before(rows.latent_part, rank), tape.columns_from(
-            rows.latent_part, rank
-        )
+        return tape.columns_before(whole, rank), tape.columns_from(whole, rank)
 
     @staticmethod
     def _keys(tape: BodyTape, c_kv: ir.Value, k_pe: ir.Value, w_uk: ir.Value) -> ir.Value:

@@ -27,12 +27,19 @@ def storage_of(node: ir.Node, operands: Mapping[str, ir.Value]) -> Storage:
 
 
 def multi_head_signature_of(
-    operands: Mapping[str, ir.Value], storage: Storage, form: Form, causal: bool
+    operands: Mapping[str, ir.Value],
+    storage: Storage,
+    form: Form,
+    causal: bool,
+    *,
+    even: bool = False,
 ) -> MultiHeadSignature:
-    """Return the signature of a node with these operands, whose types are known."""
-    return MultiHeadSignature(
-        signature_of(operands, causal), storage, form, factors="kv_b_factors" in operands
-    )
+    """Return the signature of a node with these operands, whose types are known.
+
+    ``even`` says that its caches hold halves of rows.
+    """
+    attention = signature_of(operands, causal, even=even)
+    return MultiHeadSignature(attention, storage, form, factors="kv_b_factors" in operands)
 
 
 def define_multi_head(

@@ -32,8 +32,13 @@ MakeBody = Callable[[int, str, ir.DataType], ir.Function]
 """Makes a function body for an opset, under an overload, for elements of a type."""
 
 
-def signature_of(operands: Mapping[str, ir.Value], causal: bool) -> Signature:
-    """Return the signature of a node with these operands, whose types are known."""
+def signature_of(
+    operands: Mapping[str, ir.Value], causal: bool, *, even: bool = False
+) -> Signature:
+    """Return the signature of a node with these operands, whose types are known.
+
+    ``even`` says that its caches hold halves of rows.
+    """
     return Signature(
         has_latent="latent" in operands,
         has_cache="cache" in operands,
@@ -44,6 +49,7 @@ def signature_of(operands: Mapping[str, ir.Value], causal: bool) -> Signature:
         causal=causal,
         narrow=_is_narrow(operands),
         codes=_codes_kind(operands),
+        even=even,
     )
 
 

@@ -230,6 +230,16 @@ def test_refused(emulator, change, message):
     assert message in str(caught.value)
 
 
+def test_halves_of_rows_are_refused(emulator):
+    case = Case(lengths=(40,))
+    arrays = operands(case)
+    made = results(case, arrays, expected(case, arrays))
+    problem = problem_of(case, arrays, made, lambda array: array.ctypes.data)
+    problem.even_cache = 1
+    with pytest.raises(InputError, match="no kernel for rows whose halves lie in two tensors"):
+        emulator.library.launch(problem, 1, 0, 0, 0)
+
+
 def test_workspace_too_small(emulator):
     case = LONG
     arrays = operands(case)

@@ -84,13 +84,14 @@ Tensor updated(const Case& c, const Tensor& cache, int64_t column) {
 // The latent rows of a sequence: from the new cache, the old one, or the new rows alone.
 struct Rows {
   const Tensor &packed, &rope;
-  int64_t rank, rope_dim;
+  int64_t rope_dim;
 
   double at(int64_t sequence, int64_t key, int64_t d) const {
-    const bool in_rope = rope.given() && d >= rank;
+    const int64_t first = packed.dims[3];
+    const bool in_rope = rope.given() && d >= first;
     const Tensor& tensor = in_rope ? rope : packed;
     const int64_t row = sequence * tensor.dims[2] + key;
-    const double number = value_at(tensor, row * tensor.dims[3] + (in_rope ? d - rank : d));
+    const double number = value_at(tensor, row * tensor.dims[3] + (in_rope ? d - first : d));
     if (in_rope || !is_quantized(packed.type)) return number;
     return number * value_at(rope, row * rope.dims[3] + rope_dim + d / kCodesPerScale);
   }
@@ -139,12 +140,11 @@ Expected expected_of(const Case& c) {
   Expected expected;
   const bool quantized = c.has(kCache) && is_quantized(c.input[kCache].type);
   expected.new_cache = updated(c, c.input[kCache], quantized ? -1 : 0);
-  expected.new_rope_cache = updated(c, c.input[kRopeCache], quantized ? -1 : rank);
+  expected.new_rope_cache = updated(c, c.input[kRopeCache], quantized ? -1 : dim(c, kCache, 3));
   if (quantized && c.has(kLatent)) update_codes(c, expected);
   const bool written = expected.new_cache.given();
   const Rows rows{written ? expected.new_cache : c.input[c.has(kCache) ? kCache : kLatent],
-                  written ? expected.new_rope_cache : c.input[kRopeCache], rank,
-                  query.dims[3] - rank};
+                  written ? expected.new_rope_cache : c.input[kRopeCache], query.dims[3] - rank};
   const int64_t positions = query.dims[0] * query.dims[1] * query.dims[2];
   expected.output.assign(static_cast<size_t>(positions * rank), 0.0);
   for (int64_t i = 0; i < positions; ++i)

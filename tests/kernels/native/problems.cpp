@@ -110,15 +110,17 @@ void fill_codes(Dice& dice, Tensor& codes, Tensor& beside, int64_t rope, const T
 }
 
 struct Presence {
-  bool latent, cache, in_place, split;
+  bool latent, cache, in_place, split, even;
 };
 
 // Makes what was drawn legal.
 Presence draw_presence(Dice& dice, Sizes& sizes) {
-  Presence has{!dice.one_in(6), !dice.one_in(4), dice.one_in(2), dice.one_in(2)};
+  Presence has{!dice.one_in(6), !dice.one_in(4), dice.one_in(2), dice.one_in(2), dice.one_in(3)};
   has.cache = has.cache || !has.latent;
   has.in_place = has.in_place && has.cache;
-  has.split = has.split && has.cache && sizes.rope > 0;
+  const int64_t width = sizes.rank + sizes.rope;
+  has.even = has.even && has.cache && width % 2 == 0 && width / 2 != sizes.rank;
+  has.split = has.even || (has.split && has.cache && sizes.rope > 0);
   if (!has.latent) sizes.fresh = 0;
   if (!has.cache) sizes.cache = 0;
   if (has.in_place) sizes.cache += sizes.fresh;
@@ -133,7 +135,8 @@ Case legal_case(Dice& dice) {
   Presence has = draw_presence(dice, sizes);
   const Types types = draw_types(dice);
   const bool quantized = is_quantized(types.cache);
-  has.split = has.split || (quantized && has.cache);
+  has.even = has.even && !quantized;
+  has.split = (has.split && (has.even || sizes.rope > 0)) || (quantized && has.cache);
   const int64_t width = sizes.rank + sizes.rope;
   Case drawn;
   drawn.attributes = {dice.of({-1, 0, 1, 1, 1, 2}) * 0.5, sizes.rank,
@@ -147,12 +150,13 @@ Case legal_case(Dice& dice) {
     fill_normal(dice, in[kLatent]);
   }
   if (has.cache) {
-    const int64_t kept = has.split ? sizes.rank : width;
+    const int64_t kept = has.even ? width / 2 : has.split ? sizes.rank : width;
     in[kCache] = make_tensor(types.cache, {sizes.batch, 1, sizes.cache, kept});
     if (!quantized) fill_rows(dice, in[kCache], in[kPastLen]);
   }
   if (has.split) {
-    const int64_t beside = width_beside(types.cache, sizes.rank, sizes.rope);
+    const int64_t beside =
+        has.even ? width / 2 : width_beside(types.cache, sizes.rank, sizes.rope);
     in[kRopeCache] =
         make_tensor(type_beside(types.cache), {sizes.batch, 1, sizes.cache, beside});
     if (quantized)
@@ -200,6 +204,10 @@ bool wrong_rows(Dice& dice, Case& c) {
   if (!is_rows(which) || !c.input[which].given()) return false;
   std::vector<int64_t> dims = c.input[which].dims;
   const int64_t axis = dice.of({0, 1, 3});
+  // A half of another width is taken for c_kv.
+  if (axis == 3 && which == kCache && c.has(kRopeCache) &&
+      dims[3] == c.input[kRopeCache].dims[3])
+    return false;
   const char* const what[] = {"batch", "axis 1", "rows", "width"};
   const int64_t expected = dims[axis];
   dims[axis] += dims[axis] > 0 && dice.one_in(2) ? -1 : 1;
