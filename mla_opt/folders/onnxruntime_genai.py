@@ -60,7 +60,8 @@ def configs(tree: Tree, models: Sequence[Model]) -> Configs:
         sizes = ", ".join(f"{heads} x {width}" for heads, width in sorted(found))
         raise RefusedError(
             f"{tree.path(changed[0].name)}: onnxruntime-genai has one head_size for keys and"
-            f" values, and the caches would be {sizes or 'of no known size'}; {_INSTEAD}"
+            f" values, and the caches would be {sizes or 'of no known size'}; ask for cache 'even',"
+            " which cuts rows into halves of one width, or give the file alone"
         )
     decoder["num_key_value_heads"], decoder["head_size"] = next(iter(found))
     return {CONFIG: config}

@@ -35,6 +35,7 @@ WHOLE_MODEL = (
 ASKED: dict[str, dict[str, Any]] = {
     "nothing": {},
     "packed": {"cache": "packed"},
+    "even": {"cache": "even"},
     "static": {"cache": f"static:{CAPACITY}"},
     "portable": {"target": "portable"},
     "factored": {"absorb": "factored", "prefill": "absorbed"},

@@ -18,7 +18,7 @@ from mla_opt.models import demo_model
 from tests.folders import layouts
 from tests.folders.layouts import EXPANDED, LATENT, NOTHING, TOKENIZER, content
 from tests.graphs.latent_block import Block
-from tests.passes.harness import assert_same
+from tests.passes.harness import assert_generates_same, assert_same
 
 KINDS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "optimum": (layouts.optimum, ("model.onnx",)),
@@ -125,6 +125,28 @@ def test_one_head_size_of_onnxruntime_genai(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("block", [EXPANDED, LATENT], ids=["expanded", "latent"])
+def test_halves_have_one_head_size(block: Block, tmp_path: Path) -> None:
+    """12 and 4 numbers are two halves of 8."""
+    source = layouts.genai(tmp_path / "in", block)
+    result = mla_opt.optimize_folder(source, tmp_path / "out", verify=False, cache="even")
+    before, after = (
+        json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
+        for folder in (source, tmp_path / "out")
+    )
+    assert after == {**before, "head_size": 8, "num_key_value_heads": 1}
+    assert result.kind == "onnxruntime-genai"
+    assert_generates_same(block, layouts.read(tmp_path / "out/model.onnx"))
+
+
+def test_halves_in_the_words_of_optimum(tmp_path: Path) -> None:
+    source = layouts.optimum(tmp_path / "in", EXPANDED)
+    mla_opt.optimize_folder(source, tmp_path / "out", verify=False, cache="even")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    keys = ("num_key_value_heads", "qk_nope_head_dim", "qk_head_dim", "v_head_dim")
+    assert [config[key] for key in keys] == [1, 8 - EXPANDED.rope, 8, 8]
+
+
 def test_one_component_of_transformers_may_change_its_cache(tmp_path: Path) -> None:
     source = layouts.exported(tmp_path / "in", EXPANDED)
     result = mla_opt.optimize_folder(source, tmp_path / "out")
@@ -145,6 +167,12 @@ def test_every_kind_is_in_the_documentation() -> None:
 
 def uneven(folder: Path) -> Path:
     return layouts.genai(folder, EXPANDED)
+
+
+def odd(folder: Path) -> Path:
+    return layouts.genai(
+        folder, Block(cache="expanded", cache_names=layouts.NAMES, latent=11, rope=4)
+    )
 
 
 def other_names(folder: Path) -> Path:
@@ -169,7 +197,8 @@ def components(folder: Path) -> Path:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
-    "two widths in genai": (uneven, {}, r"one head_size .* would be 1 x 4, 1 x 12"),
+    "two widths in genai": (uneven, {}, r"would be 1 x 4, 1 x 12; ask for cache 'even'"),
+    "odd in genai": (odd, {"cache": "even"}, "a row has 15 numbers"),
     "other names in genai": (other_names, {}, r"no cache 'present.0.key'"),
     "packed in genai": (layouts.genai, {"cache": "packed"}, "no cache 'past_key_values.0.key'"),
     "two sizes in optimum": (two_sizes, {}, r"caches '.key', and they would be 1 x 12, 1 x 14"),

@@ -16,7 +16,7 @@ from mla_opt.models import demo_model
 from mla_opt.runtimes.onnxruntime import session
 from tests.end_to_end.driving import Generator, onnxruntime_run
 
-LAYOUTS = ("keep", "packed", "static:64", "static")
+LAYOUTS = ("keep", "packed", "even", "static:64", "static")
 VOCABULARY = 112
 #: Logits have a spread of about 1; measured: below 2e-6.
 TOLERANCE = 5e-5

@@ -43,7 +43,7 @@ def test_weights_beside_the_file(models, tmp_path):
         session(onnx.load(path, load_external_data=False))
 
 
-@pytest.mark.parametrize("layout", ["keep", "packed", "static:64", "static"])
+@pytest.mark.parametrize("layout", ["keep", "packed", "even", "static:64", "static"])
 def test_the_function_body_says_the_same(models, layout):
     one, other = (session(models[layout], kernel=kernel) for kernel in (True, False))
     first = generate(one, [PROMPT, PROMPT[:2]], max_new_tokens=8)
