@@ -64,7 +64,7 @@ def found(block: Block, word: str) -> tuple[str, int]:
     return outcome.status, outcome.matched
 
 
-@pytest.mark.parametrize("word", ["nothing", "packed", "static", "expanded"])
+@pytest.mark.parametrize("word", ["nothing", "packed", "even", "static", "expanded"])
 @pytest.mark.parametrize("way", list(WAYS))
 def test_it_is_equal(way: str, word: str) -> None:
     assert found(WAYS[way], word) == ("equal", 1)
