@@ -52,6 +52,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "packed absorbed": {"cache": "packed", "prefill": "absorbed"},
     "packed": {"cache": "packed"},
     "packed expanded": {"cache": "packed", "prefill": "expanded"},
+    "even absorbed": {"cache": "even", "prefill": "absorbed"},
+    "even": {"cache": "even"},
+    "even expanded": {"cache": "even", "prefill": "expanded"},
     "static": {"cache": "static"},
     "not absorbed": {"absorb": "none"},
 }
@@ -110,6 +113,9 @@ class Case:
             return caches
         pairs = zip(*(iter(caches.values()),) * 2)
         packed = [np.concatenate(pair, axis=-1) for pair in pairs]
+        if cache == "even":
+            halves = (half for rows in packed for half in np.split(rows, 2, axis=-1))
+            return dict(zip(caches, halves))
         if cache == "static" and end == "past":
             packed = [_buffer(rows) for rows in packed]
         made = {f"{end}.{layer}.latent": rows for layer, rows in enumerate(packed)}

@@ -21,8 +21,8 @@ PACKAGES = {
     "tract": ("tract==0.23.9", "numpy"),
 }
 FORMS = {
-    "iree": ("absorbed", "auto", "static"),
-    "tract": ("absorbed", "packed absorbed", "not absorbed"),
+    "iree": ("absorbed", "auto", "static", "even absorbed"),
+    "tract": ("absorbed", "packed absorbed", "even absorbed", "not absorbed"),
 }
 
 

@@ -31,7 +31,11 @@ NEW = [
     for block, target in (("boolean-24", "onnxruntime"), ("shared cache", "portable"))
     for form in FORMS
 ]
-FAST = [Case("shared cache", "auto", "onnxruntime"), Case("boolean-24", "static", "onnxruntime")]
+FAST = [
+    Case("shared cache", "auto", "onnxruntime"),
+    Case("boolean-24", "even", "onnxruntime"),
+    Case("boolean-24", "static", "onnxruntime"),
+]
 #: Packages of npm, as of 1.30.
 JAVASCRIPT = ("onnxruntime-node", "onnxruntime-web")
 
