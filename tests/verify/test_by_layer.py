@@ -48,6 +48,7 @@ def test_an_export(name: str, cache: str) -> None:
     "options",
     [
         {"cache": "packed"},
+        {"cache": "even"},
         {"target": "portable"},
         {"prefill": "absorbed", "weights": "float"},
         {"absorb": "fold"},
