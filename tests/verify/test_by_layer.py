@@ -66,7 +66,7 @@ def test_every_way_to_optimize(options: Mapping[str, str]) -> None:
 @pytest.mark.parametrize("block", [Block(layers=3), Block(layers=2, share=True, cache="packed")])
 def test_at_the_widths_of_released_models(block: Block) -> None:
     widths = {"nope": 128, "rope": 64, "value": 128, "latent": 512}
-    source = build(dataclasses.replace(block, scale=0.002, guarded=True, **widths))  # type: ignore[arg-type]
+    source = build(dataclasses.replace(block, scale=0.07, guarded=True, **widths))  # type: ignore[arg-type]
     report = verify_by_layer(source, optimized(source, cache="static"))
     assert report.passed, report.failures
     assert report.layers == (1 if block.share else block.layers)

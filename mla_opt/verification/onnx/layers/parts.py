@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -48,7 +48,10 @@ def part(found: Correspondence, changes: InterfaceMap, region: Region) -> Part:
     told = replace(changes, states=kept, past_len_input=changes.past_len_input if buffers else None)
     after.metadata_props[interface_map.METADATA_KEY] = told.to_json()
     called = {end.name: names[found.kinds[found.after, end]] for end in region.ends[found.after]}
-    sites = _sites(found.after.model, after, called)
+    for site in read_sites(found.after.model):
+        if site.query in called:
+            _make(after.graph, site.query, called[site.query])
+    sites = _sites(found.after.model, after)
     after.metadata_props[site_records.METADATA_KEY] = site_records.sites_to_json(sites)
     label = ", ".join(site.name for site in sites) or region.names[0]
     return Part(label, before, after, _made_up(changes, region, before))
@@ -62,14 +65,23 @@ def _made_up(changes: InterfaceMap, region: Region, before: ir.Model) -> frozens
     return frozenset((*joined, *(name for name in others if name not in own)))
 
 
-def _sites(
-    whole: ir.Model, cut: ir.Model, called: Mapping[str | None, str]
-) -> tuple[SiteRecord, ...]:
-    """Those whose query is in a part, or what it begins with, as that is ``called`` there."""
+def _make(graph: ir.Graph, name: str, given: str) -> None:
+    """Let a node make the query of a site that is given, so that it can be broken."""
+    source = next(value for value in graph.inputs if value.name == given)
+    readers = tuple(source.uses())
+    node = ir.node("Identity", [source])
+    (made,) = node.outputs
+    made.name, made.shape, made.type = name, source.shape, source.type
+    for reader, place in readers:
+        reader.replace_input_with(place, made)
+    graph.insert_before(graph[0], node)
+
+
+def _sites(whole: ir.Model, cut: ir.Model) -> tuple[SiteRecord, ...]:
+    """Those whose query is made in a part."""
     made = {value.name for node in cut.graph.all_nodes() for value in node.outputs}
     made.update(value.name for value in cut.graph.inputs)
-    named = (replace(site, query=called.get(site.query, site.query)) for site in read_sites(whole))
-    return tuple(site for site in named if site.query in made)
+    return tuple(site for site in read_sites(whole) if site.query in made)
 
 
 def _names(found: Correspondence, region: Region) -> dict[Kind, str]:
