@@ -41,6 +41,7 @@ def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
+@pytest.mark.long
 def test_optimize_in_export_pipeline(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
@@ -56,6 +57,7 @@ def test_optimize_in_export_pipeline(tmp_path: Path) -> None:
     assert functions == ["MultiHeadLatentAttention"]
 
 
+@pytest.mark.long
 def test_optimize_torch_program(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

@@ -28,6 +28,6 @@ def expected(case: Case, arrays: Arrays) -> Arrays:
     weights = reference._softmax(np.where(allowed, scores, -np.inf), arrays.get("sink"))
     weights = weights.reshape(batch, heads * query_len, -1)
     output = (weights @ seen.rows[..., : case.rank]).reshape(batch, heads, query_len, case.rank)
-    caches = reference._unpacked(updated, rope_cache, case.rank)
+    caches = reference._unpacked(updated, arrays.get("cache"), rope_cache)
     named = zip(("output", "new_cache", "new_rope_cache"), (output, *caches))
     return {name: value for name, value in named if value is not None}

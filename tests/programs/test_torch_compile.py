@@ -19,6 +19,7 @@ def fresh():
     torch._dynamo.reset()
 
 
+@pytest.mark.long
 def test_steps_of_a_growing_cache_are_compiled_once(caplog):
     caplog.set_level(logging.INFO, logger="mla_opt")
     layer = FAMILIES["deepseek_v3"].build("sdpa", num_hidden_layers=1)

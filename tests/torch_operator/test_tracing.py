@@ -187,6 +187,7 @@ def test_saved_and_loaded_elsewhere(program, model, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_packaged_by_aotinductor(tmp_path):
     """Both forms in one package: new tensors, and a buffer that the program changes."""
     given = (growing(5, 7), static(5, 6))

@@ -45,6 +45,7 @@ def run(module: str, *words: str, **variables: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_every_case_in_the_interpreter():
     outcomes = json.loads(run("triton_cases", TRITON_INTERPRET="1"))
     assert len(outcomes) > 100

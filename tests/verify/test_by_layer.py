@@ -20,21 +20,28 @@ from tests.exports.cache import kept_export
 from tests.graphs.latent_block import Block, build
 
 EXPORTS = (
-    "deepseek_v3-dynamo-opset18-sdpa-cache-float16",
-    "deepseek_v3-torchscript-opset18-sdpa-cache",
-    "deepseek_v3-dynamo457-opset18-sdpa-cache",
-    "deepseek_v3-optimum457-opset18-sdpa-cache",
-    "glm4_moe_lite-dynamo-opset24-sdpa-cache",
-    "hy_v4-dynamo-opset18-eager-cache",
+    ("deepseek_v3-dynamo-opset18-sdpa-cache-float16", "keep"),
+    ("deepseek_v3-torchscript-opset18-sdpa-cache", "static"),
+    ("deepseek_v3-optimum457-opset18-sdpa-cache", "keep"),
+    ("hy_v4-dynamo-opset18-eager-cache", "keep"),
 )
+OTHERS = [
+    pytest.param(name, cache, marks=pytest.mark.sweep)
+    for name in (
+        *(name for name, _ in EXPORTS),
+        "deepseek_v3-dynamo457-opset18-sdpa-cache",
+        "glm4_moe_lite-dynamo-opset24-sdpa-cache",
+    )
+    for cache in ("keep", "static")
+    if (name, cache) not in EXPORTS
+]
 
 
 def optimized(source: Any, **options: Any) -> ir.Model:
     return mla_opt.optimize(source, verify=False, **options).model
 
 
-@pytest.mark.parametrize("cache", ["keep", "static"])
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize(("name", "cache"), [*EXPORTS, *OTHERS])
 def test_an_export(name: str, cache: str) -> None:
     source = kept_export(name)
     report = verify_by_layer(source, optimized(source, cache=cache))
