@@ -78,10 +78,13 @@ def shared_rows(graph: Graph, core: AttentionCore, axes: CoreAxes) -> SharedRows
 
 def _check_caches(graph: Graph, core: AttentionCore, axes: CoreAxes) -> None:
     """Keys and values whose rows are joined with those of the past at one of the two alone."""
-    caches = [
-        len(walk(graph, axes.variables, {value: placed}, tokens=axes.keys).joins)
-        for value, placed in ((core.key, axes.key), (core.value, axes.value))
-    ]
+    try:
+        caches = [
+            len(walk(graph, axes.variables, {value: placed}, tokens=axes.keys).joins)
+            for value, placed in ((core.key, axes.key), (core.value, axes.value))
+        ]
+    except ApartError:  # one of them alone cannot be followed either
+        return
     if caches[0] != caches[1]:
         raise NotLatentError(
             "cache_of_one_half",

@@ -151,6 +151,17 @@ ASKED_FOR: dict[str, tuple[Plan, str]] = {
         "static",
     ),
     "probabilities read by an output": (Plan(mutations=("model - probs_returned 0",)), "static"),
+    "sequences mixed in queries, widths in k_pe": (
+        Plan(
+            mask="none",
+            cache="static_joint",
+            put="elements",
+            product="attention",
+            opset="23",
+            mutations=("query b mixed 3", "k_pe w mixed 0"),
+        ),
+        "fold-o",
+    ),
     "an output by Gemm": (Plan(out="gemm"), "static"),
     "W_O summed over two axes": (Plan(out="einsum"), "fold"),
     "a mask by the shape of keys": (Plan(storage="separate", product="baddbmm"), "nothing"),
