@@ -154,22 +154,40 @@ def test_weights_of_an_attention() -> None:
     assert len([output for output in report.outputs if not output.passed]) == 1
 
 
+def written(nodes: list[tuple[str, list[str], str]], *outputs: str) -> onnx.ModelProto:
+    """A model of ``inputs_embeds [B, S, 4]``; nodes are an operator, operands and a result."""
+    made = [onnx.helper.make_node(kind, operands, [result]) for kind, operands, result in nodes]
+    names = ("inputs_embeds", *outputs)
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["B", "S", 4]) for name in names]
+    graph = onnx.helper.make_graph(made, "g", ends[:1], ends[1:])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+
+
 def test_values_that_rest_on_each_other() -> None:
     """``y`` is made of ``x`` in one model, and ``x`` of ``y`` in the other."""
 
     def model(first: str, second: str) -> onnx.ModelProto:
-        nodes = [
-            onnx.helper.make_node("Tanh", ["inputs_embeds"], [first]),
-            onnx.helper.make_node("Sin", [first], [second]),
-            onnx.helper.make_node("Add", ["x", "y"], ["out"]),
-        ]
-        port = onnx.helper.make_tensor_value_info
-        ends = [port(name, 1, ["B", "S", 4]) for name in ("inputs_embeds", "out")]
-        graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:])
-        return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+        steps = [("Tanh", ["inputs_embeds"], first), ("Sin", [first], second)]
+        return written([*steps, ("Add", ["x", "y"], "out")], "out")
 
     with pytest.raises(InputError, match="in another order"):
         verify_by_layer(model("x", "y"), model("y", "x"))
+
+
+def test_what_is_to_be_shown_is_not_given() -> None:
+    """``b`` is the same where ``a`` is, and both are made by one node, which is another."""
+
+    def model(kind: str, name: str) -> onnx.ModelProto:
+        steps = [
+            (kind, ["inputs_embeds"], name),
+            ("Neg", [name], "a"),
+            ("Sub", [name, name], f"nothing_{name}"),
+            ("Add", [f"nothing_{name}", "a"], "b"),
+        ]
+        return written(steps, "a", "b")
+
+    report = verify_by_layer(model("Tanh", "m"), model("Sin", "n"))
+    assert {output.name for output in report.outputs if not output.passed} == {"a", "b"}
 
 
 def test_a_model_and_itself() -> None:

@@ -119,6 +119,7 @@ def _cut(found: Correspondence, side: Side, region: Region, names: dict[Kind, st
     roots = [*region.names]
     roots += [n for s in region.states for n in (s.original, s.optimized)[place].outputs]
     outputs = [side.values[name] for name in dict.fromkeys(roots)]
+    assert not set(ends).intersection(outputs), "what is to be shown would be given"
     graph = ir.convenience.extract(side.model.graph, [*ends, *own], outputs)
     for value, copy in zip(ends, tuple(graph.inputs)):
         copy.name = names[found.kinds[side, value]]

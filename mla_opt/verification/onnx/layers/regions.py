@@ -36,14 +36,11 @@ class Region:
     inputs: dict[Side, Values] = field(default_factory=dict)
     nodes: set[ir.Node] = field(default_factory=set)
 
-    def join(self, other: Region) -> None:
-        """Take in another region."""
-        self.names += [name for name in other.names if name not in self.names]
-        self.states += [state for state in other.states if state not in self.states]
-        for mine, theirs in ((self.ends, other.ends), (self.inputs, other.inputs)):
-            for side, values in theirs.items():
-                mine.setdefault(side, {}).update(values)
-        self.nodes |= other.nodes
+    def joined_with(self, other: Region) -> Region:
+        """What has to be shown of both."""
+        names = [*self.names, *(name for name in other.names if name not in self.names)]
+        states = [*self.states, *(state for state in other.states if state not in self.states)]
+        return Region(names, states)
 
 
 @dataclass(eq=False)
@@ -100,13 +97,36 @@ class _Walk:
 
     def _add(self, region: Region) -> None:
         """Find what makes a region, and what it begins with; that has to be shown as well."""
-        for side in self.found.sides:
-            region.ends[side], region.inputs[side] = {}, {}
-            self._cone(side, self._roots(side, region), region)
+        self._follow(region)
         self.regions.append(region)
         for side in self.found.sides:
             for end in region.ends[side]:
                 self._back(side, end)
+
+    def _follow(self, region: Region) -> None:
+        for side in self.found.sides:
+            region.ends[side], region.inputs[side] = {}, {}
+            self._cone(side, self._roots(side, region), region)
+
+    def merged(self) -> list[Region]:
+        """Regions that share no node that computes with data.
+
+        What is to be shown of one is never given to it: regions that are one are followed anew.
+        """
+        merged: list[Region] = []
+        pending = list(self.regions)
+        while pending:
+            region = pending.pop()
+            others = [each for each in merged if not region.nodes.isdisjoint(each.nodes)]
+            if not others:
+                merged.insert(0, region)
+                continue
+            for each in others:
+                merged.remove(each)
+                region = each.joined_with(region)
+            self._follow(region)
+            pending.append(region)
+        return merged
 
     def _roots(self, side: Side, region: Region) -> list[ir.Value]:
         own = 0 if side is self.found.before else 1
@@ -158,22 +178,7 @@ def regions(found: Correspondence, changes: InterfaceMap) -> list[Region]:
     symbols = frozenset(size for size in tokens.sizes[:2] if isinstance(size, str))
     walk = _Walk(found, changes, symbols)
     walk.outputs()
-    return _with_sizes(_merged(walk.regions), walk)
-
-
-def _merged(found: list[Region]) -> list[Region]:
-    """Regions that share no node that computes with data."""
-    merged: list[Region] = []
-    for region in found:
-        joined, rest = region, []
-        for each in merged:
-            if joined.nodes.isdisjoint(each.nodes):
-                rest.append(each)
-            else:
-                each.join(joined)
-                joined = each
-        merged = [*rest, joined]
-    return merged
+    return _with_sizes(walk.merged(), walk)
 
 
 def _with_sizes(found: list[Region], walk: _Walk) -> list[Region]:
