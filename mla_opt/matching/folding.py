@@ -107,6 +107,8 @@ def _query_split(
         return node, site.core.query, None
     if operation.concat_axis != -1:
         raise FoldBlockedError("the query is not two parts put together", (node,))
+    if weights.rope_dims != tuple(range(n, n + r)):
+        raise FoldBlockedError("the keys have k_pe in other dims than behind all others", (node,))
     nope = operation.data[0]
     split = graph.producer(nope)
     parts = () if split is None else graph.results(split)

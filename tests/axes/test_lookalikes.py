@@ -134,6 +134,8 @@ SINKS = {
 
 ASKED_FOR: dict[str, tuple[Plan, str]] = {
     "folded queries in reverse": (Plan(mutations=("made_query s scattered 100",)), "fold-q"),
+    "folded queries of keys in reverse": (Plan(mutations=("key w scattered 1",)), "fold-q"),
+    "folded queries of keys in reverse, fold": (Plan(mutations=("key w reversed 1",)), "fold"),
     "folded queries mixed": (Plan(mutations=("query s mixed 3",)), "fold"),
     "folded context in reverse": (Plan(mutations=("context s scattered 100",)), "fold-o"),
     "values of expanded caches": (
