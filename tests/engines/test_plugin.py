@@ -14,7 +14,7 @@ import pytest
 
 from mla_opt.kernels.building.elf import needed_libraries
 from mla_opt.kernels.building.nvcc import find_nvcc
-from mla_opt.kernels.cuda_library import CudaLibrary
+from mla_opt.kernels.cuda_library import CUDA_ABI_VERSION, CudaLibrary
 from mla_opt.operator.contract import OP_TYPES
 from tests.engines.rtx import SM, headers, needs_headers
 
@@ -65,7 +65,7 @@ def test_a_plugin_of_a_node_and_the_one_that_its_engine_keeps_say_the_same(said)
     assert built[:10] == [
         "outputs: 2",
         "alias: -1 2",
-        "timing: mla_opt::LatentAttention 1 abi 1 C 512 causal",
+        f"timing: mla_opt::LatentAttention 1 abi {CUDA_ABI_VERSION} C 512 causal",
         "shapes: 0 4 16 1 512 4 1 1024 576",
         "takes 7: 1",
         "takes 1: 1",
@@ -86,8 +86,8 @@ def test_a_plugin_of_a_node_and_the_one_that_its_engine_keeps_say_the_same(said)
 def test_an_engine_of_another_version_of_the_plugin(said):
     at = said.index("another version: 0")
     assert said[at - 1] == (
-        "log: site: the engine was built with version 2 of the kernels, this library has 1;"
-        " build the engine again"
+        f"log: site: the engine was built with version {CUDA_ABI_VERSION + 1} of the kernels, this"
+        f" library has {CUDA_ABI_VERSION}; build the engine again"
     )
     assert "no version: 0" in said
 
