@@ -4,7 +4,8 @@
     output --> transpose, reshape --> W_O              fold-o: W_UV W_O
 
 Which column or row of the projection belongs to which head and dim is found by sending labels
-through the layout in between, so that its order is no special case.
+through the layout in between, so that its order is no special case. What is found is proved by
+running it (:mod:`mla_opt.matching.fold_certificate`).
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from mla_opt.graphs.protocol import EXAMPLE, Graph
 from mla_opt.graphs.sizes import Expression
 from mla_opt.handles import Array, Float64, Node, Value
 from mla_opt.matching.axes import ApartError, Atom, Axis, Placement, Variables
+from mla_opt.matching.fold_certificate import output_holds, query_holds
 from mla_opt.matching.labels import trace
 from mla_opt.matching.linear_matrix import linear_matrix, multiplies_rows
 from mla_opt.matching.region import Region, walk
 from mla_opt.sites import LatentAttentionSite, LatentWeights, OutputProjection, QueryProjection
 from mla_opt.sites.layout import QUERY, Layout, Part, Role, is_standard
+
+_FAILED = "running the projection showed another result than the matrix that it was folded into"
 
 
 class FoldBlockedError(MlaOptError):
@@ -62,7 +66,10 @@ def query_projection(graph: Graph, site: LatentAttentionSite) -> QueryProjection
         picked = matrix[:, parts.index] * parts.factor
         rope_weight = picked.reshape(len(matrix), -1)
     weight = folded.reshape(len(matrix), -1)
-    return QueryProjection(operation.data, layout, weight, rope, rope_weight)
+    fold = QueryProjection(operation.data, layout, weight, rope, rope_weight)
+    if graph.has_content() and not query_holds(graph, site, fold, _parts(graph, site, nope)):
+        raise FoldBlockedError(_FAILED, (linear,))
+    return fold
 
 
 def output_projection(graph: Graph, site: LatentAttentionSite) -> OutputProjection:
@@ -75,7 +82,11 @@ def output_projection(graph: Graph, site: LatentAttentionSite) -> OutputProjecti
     matrix = _matrix(graph, linear)
     rows = _rows(graph, site.core.output, data)
     folded = np.einsum("hcv,hve->hce", weights.w_uv, matrix[rows])
-    return OutputProjection(folded.reshape(-1, matrix.shape[1]), graph.results(linear)[0], layout)
+    weight = folded.reshape(-1, matrix.shape[1])
+    fold = OutputProjection(weight, graph.results(linear)[0], layout)
+    if graph.has_content() and not output_holds(graph, site, fold):
+        raise FoldBlockedError(_FAILED, (linear,))
+    return fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +127,13 @@ def _query_split(
     if split is None or widths != [n, r] or parts[0] is not nope:
         raise FoldBlockedError("the parts of the query are not split off one projection", (node,))
     return split, nope, parts[1]
+
+
+def _parts(graph: Graph, site: LatentAttentionSite, nope: Value) -> tuple[Value, ...]:
+    """What the query is put together of."""
+    node = graph.producer(site.core.query)
+    operation = None if node is None or nope is site.core.query else graph.operation(node)
+    return operation.data if isinstance(operation, op.Layout) else (nope,)
 
 
 def _projected(graph: Graph, part: Value, split: Node) -> tuple[Value, Variables, Placement]:

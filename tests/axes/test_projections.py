@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,11 +13,15 @@ import onnx_ir as ir
 import pytest
 
 import mla_opt
+from mla_opt.matching.fold_certificate import output_holds, query_holds
+from mla_opt.matching.folding import output_projection, query_projection
 from tests.axes.edits import branched, node, reader, replaced, reprojected, stored, weight
 from tests.axes.feeding import Feeds, understand
 from tests.axes.harness import FEW, Runner, Size, deviation, equal_or_refused
 from tests.axes.plan import Plan
 from tests.axes.writer import build
+from tests.graphs.latent_block import Block
+from tests.passes.harness import EXTRACT, graph_of, run
 
 H, N, R, V, E = 3, 5, 4, 7, 13
 SIZES = (*FEW, Size(3, 1, 4), Size(2, 2, 1))
@@ -179,3 +185,59 @@ def test_a_query_that_sees_nothing_is_zero_in_every_form(absorb: str) -> None:
     given["mask"][1, 0, 1] = True
     given["mask"][0, 0, 2] = False
     assert deviation(before.run(given)["y"], after.run(given)["y"]) < 1e-5
+
+
+def parts_of_query(graph: Any, site: Any) -> tuple[Any, ...]:
+    """What the query is put together of."""
+    return tuple(graph.operation(graph.producer(site.core.query)).data)
+
+
+def queries_with(dims: tuple[int, ...]) -> tuple[bool, bool]:
+    """Whether the fold of a site holds, as it is, and where keys have ``k_pe`` in ``dims``."""
+    graph = graph_of(Block())
+    run(graph, *EXTRACT)
+    (site,) = graph.sites
+    assert site.weights is not None
+    fold = query_projection(graph, site)
+    parts = parts_of_query(graph, site)
+    before = query_holds(graph, site, fold, parts)
+    rest = tuple(dim for dim in range(12) if dim not in dims)
+    site.weights = dataclasses.replace(site.weights, rope_dims=dims, nope_dims=rest)
+    return before, query_holds(graph, site, fold, parts)
+
+
+@pytest.mark.parametrize("dims", [(8, 9, 11, 10), (0, 1, 2, 3), (11, 10, 9, 8)])
+def test_a_fold_into_other_dims_is_noticed_by_running_it(dims: tuple[int, ...]) -> None:
+    assert queries_with(dims) == (True, False)
+
+
+@pytest.mark.parametrize("change", ["weight", "rope_weight"])
+def test_a_wrong_matrix_is_noticed(change: str) -> None:
+    graph = graph_of(Block())
+    run(graph, *EXTRACT)
+    (site,) = graph.sites
+    fold = query_projection(graph, site)
+    matrix = getattr(fold, change).copy()
+    matrix[:, -1] += 0.01
+    wrong = dataclasses.replace(fold, **{change: matrix})
+    assert not query_holds(graph, site, wrong, parts_of_query(graph, site))
+
+
+def test_a_wrong_output_matrix_is_noticed() -> None:
+    graph = graph_of(Block())
+    run(graph, *EXTRACT)
+    (site,) = graph.sites
+    fold = output_projection(graph, site)
+    assert output_holds(graph, site, fold)
+    weight = fold.weight[::-1].copy()
+    assert not output_holds(graph, site, dataclasses.replace(fold, weight=weight))
+
+
+@pytest.mark.parametrize("asked", ["fold-q", "fold-o"])
+def test_a_fold_that_does_not_hold_is_blocked(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("query_holds", "output_holds"):
+        monkeypatch.setattr(f"mla_opt.matching.folding.{name}", lambda *_: False)
+    result = mla_opt.optimize(build(Plan()), verify=False, absorb=asked)  # type: ignore[arg-type]
+    assert [(each.code, "another result" in each.reason) for each in result.report.refusals] == [
+        ("fold_blocked", True)
+    ]
