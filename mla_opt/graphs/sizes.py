@@ -87,11 +87,18 @@ def broadcast(left: Expression, right: Expression) -> Expression:
     return min(left, right, key=_vagueness)
 
 
+def is_open(size: Expression) -> bool:
+    """Whether a size is, or is made of, one that is known to be equal to itself only."""
+    if isinstance(size, int):
+        return False
+    return any(str(each).startswith("?") for each in size.free_symbols)
+
+
 def _vagueness(size: Expression) -> int:
     """Numbers are known best, then sums and products of symbols, then symbols and what is cut."""
     if isinstance(size, int):
         return 0
-    if any(str(each).startswith("?") for each in size.free_symbols):
+    if is_open(size):
         return 4
     if isinstance(size, sympy.Min | sympy.Max):
         return 3

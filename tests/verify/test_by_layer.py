@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -15,6 +16,7 @@ import mla_opt
 from mla_opt.errors import InputError
 from mla_opt.models import demo_model
 from mla_opt.verification import verify_by_layer
+from mla_opt.verification.onnx.layers.content import node_key
 from tests.end_to_end.command import command
 from tests.exports.cache import kept_export
 from tests.graphs.latent_block import Block, build
@@ -154,13 +156,15 @@ def test_weights_of_an_attention() -> None:
     assert len([output for output in report.outputs if not output.passed]) == 1
 
 
-def written(nodes: list[tuple[str, list[str], str]], *outputs: str) -> onnx.ModelProto:
+def written(
+    nodes: list[tuple[str, list[str], str]], *outputs: str, opset: int = 18
+) -> onnx.ModelProto:
     """A model of ``inputs_embeds [B, S, 4]``; nodes are an operator, operands and a result."""
     made = [onnx.helper.make_node(kind, operands, [result]) for kind, operands, result in nodes]
     names = ("inputs_embeds", *outputs)
     ends = [onnx.helper.make_tensor_value_info(name, 1, ["B", "S", 4]) for name in names]
     graph = onnx.helper.make_graph(made, "g", ends[:1], ends[1:])
-    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
 
 
 def test_values_that_rest_on_each_other() -> None:
@@ -188,6 +192,79 @@ def test_what_is_to_be_shown_is_not_given() -> None:
 
     report = verify_by_layer(model("Tanh", "m"), model("Sin", "n"))
     assert {output.name for output in report.outputs if not output.passed} == {"a", "b"}
+
+
+def test_operators_of_two_opsets_are_two() -> None:
+    """Up to opset 12 the softmax is that of all axes behind the first."""
+    one, other = (
+        written([("Softmax", ["inputs_embeds"], "out")], "out", opset=opset) for opset in (12, 13)
+    )
+    assert not verify_by_layer(one, other).passed
+    steps = [("Tanh", ["inputs_embeds"], "mid"), ("Sin", ["mid"], "out")]
+    alike, same = (written(steps, "out", opset=opset) for opset in (17, 18))
+    with pytest.raises(InputError, match="operator by operator"):
+        verify_by_layer(alike, same)
+
+
+def test_a_body_that_was_changed() -> None:
+    """Both models call a function of one name, which does something else in one of them."""
+    before, after = optimized(demo_model()), optimized(demo_model())
+    function = next(iter(after.functions.values()))
+    softmax = next(node for node in function.all_nodes() if node.op_type == "Softmax")
+    softmax.op_type = "Hardmax"
+    assert not verify_by_layer(before, after).passed
+
+
+def with_default(number: float) -> onnx.ModelProto:
+    """An input that nobody has to give, as it has a content."""
+    model = written([("Mul", ["inputs_embeds", "factor"], "out")], "out")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("factor", 1, [1]))
+    model.graph.initializer.append(onnx.helper.make_tensor("factor", 1, [1], [number]))
+    return model
+
+
+def test_another_default_of_an_input() -> None:
+    with pytest.raises(InputError, match="operator by operator"):
+        verify_by_layer(with_default(2.0), with_default(2.0))
+    assert not verify_by_layer(with_default(2.0), with_default(3.0)).passed
+
+
+@pytest.mark.parametrize("kind", ["Neg", "Abs"])
+def test_sizes_of_what_is_to_be_shown(kind: str) -> None:
+    """A size that is assumed is read off a value that is itself to be shown."""
+
+    def model(name: str, last: str) -> onnx.ModelProto:
+        steps = [
+            ("Tanh" if name == "m" else "Sin", ["inputs_embeds"], name),
+            (last, [name], "a"),
+            ("Shape", ["a"], f"shape_{name}"),
+            ("Identity" if name == "m" else "Abs", [f"shape_{name}"], "wanted"),
+            ("Expand", ["a", "wanted"], "out"),
+        ]
+        return written(steps, "out")
+
+    report = verify_by_layer(model("m", "Neg"), model("n", kind))
+    assert not report.passed
+
+
+def test_tensors_in_branches_count_by_their_content(tmp_path: Path) -> None:
+    """Both lie in a file of one name, in two folders."""
+    keys = []
+    for number in (1.0, 2.0):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "data").write_bytes(np.full(4, number, np.float32).tobytes())
+        stored = ir.ExternalTensor(
+            "data", 0, 16, ir.DataType.FLOAT, shape=ir.Shape([4]), name="w", base_dir=folder
+        )
+        value = ir.Value(name="w", const_value=stored)
+        body = ir.node("Neg", [value])
+        branch = ir.Graph([], body.outputs, nodes=[body], initializers=[value])
+        graphs = {name: ir.AttrGraph(name, branch) for name in ("then_branch", "else_branch")}
+        node = ir.node("If", [ir.Value(name="c")], graphs)
+        graph = ir.Graph([], [], nodes=[node], opset_imports={"": 18})
+        keys.append(node_key(ir.Model(graph, ir_version=10), node))
+    assert keys[0] != keys[1]
 
 
 def test_a_model_and_itself() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
+from mla_opt.graphs import sizes
 from mla_opt.graphs.onnx.symbols import SymbolicShapes
 from mla_opt.graphs.sizes import Expression
 
@@ -69,5 +70,4 @@ def dim(size: Expression) -> int | str | None:
     """A number, or an expression of the model's symbols; ``None`` where that is not known."""
     if isinstance(size, int):
         return size
-    unknown = any(str(each).startswith("?") for each in size.free_symbols)
-    return None if unknown else str(size)
+    return None if sizes.is_open(size) else str(size)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Hashable, Iterator
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 
@@ -16,24 +17,74 @@ def content(tensor: ir.TensorProtocol) -> bytes:
     return hashlib.blake2b(tensor.tobytes()).digest()
 
 
-def attributes_key(node: ir.Node) -> Hashable:
-    """All attributes by name; tensors by their content, branches by how they are written."""
-    return tuple(sorted((name, _value(each)) for name, each in node.attributes.items()))
+def node_key(model: ir.Model, node: ir.Node) -> Hashable:
+    """What a node does: operator, the version of that, attributes, and the body it calls if any."""
+    attributes = tuple(sorted((name, _value(each)) for name, each in node.attributes.items()))
+    function = model.functions.get(node.op_identifier())
+    body = None if function is None else _bodies(model)
+    return (*_operator(model, node), attributes, body)
 
 
-def _value(attribute: ir.Attr) -> Hashable:
-    if attribute.type == ir.AttributeType.TENSOR:
-        tensor = attribute.as_tensor()
-        return repr((tensor.dtype, tuple(tensor.shape.numpy()), content(tensor)))
-    proto = ir.to_proto(attribute)
-    return repr(proto.SerializeToString(deterministic=True))
+def _operator(model: ir.Model, node: ir.Node) -> tuple[Hashable, ...]:
+    """The operator as the opset of a model defines it: from which one on it has been this."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    opset = model.opset_imports.get(domain, model.opset_imports.get(node.domain, 1))
+    try:
+        opset = onnx.defs.get_schema(node.op_type, opset, domain).since_version
+    except onnx.defs.SchemaError:
+        pass  # an operator of others: it may be another in every opset
+    return (domain, node.op_type, node.overload, opset)
+
+
+def _bodies(model: ir.Model) -> bytes:
+    """All functions of a model: one may call another."""
+    digest = hashlib.blake2b()
+    for function in model.functions.values():
+        digest.update(ir.to_proto(function).SerializeToString(deterministic=True))
+        for graph in (function.graph, *function.graph.subgraphs()):
+            digest.update(_stored(graph))
+    return digest.digest()
+
+
+def _stored(graph: ir.Graph) -> bytes:
+    """All tensors of a graph, by their content: what is written of one may only say where it is."""
+    digest = hashlib.blake2b()
+    tensors = [value.const_value for value in graph.initializers.values()]
+    for node in graph:
+        for attribute in node.attributes.values():
+            tensors += _tensors(attribute)
+    for tensor in tensors:
+        digest.update(b"" if tensor is None else content(tensor))
+    return digest.digest()
+
+
+def _tensors(attribute: ir.Attr) -> list[ir.TensorProtocol]:
+    if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:
+        return [attribute.as_tensor()]
+    return list(attribute.as_tensors()) if attribute.type == ir.AttributeType.TENSORS else []
+
+
+def _value(attribute: ir.Attr) -> str:
+    if attribute.type in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS):
+        told = [(t.dtype, tuple(t.shape.numpy()), content(t)) for t in _tensors(attribute)]
+        return repr(told)
+    written = ir.to_proto(attribute).SerializeToString(deterministic=True)
+    inner = [
+        _stored(graph) for branch in _graphs(attribute) for graph in (branch, *branch.subgraphs())
+    ]
+    return repr((written, inner))
+
+
+def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def branches(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs inside a node."""
     for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
+        yield from _graphs(attribute)
 
 
 def read_by(node: ir.Node) -> list[ir.Value]:

@@ -15,10 +15,11 @@ from functools import cached_property
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
+from mla_opt.graphs import sizes
 from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.graphs.sizes import Expression
-from mla_opt.verification.onnx.layers.content import attributes_key, content, read_by
+from mla_opt.verification.onnx.layers.content import content, node_key, read_by
 
 Shape = tuple[Expression, ...]
 Kind = int
@@ -189,12 +190,12 @@ class Correspondence:
             return self._number(self._given(side, value))
         operands = [None if each is None else self.kinds[side, each] for each in node.inputs]
         captured = [self.kinds[side, each] for each in read_by(node)]
-        made_by = (node.domain, node.op_type, node.overload, attributes_key(node))
-        return self._number((*made_by, tuple(operands), tuple(captured), value.index()))
+        does = node_key(side.model, node)
+        return self._number((does, tuple(operands), tuple(captured), value.index()))
 
     def _given(self, side: Side, value: ir.Value) -> Hashable:
         tensor = value.const_value
-        if tensor is not None and not value.is_graph_input():
+        if tensor is not None:  # an input with a default is run with that
             return ("stored", tensor.dtype, tuple(tensor.shape.numpy()), content(tensor))
         shape = None if value.shape is None else str(value.shape)
         return ("input", value.name, value.dtype, shape)
@@ -204,19 +205,14 @@ class Correspondence:
 
 
 def _is_known(shape: Shape | None) -> bool:
-    return shape is not None and not any(map(_is_open, shape))
-
-
-def _is_open(size: Expression) -> bool:
-    """Whether nothing but itself is known to be as large."""
-    return not isinstance(size, int) and any(str(s).startswith("?") for s in size.free_symbols)
+    return shape is not None and not any(map(sizes.is_open, shape))
 
 
 def _agree(one: Shape | None, other: Shape | None) -> bool:
     """Whether two shapes may be the same, as far as they are known."""
     if one is None or other is None:
         return True
-    sizes = zip(one, other)
     return len(one) == len(other) and all(
-        left == right or _is_open(left) or _is_open(right) for left, right in sizes
+        left == right or sizes.is_open(left) or sizes.is_open(right)
+        for left, right in zip(one, other)
     )

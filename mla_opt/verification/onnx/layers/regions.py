@@ -96,9 +96,23 @@ class _Walk:
             self.sizes.append(name)
 
     def _add(self, region: Region) -> None:
-        """Find what makes a region, and what it begins with; that has to be shown as well."""
-        self._follow(region)
         self.regions.append(region)
+        self._begin(region)
+
+    def sizes_too(self) -> None:
+        """What is assumed of masks, positions and sizes is shown with the first of the regions."""
+        shown: set[str] = set()
+        while names := [name for name in dict.fromkeys(self.sizes) if name not in shown]:
+            shown.update(names)
+            if not self.regions:
+                self.regions.append(Region())
+            first = self.regions[0]
+            first.names += names
+            self._begin(first)
+
+    def _begin(self, region: Region) -> None:
+        """Follow a region, and walk back from what it begins with: that is to be shown as well."""
+        self._follow(region)
         for side in self.found.sides:
             for end in region.ends[side]:
                 self._back(side, end)
@@ -141,7 +155,7 @@ class _Walk:
             value = pending.pop()
             node = value.producer()
             if node is None:
-                if value.is_graph_input():
+                if value.is_graph_input() and value.const_value is None:
                     region.inputs[side][value] = None
             elif value not in first and self._is_end(side, value):
                 region.ends[side][value] = None
@@ -178,17 +192,5 @@ def regions(found: Correspondence, changes: InterfaceMap) -> list[Region]:
     symbols = frozenset(size for size in tokens.sizes[:2] if isinstance(size, str))
     walk = _Walk(found, changes, symbols)
     walk.outputs()
-    return _with_sizes(walk.merged(), walk)
-
-
-def _with_sizes(found: list[Region], walk: _Walk) -> list[Region]:
-    """What is assumed of masks, positions and sizes is shown with the first of the regions."""
-    names = list(dict.fromkeys(walk.sizes))
-    if not names:
-        return found
-    region = found[0] if found else Region()
-    region.names += names
-    for side in walk.found.sides:
-        roots = [side.values[name] for name in names]
-        walk._cone(side, roots, region)
-    return [region, *found[1:]]
+    walk.sizes_too()
+    return walk.merged()
