@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import onnx
@@ -12,6 +13,7 @@ import pytest
 
 import mla_opt
 from mla_opt.bundles import BundleManifest, BundleOptions, export, export_bundle, read_bundle
+from mla_opt.bundles.description import _rows
 from mla_opt.bundles.header import header_text
 from mla_opt.bundles.schema import BUNDLE
 from mla_opt.engines.manifest import read_manifest
@@ -284,3 +286,16 @@ def test_the_command(run, tmp_path):  # noqa: F811
     assert "--prompt does nothing with --to onnxruntime; it is for --to tensorrt. Leave" in told
     told = run(*arguments, "--force", "--name", "x").stderr
     assert "it is for --to triton-server" in told
+
+
+def test_buffers_of_two_sizes_are_refused():
+    """Nothing of ours writes such a model; others may."""
+
+    def interface(*rows):
+        ports = [SimpleNamespace(sizes=("B", 1, each, 8)) for each in rows]
+        states = [SimpleNamespace(input=port, growth_axis=2) for port in ports]
+        return SimpleNamespace(states=states)
+
+    assert _rows(interface(64, 64), "model", None) == 64
+    with pytest.raises(InputError, match="buffers of 64 and 128 rows"):
+        _rows(interface(64, 128), "model", None)

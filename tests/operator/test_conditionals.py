@@ -9,7 +9,7 @@ import pytest
 
 import mla_opt
 from mla_opt.graphs.interface.dims import evaluate
-from mla_opt.graphs.onnx.conditionals import element_type
+from mla_opt.graphs.onnx.conditionals import declare_shapes_of_conditionals, element_type
 from tests.graphs.latent_block import Block, build, feeds
 from tests.labels import label
 
@@ -58,6 +58,7 @@ def test_the_shapes_are_those_that_are_computed(tokens: int) -> None:
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
     sizes = {"B": 2, "S": tokens, "P": 5, "T": 5 + tokens}
     made = session.run([each.name for each in returned], feeds(block, 2, tokens, 5))
+    assert any("T" in str(output.shape) for output in returned), "what was declared is kept"
     for output, array in zip(returned, made):
         assert output.shape is not None
         dims = [dim if isinstance(dim, int) else dim.value for dim in output.shape]
@@ -70,3 +71,18 @@ def test_a_type_that_is_not_known_is_not_made_up() -> None:
     cast = ir.node("Cast", [ir.Value(name="x")], {"to": ir.DataType.FLOAT16})
     assert element_type(ir.node("Neg", cast.outputs).outputs[0]) is None
     assert element_type(ir.node("Identity", cast.outputs).outputs[0]) == ir.DataType.FLOAT16
+
+
+def test_sizes_on_which_branches_do_not_agree_stay_open() -> None:
+    x = ir.Value(name="x", shape=ir.Shape(["B", "S", 4]), type=ir.TensorType(ir.DataType.FLOAT))
+    once, twice = ir.node("Identity", [x]), ir.node("Concat", [x, x], {"axis": 1})
+    branches = {
+        name: ir.AttrGraph(name, ir.Graph([], node.outputs, nodes=[node]))
+        for name, node in (("then_branch", once), ("else_branch", twice))
+    }
+    chosen = ir.node("If", [ir.Value(name="condition")], branches)
+    graph = ir.Graph([x], chosen.outputs, nodes=[chosen], opset_imports={"": 18})
+    declare_shapes_of_conditionals(ir.Model(graph, ir_version=10))
+    (shape,) = (output.shape for output in chosen.outputs)
+    assert shape is not None
+    assert [getattr(dim, "value", dim) for dim in shape] == ["B", None, 4]

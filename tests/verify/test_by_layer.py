@@ -15,7 +15,8 @@ import pytest
 import mla_opt
 from mla_opt.errors import InputError
 from mla_opt.models import demo_model
-from mla_opt.verification import verify_by_layer
+from mla_opt.verification import ControlResult, Scenario, ScenarioParity, verify_by_layer
+from mla_opt.verification.by_layer import _both, _worse
 from mla_opt.verification.onnx.layers.content import node_key
 from tests.end_to_end.command import command
 from tests.exports.cache import kept_export
@@ -247,6 +248,60 @@ def test_sizes_of_what_is_to_be_shown(kind: str) -> None:
     assert not report.passed
 
 
+def test_a_size_that_differs() -> None:
+    """All that computes with data is the same; how large a factor is, is not."""
+
+    def model(kind: str) -> onnx.ModelProto:
+        steps = [
+            ("Shape", ["inputs_embeds"], "dims"),
+            (kind, ["dims"], "count"),
+            ("CastLike", ["count", "inputs_embeds"], "factor"),
+            ("Mul", ["inputs_embeds", "factor"], "out"),
+        ]
+        return written(steps, "out")
+
+    report = verify_by_layer(model("ReduceMax"), model("ReduceMin"))
+    assert [output.name for output in report.outputs if not output.passed] == ["count"]
+
+
+def test_values_of_one_name_and_two_shapes_are_two() -> None:
+    one = written([("Neg", ["inputs_embeds"], "mid"), ("Neg", ["mid"], "out")], "out")
+    steps = [("Transpose", ["inputs_embeds"], "mid"), ("Transpose", ["mid"], "out")]
+    report = verify_by_layer(one, written(steps, "out"))
+    assert report.passed, report.failures
+    assert [output.name for output in report.outputs] == ["out"]
+
+
+def test_controls_where_a_part_begins_with_the_query() -> None:
+    source = build(Block(layers=2))
+    report = verify_by_layer(source, optimized(source, cache="static"))
+    assert report.layers == 2
+    assert {control.name for control in report.controls if control.detected} >= {"scale", "heads"}
+
+
+def control(**given: Any) -> ControlResult:
+    return ControlResult("scale", "the scale", **{"applicable": True, "detected": True, **given})
+
+
+def test_controls_of_all_layers_are_one() -> None:
+    strong, weak = control(relative=0.9, sites=1), control(relative=0.1, sites=2)
+    for pair in ((strong, weak), (weak, strong)):
+        joined = _worse(*pair)
+        assert (joined.relative, joined.sites) == (0.1, 3)
+    missed, no_site = control(detected=False), control(applicable=False, detected=False)
+    assert _worse(strong, missed) == _worse(missed, strong) == missed
+    assert _worse(strong, no_site) == _worse(no_site, strong) == strong
+
+
+def test_scenarios_of_all_layers_are_one() -> None:
+    scenario = Scenario("steps", 1, (1,), (0,))
+    ran, failed = ScenarioParity(scenario, ()), ScenarioParity(scenario, (), error="no")
+    skipped = ScenarioParity(scenario, (), skipped="too long")
+    assert _both(ran, failed).error == _both(failed, ran).error == "no"
+    assert _both(ran, skipped).skipped is _both(skipped, ran).skipped is None
+    assert _both(skipped, skipped).skipped == "too long"
+
+
 def test_tensors_in_branches_count_by_their_content(tmp_path: Path) -> None:
     """Both lie in a file of one name, in two folders."""
     keys = []
@@ -288,6 +343,8 @@ def test_rounded_caches_of_a_model_with_experts(kind: Any) -> None:
     """Whole, it sends tokens to other experts, and nothing can be told from that."""
     result = mla_opt.optimize(demo_model(), cache="static", cache_type=kind)
     assert (result.report.verification or {})["layers"] == 2
+    result = mla_opt.optimize(build(Block()), cache="static", cache_type=kind)
+    assert (result.report.verification or {})["layers"] == 0, "it has no experts"
 
 
 def refuse(*_: Any, **__: Any) -> None:
