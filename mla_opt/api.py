@@ -33,7 +33,7 @@ from mla_opt.report.report import OptimizationReport, PassReport, SiteReport
 from mla_opt.report.site import SiteFacts, site_report
 from mla_opt.sites import LatentAttentionSite, PrefillForm
 from mla_opt.subject import Subject, load, subject
-from mla_opt.verification.how import How, verify_as
+from mla_opt.verification.extent import Extent, checked, verify_as
 from mla_opt.verification.onnx.sessions import open_model
 from mla_opt.verification.running import RunError
 
@@ -76,7 +76,7 @@ def optimize(
     cache: str = "keep",
     cache_type: CacheType = "keep",
     prefill: PrefillForm = "auto",
-    verify: bool | How = True,
+    verify: bool | Extent = True,
     passes: Sequence[str] | None = None,
     phase: Phase = "decode",
     plugin: bool = True,
@@ -132,6 +132,7 @@ def optimize(
         keep_activation_quantization,
         weights,
     )
+    extent = checked(verify)
     opened = subject(model, target, options.least_opset, prefill)
     options = opened.settle(options)
     graph = opened.graph
@@ -144,9 +145,8 @@ def optimize(
     if graph.sites:
         opened.record(graph.sites)
     result = opened.result() if graph.sites or passes is not None else opened.unchanged()
-    if verify and graph.sites and opened.has_content:
-        how: How = "auto" if verify is True else verify
-        report = _verified(how, opened.original(), result, report, observer)
+    if extent is not None and graph.sites and opened.has_content:
+        report = _verified(extent, opened.original(), result, report, observer)
     return OptimizeResult(result, report)
 
 
@@ -307,14 +307,14 @@ def _why_nothing(report: OptimizationReport, optimized_by: str | None) -> str:
 
 
 def _verified(
-    how: How,
+    extent: Extent,
     original: Any,
     optimized: Any,
     report: OptimizationReport,
     observer: Observer | None,
 ) -> OptimizationReport:
     try:
-        parity = verify_as(how, original, optimized, seed=SEED, progress=observer)
+        parity = verify_as(extent, original, optimized, seed=SEED, progress=observer)
     except InputError as error:
         raise InputError(f"{error}; verification can be left out (--no-verify)") from error
     report = replace(report, verification=parity.as_dict())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mla_opt.report import ModelFile, OptimizationReport
-    from mla_opt.verification.how import How
+    from mla_opt.verification.extent import Extent
 
 _LARGEST = 64 << 20
 """Bytes of a report; one of a thousand attentions has two million."""
@@ -39,7 +39,7 @@ class Recorded:
         return bool(self.verification.get("controls"))
 
     @property
-    def how(self) -> How:
+    def extent(self) -> Extent:
         """Whether whole models were run, or only the parts that differ."""
         return "by-layer" if self.verification.get("layers") else "whole"
 

@@ -15,7 +15,7 @@ from mla_opt.cli._options import Quiet, Verbose, count
 if TYPE_CHECKING:
     from mla_opt.cli._recorded import Recorded
     from mla_opt.verification import ParityReport
-    from mla_opt.verification.how import How
+    from mla_opt.verification.extent import Extent
 
 
 def verify(
@@ -72,7 +72,9 @@ def verify(
             return
         assert original is not None
         assert optimized is not None
-        report = compare(original, optimized, screen, seed, how="by-layer" if by_layer else "auto")
+        report = compare(
+            original, optimized, screen, seed, extent="by-layer" if by_layer else "auto"
+        )
         show(report, screen)
         require(report)
 
@@ -96,7 +98,7 @@ def repeat(file: Path, original: Path | None, optimized: Path | None, screen: Sc
         screen,
         recorded.seed,
         controls=recorded.controls,
-        how=recorded.how,
+        extent=recorded.extent,
     )
     show(report, screen)
     with screen.activity("hashing"):
@@ -123,7 +125,7 @@ def compare(
     seed: int | None = None,
     *,
     controls: bool = True,
-    how: How = "auto",
+    extent: Extent = "auto",
 ) -> ParityReport:
     """Verify two files, on inputs that follow from ``seed``; whole, or layer by layer.
 
@@ -133,14 +135,14 @@ def compare(
     """
     from mla_opt.files.model_io import read_model
     from mla_opt.programs.recognize import is_program_file
-    from mla_opt.verification.how import verify_as
+    from mla_opt.verification.extent import verify_as
 
     with screen.activity(f"reading {original}") as activity:
         for path in (original, optimized):
             if not is_program_file(path):
                 read_model(path)
         return verify_as(
-            how, original, optimized, seed=seed, controls=controls, progress=activity.observe
+            extent, original, optimized, seed=seed, controls=controls, progress=activity.observe
         )
 
 

@@ -329,11 +329,11 @@ def test_a_model_and_itself() -> None:
 
 def test_models_that_do_not_fit_are_verified_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mla_opt.optimize(demo_model()).report.verification["layers"] == 0  # type: ignore[index]
-    monkeypatch.setattr("mla_opt.verification.how.available", lambda: 10_000)
+    monkeypatch.setattr("mla_opt.verification.extent.available", lambda: 10_000)
     verification = mla_opt.optimize(demo_model()).report.verification
     assert verification is not None
     assert (verification["layers"], verification["passed"]) == (2, True)
-    monkeypatch.setattr("mla_opt.verification.how.verify_by_layer", refuse)
+    monkeypatch.setattr("mla_opt.verification.extent.verify_by_layer", refuse)
     with pytest.raises(InputError, match="0 GB are free, and layer by layer: not today"):
         mla_opt.optimize(demo_model())
 
@@ -349,6 +349,13 @@ def test_rounded_caches_of_a_model_with_experts(kind: Any) -> None:
 
 def refuse(*_: Any, **__: Any) -> None:
     raise InputError("not today")
+
+
+def test_a_word_that_there_is_not() -> None:
+    with pytest.raises(InputError, match="'layers' is none of True, False, 'auto'"):
+        mla_opt.optimize(demo_model(), verify="layers")  # type: ignore[arg-type]
+    assert mla_opt.optimize(demo_model(), verify="whole").report.verification is not None
+    assert mla_opt.optimize(demo_model(), verify=False).report.verification is None
 
 
 def test_the_command(tmp_path: Path) -> None:

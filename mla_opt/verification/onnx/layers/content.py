@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Hashable, Iterator
 
@@ -29,10 +30,9 @@ def _operator(model: ir.Model, node: ir.Node) -> tuple[Hashable, ...]:
     """The operator as the opset of a model defines it: from which one on it has been this."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     opset = model.opset_imports.get(domain, model.opset_imports.get(node.domain, 1))
-    try:
+    # An operator of others may be another in every opset.
+    with contextlib.suppress(onnx.defs.SchemaError):
         opset = onnx.defs.get_schema(node.op_type, opset, domain).since_version
-    except onnx.defs.SchemaError:
-        pass  # an operator of others: it may be another in every opset
     return (domain, node.op_type, node.overload, opset)
 
 

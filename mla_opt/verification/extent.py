@@ -7,7 +7,7 @@ experts a token goes to, chooses others where a cache is rounded, and is then fa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import onnx_ir as ir
 
@@ -24,7 +24,7 @@ from mla_opt.verification.precision import ROUNDED_TYPES
 from mla_opt.verification.report import ParityReport
 from mla_opt.verification.verifier import verify
 
-How = Literal["auto", "whole", "by-layer"]
+Extent = Literal["auto", "whole", "by-layer"]
 
 TIMES = 3
 """Bytes that verification takes for each of the weights of both models: ONNX Runtime copies them,
@@ -33,8 +33,22 @@ packs some of them again, and has two sessions of the original one after the oth
 _CHOOSING = ("TopK", "ArgMax", "ArgMin", "NonZero", "Multinomial")
 
 
+def checked(verify: bool | str) -> Extent | None:
+    """What is asked for, ``None`` where nothing is to be verified.
+
+    Raises:
+        InputError: it is none of the words that there are.
+    """
+    if isinstance(verify, bool):
+        return "auto" if verify else None
+    if verify not in get_args(Extent):
+        words = ", ".join(map(repr, get_args(Extent)))
+        raise InputError(f"verify {verify!r} is none of True, False, {words}")
+    return cast(Extent, verify)
+
+
 def verify_as(
-    how: How,
+    extent: Extent,
     original: ModelLike,
     optimized: ModelLike,
     *,
@@ -49,9 +63,9 @@ def verify_as(
         VerificationError: the optimized model cannot be loaded.
     """
     given: dict[str, Any] = {"controls": controls, "seed": seed, "progress": progress}
-    if how == "by-layer":
+    if extent == "by-layer":
         return verify_by_layer(original, optimized, **given)
-    if how == "whole" or any(is_program(m) or is_program_file(m) for m in (original, optimized)):
+    if extent == "whole" or any(is_program(m) or is_program_file(m) for m in (original, optimized)):
         return verify(original, optimized, **given)
     before, after = (open_model(each, "model").model for each in (original, optimized))
     needed, room = TIMES * (_stored_bytes(before) + _stored_bytes(after)), available()
