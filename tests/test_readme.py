@@ -97,6 +97,7 @@ def test_ci_runs_the_blocks_that_are_left_to_it() -> None:
     assert re.findall(r"\$\(block (\d)\)", script) == ["1", "2"]
 
 
+@pytest.mark.long
 def test_readme_and_the_pages_that_go_on_from_it(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

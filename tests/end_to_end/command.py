@@ -17,7 +17,6 @@ from typing import Any
 
 from mla_opt import passes
 from tests import forked
-from tests.exports.cache import ROOT
 
 #: What the `mla-opt` script does, from this checkout, installed or not.
 PROGRAM = (sys.executable, "-c", "from mla_opt.cli import main; main()")
@@ -43,7 +42,7 @@ IMPORTED = (
 def environment(**variables: str) -> dict[str, str]:
     """Plain output of a fixed width, and this checkout first on the path."""
     plain = {name: value for name, value in os.environ.items() if name != "MLA_OPT_DEBUG"}
-    return {**plain, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **variables}
+    return {**plain, "PYTHONPATH": str(forked.ROOT), "COLUMNS": "120", **variables}
 
 
 def command(
@@ -53,7 +52,7 @@ def command(
     texts = [str(each) for each in arguments]
     if preexec is None:
         places = {"environment": environment(), "cwd": cwd or Path.cwd()}
-        return forked.run(_context(), _program, texts, timeout=TIMEOUT, **places)
+        return forked.run(context(), _program, texts, timeout=TIMEOUT, **places)
     return subprocess.run(
         [*PROGRAM, *texts],
         cwd=cwd,
@@ -74,7 +73,8 @@ def _program(*arguments: str) -> None:
 
 
 @functools.cache
-def _context() -> ForkServerContext:
+def context() -> ForkServerContext:
+    """Processes in which everything that commands import is there."""
     return forked.context([*IMPORTED, *(f"mla_opt.passes.{name}" for name in passes.BUILT_IN)])
 
 
