@@ -119,7 +119,9 @@ class OnnxWorker:
         scenario = self.pair.prompt(batch)
         timeline = Timeline.of(batch, scenario.total_len, scenario.padding, SEED)
         session = Session(self.side, self.session)
-        run = run_scenario(session, self.driver, scenario, SEED)
+        before, after = self.pair.aligner.compared_states()
+        compared = before if self.side == "original" else after
+        run = run_scenario(session, self.driver, scenario, SEED, compared)
         _write(path, run)
         feeds = self.driver.feeds(timeline, 0, scenario.calls[0], scenario)
         port = self.driver.interface.token_ids

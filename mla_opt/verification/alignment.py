@@ -60,6 +60,18 @@ class Aligner:
             yield from self._outputs(before, after, timeline)
             yield from self._states(before, after, timeline)
 
+    def compared_states(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Outputs of the original and of the optimized model that hold states to be compared."""
+        mapped, same = (
+            self.changes.states,
+            [c for c in self.changes.states if self._is_same_rows(c)],
+        )
+        changed = {name for change in mapped for name in change.original.outputs}
+        kept = {state.output.name for state in self.original.states} - changed
+        before = kept.union(*(change.original.outputs for change in same))
+        after = kept.union(*(change.optimized.outputs for change in same))
+        return frozenset(before), frozenset(after)
+
     def can_share_a_past(self) -> bool:
         """Whether a made-up past of the original can be written in the optimized layout."""
         return all(self._is_same_rows(change) for change in self.changes.states) and not any(
@@ -113,7 +125,7 @@ class Aligner:
         mapped = {name for change in self.changes.states for name in change.original.outputs}
         for state in self.original.states:
             name = state.output.name
-            if name not in mapped:
+            if name not in mapped and name in before.states:
                 value = before.states[name]
                 valid = _token_valid(value.shape, state, rows)
                 yield Pair(name, "state", value, after.states[name], valid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +95,8 @@ class Call:
         query_len: S.
         past_len: P.
         outputs: everything that is no state, by name.
-        states: the states after it, by output name; only after the last call of a scenario, as
-            earlier rows are still in them.
+        states: the states after it that are compared, by output name; only after the last call of
+            a scenario, as earlier rows are still in them.
     """
 
     query_len: int
@@ -118,9 +118,23 @@ States = Callable[[Scenario], dict[str, Array]]
 
 
 def run_scenario(
-    session: Running, driver: Driver, scenario: Scenario, seed: int, states: States | None = None
+    session: Running,
+    driver: Driver,
+    scenario: Scenario,
+    seed: int,
+    compared: Collection[str],
+    states: States | None = None,
 ) -> Run:
-    """Run ``scenario`` call by call; ``states`` gives the past of the first one."""
+    """Run ``scenario`` call by call.
+
+    Args:
+        session: The model.
+        driver: Knows its inputs.
+        scenario: Which calls.
+        seed: What all inputs follow from.
+        compared: Outputs that hold states to be compared; others, which may be large, are not kept.
+        states: Gives the past of the first call; an empty one if ``None``.
+    """
     timeline = Timeline.of(scenario.batch, scenario.total_len, scenario.padding, seed)
     calls: list[Call] = []
     try:
@@ -129,16 +143,20 @@ def run_scenario(
             feeds = driver.feeds(timeline, start, stop, scenario) | past
             produced = session.run(feeds)
             past = {s.input.name: produced[s.output.name] for s in driver.interface.states}
-            calls.append(_call(driver, produced, start, stop, stop == scenario.total_len))
+            calls.append(
+                _call(driver, produced, start, stop, compared if stop == scenario.total_len else ())
+            )
     except (RunError, InputError) as error:
         return Run(scenario, tuple(calls), str(error))
     return Run(scenario, tuple(calls))
 
 
-def _call(driver: Driver, produced: dict[str, Array], start: int, stop: int, last: bool) -> Call:
+def _call(
+    driver: Driver, produced: dict[str, Array], start: int, stop: int, kept: Collection[str]
+) -> Call:
     names = driver.interface.state_outputs
     outputs = {name: value for name, value in produced.items() if name not in names}
-    states = {name: produced[name] for name in sorted(names)} if last else {}
+    states = {name: produced[name] for name in sorted(names.intersection(kept))}
     return Call(stop - start, start, outputs, states)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface.interface import Limits, ModelInterface, State
@@ -24,19 +23,15 @@ from mla_opt.verification.oracle import (
     original_driver,
 )
 from mla_opt.verification.parity import Tolerance
-from mla_opt.verification.running import Runnable
-from mla_opt.verification.scenarios import Room, Scenario
-from mla_opt.verification.site_records import SiteRecord, read_sites
-
-if TYPE_CHECKING:
-    pass
-
 from mla_opt.verification.precision import (
     DEFAULT_WEIGHT_BYTES,
     ROUNDED_TYPES,
     tolerance_for,
     weight_bytes,
 )
+from mla_opt.verification.running import Runnable
+from mla_opt.verification.scenarios import Room, Scenario
+from mla_opt.verification.site_records import SiteRecord, read_sites
 
 #: Query length of a long prompt, where the model says none that could be tried.
 UNTOLD_QUERY = 512

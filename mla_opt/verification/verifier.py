@@ -6,7 +6,7 @@ One session is open at a time: what the original said is kept, its session is no
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -142,7 +142,7 @@ class _Verifier:
         self, scenarios: Sequence[Scenario], tolerance: float | None, controls: bool
     ) -> ParityReport:
         """Run everything and compare."""
-        reference = self._reference(scenarios, optimized=True)
+        reference = tuple(self._reference(scenarios, optimized=True))
         _require_one(reference)
         noise = self._noise(reference)
         limits = self._tolerance(tolerance, noise)
@@ -151,8 +151,10 @@ class _Verifier:
             compare(self.models.aligner, a, b, limits) for a, b in zip(reference, candidate)
         )
         outputs = worst_by_name(output for result in results for output in result.outputs)
-        verdicts = self._controls(reference, limits) if controls else ()
-        drift = self._drift(_control_run(reference))
+        chosen = _control_run(reference)
+        del reference, candidate
+        verdicts = self._controls(chosen, limits) if controls else ()
+        drift = self._drift(chosen)
         return ParityReport(outputs, results, verdicts, limits, self.seed, drift=drift)
 
     def _drift(self, reference: Run) -> Drift:
@@ -172,30 +174,35 @@ class _Verifier:
         kind = rounded_cache_type(self.deployed.after.interface)
         return measure_drift(reference, original, optimized, LIMITS.get(kind or ""))
 
-    def _reference(self, scenarios: Iterable[Scenario], optimized: bool) -> tuple[Run, ...]:
-        """Run the original, with or without ONNX Runtime's graph optimizations."""
+    def _reference(self, scenarios: Iterable[Scenario], optimized: bool) -> Iterator[Run]:
+        """Run the original, with or without ONNX Runtime's graph optimizations.
+
+        One run after the other: who needs one at a time has one in memory.
+        """
         try:
             session = self.models.original.session(optimized)
         except RunError as error:
             raise InputError(str(error)) from error
         label = "original" if optimized else "original, noise floor"
-        return tuple(self._run_original(session, scenario, label) for scenario in scenarios)
+        for scenario in scenarios:
+            yield self._run_original(session, scenario, label)
 
     def _run_original(self, session: Running, scenario: Scenario, label: str) -> Run:
         self.counter.next(f"{label}: {scenario.name}")
         driver = self.models.before
-        return run_scenario(session, driver, scenario, self.seed, self._past(driver, scenario))
+        compared, _ = self.models.aligner.compared_states()
+        past = self._past(driver, scenario)
+        return run_scenario(session, driver, scenario, self.seed, compared, past)
 
-    def _candidate(self, model: Runnable, reference: Sequence[Run]) -> tuple[Run, ...]:
-        """Run what the original could run."""
+    def _candidate(self, model: Runnable, reference: Sequence[Run]) -> Iterator[Run]:
+        """Run what the original could run, one run after the other."""
         try:
             session = model.session()
         except RunError as error:
             raise VerificationError(str(error)) from error
-        return tuple(
-            Run(run.scenario, (), run.error) if run.error else self._run_optimized(session, run)
-            for run in reference
-        )
+        for run in reference:
+            failed = run.error is not None
+            yield Run(run.scenario, (), run.error) if failed else self._run_optimized(session, run)
 
     def _run_optimized(self, session: Running, run: Run) -> Run:
         models, scenario = self.models, run.scenario
@@ -206,7 +213,8 @@ class _Verifier:
             return models.aligner.translate(past, models.after.initial_states(scenario))
 
         states = translated if scenario.initial_past else None
-        return run_scenario(session, models.after, scenario, self.seed, states)
+        _, compared = models.aligner.compared_states()
+        return run_scenario(session, models.after, scenario, self.seed, compared, states)
 
     def _past(self, driver: Driver, scenario: Scenario) -> States | None:
         if not scenario.initial_past:
@@ -235,8 +243,7 @@ class _Verifier:
             return Tolerance.fixed(given, noise)
         return self.models.tolerance(noise)
 
-    def _controls(self, reference: Sequence[Run], limits: Tolerance) -> tuple[ControlResult, ...]:
-        run = _control_run(reference)
+    def _controls(self, run: Run, limits: Tolerance) -> tuple[ControlResult, ...]:
         models = broken_models(self.models.optimized.breakable(), self.models.sites)
         return tuple(self._control(broken, run, limits) for broken in models)
 
@@ -265,10 +272,10 @@ class _Verifier:
         )
 
 
-def _one_run(run: Callable[[], Sequence[Run]], like: Run) -> Run:
+def _one_run(run: Callable[[], Iterable[Run]], like: Run) -> Run:
     """One run; a model that the runtime does not take as it is has a twin all the same."""
     try:
-        return run()[0]
+        return next(iter(run()))
     except (InputError, VerificationError) as error:
         return Run(like.scenario, (), str(error))
 

@@ -106,6 +106,8 @@ class OpenModel:
         level = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # What one call needs is given back before the next: the arena keeps it, in powers of two.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         # Runs are many and short: threads that wait by spinning take the processor from others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.graph_optimization_level = (
