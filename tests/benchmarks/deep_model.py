@@ -1,11 +1,12 @@
 """Make a model of DeepSeek-V3's attentions and nothing else, as deep as asked for.
 
-    python -m tests.benchmarks.deep_model float16|4bit LAYERS OUT.onnx
+    python -m tests.benchmarks.deep_model float16|float32|4bit LAYERS OUT.onnx [--solid]
 
 61 layers are 22 GB in float16. The graph is that of `handmade`, with one `kv_b_proj` for keys and
 values, as exporters write it. Weights are random numbers that repeat: at their size only their
-bytes matter. Those of `o_proj`, most of the file, are zeros that take no disk until
-somebody copies them. All are made when they are written, so that no model is ever in memory.
+bytes matter. Those of `o_proj`, most of the file, are zeros that take no disk until somebody copies
+them, but in a solid model, whose outputs depend on its attentions. All are made when they are
+written, so that no model is ever in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from tests.benchmarks import handmade
 from tests.benchmarks.dims import TINY_V3, V3, Dims
 from tests.benchmarks.handmade import Array, Tape
 
-KINDS = ("float16", "4bit")
+KINDS = ("float16", "float32", "4bit")
+#: The type of what is no code.
+NUMBERS = {"float32": TensorProto.FLOAT}
+BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.UINT8: 1}
 BLOCK = 32
 #: Random bytes that all weights are cut out of.
 NOISE = 1 << 24
@@ -47,7 +51,7 @@ class Stored:
     @property
     def nbytes(self) -> int:
         """Its bytes."""
-        return math.prod(self.shape) * (2 if self.kind == TensorProto.FLOAT16 else 1)
+        return math.prod(self.shape) * BYTES[self.kind]
 
     def proto(self, data: str) -> onnx.TensorProto:
         """How the model file refers to it."""
@@ -60,30 +64,31 @@ class Stored:
 
 
 class DeepTape(Tape):
-    """A tape whose matrices are only described, and whose numbers are float16."""
+    """A tape whose matrices are only described, and whose numbers are of the kind's type."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
+        self.numbers = NUMBERS.get(kind, TensorProto.FLOAT16)
         self.stored: list[Stored] = []
         self.end = 0
 
     def array(self, value: Array, stem: str = "const") -> str:
         """Add an initializer."""
-        if value.dtype == np.float32:
+        if value.dtype == np.float32 and self.numbers == TensorProto.FLOAT16:
             value = np.clip(value, -HIGHEST, HIGHEST).astype(np.float16)
         return super().array(value, stem)
 
     def op(self, kind: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
-        """Append a node; what is cast to float becomes float16."""
+        """Append a node; what is cast to float gets the kind's type."""
         if attributes.get("to") == TensorProto.FLOAT:
-            attributes["to"] = TensorProto.FLOAT16
+            attributes["to"] = self.numbers
         return super().op(kind, *inputs, out=out, **attributes)
 
     def linear(self, value: str, name: str, width: int, out: int) -> str:
         """A product with a weight that is only described."""
-        if self.kind == "float16":
-            return self.op("MatMul", value, self.store(name, TensorProto.FLOAT16, width, out))
+        if self.kind != "4bit":
+            return self.op("MatMul", value, self.store(name, self.numbers, width, out))
         blocks = width // BLOCK
         codes = self.store(f"{name}.codes", TensorProto.UINT8, out, blocks, BLOCK // 2)
         scales = self.store(f"{name}.scales", TensorProto.FLOAT16, out, blocks)
@@ -130,47 +135,56 @@ def decoder(tape: DeepTape, dims: Dims) -> None:
     tape.op("Identity", hidden, out="hidden")
 
 
-def interface(dims: Dims) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    """Those of `handmade`, in float16, with the last hidden states in place of the logits."""
+def interface(
+    dims: Dims, numbers: int
+) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Those of `handmade` in another type, with the last hidden states in place of the logits."""
     inputs, outputs = handmade.interface(dims)
     for each in (*inputs, *outputs):
         if each.type.tensor_type.elem_type == TensorProto.FLOAT:
-            each.type.tensor_type.elem_type = TensorProto.FLOAT16
+            each.type.tensor_type.elem_type = numbers
     shape = ["batch", "query", dims.hidden_size]
-    outputs[0] = helper.make_tensor_value_info("hidden", TensorProto.FLOAT16, shape)
+    outputs[0] = helper.make_tensor_value_info("hidden", numbers, shape)
     return inputs, outputs
 
 
-def make(kind: str, dims: Dims, path: Path) -> Path:
-    """Write a model and its data file."""
+def make(kind: str, dims: Dims, path: Path, *, solid: bool = False) -> Path:
+    """Write a model and its data file; `solid`: with numbers in `o_proj`."""
     tape = DeepTape(kind)
     decoder(tape, dims)
     data = f"{path.name}.data"
     stored = [each.proto(data) for each in tape.stored]
-    graph = helper.make_graph(tape.nodes, kind, *interface(dims), [*tape.initializers, *stored])
+    graph = helper.make_graph(
+        tape.nodes, kind, *interface(dims, tape.numbers), [*tape.initializers, *stored]
+    )
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
     with (path.parent / data).open("wb") as file:
-        write(tape.stored, file)
+        write(tape.stored, file, solid=solid)
     path.write_bytes(model.SerializeToString())
     return path
 
 
-def write(stored: list[Stored], file: IO[bytes]) -> None:
+def write(stored: list[Stored], file: IO[bytes], *, solid: bool) -> None:
     """Write every tensor at its place, from a place of the noise that depends on its name."""
     noise = np.random.default_rng(0)
+    codes = noise.integers(0, 256, NOISE, np.uint8).tobytes()
+    numbers = noise.standard_normal(NOISE // 2) * handmade.WEIGHT_STD
     of_kind = {
-        TensorProto.UINT8: noise.integers(0, 256, NOISE, np.uint8).tobytes(),
-        TensorProto.FLOAT16: _float16(noise.standard_normal(NOISE // 2) * handmade.WEIGHT_STD),
+        TensorProto.UINT8: codes,
+        TensorProto.FLOAT16: _float16(numbers),
+        TensorProto.FLOAT: numbers.astype(np.float32).tobytes(),
     }
     scales = _float16(noise.uniform(0.003, 0.009, NOISE // 2))
     for each in stored:
         file.seek(each.start)
-        if each.name.endswith("o_proj"):  # a hole, which reads as zeros and takes no disk
+        if (
+            each.name.endswith("o_proj") and not solid
+        ):  # a hole, which reads as zeros and takes no disk
             file.truncate(each.start + each.nbytes)
             continue
         bytes_of = scales if each.name.endswith(".scales") else of_kind[each.kind]
-        at, left = 2 * (zlib.crc32(each.name.encode()) % (NOISE // 2)), each.nbytes
+        at, left = 4 * (zlib.crc32(each.name.encode()) % (NOISE // 4)), each.nbytes
         while left:
             left -= file.write(bytes_of[at : at + left])
             at = 0
@@ -187,9 +201,10 @@ def main() -> None:
     parser.add_argument("layers", type=int)
     parser.add_argument("path", type=Path)
     parser.add_argument("--tiny", action="store_true", help="few heads of few dims")
+    parser.add_argument("--solid", action="store_true", help="numbers in o_proj, which take disk")
     options = parser.parse_args()
     dims = dataclasses.replace(TINY_V3 if options.tiny else V3, layers=options.layers)
-    make(options.kind, dims, options.path)
+    make(options.kind, dims, options.path, solid=options.solid)
 
 
 if __name__ == "__main__":

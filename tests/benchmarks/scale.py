@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mla_opt.benchmarking.memory import memory
-from tests.benchmarks import deep_model
+from tests.benchmarks import command_run, deep_model
 from tests.benchmarks.dims import V3
 
 #: What `optimize` may take: MB, besides twice the largest tensor.
@@ -58,29 +55,12 @@ class Run:
         return f"| {' | '.join(cells)} |"
 
 
+#: What is measured unless said otherwise.
+KINDS = ("float16", "4bit")
 COLUMNS = (
     "| model | weights | layers | file MB | peak MB | allowed MB | s | CPU s | `cp` s |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
-
-
-def optimize(arguments: Sequence[str]) -> None:
-    """Run the command line in this process; prints what it took, as JSON."""
-    from mla_opt.cli import main
-
-    start = time.perf_counter()
-    try:
-        sys.argv[1:] = ["optimize", *arguments]
-        main()
-    except SystemExit as end:
-        if end.code:
-            raise
-    took = {
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time(),
-        "peak_mb": memory("VmHWM"),
-    }
-    print(json.dumps(took))
 
 
 def measure(kind: str, weights: str, layers: int, source: Path, *, report: bool = False) -> Run:
@@ -89,10 +69,7 @@ def measure(kind: str, weights: str, layers: int, source: Path, *, report: bool 
     options = ["--no-verify", "--quiet", "--weights", weights, "-o", str(target)]
     if report:
         options += ["--report", f"{target}.json"]
-    command = [sys.executable, "-m", "tests.benchmarks.scale", "--run", str(source), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
+    took = command_run.run(["optimize", str(source), *options])
     for path in source.parent.glob("optimized.onnx*"):
         path.unlink()
     tape = deep_model.DeepTape(kind)
@@ -104,7 +81,7 @@ def measure(kind: str, weights: str, layers: int, source: Path, *, report: bool 
         sum(path.stat().st_size for path in source.parent.iterdir()) / 2**20,
         max(each.nbytes for each in tape.stored) / 2**20,
         copy_seconds=_copied(source.parent),
-        **json.loads(done.stdout.splitlines()[-1]),
+        **dataclasses.asdict(took),
     )
 
 
@@ -142,13 +119,10 @@ def series(kind: str, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measure, or be what is measured."""
-    if sys.argv[1:2] == ["--run"]:
-        optimize(sys.argv[2:])
-        return
+    """Measure all that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 16, 61])
-    parser.add_argument("--kinds", nargs="+", choices=deep_model.KINDS, default=deep_model.KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=deep_model.KINDS, default=KINDS)
     parser.add_argument("--weights", nargs="+", default=["auto", "float"])
     parser.add_argument("--folder", type=Path, help="on the disk to use")
     parser.add_argument("--report", action="store_true", help="write a report, with hashes")
