@@ -27,8 +27,8 @@ from mla_opt.verification.verifier import verify
 Extent = Literal["auto", "whole", "by-layer"]
 
 TIMES = 2
-"""Bytes that verification takes for each of the weights of both models, at most: one model is open at
-a time, and ONNX Runtime widens 16 bits to 32. What large prompts take is small beside it."""
+"""Bytes that verification takes for each of the weights of both models, at most: one model is open
+at a time, and ONNX Runtime widens 16 bits to 32. What long prompts take is small beside it."""
 
 _CHOOSING = ("TopK", "ArgMax", "ArgMin", "NonZero", "Multinomial")
 
