@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from mla_opt.cli._console import Screen
 from mla_opt.cli._options import Target
+from mla_opt.cli._settings import Settings
+from mla_opt.cli._told import complete, observer_of, show_report, tell_of_kernel
 
 if TYPE_CHECKING:
-    from mla_opt.cli.optimize import Settings
     from mla_opt.folders import FolderFile, FolderResult
     from mla_opt.report import OptimizationReport
 
@@ -43,7 +44,6 @@ def run(settings: Settings, screen: Screen) -> FolderResult:
     Raises:
         InputError, NothingMatchedError, VerificationError: nothing was written but the report.
     """
-    from mla_opt.cli.optimize import observer_of
     from mla_opt.errors import NothingMatchedError, VerificationError
     from mla_opt.folders import optimize_folder
 
@@ -108,7 +108,6 @@ class _Reports:
             self._tell(path.relative_to(self._tree.folder).as_posix(), report, screen)
 
     def _tell(self, name: str, report: OptimizationReport, screen: Screen) -> None:
-        from mla_opt.cli.optimize import complete, show_report
         from mla_opt.files.model_io import write_text
 
         report = complete(report, self._settings)
@@ -138,7 +137,6 @@ class _Reports:
 
 
 def _tell(settings: Settings, result: FolderResult, screen: Screen) -> None:
-    from mla_opt.cli.optimize import tell_of_kernel
 
     for file in result.files:
         if file.left is not None:

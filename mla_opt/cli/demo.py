@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
+from mla_opt.cli import _optimize_file
 from mla_opt.cli import inspect as inspect_command
-from mla_opt.cli import optimize as optimize_command
 from mla_opt.cli import verify as verify_command
 from mla_opt.cli._console import Screen
 from mla_opt.cli._exit import exit_on_error
 from mla_opt.cli._options import Quiet, Verbose
+from mla_opt.cli._settings import Settings
 
 MODEL = "demo.onnx"
 CONTEXT = 4096
@@ -60,7 +61,7 @@ def _run(folder: Path, force: bool, screen: Screen) -> None:
     from mla_opt.report.timing import timing_table
 
     model = _unpack(folder, force)
-    settings = optimize_command.Settings(
+    settings = Settings(
         model=model,
         output=folder / "demo.mla.onnx",
         # Verified below, by the command that does it for any two models.
@@ -72,7 +73,7 @@ def _run(folder: Path, force: bool, screen: Screen) -> None:
     workload = Workload(1, 1, CONTEXT)
     inspect_command.show(inspect_command.look(model, workload, screen, hashed=False), screen)
     screen.say(f"\n$ mla-opt optimize {MODEL} --no-verify")
-    optimize_command.run(settings, screen)
+    _optimize_file.run(settings, screen)
     screen.say(f"\n$ mla-opt verify {MODEL} {settings.output.name}")
     report = verify_command.compare(model, settings.output, screen)
     verify_command.show(report, screen)

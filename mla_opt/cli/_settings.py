@@ -1,0 +1,54 @@
+"""What one run of ``optimize`` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from mla_opt.cli._options import WeightsFiles
+
+#: What the API knows nothing of.
+_OWN = (
+    "model",
+    "output",
+    "force",
+    "report",
+    "weights_files",
+    "print_between_passes",
+    "time_passes",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run of ``optimize``: where to, how, and what to tell."""
+
+    model: Path
+    output: Path
+    target: str = "onnxruntime"
+    absorb: str = "auto"
+    cache: str = "keep"
+    cache_type: str = "keep"
+    prefill: str = "auto"
+    keep_activation_quantization: bool = False
+    weights: str = "float"
+    weights_files: str = "copy"
+    verify: bool | Literal["by-layer"] = True
+    passes: tuple[str, ...] | None = None
+    allow_unmatched: bool = False
+    force: bool = False
+    report: Path | None = None
+    print_between_passes: bool = False
+    time_passes: bool = False
+
+    @property
+    def shares(self) -> bool:
+        """Whether weights stay in the files of the model."""
+        return self.weights_files == WeightsFiles.SHARE
+
+    def api_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of ``mla_opt.api.optimize``."""
+        return {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in _OWN
+        }
