@@ -9,6 +9,8 @@ import pytest
 
 # Tests run side by side, one a core; torch reads this when it is imported, and so do its children.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test finds that another has done its work already, and none writes to the user's cache.
+os.environ["MLA_OPT_CACHE"] = ""
 
 
 def pytest_collection_finish() -> None:

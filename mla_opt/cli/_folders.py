@@ -12,6 +12,7 @@ from mla_opt.cli._settings import Settings
 from mla_opt.cli._told import complete, observer_of, show_report, tell_of_kernel
 
 if TYPE_CHECKING:
+    from mla_opt.files.done_before import Record
     from mla_opt.folders import FolderFile, FolderResult
     from mla_opt.report import OptimizationReport
 
@@ -38,16 +39,20 @@ def default_output(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.mla")
 
 
-def run(settings: Settings, screen: Screen) -> FolderResult:
+def run(settings: Settings, screen: Screen, record: Record | None = None) -> FolderResult:
     """Optimize from folder to folder, tell about it, and return what was done.
+
+    The record, where there is one, keeps that it was done.
 
     Raises:
         InputError, NothingMatchedError, VerificationError: nothing was written but the report.
     """
     from mla_opt.errors import NothingMatchedError, VerificationError
+    from mla_opt.files.done_before import stamps
     from mla_opt.folders import optimize_folder
 
     reports = _Reports(settings)
+    known = stamps(_whole(settings.model))
     moving = not settings.print_between_passes
     with screen.activity(f"reading {settings.model}", moving=moving) as activity:
         try:
@@ -63,8 +68,15 @@ def run(settings: Settings, screen: Screen) -> FolderResult:
             reports.failed(error, screen)
             raise
     reports.show(result.files, screen)
+    if record is not None:
+        record.keep(known + stamps([*_whole(settings.output), *reports.written()]))
     _tell(settings, result, screen)
     return result
+
+
+def _whole(folder: Path) -> list[Path]:
+    """A folder and all that is in it."""
+    return [folder, *folder.rglob("*")]
 
 
 class _Reports:
@@ -97,6 +109,11 @@ class _Reports:
                 if several:
                     screen.say(f"{file.name}:")
                 self._tell(file.name, file.report, screen)
+
+    def written(self) -> list[Path]:
+        """The reports that were asked for and are there."""
+        paths = (self._path(name) for name in self._tree.models())
+        return [path for path in paths if path is not None and path.exists()]
 
     def failed(self, error: Exception, screen: Screen) -> None:
         """Show and write the report of what has failed, if there is one."""

@@ -15,27 +15,35 @@ from mla_opt.cli._settings import Settings
 from mla_opt.cli._told import complete, observer_of, show_report, tell_of_kernel
 
 if TYPE_CHECKING:
+    from mla_opt.files.done_before import Record
     from mla_opt.files.read_once import ReadOnce
     from mla_opt.report import ModelFile, OptimizationReport
 
     Hashing = ReadOnce | None
 
 
-def run(settings: Settings, screen: Screen) -> OptimizationReport:
+def run(settings: Settings, screen: Screen, record: Record | None = None) -> OptimizationReport:
     """Optimize from file to file, tell about it, and return the report.
 
-    What identifies the files is in it where it is written: they are hashed for nothing else.
+    What identifies the files is in it where it is written: they are hashed for nothing else. The
+    record, where there is one, keeps that it was done.
 
     Raises:
         InputError, NothingMatchedError, VerificationError: nothing was written but the report.
     """
+    from mla_opt.files.done_before import stamps
+
     _check_outputs(settings)
     moving = not settings.print_between_passes
     with screen.activity(f"reading {settings.model}", moving=moving) as activity:
+        known = stamps([settings.model])
         opened = read(settings.model)
+        known += stamps(opened.files())
         _protect(settings, opened)
         with _hashing(settings, opened) as source:
             report, files = _optimize_and_write(settings, opened, source, activity, screen)
+    if record is not None:
+        record.keep(known + stamps([*files, *([settings.report] if settings.report else [])]))
     _tell(settings, report, files, screen)
     return report
 

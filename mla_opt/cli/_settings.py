@@ -52,3 +52,17 @@ class Settings:
         return {
             each.name: getattr(self, each.name) for each in fields(self) if each.name not in _OWN
         }
+
+    def asked(self) -> dict[str, Any]:
+        """What a run is known by that may be done already."""
+        report = None if self.report is None else self.report.absolute()
+        places = {"model": self.model.absolute(), "output": self.output.absolute()}
+        return {**self.api_options(), **places, "report": report, "shares": self.shares}
+
+    @property
+    def repeats(self) -> bool:
+        """Whether another run would make the same and tell nothing else."""
+        from mla_opt.passes import BUILT_IN
+
+        tells = self.print_between_passes or self.time_passes
+        return not tells and set(self.passes or ()) <= set(BUILT_IN)

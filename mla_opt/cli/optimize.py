@@ -28,6 +28,12 @@ from mla_opt.cli._options import (
 )
 from mla_opt.cli._settings import Settings
 
+#: Said of an output, where there is nothing to do.
+UP_TO_DATE = (
+    "is up to date: this release made it of the same input with the same options, and neither has"
+    " changed since; remove it to have it made again"
+)
+
 
 def optimize(
     model: ModelOrFolder,
@@ -39,7 +45,9 @@ def optimize(
             help="The file or folder to write.  [default: MODEL-stem.mla.onnx or .pt2, FOLDER.mla]",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what exists.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what exists, unless it is up to date.")
+    ] = False,
     target: Annotated[
         Target,
         typer.Option(
@@ -153,6 +161,7 @@ def optimize(
         raise typer.BadParameter("--no-verify verifies nothing", param_hint="--verify-by-layer")
     with exit_on_error(verbose=verbose):
         from mla_opt.cli import _folders, _optimize_file
+        from mla_opt.files.done_before import Record
         from mla_opt.files.model_io import default_output
 
         folder = _folders.is_folder(model)
@@ -177,5 +186,9 @@ def optimize(
             time_passes=time_passes,
         )
         screen = Screen(quiet=quiet, verbose=verbose)
+        record = Record(settings.asked()) if settings.repeats else None
+        if force and record is not None and record.holds():
+            screen.say(f"{settings.output} {UP_TO_DATE}")
+            return
         run = _folders.run if folder else _optimize_file.run
-        run(settings, screen)
+        run(settings, screen, record)
