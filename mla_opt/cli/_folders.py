@@ -154,7 +154,6 @@ class _Reports:
 
 
 def _tell(settings: Settings, result: FolderResult, screen: Screen) -> None:
-
     for file in result.files:
         if file.left is not None:
             screen.say(f"{file.name} is left as it was: {file.left}")
