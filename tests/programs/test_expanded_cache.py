@@ -74,7 +74,6 @@ def program(tmp_path_factory):
     return loaded("deepseek_v3", "sdpa", tmp_path_factory.mktemp("expanded"))
 
 
-@pytest.mark.long
 def test_the_cache_becomes_latent(program, tmp_path):
     check(program, tmp_path)
 
