@@ -62,11 +62,8 @@ class Aligner:
 
     def compared_states(self) -> tuple[frozenset[str], frozenset[str]]:
         """Outputs of the original and of the optimized model that hold states to be compared."""
-        mapped, same = (
-            self.changes.states,
-            [c for c in self.changes.states if self._is_same_rows(c)],
-        )
-        changed = {name for change in mapped for name in change.original.outputs}
+        same = [change for change in self.changes.states if self._is_same_rows(change)]
+        changed = {name for change in self.changes.states for name in change.original.outputs}
         kept = {state.output.name for state in self.original.states} - changed
         before = kept.union(*(change.original.outputs for change in same))
         after = kept.union(*(change.optimized.outputs for change in same))

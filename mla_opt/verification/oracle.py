@@ -143,9 +143,8 @@ def run_scenario(
             feeds = driver.feeds(timeline, start, stop, scenario) | past
             produced = session.run(feeds)
             past = {s.input.name: produced[s.output.name] for s in driver.interface.states}
-            calls.append(
-                _call(driver, produced, start, stop, compared if stop == scenario.total_len else ())
-            )
+            last = stop == scenario.total_len
+            calls.append(_call(driver, produced, start, stop, compared if last else ()))
     except (RunError, InputError) as error:
         return Run(scenario, tuple(calls), str(error))
     return Run(scenario, tuple(calls))
