@@ -92,7 +92,9 @@ def _stamp(path: Path) -> Stamp:
     return [str(path), found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
 
 
-def _release() -> list[str | int]:
-    """The version, and when its code last changed: a checkout keeps its version."""
-    code = Path(mla_opt.__file__).parent.rglob("*.py")
-    return [mla_opt.__version__, max(path.stat().st_mtime_ns for path in code)]
+def _release() -> list[str | Stamp]:
+    """The version and the stamps of its code: a checkout keeps its version, and links to passes."""
+    package = Path(mla_opt.__file__).parent
+    folders = os.walk(package, followlinks=True)
+    code = (Path(folder, name) for folder, _, names in folders for name in names)
+    return [mla_opt.__version__, *stamps(path for path in code if path.suffix == ".py")]
