@@ -11,7 +11,11 @@ import onnx
 import pytest
 
 from mla_opt.verification import verifier, verify
-from mla_opt.verification.oracle import Run
+from mla_opt.verification.onnx import sessions
+from mla_opt.verification.onnx.sessions import open_model
+from mla_opt.verification.oracle import Run, run_scenario
+from mla_opt.verification.pair import Pair
+from mla_opt.verification.scenarios import Scenario
 from tests.verify import toys
 
 Make = Callable[[], onnx.ModelProto]
@@ -70,3 +74,18 @@ def test_states_that_are_not_compared_are_not_kept(
     monkeypatch.setattr(verifier, "run_scenario", looked_at)
     assert verify(original(), optimized(), controls=False).passed
     assert [sorted(found[label]) for label in ("original", "optimized")] == list(kept)
+
+
+def test_of_several_states_those_are_kept_that_are_compared() -> None:
+    model = open_model(toys.original(), "original")
+    driver, two_steps = Pair.of(model, model).before, Scenario("steps", 1, (3, 1), (0,))
+    run = run_scenario(model.session(), driver, two_steps, 0, ["present_0_values"])
+    assert [list(call.states) for call in run.calls] == [[], ["present_0_values"]]
+
+
+def test_sessions_give_back_what_a_call_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    load = sessions._load
+    monkeypatch.setattr(sessions, "_load", lambda *all_: given.append(all_[-1]) or load(*all_))
+    open_model(toys.original(), "original").session()
+    assert [options.enable_cpu_mem_arena for options in given] == [False]
