@@ -106,6 +106,7 @@ def test_readme_and_the_pages_that_go_on_from_it(tmp_path: Path) -> None:
     assert {"model.onnx", "model.mla.onnx"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [p for p in ALONE if runnable(p)], ids=lambda page: page.name)
 def test_other_pages(page: Path, optimized: ir.Model, tmp_path: Path) -> None:
     """Each with a model of one's own and what `mla-opt optimize` makes of it, and nothing else."""

@@ -19,14 +19,14 @@ STEPS = ((1, 1), (1, 2), (1, 3))
 """Not from 0 on: the export says that it does not hold there."""
 
 QUICK = (
-    Way(),
     Way(write="put", read="all", order="heads", some=False),
-    Way(write="each", read="all"),
     Way(kept="arguments", write="copy", read="all", some=False),
     Way("absorbed"),
 )
 
 OTHERS = (
+    Way(),
+    Way(write="each", read="all"),
     Way(read="all"),
     Way(order="heads"),
     Way(write="put", read="all"),

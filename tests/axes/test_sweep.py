@@ -13,7 +13,7 @@ from tests.axes.harness import Outcome
 from tests.axes.plan import Plan
 
 SOME = settings(
-    max_examples=110,
+    max_examples=60,
     derandomize=True,
     deadline=None,
     database=None,

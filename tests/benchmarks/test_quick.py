@@ -51,6 +51,7 @@ def quick(folder: Path, *only: str) -> Reports:
     return report, (folder / "out.md").read_text(), done.stdout
 
 
+@pytest.mark.long
 def test_a_section_is_measured_by_itself(tmp_path: Path) -> None:
     report, text, printed = quick(tmp_path, "kernel")
     assert set(report["results"]) == {"kernel"}

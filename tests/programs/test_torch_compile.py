@@ -64,6 +64,7 @@ def test_a_graph_without_latent_attention_passes_through(caplog):
     assert "absorbed and fused" not in caplog.text or "0 latent" in caplog.text
 
 
+@pytest.mark.long
 def test_a_graph_that_records_gradients_passes_through_and_says_so(caplog):
     layer = torch.nn.Linear(5, 3)
     compiled = torch.compile(layer, backend="mla_opt")

@@ -24,6 +24,7 @@ Make = Callable[[], onnx.ModelProto]
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many runs are still held when each begins."""
+    gc.freeze()  # what is there by now is not looked through for every run
     counts: list[int] = []
     arrays: list[weakref.ref[Any]] = []
     run_scenario = verifier.run_scenario

@@ -185,6 +185,7 @@ def test_only_one_session_is_open_at_a_time(monkeypatch):
     import gc
     import weakref
 
+    gc.freeze()  # what is there by now is not looked through for every session
     alive: list[weakref.ref[object]] = []
     load = sessions_module._load
 
