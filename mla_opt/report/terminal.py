@@ -97,7 +97,7 @@ def operators_table(operators: Sequence[OperatorReport]) -> Table:
         _add(
             table,
             members.label,
-            _operator_name(first.node),
+            first.operator,
             _widths(first),
             first.dtype,
             _cache_of(first),
@@ -110,13 +110,6 @@ def _cache_of(operator: OperatorReport) -> str:
     """How the rows lie, and their type where it is another than the queries'."""
     layout, dtype = operator.cache or "-", operator.cache_dtype
     return layout if dtype in (None, operator.dtype) else f"{layout}, {dtype}"
-
-
-def _operator_name(node: str | None) -> str:
-    """The operator in a node's label, without the number that its body may have."""
-    if node is None:
-        return "standard operators"
-    return "MultiHeadLatentAttention" if "::MultiHead" in node else "LatentAttention"
 
 
 def _operator_key(operator: OperatorReport) -> Hashable:

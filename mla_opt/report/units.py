@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
     if seconds >= 999.5:
         return f"{seconds:,.0f} s"
     for scale, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= scale:
+        if seconds >= 0.9995 * scale:  # what is rounded to a thousand is one of the next
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds * 1e6:.3g} us"
 

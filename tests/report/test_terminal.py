@@ -166,5 +166,5 @@ def test_quantities(value: float, unit: str, expected: str) -> None:
 
 
 def test_durations() -> None:
-    shown = [units.duration(s) for s in (12345.0, 7.85, 4.56e-3, 1.23e-5, 4e-8)]
-    assert shown == ["12,345 s", "7.85 s", "4.56 ms", "12.3 us", "0.04 us"]
+    shown = [units.duration(s) for s in (12345.0, 0.99951, 7.85, 4.56e-3, 1.23e-5, 4e-8)]
+    assert shown == ["12,345 s", "1 s", "7.85 s", "4.56 ms", "12.3 us", "0.04 us"]
