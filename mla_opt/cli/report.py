@@ -46,7 +46,7 @@ def report(
     """Write a page that shows every attention of MODEL, its costs, and the proof of OPTIMIZED.
 
     The page is one file that fetches nothing. It is written even if nothing matched, and then says
-    why; the exit code is 3 all the same. Needs jinja2: pip install 'mla-opt[report]'.
+    why; the exit code is 3 all the same. Needs jinja2.
     """
     check_workload(query, context)
     with exit_on_error(verbose=verbose):

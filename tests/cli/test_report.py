@@ -129,5 +129,5 @@ def test_without_jinja(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = run("report", model, "-o", tmp_path / "page.html")
     assert done.exit_code == 2
-    assert "pip install 'mla-opt[report]'" in done.stderr
+    assert "pip install jinja2" in done.stderr
     assert not (tmp_path / "page.html").exists()

@@ -158,5 +158,5 @@ def test_a_verification_of_any_form_can_be_read() -> None:
 
 def test_without_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'mla-opt\[report\]'"):
+    with pytest.raises(InputError, match=r"pip install jinja2"):
         render(page_data(examples.inspection()))

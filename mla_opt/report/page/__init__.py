@@ -2,8 +2,7 @@
 
 The page is made of the plain forms of :class:`~mla_opt.report.InspectionReport` and
 :class:`~mla_opt.report.OptimizationReport`, and of the cost model's own terms, which it evaluates
-where its sliders stand. It needs ``jinja2`` (``pip install 'mla-opt[report]'``), which is asked for
-only when a page is made.
+where its sliders stand. It needs ``jinja2``, which is asked for only when a page is made.
 """
 
 from __future__ import annotations

@@ -32,9 +32,7 @@ MAIN = "assets/page.js"
 def require_jinja() -> None:
     """Raise `InputError` where Jinja is missing, with what installs it."""
     if importlib.util.find_spec("jinja2") is None:
-        raise InputError(
-            "a page needs jinja2, which is not installed: pip install 'mla-opt[report]'"
-        )
+        raise InputError("a page needs jinja2, which is not installed: pip install jinja2")
 
 
 def render(data: PageData) -> str:
