@@ -15,6 +15,8 @@ from mla_opt.report.page import PageData, page_data
 from tests.report import examples
 
 V3 = MlaGeometry(128, 128, 64, 128, 512, 1536, 7168)
+#: Wide heads over a narrow latent, so that absorbing is never dearer; the graph tells no more.
+NARROW = MlaGeometry(16, 256, 32, 256, 64, None, None)
 #: Names that a page must show, and a browser must not obey.
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(1)>&\"'{{ 7 * 7 }}\u202e\u2028"
@@ -40,6 +42,15 @@ def deep(layers: int = 61, family: str = "expanded") -> InspectionReport:
         for layer in range(layers)
     )
     return InspectionReport(tuple(found), examples.model_file())
+
+
+def mixed() -> InspectionReport:
+    """Layers of several families, forms and types."""
+    latent, cached = deep(2, "latent").attentions, deep(3, "expanded").attentions
+    narrow = AttentionReport(
+        "narrow", True, NARROW, "none", dtype="float32", form="fold", prefill="absorbed"
+    )
+    return InspectionReport((*latent, *cached[2:], narrow))
 
 
 def hostile() -> PageData:

@@ -130,6 +130,24 @@ def test_figures_that_are_not_known_are_not_made_up() -> None:
     assert "Give it as --from-report FILE.json" in page.text
 
 
+def test_a_drawing_leads_from_the_query_and_the_rows_to_the_output() -> None:
+    alike = page_data(pages.mixed()).layers
+    for layer in alike:
+        for drawing in (layer.drawing_before, *layer.drawings_after):
+            keys = {box.key for box in drawing.boxes}
+            assert len(keys) == len(drawing.boxes)
+            assert {key for arrow in drawing.arrows for key in arrow} == keys
+            (form,) = (each for each in layer.forms if each.form == drawing.form)
+            drawn = {box.stage for box in drawing.boxes if box.stage}
+            assert drawn == {stage.name for stage in form.stages}
+    sizes = {box.key: box.bytes for box in alike[1].drawing_before.boxes}
+    at = Workload(2, 1, 8192)
+    assert sizes["keys"] is not None
+    assert sizes["keys"].at(at) == 2 * 8192 * 2 * 40960
+    narrow = {box.key: box.bytes for box in alike[2].drawing_before.boxes}
+    assert narrow["input"] is None  # the graph does not tell its width
+
+
 def test_what_became_of_an_attention() -> None:
     inspection, name = examples.inspection(), "model.layers.0.self_attn"
     assert fates(inspection)[name] == Fate("factored", "auto", 4 * 576, "default")

@@ -35,7 +35,8 @@ def data() -> PageData:
 @pytest.fixture(scope="module")
 def files(data: PageData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    made = {"deep": data, "hostile": pages.hostile()}
+    mixed = page_data(pages.mixed())
+    made = {"deep": data, "hostile": pages.hostile(), "mixed": mixed}
     for name, each in made.items():
         (folder / f"{name}.html").write_text(render(each), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in made}
@@ -138,6 +139,18 @@ def test_long_queries_take_the_other_form(browser: Any, data: PageData) -> None:
     require(browser, data, Workload(2, 4096, 4096), "cpu")
 
 
+def test_each_attention_can_be_looked_at(empty: Any, files: dict[str, Path]) -> None:
+    empty.get(files["mixed"].as_uri())
+    names = [each.text for each in empty.find_elements(By.CSS_SELECTOR, "#layer-choice option")]
+    assert names == ["layers 0-1 (2 sites)", "model.layers.2.self_attn", "narrow"]
+    empty.find_element(By.CSS_SELECTOR, "#layer-choice option[value='2']").click()
+    assert text(empty, "crossover") == "Expanding never takes fewer operations."
+    cost = cost_model.cost(pages.NARROW, "fold", dtype_bytes=4)
+    assert row(empty, "fold")[:2] == [quantity(cost.flops), quantity(cost.bytes, "B")]
+    assert "never made" in text(empty, "after-title")
+    assert "W_UQ W_UK" in empty.find_element(By.CSS_SELECTOR, "#drawing-after svg").text
+
+
 @pytest.mark.parametrize("given", ["", "0", "-3", "1e99", "2.6"])
 def test_any_number_can_be_typed(browser: Any, given: str) -> None:
     write(browser, "batch", given)
@@ -229,7 +242,7 @@ def test_a_print_is_light_whole_and_without_controls(browser: Any) -> None:
     assert style(browser, "#now", "display") != "none"
 
 
-@pytest.mark.parametrize("name", ["deep", "hostile"])
+@pytest.mark.parametrize("name", ["deep", "hostile", "mixed"])
 def test_nothing_is_fetched_and_nothing_complains(
     empty: Any, files: dict[str, Path], name: str
 ) -> None:

@@ -12,8 +12,6 @@ import pytest
 
 from mla_opt import cost_model
 from mla_opt.cost_model import COST_FORMS, HARDWARE, Workload
-from mla_opt.geometry import MlaGeometry
-from mla_opt.report import AttentionReport, InspectionReport
 from mla_opt.report.page import PageData, page_data
 from mla_opt.report.page.totals import totals_at
 from mla_opt.report.site import dtype_bytes
@@ -24,8 +22,6 @@ CALLS = ((1, 1, 128), (7, 3, 100), (64, 1, 8192), (2, 170, 65536), (1, 4096, 1 <
 #: Also what lies in the middle between two numbers of three digits, and what is rounded up to 1000.
 NUMBERS = (0, 1, 999, 1125, 1135, 999.6, 2304, 0.4865, 0.00042, 1.15e9, 2.5e18, 123456789)
 SECONDS = (0.0, 4e-8, 1.2345e-5, 0.0009996, 0.0125, 7.85, 999.4, 999.6, 12345.5, 98765.4)
-#: Wide heads over a narrow latent: absorbing is never dearer.
-NARROW = MlaGeometry(16, 256, 32, 256, 64, None, None)
 
 PROGRAM = """
 const fs = require("fs");
@@ -57,11 +53,7 @@ console.log(JSON.stringify({ costs, units, contexts }));
 @pytest.fixture(scope="module")
 def data() -> PageData:
     """Layers of several families, forms and types."""
-    latent, cached = pages.deep(2, "latent").attentions, pages.deep(3, "expanded").attentions
-    narrow = AttentionReport(
-        "narrow", True, NARROW, "none", dtype="float32", form="fold", prefill="absorbed"
-    )
-    return page_data(InspectionReport((*latent, *cached[2:], narrow)))
+    return page_data(pages.mixed())
 
 
 @pytest.fixture(scope="module")

@@ -192,8 +192,9 @@ class _Plan:
         return f"{geometry.kv_lora_rank} × {geometry.num_heads}·{per_head}"
 
     def _tensor(self, name: str, title: str, shape: str, *, token: int = 0, key: int = 0) -> Box:
-        numbers = Terms(per_token=token, per_key=key)
-        return Box(name, "tensor", title, shape, bytes=numbers.times(self.size))
+        numbers = Terms(per_token=token, per_key=key).times(self.size)
+        # A width that the graph does not tell is 0 here.
+        return Box(name, "tensor", title, shape, bytes=numbers if token or key else None)
 
 
 def _operator(name: str, shape: str, stage: str | None = None) -> Box:
