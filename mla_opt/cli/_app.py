@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from mla_opt.cli import bench, build_kernels, demo, doctor, export, inspect, optimize, verify
+from mla_opt.cli import (
+    bench,
+    build_kernels,
+    demo,
+    doctor,
+    export,
+    inspect,
+    optimize,
+    report,
+    verify,
+)
 from mla_opt.cli._exit import EXIT_CODE_HELP, stop_on_signals
 
 app = typer.Typer(
@@ -26,6 +36,7 @@ for _name, _command, _short in (
     ("optimize", optimize.optimize, "Rewrite the latent attention of a model."),
     ("inspect", inspect.inspect, "Show every attention of a model and its cost."),
     ("verify", verify.verify, "Run two models and compare them."),
+    ("report", report.report, "All of it as one page for a browser."),
     ("bench", bench.bench, "Time two models, and others beside them."),
     ("build-kernels", build_kernels.build_kernels, "Compile the CUDA kernels."),
     ("export", export.export, "Make a folder to ship: ONNX Runtime, TensorRT, Triton."),

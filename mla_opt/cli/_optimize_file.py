@@ -151,7 +151,7 @@ def _tell(
 def _written(output: Path, files: Sequence[Path]) -> str:
     """The files that were written, each with its size, and those that are shared."""
     from mla_opt.files.model_io import is_own_data, seen_from
-    from mla_opt.report.terminal import quantity
+    from mla_opt.report.units import quantity
 
     names = {file: seen_from(output.parent, file) for file in files}
     own = [file for file in files if file == output or is_own_data(output, names[file])]

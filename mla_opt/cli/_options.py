@@ -163,7 +163,35 @@ ModelOrFolder = Annotated[
         "code that is in it: give only what you trust.",
     ),
 ]
+Batch = Annotated[
+    int, typer.Option("--batch", parser=count(), metavar="N", help="B: sequences at a time.")
+]
+Query = Annotated[
+    int, typer.Option("--query", parser=count(), metavar="N", help="S: new tokens of a call.")
+]
+Context = Annotated[
+    int,
+    typer.Option(
+        "--context",
+        parser=count(),
+        metavar="N",
+        help="T: tokens in sight, new ones included; 8k is 8192.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print details, and tracebacks of defects.")
 ]
+
+
+def check_workload(query: int, context: int) -> None:
+    """Check that a context holds the new tokens, too.
+
+    Raises:
+        typer.BadParameter: it does not.
+    """
+    if context < query:
+        raise typer.BadParameter(
+            f"{context} counts the new tokens too: it is at least --query {query}",
+            param_hint="--context",
+        )

@@ -73,11 +73,11 @@ class Recorded:
         )
 
 
-def read_recorded(path: Path) -> Recorded:
-    """Read the proof from a report that ``optimize --report`` wrote.
+def read_report(path: Path) -> OptimizationReport:
+    """Read a report that ``optimize --report`` wrote.
 
     Raises:
-        InputError: it is no report, or one of a run without a proof or without an output.
+        InputError: it is none.
     """
     from mla_opt.errors import InputError, one_line
     from mla_opt.files.model_io import check_input
@@ -86,11 +86,22 @@ def read_recorded(path: Path) -> Recorded:
     if check_input(path) > _LARGEST:
         raise InputError(f"{path}: is too large for a report")
     try:
-        report = Report.from_json(path.read_text(encoding="utf-8"))
+        return Report.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no report of mla-opt optimize: {one_line(error)}") from error
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Read the proof from a report that ``optimize --report`` wrote.
+
+    Raises:
+        InputError: it is no report, or one of a run without a proof or without an output.
+    """
+    from mla_opt.errors import InputError
+
+    report = read_report(path)
     if report.verification is None:
         raise InputError(f"{path}: is of a run without a proof; give the two models to verify them")
     if report.input is None or report.output is None:

@@ -251,7 +251,7 @@ def bundle(
 
 
 def _tell(manifest: Manifest, output: Path, screen: Screen) -> None:
-    from mla_opt.report.terminal import quantity
+    from mla_opt.report.units import quantity
 
     for phase in manifest.phases:
         size = "" if phase.engine is None else f", {quantity(phase.engine.bytes, 'B')}"

@@ -12,7 +12,7 @@ import typer
 from mla_opt.cli._console import Screen
 from mla_opt.cli._exit import exit_on_error
 from mla_opt.cli._models import read
-from mla_opt.cli._options import Model, Quiet, Verbose, count
+from mla_opt.cli._options import Batch, Context, Model, Query, Quiet, Verbose, check_workload
 
 if TYPE_CHECKING:
     from mla_opt.cost_model import Workload
@@ -22,32 +22,14 @@ if TYPE_CHECKING:
 def inspect(
     model: Model,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    batch: Annotated[
-        int,
-        typer.Option("--batch", parser=count(), metavar="N", help="B: sequences at a time."),
-    ] = 1,
-    query: Annotated[
-        int,
-        typer.Option("--query", parser=count(), metavar="N", help="S: new tokens of a call."),
-    ] = 1,
-    context: Annotated[
-        int,
-        typer.Option(
-            "--context",
-            parser=count(),
-            metavar="N",
-            help="T: tokens in sight, new ones included; 8k is 8192.",
-        ),
-    ] = 8192,
+    batch: Batch = 1,
+    query: Query = 1,
+    context: Context = 8192,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Show every attention of MODEL: matched or not and why, and what each form would cost."""
-    if context < query:
-        raise typer.BadParameter(
-            f"{context} counts the new tokens too: it is at least --query {query}",
-            param_hint="--context",
-        )
+    check_workload(query, context)
     with exit_on_error(verbose=verbose):
         from mla_opt.cost_model import Workload
 

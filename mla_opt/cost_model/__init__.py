@@ -23,7 +23,15 @@ from mla_opt.cost_model.folding import FormChoice, choose_form
 from mla_opt.cost_model.forms import COST_FORMS, AbsorbedForm, CostForm, form_before
 from mla_opt.cost_model.hardware import DEFAULT_HARDWARE, HARDWARE, Hardware
 from mla_opt.cost_model.prefill import PrefillChoice, choose_prefill, expanded_from
-from mla_opt.cost_model.stages import Cost, Stage, attention_stage, cost
+from mla_opt.cost_model.stages import (
+    Cost,
+    Stage,
+    StageTerms,
+    attention_stage,
+    cost,
+    stage_terms,
+)
+from mla_opt.cost_model.terms import Terms
 from mla_opt.cost_model.weights import cache_bytes_per_token, weight_bytes, weight_count
 from mla_opt.cost_model.workload import DECODE, Workload
 
@@ -41,6 +49,8 @@ __all__ = [
     "Prefill",
     "PrefillChoice",
     "Stage",
+    "StageTerms",
+    "Terms",
     "Workload",
     "attention_stage",
     "cache_bytes_per_token",
@@ -50,6 +60,7 @@ __all__ = [
     "cost",
     "expanded_from",
     "form_before",
+    "stage_terms",
     "weight_bytes",
     "weight_count",
 ]

@@ -101,6 +101,13 @@ class OperatorReport:
     form: Form | None
     prefill_threshold: int | None
 
+    @property
+    def operator(self) -> str:
+        """The operator's name, without the number that its body may have."""
+        if self.node is None:
+            return "standard operators"
+        return "MultiHeadLatentAttention" if "::MultiHead" in self.node else "LatentAttention"
+
 
 @dataclass(frozen=True, slots=True)
 class InspectionReport:

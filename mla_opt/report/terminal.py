@@ -24,9 +24,8 @@ from mla_opt.report.report import (
     PortSpec,
     SiteReport,
 )
+from mla_opt.report.units import change, duration, quantity
 from mla_opt.report.verification import summary
-
-_UNITS = ("", "k", "M", "G", "T", "P")
 
 
 def optimization_tables(
@@ -43,8 +42,8 @@ def optimization_tables(
         yield sites_table(report.sites)
         yield from _site_reasons(report.sites, details)
     if report.sites and report.stored is not None:
-        change = _change(report.stored.before, report.stored.after, "B")
-        yield _plain(f"all weights, as stored: {change}")
+        stored = change(report.stored.before, report.stored.after, "B")
+        yield _plain(f"all weights, as stored: {stored}")
     if report.interface_changes:
         yield interface_table(report.interface_changes)
     if report.refusals:
@@ -98,7 +97,7 @@ def operators_table(operators: Sequence[OperatorReport]) -> Table:
         _add(
             table,
             members.label,
-            _operator_name(first.node),
+            first.operator,
             _widths(first),
             first.dtype,
             _cache_of(first),
@@ -111,13 +110,6 @@ def _cache_of(operator: OperatorReport) -> str:
     """How the rows lie, and their type where it is another than the queries'."""
     layout, dtype = operator.cache or "-", operator.cache_dtype
     return layout if dtype in (None, operator.dtype) else f"{layout}, {dtype}"
-
-
-def _operator_name(node: str | None) -> str:
-    """The operator in a node's label, without the number that its body may have."""
-    if node is None:
-        return "standard operators"
-    return "MultiHeadLatentAttention" if "::MultiHead" in node else "LatentAttention"
 
 
 def _operator_key(operator: OperatorReport) -> Hashable:
@@ -180,23 +172,6 @@ def interface_table(changes: Sequence[InterfaceChange]) -> Table:
     return table
 
 
-def quantity(value: float, unit: str = "") -> str:
-    """Write a number with three digits and a decimal prefix: ``2.30 MB``."""
-    power = 0
-    while abs(value) >= 999.5 and power < len(_UNITS) - 1:
-        value, power = value / 1000, power + 1
-    digits = f"{value:.0f}" if power == 0 and value == int(value) else f"{value:.3g}"
-    return f"{digits} {_UNITS[power]}{unit}".rstrip()
-
-
-def duration(seconds: float) -> str:
-    """Write seconds in the unit that suits: ``12.3 us``, ``4.56 ms``, ``7.8 s``."""
-    for scale, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
-
-
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", header_style="bold")
 
@@ -208,18 +183,6 @@ def _plain(text: str) -> Text:
 
 def _add(table: Table, *cells: str) -> None:
     table.add_row(*map(_plain, cells))
-
-
-def _ratio(before: float, after: float) -> str:
-    if not before or not after or before == after:
-        return ""
-    factor = before / after
-    return f" ({factor:.3g}x less)" if factor > 1 else f" ({1 / factor:.3g}x more)"
-
-
-def _change(before: float, after: float, unit: str = "") -> str:
-    said, then = quantity(before, unit), quantity(after, unit)
-    return said if said == then else f"{said} -> {then}{_ratio(before, after)}"
 
 
 def _site_key(site: SiteReport) -> Hashable:
@@ -237,7 +200,7 @@ def _site_cells(members: Group[SiteReport]) -> tuple[str, ...]:
         f"{site.geometry}\n{site.dtype}",
         f"{site.form}\n{_prefill(site)}",
         f"{cache}\n{site.cache_layout_before} -> {site.cache_layout_after}",
-        f"{_change(step.flops, after.flops, 'FLOP')}\n{_change(step.bytes, after.bytes, 'B')}",
+        f"{change(step.flops, after.flops, 'FLOP')}\n{change(step.bytes, after.bytes, 'B')}",
         _worst_error(members.members),
     )
 
@@ -311,7 +274,7 @@ def _cache(costs: CostFigures | None) -> str:
 
 def _cached(before: int, after: int) -> str:
     """Bytes a token; rows whose cache is not seen, if there is one, are not counted."""
-    return _change(before, after) if before or after else "no cache seen"
+    return change(before, after) if before or after else "no cache seen"
 
 
 def _cost_tables(groups: Sequence[Group[AttentionReport]]) -> Iterator[RenderableType]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from mla_opt.report.terminal import duration
+from mla_opt.report.units import duration
 
 
 def timing_table(rows: Sequence[tuple[int, float, float]]) -> Table:

@@ -12,7 +12,7 @@ from typing import Any
 
 def summary(verification: Mapping[str, object]) -> str:
     """Return how many outputs were compared, the worst of them, and the controls."""
-    outputs, controls = _entries(verification, "outputs"), _entries(verification, "controls")
+    outputs, controls = entries(verification, "outputs"), entries(verification, "controls")
     verdict = "passed" if verification.get("passed") else "FAILED"
     parts = [f"verification {verdict}", f"{len(outputs)} outputs and states compared"]
     if outputs:
@@ -32,7 +32,7 @@ def _drift(verification: Mapping[str, object]) -> str:
         return ""
     measured = [
         (before, after)
-        for output in _entries(drift, "outputs")
+        for output in entries(drift, "outputs")
         for before, after in [(output.get("original"), output.get("optimized"))]
         if isinstance(before, float) and isinstance(after, float)
     ]
@@ -46,7 +46,8 @@ def _drift(verification: Mapping[str, object]) -> str:
     return f"drift not measured: {problems[0]}" if isinstance(problems, list) and problems else ""
 
 
-def _entries(verification: Mapping[str, object], key: str) -> list[Mapping[str, Any]]:
+def entries(verification: Mapping[str, object], key: str) -> list[Mapping[str, Any]]:
+    """Return what the list ``key`` holds, as far as it is a list of mappings."""
     found = verification.get(key)
     entries = found if isinstance(found, list | tuple) else ()
     return [entry for entry in entries if isinstance(entry, Mapping)]

@@ -17,6 +17,7 @@ def commands(path: Path) -> dict[str, tuple[object, ...]]:
     return {
         "optimize": ("optimize", path),
         "inspect": ("inspect", path),
+        "report": ("report", path, "-o", out),
         "verify": ("verify", path, path),
         "bench": ("bench", path, path),
         "export": ("export", path, "-o", out, "--onnx-only"),

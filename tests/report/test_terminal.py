@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from mla_opt.cost_model import Workload
-from mla_opt.report import OptimizationReport, grouping, terminal, with_costs
+from mla_opt.report import OptimizationReport, grouping, terminal, units, with_costs
 from tests.report import examples
 
 
@@ -162,9 +162,9 @@ def test_labels(names: list[str], expected: str) -> None:
     [(0, "", "0"), (999, "B", "999 B"), (2304, "B", "2.3 kB"), (1.15e9, "B", "1.15 GB")],
 )
 def test_quantities(value: float, unit: str, expected: str) -> None:
-    assert terminal.quantity(value, unit) == expected
+    assert units.quantity(value, unit) == expected
 
 
 def test_durations() -> None:
-    shown = [terminal.duration(s) for s in (7.85, 4.56e-3, 1.23e-5, 4e-8)]
-    assert shown == ["7.85 s", "4.56 ms", "12.3 us", "0.04 us"]
+    shown = [units.duration(s) for s in (12345.0, 0.99951, 7.85, 4.56e-3, 1.23e-5, 4e-8)]
+    assert shown == ["12,345 s", "1 s", "7.85 s", "4.56 ms", "12.3 us", "0.04 us"]
