@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mla_opt.background import Background
 from mla_opt.errors import (
     CACHE_NOT_RECOGNIZED,
+    REFUSALS_OF_TARGETS,
     InputError,
     NothingMatchedError,
     PassError,
@@ -91,7 +92,8 @@ def optimize(
         model: a path, a proto, a graph or a PyTorch program; it is not changed.
         target: ``onnxruntime`` puts the fused operator into the model, with its function body
             where the model is ONNX, ``portable`` standard operators only, ``tensorrt`` makes the
-            graph of one ``phase`` of an engine, in opset 24, in place on caches of ``static:ROWS``.
+            graph of one ``phase`` of an engine, in opset 24, in place on caches of ``static:ROWS``,
+            ``onnxruntime-paged`` ONNX Runtime's PagedAttention over packed tokens and blocks.
         absorb: ``factored`` keeps W_UK and W_UV as two small matrices, the folded forms multiply
             them into their neighbours, ``auto`` asks the cost model, ``none`` only rebuilds the
             attention without what its exporter added.
@@ -117,7 +119,8 @@ def optimize(
     Raises:
         InputError: the model or an option cannot be used.
         NothingMatchedError: no latent attention was found; carries the report.
-        RefusedError: the caches cannot all be what ``cache`` asks for; carries the report.
+        RefusedError: the caches cannot all be what ``cache`` asks for, or the target cannot compute
+            the model; carries the report.
         VerificationError: the result computes something else; carries the report.
     """
     options = Options(
@@ -178,11 +181,21 @@ def _complaint(model: Any) -> str | None:
 
 
 def _check_caches(report: OptimizationReport) -> None:
-    """A layout of the cache that was asked for is for every layer, or refused.
+    """What was asked for by name is done to every layer, or refused.
 
     Raises:
-        RefusedError: the cache of a latent attention is none that can be changed.
+        RefusedError: the cache of a latent attention is none that can be changed, or the target
+            cannot compute the model.
     """
+    unfit = [each for each in report.refusals if each.code in REFUSALS_OF_TARGETS]
+    if unfit:
+        first = unfit[0]
+        more = f" (and {len(unfit) - 1} more)" if len(unfit) > 1 else ""
+        raise RefusedError(
+            f"target {report.options['target']} cannot be had ({first.code}): {first.site}:"
+            f" {first.reason}{more}; {first.remedy}",
+            report,
+        )
     left = [each for each in report.refusals if each.code == CACHE_NOT_RECOGNIZED]
     if left:
         names = ", ".join(each.site for each in left)

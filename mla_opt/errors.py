@@ -68,6 +68,18 @@ class PassError(MlaOptError):
 CACHE_NOT_RECOGNIZED = "cache_not_recognized"
 """Code of a refusal: a latent attention whose cache cannot be given another layout."""
 
+MASK_NOT_CAUSAL = "mask_not_causal"
+"""Code of a refusal: a mask that does more than to hide the keys behind each query."""
+
+TOKENS_MIXED = "tokens_mixed"
+"""Code of a refusal: tokens are not computed each by itself outside the attentions."""
+
+NOT_PACKABLE = "not_packable"
+"""Code of a refusal: an attention that PagedAttention's contract does not know."""
+
+REFUSALS_OF_TARGETS = frozenset({MASK_NOT_CAUSAL, TOKENS_MIXED, NOT_PACKABLE})
+"""Codes of refusals that leave nothing of what a target was asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

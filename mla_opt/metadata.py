@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 
 from mla_opt.cost_model import expanded_from
 from mla_opt.errors import PassError
@@ -10,7 +11,7 @@ from mla_opt.handles import Value
 from mla_opt.report.inspection import OperatorReport
 from mla_opt.sites import Ends, Form, FusedAttention, LatentAttentionSite
 from mla_opt.verification.interface_map import METADATA_KEY as INTERFACE_KEY
-from mla_opt.verification.interface_map import InterfaceMap, StateMap
+from mla_opt.verification.interface_map import DroppedInput, InterfaceMap, StateMap
 from mla_opt.verification.onnx.quantized import quantized_name
 from mla_opt.verification.site_records import METADATA_KEY as SITES_KEY
 from mla_opt.verification.site_records import SiteRecord, parse_sites, sites_to_json
@@ -18,15 +19,20 @@ from mla_opt.version import tool_version
 
 VERSION_KEY = "mla_opt.version"
 
+Dropped = tuple[str, str, tuple[int | str | None, ...]]
+"""An input that a model has no more: its name, ONNX's name of its element type, its sizes."""
+
 
 def record(
     metadata: MutableMapping[str, str],
     sites: Sequence[LatentAttentionSite],
     is_stored: Callable[[Value], bool],
+    dropped: Sequence[Dropped] = (),
 ) -> None:
     """Write down the sites, and how the caches of the model stand for the original's.
 
     ``is_stored`` tells whether the model still stores a tensor: what nothing reads was dropped.
+    ``dropped`` are inputs that the model has no more, beside those of caches.
 
     Raises:
         PassError: a cache was prepared for a pass that did not run.
@@ -35,7 +41,8 @@ def record(
     metadata[VERSION_KEY] = tool_version()
     records = tuple(_site(site, is_stored) for site in sites if site.query_value is not None)
     metadata[SITES_KEY] = sites_to_json(records)
-    interface = _interface(sites)
+    gone = tuple(DroppedInput(*each) for each in dropped)
+    interface = replace(_interface(sites), dropped=gone)
     if interface.states:
         metadata[INTERFACE_KEY] = interface.to_json()
 
@@ -211,7 +218,7 @@ def _interface(sites: Sequence[LatentAttentionSite]) -> InterfaceMap:
 def _state(site: LatentAttentionSite, original: Ends, optimized: Ends) -> StateMap:
     assert site.geometry is not None and site.cache is not None
     layout = site.cache.layout
-    assert layout in ("split", "packed", "even", "static")
+    assert layout in ("split", "packed", "even", "static", "paged")
     return StateMap(
         layer=site.name,
         original=original,

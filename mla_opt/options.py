@@ -13,7 +13,7 @@ from mla_opt.option_text import parse_cache
 from mla_opt.pipeline import Pass, Pipeline
 from mla_opt.sites import PrefillForm
 
-Target = Literal["onnxruntime", "portable", "tensorrt"]
+Target = Literal["onnxruntime", "portable", "onnxruntime-paged", "tensorrt"]
 Phase = Literal["prefill", "decode"]
 CacheType = Literal["keep", "float16", "bfloat16", "int8", "fp8"]
 Weights = Literal["auto", "float", "keep"]
@@ -32,7 +32,8 @@ class Options:
 
     Attributes:
         target: ``onnxruntime`` for the fused operator with its body, ``portable`` for standard
-            operators only, ``tensorrt`` for the graph of one ``phase`` of an engine.
+            operators only, ``tensorrt`` for the graph of one ``phase`` of an engine,
+            ``onnxruntime-paged`` for ONNX Runtime's own PagedAttention over packed tokens.
         absorb: what becomes of W_UK and W_UV; ``auto`` asks the cost model.
         cache: ``keep``, ``packed``, ``even``, ``static`` or ``static:ROWS``; 8k rows are 8192.
         prefill: the form for long queries.
@@ -77,12 +78,14 @@ class Options:
             raise InputError("cache static needs absorbed attention; absorb is 'none'")
         if self.cache_type != "keep" and self.absorb == "none":
             raise InputError(f"cache type {self.cache_type} needs absorbed attention, not 'none'")
-        if self.is_quantized:
+        if self.is_quantized and not self.is_paged:
             self._check_quantized()
         self._check_prefill()
         self._check_weights()
         if self.target == "tensorrt":
             self._check_tensorrt()
+        if self.is_paged:
+            self._check_paged()
 
     def _check_prefill(self) -> None:
         """What was asked for by name is done, or refused."""
@@ -141,10 +144,32 @@ class Options:
             )
 
     @property
+    def is_paged(self) -> bool:
+        """Whether the caches are blocks, and the tokens of all sequences come packed."""
+        return self.target == "onnxruntime-paged"
+
+    def _check_paged(self) -> None:
+        """The operator has a cache of its own layout, and one form."""
+        if self.cache != "keep":
+            raise InputError(
+                f"cache {self.cache} is not for target onnxruntime-paged, whose caches are blocks;"
+                " leave the option out"
+            )
+        if self.absorb == "none":
+            raise InputError("target onnxruntime-paged needs absorbed attention; absorb is 'none'")
+        if self.prefill == "expanded":
+            raise InputError(
+                "prefill expanded is not for target onnxruntime-paged, whose operator attends to"
+                " latent rows; use prefill auto"
+            )
+
+    @property
     def least_opset(self) -> int:
         """The opset that has what the target and the type of the cache need; 0: any."""
         if self.target == "tensorrt":
             return TENSORRT_OPSET
+        if self.is_paged and self.cache_type == "int8":  # the operator makes the codes
+            return 0
         return OPSET_OF_CODES.get(self.cache_type, 0)
 
     @property
@@ -174,8 +199,9 @@ class Options:
         return passes.names(
             portable=self.target == "portable",
             static=self.cache_mode()[0] == "static",
-            narrow=self.cache_type in ("float16", "bfloat16"),
-            quantize=self.is_quantized,
+            narrow=self.cache_type in ("float16", "bfloat16") and not self.is_paged,
+            quantize=self.is_quantized and not self.is_paged,
+            paged=self.is_paged,
             hold_weights=self.holds_weights,
             tensorrt=self.phase if self.target == "tensorrt" else None,
         )
@@ -187,13 +213,13 @@ class Options:
         given: dict[str, dict[str, Any]] = {
             "choose_form": {
                 "absorb": "factored" if expands or self.weights == "keep" else self.absorb,
-                "prefill": self.prefill,
+                "prefill": "absorbed" if self.is_paged else self.prefill,
                 "in_place": mode == "static",
                 "quantized": self.is_quantized,
                 "held": held,
             },
             "check_roundings": {"keep": self.keep_activation_quantization},
-            "compress_cache": {"mode": mode},
+            "compress_cache": {"mode": "packed" if self.is_paged else mode},
             "narrow_cache": {"cache_type": "keep" if self.is_quantized else self.cache_type},
             "quantize_cache": {"cache_type": self.cache_type if self.is_quantized else "keep"},
             "write_cache_in_place": {
@@ -205,6 +231,7 @@ class Options:
                 "plugin": self.plugin,
                 "capacity": capacity,
             },
+            "lower_to_paged_attention": {"cache_type": self.cache_type},
         }
         return kind(**given.get(kind.name, {}))
 

@@ -6,20 +6,22 @@
 4. `extract_weights`: read W_UK and W_UV off the graph by running it; prove each site
 5. `check_roundings`: say which attentions lose the quantization of activations, or refuse
 6. `choose_form`: decide what is folded, and how long queries are served
-7. `compress_cache`: cache latent rows instead of expanded keys and values
-8. `absorb_weights`: put W_UK on the query and W_UV on the output, attend to latent rows
-9. `release_shapes`: let nothing be computed only for its shape to be read
-10. `fuse_cache_append`: let the operator append to the cache
-11. `narrow_cache`: on request, keep the rows of the cache in 16 bits
-12. `quantize_cache`: on request, keep them in 8 bits, with scales
-13. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
-14. `write_cache_in_place`: for static caches, buffers that are written in place
-15. `hold_weights`: one operator that holds W_UK and W_UV as the model stores them, where the
+7. `read_causal_masks`: for packed tokens, show that masks are causal, and let operators mask
+8. `compress_cache`: cache latent rows instead of expanded keys and values
+9. `absorb_weights`: put W_UK on the query and W_UV on the output, attend to latent rows
+10. `release_shapes`: let nothing be computed only for its shape to be read
+11. `fuse_cache_append`: let the operator append to the cache
+12. `narrow_cache`: on request, keep the rows of the cache in 16 bits
+13. `quantize_cache`: on request, keep them in 8 bits, with scales
+14. `add_prefill_branch`: give long queries the expanded form, by a condition on their length
+15. `write_cache_in_place`: for static caches, buffers that are written in place
+16. `hold_weights`: one operator that holds W_UK and W_UV as the model stores them, where the
     target has it
-16. `lower_to_standard_ops`: for the portable target, no custom operator is left
-17. `lower_to_tensorrt`: for engines, the prefill or the decode graph
-18. `put_back_roundings`: quantize activations again outside of what was rewritten
-19. `clean_up`: drop what nothing reads any more
+17. `lower_to_standard_ops`: for the portable target, no custom operator is left
+18. `lower_to_tensorrt`: for engines, the prefill or the decode graph
+19. `lower_to_paged_attention`: for servers, ONNX Runtime's operator over packed tokens and blocks
+20. `put_back_roundings`: quantize activations again outside of what was rewritten
+21. `clean_up`: drop what nothing reads any more
 
 Passes of other packages are found through the entry-point group ``mla_opt.passes``.
 """
@@ -46,6 +48,7 @@ BUILT_IN: dict[str, str] = {
     "extract_weights": "ExtractWeights",
     "check_roundings": "CheckRoundings",
     "choose_form": "ChooseForm",
+    "read_causal_masks": "ReadCausalMasks",
     "compress_cache": "CompressCache",
     "absorb_weights": "AbsorbWeights",
     "release_shapes": "ReleaseShapes",
@@ -57,6 +60,7 @@ BUILT_IN: dict[str, str] = {
     "hold_weights": "HoldWeights",
     "lower_to_standard_ops": "LowerToStandardOps",
     "lower_to_tensorrt": "LowerToTensorrt",
+    "lower_to_paged_attention": "LowerToPagedAttention",
     "put_back_roundings": "PutBackRoundings",
     "clean_up": "CleanUp",
 }
@@ -102,6 +106,7 @@ def names(
     quantize: bool = False,
     hold_weights: bool = False,
     tensorrt: Literal["prefill", "decode"] | None = None,
+    paged: bool = False,
 ) -> Sequence[str]:
     """The passes that run by default, in order; some of them only when asked for.
 
@@ -110,10 +115,12 @@ def names(
     optional = {
         "lower_to_standard_ops": portable,
         "lower_to_tensorrt": tensorrt is not None,
-        "add_prefill_branch": tensorrt is None and not hold_weights,
+        "add_prefill_branch": tensorrt is None and not hold_weights and not paged,
         "hold_weights": hold_weights,
         "write_cache_in_place": static and tensorrt != "prefill",
         "narrow_cache": narrow,
         "quantize_cache": quantize,
+        "read_causal_masks": paged,
+        "lower_to_paged_attention": paged,
     }
     return [name for name in BUILT_IN if optional.get(name, True)]

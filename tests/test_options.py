@@ -20,7 +20,7 @@ def step(options: Options, name: str):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"target": "tpu"}, "target is 'tpu', not onnxruntime, portable or tensorrt"),
+        ({"target": "tpu"}, "target is 'tpu', not onnxruntime, portable, onnxruntime-paged or ten"),
         ({"absorb": "both"}, "absorb is 'both', not auto, factored, fold-q, fold-o, fold or none"),
         ({"prefill": "fast"}, "prefill is 'fast', not absorbed, expanded or auto"),
         ({"cache": "dynamic"}, "cache: 'dynamic' is none of keep, packed, static"),
@@ -106,6 +106,8 @@ def test_the_default_pipeline_in_order():
         "narrow_cache",
         "quantize_cache",
         "add_prefill_branch",
+        "read_causal_masks",
+        "lower_to_paged_attention",
     }
     assert names(Options()) == [name for name in passes.BUILT_IN if name not in left_out]
 
@@ -141,6 +143,21 @@ def test_the_passes_of_an_engine(phase, own):
     lowering = step(options, "lower_to_tensorrt")
     assert (lowering.phase, lowering.plugin, lowering.capacity) == (phase, False, 8)
     assert step(options, "choose_form").absorb == ("fold" if phase == "decode" else "factored")
+
+
+def test_the_passes_of_packed_tokens():
+    """The operator has rows in a type of its own: no other pass narrows them."""
+    options = Options(target="onnxruntime-paged", cache_type="int8")
+    assert set(names(options)) - set(names(Options())) == {
+        "read_causal_masks",
+        "lower_to_paged_attention",
+    }
+    assert "hold_weights" not in names(options)
+    assert step(options, "compress_cache").mode == "packed"
+    assert step(options, "choose_form").prefill == "absorbed"
+    assert step(options, "lower_to_paged_attention").cache_type == "int8"
+    kinds = [Options(target="onnxruntime-paged", cache_type=kind) for kind in ("int8", "fp8")]
+    assert [each.least_opset for each in kinds] == [0, 19]
 
 
 def test_options_reach_their_passes():

@@ -21,6 +21,7 @@ class Target(StrEnum):
 
     ONNXRUNTIME = "onnxruntime"
     PORTABLE = "portable"
+    ONNXRUNTIME_PAGED = "onnxruntime-paged"
 
 
 class Absorb(StrEnum):

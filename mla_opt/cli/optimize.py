@@ -54,7 +54,9 @@ def optimize(
             parser=choice(Target),
             metavar=names(Target),
             help="onnxruntime: the fused operator with its function body, which ONNX Runtime and "
-            "TensorRT can inline. portable: standard operators only.",
+            "TensorRT can inline. portable: standard operators only. onnxruntime-paged: ONNX "
+            "Runtime's PagedAttention, for servers on CUDA: the tokens of all sequences packed, "
+            "caches in blocks.",
         ),
     ] = Target.ONNXRUNTIME,
     absorb: Annotated[

@@ -69,6 +69,11 @@ def optimize_folder(
     """
     folder, output = Path(folder), Path(output)
     tell = say or (lambda text: None)
+    if options.get("target") == "onnxruntime-paged":
+        raise InputError(
+            "target onnxruntime-paged is not for folders, whose programs feed padded tokens and"
+            " caches that grow; optimize the file"
+        )
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder; give one, or optimize the file by `optimize`")
     tree = read_tree(folder)

@@ -18,6 +18,11 @@ def program_options(options: Options) -> Options:
         raise InputError(
             "target 'tensorrt' is not for PyTorch programs: export the program to ONNX first"
         )
+    if options.is_paged:
+        raise InputError(
+            "target 'onnxruntime-paged' is not for PyTorch programs: export the program to ONNX"
+            " first"
+        )
     if options.is_quantized:
         raise InputError(
             f"cache type '{options.cache_type}' is not for PyTorch programs, which cannot be"

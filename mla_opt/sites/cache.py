@@ -9,7 +9,7 @@ from mla_opt.handles import Array, Node, Value
 from mla_opt.sites.layout import Layout
 
 CacheFamily = Literal["latent", "expanded", "none"]
-CacheLayout = Literal["expanded", "split", "packed", "even", "static", "rows"]
+CacheLayout = Literal["expanded", "split", "packed", "even", "static", "paged", "rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +109,8 @@ class CacheSlots:
     with 8 bits the codes of a row and what is beside them take ``row_bytes``. ``own`` are
     the tensors that the model came with. With ``positions`` they are buffers that standard
     operators write, as the model did; ``returned`` is all of them then, which may be more than is
-    read. ``start [B]`` is where the model itself says that new rows begin in a buffer. Sites that
-    read the same rows share one of these.
+    read. ``start [B]`` is where the model itself says that new rows begin in a buffer. Of blocks
+    of codes, ``scale`` has the scales. Sites that read the same rows share one of these.
     """
 
     layout: CacheLayout
@@ -125,6 +125,7 @@ class CacheSlots:
     own: bool = False
     positions: Positions | None = None
     start: Value | None = None
+    scale: Value | None = None
     returned: tuple[Value, ...] = ()
 
     @property

@@ -15,6 +15,7 @@ from mla_opt import metadata
 from mla_opt.errors import InputError
 from mla_opt.files.model_io import check_order, describe, from_proto, model_files, read_model
 from mla_opt.files.weights import has_bytes, weight_bytes
+from mla_opt.graphs.interface.dims import Port
 from mla_opt.graphs.onnx.conditionals import declare_shapes_of_conditionals
 from mla_opt.graphs.onnx.fused import fused_attentions
 from mla_opt.graphs.onnx.graph import OnnxGraph
@@ -34,6 +35,7 @@ STYLES: dict[Target, BodyStyle] = {
     "onnxruntime": ONNX_RUNTIME,
     "portable": PORTABLE,
     "tensorrt": TENSORRT,
+    "onnxruntime-paged": ONNX_RUNTIME,
 }
 
 OnnxLike = str | PathLike[str] | onnx.ModelProto | ir.Model
@@ -43,6 +45,11 @@ WIDENED = (
     " when it loads the model, but W_UK and W_UV of an attention that has two forms at every step."
     " With weights keep, prefill absorbed or cache static, a step takes no longer than the float32"
     " model's"
+)
+
+NOT_RUN = (
+    "only ONNX Runtime's CUDA provider has PagedAttention, so the operator itself was not run here:"
+    " models are verified with its definition in its place"
 )
 
 
@@ -95,7 +102,9 @@ class OnnxSubject:
         return options
 
     def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
-        """That ONNX Runtime's CPU provider does not compute in float16, where the model does."""
+        """What ONNX Runtime's CPU provider does not do: compute in float16, attend to blocks."""
+        if self._target == "onnxruntime-paged":
+            return (NOT_RUN,)
         return (WIDENED,) if "float16" in dtypes and self._target != "tensorrt" else ()
 
     def file(self) -> ModelFile | None:
@@ -114,7 +123,17 @@ class OnnxSubject:
 
     def record(self, sites: Sequence[LatentAttentionSite]) -> None:
         """Write it into the model's metadata."""
-        metadata.record(self._after.metadata_props, sites, self._is_stored)
+        dropped = self._dropped(sites) if self._target == "onnxruntime-paged" else ()
+        metadata.record(self._after.metadata_props, sites, self._is_stored, dropped)
+
+    def _dropped(self, sites: Sequence[LatentAttentionSite]) -> tuple[metadata.Dropped, ...]:
+        """Inputs that are gone: those of the caches stand for others."""
+        stored, graph = self._before.graph.initializers, self._before.graph
+        caches = [site.original_cache.inputs for site in sites if site.original_cache is not None]
+        known: set[str | None] = {name for names in caches for name in names}
+        known |= {value.name for value in self._after.graph.inputs}
+        gone = (v for v in graph.inputs if v.name not in known and v.name not in stored)
+        return tuple(_dropped_input(value) for value in gone)
 
     def _is_stored(self, value: Value) -> bool:
         return value.name in self._after.graph.initializers
@@ -131,6 +150,12 @@ class OnnxSubject:
         """The graph; runtimes that ask for the shapes of what conditionals return find them."""
         declare_shapes_of_conditionals(self._after)
         return self._after
+
+
+def _dropped_input(value: ir.Value) -> metadata.Dropped:
+    port = Port.of(value)
+    kind = ir.DataType.FLOAT if port.dtype is None else port.dtype
+    return port.name, kind.name, port.sizes
 
 
 def _style(target: Target, prefill: PrefillForm) -> BodyStyle:

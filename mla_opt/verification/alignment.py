@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from mla_opt.graphs.interface.feeds import Bools
+from mla_opt.graphs.interface.feeds import Bools, numpy_dtype
 from mla_opt.graphs.interface.interface import ModelInterface, State
 from mla_opt.operator.quantized_rows import dequantize, is_codes, quantize
 from mla_opt.verification.feeds import Timeline
@@ -81,6 +81,10 @@ class Aligner:
         for change in self.changes.states:
             axes = [_state_of(self.original, n).growth_axis for n in change.original.inputs]
             parts = [_rows(past[n], a) for n, a in zip(change.original.inputs, axes)]
+            if change.layout == "paged":  # whoever packs them knows the type of the blocks
+                joined = np.concatenate(parts, axis=-1)
+                translated[change.optimized.inputs[0]] = joined[:, None]
+                continue
             kind = empty[change.optimized.inputs[0]].dtype
             for name, part in zip(change.optimized.inputs, self._split(parts, change, kind)):
                 state = _state_of(self.optimized, name)
@@ -152,6 +156,8 @@ class Aligner:
         states += [_state_of(self.optimized, n) for n in change.optimized.inputs]
         if any(state.growth_axis is None for state in states):
             return False
+        if change.layout == "paged" and is_codes(numpy_dtype(states[-1].input)):
+            return False  # their scales are known to no one here
         ports = [_state_of(self.original, n).input for n in change.original.inputs]
         widths = [port.sizes[-1] if port.sizes else None for port in ports]
         one_head = all(

@@ -22,7 +22,31 @@ from mla_opt.verification.json_fields import Fields, parse
 METADATA_KEY = "mla_opt.interface"
 VERSION = 1
 
-MappedLayout = Literal["split", "packed", "static", "even"]
+MappedLayout = Literal["split", "packed", "static", "even", "paged"]
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedInput:
+    """An input of the original that a model over packed tokens has no use for, such as its mask.
+
+    ``dtype`` is ONNX's name, ``sizes`` are as the original declares them.
+    """
+
+    name: str
+    dtype: str
+    sizes: tuple[int | str | None, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields for JSON."""
+        return {"name": self.name, "dtype": self.dtype, "sizes": list(self.sizes)}
+
+    @classmethod
+    def of(cls, fields: Fields) -> DroppedInput:
+        """Read one entry."""
+        dtype = fields.text("dtype")
+        if dtype not in ir.DataType.__members__:
+            raise InputError(f"{fields.where}.dtype {dtype!r} is no element type of ONNX")
+        return cls(fields.text("name"), dtype, fields.sizes("sizes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +115,14 @@ class InterfaceMap:
             ``None`` where nothing is one, or inputs of the model's own say it.
         capacity: rows of the buffers; ``None`` where the model leaves it open.
         prompts_only: whether the model takes no past: its buffers are written from row 0 on.
+        dropped: inputs of the original that are gone, of a model over packed tokens.
     """
 
     states: tuple[StateMap, ...] = ()
     past_len_input: str | None = None
     capacity: int | None = None
     prompts_only: bool = False
+    dropped: tuple[DroppedInput, ...] = ()
 
     @classmethod
     def of(cls, model: ir.Model) -> InterfaceMap:
@@ -116,6 +142,7 @@ class InterfaceMap:
             past_len_input=fields.optional_text("past_len_input"),
             capacity=fields.optional_count("capacity", 1),
             prompts_only=fields.flag("prompts_only"),
+            dropped=tuple(DroppedInput.of(each) for each in fields.optional_objects("dropped")),
         )
         result._check()
         return result
@@ -127,7 +154,14 @@ class InterfaceMap:
         content |= {"past_len_input": self.past_len_input, "capacity": self.capacity}
         if self.prompts_only:
             content["prompts_only"] = True
+        if self.dropped:
+            content["dropped"] = [each.as_dict() for each in self.dropped]
         return json.dumps(content, sort_keys=True)
+
+    @property
+    def is_paged(self) -> bool:
+        """Whether caches are blocks, and the tokens of all sequences come packed."""
+        return any(state.layout == "paged" for state in self.states)
 
     @property
     def has_buffers(self) -> bool:
@@ -137,6 +171,10 @@ class InterfaceMap:
     def _check(self) -> None:
         if self.past_len_input is not None and not self.has_buffers:
             raise InputError(f"{METADATA_KEY} names past_len_input, but no layout is static")
+        if self.dropped and not self.is_paged:
+            raise InputError(f"{METADATA_KEY} drops inputs, but no layout is paged")
+        if self.is_paged and any(state.layout != "paged" for state in self.states):
+            raise InputError(f"{METADATA_KEY} has some layouts that are paged, and others")
         for side in ("original", "optimized"):
             ends: list[Ends] = [getattr(state, side) for state in self.states]
             _distinct([n for e in ends for n in e.inputs], side)

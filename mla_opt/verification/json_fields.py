@@ -84,6 +84,17 @@ class Fields:
             raise self._wrong(key, "a list", value)
         return objects(value, f"{self.where}.{key}")
 
+    def optional_objects(self, key: str) -> tuple[Fields, ...]:
+        """Return a list of objects; none where the field is missing."""
+        return self.objects(key) if key in self.values else ()
+
+    def sizes(self, key: str) -> tuple[int | str | None, ...]:
+        """Return a shape: numbers, symbols and null."""
+        value = self._get(key)
+        if not isinstance(value, list) or not all(_is_size(each) for each in value):
+            raise self._wrong(key, "a list of sizes", value)
+        return tuple(value)
+
     def inner(self, key: str) -> Fields:
         """Return one object."""
         return Fields.of(self._get(key), f"{self.where}.{key}")
@@ -95,6 +106,12 @@ class Fields:
 
     def _wrong(self, key: str, wanted: str, value: object) -> InputError:
         return InputError(f"{self.where}.{key} must be {wanted}, not {_shown(value)}")
+
+
+def _is_size(value: object) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return 0 <= value < MAX_COUNT
+    return value is None or isinstance(value, str)
 
 
 def objects(values: list[object], where: str) -> tuple[Fields, ...]:

@@ -23,6 +23,8 @@ class ParityReport:
         borrowed: how many of its layers with quantized weights the original was given for that.
         drift: of both models as they are deployed, where something rounds their activations.
         layers: how many parts were run, each by itself; 0 where the models were run whole.
+        stand_in: the operator that no provider here has, in whose place its definition was run;
+            empty where all operators were run as they are.
     """
 
     outputs: tuple[OutputParity, ...]
@@ -34,6 +36,7 @@ class ParityReport:
     borrowed: int = 0
     drift: Drift = field(default_factory=Drift)
     layers: int = 0
+    stand_in: str = ""
 
     @property
     def passed(self) -> bool:
@@ -71,6 +74,11 @@ class ParityReport:
         )
 
     def _how(self) -> str:
+        if self.stand_in:
+            return (
+                f"in the place of each {self.stand_in} its definition was run, in standard"
+                " operators; the operator itself was not"
+            )
         if not self.layers:
             return ""
         return (
@@ -92,6 +100,7 @@ class ParityReport:
             "borrowed": self.borrowed,
             "drift": self.drift.as_dict() if self.drift else None,
             "layers": self.layers,
+            "stand_in": self.stand_in,
         }
 
 

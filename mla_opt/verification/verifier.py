@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from mla_opt.errors import InputError, VerificationError
 from mla_opt.events import VerifyProgress
+from mla_opt.operator.paged_attention import OP_TYPE as PAGED_ATTENTION
 from mla_opt.programs.recognize import is_program, is_program_file
 from mla_opt.verification.alignment import Aligner, joined_name
 from mla_opt.verification.drift import LIMITS, Deployed, Drift, measure_drift
@@ -25,6 +26,7 @@ from mla_opt.verification.negative_controls import (
     ControlResult,
     broken_models,
 )
+from mla_opt.verification.onnx.paged.session import PagedModel
 from mla_opt.verification.onnx.quantized import quantized_after
 from mla_opt.verification.onnx.sessions import ModelLike, open_model
 from mla_opt.verification.oracle import (
@@ -91,7 +93,8 @@ def verify(
     counter = _Counter(progress, runs)
     verifier = _Verifier(models, deployed, seed, counter, borrowed)
     report = verifier.report(scenarios, tolerance, controls)
-    return replace(report, quantized=quantized, borrowed=borrowed)
+    stand_in = PAGED_ATTENTION if isinstance(after, PagedModel) else ""
+    return replace(report, quantized=quantized, borrowed=borrowed, stand_in=stand_in)
 
 
 def fresh_seed() -> int:
@@ -101,7 +104,8 @@ def fresh_seed() -> int:
 
 def _opened(model: ModelLike, label: str, libraries: Sequence[Path] = ()) -> Runnable:
     if not (is_program(model) or is_program_file(model)):
-        return open_model(model, label, libraries)
+        opened = open_model(model, label, libraries)
+        return PagedModel(opened) if InterfaceMap.of(opened.model).is_paged else opened
     from mla_opt.programs.frontends import open_program
     from mla_opt.programs.saved import read_program
     from mla_opt.verification.torch.sessions import OpenProgram

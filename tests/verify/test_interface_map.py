@@ -47,7 +47,7 @@ def test_no_entry_means_no_change():
         (text(capacity=0), "capacity must be an integer of at least 1"),
         (text(capacity=1e99), "capacity must be an integer"),
         (text(capacity=1 << 70), "capacity must be an integer"),
-        (entry(layout="paged"), "none of split, packed, static"),
+        (entry(layout="tiled"), "none of split, packed, static"),
         (entry(kv_lora_rank=-1), "kv_lora_rank must be an integer of at least 1"),
         (entry(kv_lora_rank=float("nan")), "kv_lora_rank must be an integer"),
         (entry(original={"inputs": "past", "outputs": []}), "inputs must be a list"),

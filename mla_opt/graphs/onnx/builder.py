@@ -192,6 +192,15 @@ class OnnxBuilder(OperatorBuilder):
         cast_value.dtype = like.dtype
         return cast_value
 
+    def cast(self, value: ir.Value, dtype: str, name: str) -> ir.Value:
+        """The value in a type by NumPy's name; itself where it has that."""
+        kind = ir.DataType.from_numpy(np.dtype(dtype))
+        if value.dtype == kind:
+            return value
+        (made,) = self._emit("Cast", [value], name, {"to": kind})
+        made.dtype = kind
+        return made
+
     def largest(self, value: ir.Value, name: str) -> ir.Value:
         """Largest element of an integer vector, int64 ``[1]``."""
         (wide,) = self._emit("Cast", [value], f"{name}_wide", {"to": ir.DataType.INT64})

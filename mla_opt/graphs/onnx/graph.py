@@ -201,6 +201,11 @@ class OnnxGraph(InterfaceEdits):
         )
         return symbols
 
+    @property
+    def facts(self) -> SymbolicShapes:
+        """Shapes and integers of all values, as rules of operators are told them."""
+        return self._symbols
+
     def sizes(self, value: ir.Value) -> tuple[Expression, ...] | None:
         """Shape as expressions of the model's own symbols, at every size."""
         return self._symbols.shape(value)

@@ -68,6 +68,18 @@ class InterfaceEdits(Edits):
             batch, heads, _, width = value.shape
             value.shape = ir.Shape([batch, heads, rows, width])
 
+    def declare_shape(self, value: ir.Value, shape: Sequence[int | str | None]) -> None:
+        """Declare the shape of an input or an output anew."""
+        value.shape = ir.Shape(shape)
+
+    def forget_shapes(self) -> None:
+        """Drop what the file said of shapes inside the graph, which was true of other inputs."""
+        ends = {*self.model.graph.inputs, *self.model.graph.outputs}
+        for node in self._all_nodes():
+            for value in node.outputs:
+                if value not in ends:
+                    value.shape = None
+
     def declare_width(self, value: ir.Value, width: int) -> None:
         """Declare how wide the last axis of an output is."""
         if value.shape is not None:
@@ -83,6 +95,10 @@ class InterfaceEdits(Edits):
         value.name = name
         value.shape = None if shape is None else ir.Shape(shape)
         self.model.graph.outputs.append(value)
+
+    def drop_input(self, value: ir.Value) -> None:
+        """Take an input no more that nothing reads."""
+        self.model.graph.inputs.remove(value)
 
     def remove_input(
         self, old: ir.Value, like: ir.Value, moved: Mapping[int, int] | None = None

@@ -15,6 +15,9 @@ from mla_opt.operator.kv_b import Storage
 from mla_opt.operator.multi_head import MULTI_HEAD_OP_TYPE, MultiHeadSignature
 from mla_opt.operator.onnx.multi_head_node import define_multi_head, multi_head_signature_of
 from mla_opt.operator.onnx.node import define, signature_of
+from mla_opt.operator.paged_attention import DOMAIN as RUNTIME_DOMAIN
+from mla_opt.operator.paged_attention import OP_TYPE as PAGED_ATTENTION
+from mla_opt.operator.paged_attention import PagedSignature
 from mla_opt.sites import PrefillForm
 
 
@@ -81,6 +84,23 @@ class OperatorBuilder(Emitter):
         for cache, kept in zip(caches, ("cache", "rope_cache")):
             set_dtype(cache, operands[kept].dtype)
         return values
+
+    def paged_attention(
+        self, operands: Mapping[str, ir.Value], signature: PagedSignature, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """One ``PagedAttention`` of ONNX Runtime: its output, and the cache with the new rows."""
+        self._model.opset_imports.setdefault(RUNTIME_DOMAIN, 1)
+        output, cache = self._emit(
+            PAGED_ATTENTION,
+            signature.arrange(operands),
+            name,
+            signature.attributes(),
+            outputs=["/output", "/key_cache_out"],
+            domain=RUNTIME_DOMAIN,
+        )
+        set_dtype(output, operands["query"].dtype)
+        set_dtype(cache, operands["key_cache"].dtype)
+        return output, cache
 
     def prefill_crossover(
         self, geometry: MlaGeometry, counted: int, rows: ir.Value, name: str

@@ -20,6 +20,7 @@ import onnxruntime as ort
 from mla_opt.errors import InputError, KernelUnavailableError
 from mla_opt.files.model_io import read_model
 from mla_opt.kernels import kernel_available, kernel_library
+from mla_opt.operator.paged_attention import DOMAIN, OP_TYPE
 from mla_opt.runtimes.onnxruntime.decoder import describe, remember
 from mla_opt.runtimes.onnxruntime.operand_types import wrong_operand_types
 from mla_opt.verification.onnx.sessions import MAX_BYTES_IN_MEMORY, ORT_ERRORS
@@ -103,12 +104,25 @@ def _described_session(
     try:
         loaded = _loaded(label, model, graph, options, list(providers or ["CPUExecutionProvider"]))
     except InputError as error:
-        wrong = wrong_operand_types(graph)
+        wrong = _of_another_provider(graph, providers) or wrong_operand_types(graph)
         if wrong is None:
             raise
         raise InputError(f"{label}: {wrong}") from error
     remember(loaded, describe(graph, label, registered))
     return loaded
+
+
+def _of_another_provider(graph: ir.Model, providers: Sequence[Any] | None) -> str | None:
+    """Say that a model is one for servers on CUDA, where none such was asked for."""
+    names = [each if isinstance(each, str) else each[0] for each in providers or ()]
+    if "CUDAExecutionProvider" in names:
+        return None
+    if any((node.domain, node.op_type) == (DOMAIN, OP_TYPE) for node in graph.graph):
+        return (
+            f"it takes packed tokens, for {OP_TYPE}, which only ONNX Runtime's CUDA provider has;"
+            " give providers=['CUDAExecutionProvider'], or optimize for target onnxruntime"
+        )
+    return None
 
 
 def _default_options() -> ort.SessionOptions:

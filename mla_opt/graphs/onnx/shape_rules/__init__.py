@@ -96,6 +96,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Attention"): attentions.of_attention,
     ("com.microsoft", "MultiHeadAttention"): attentions.of_multi_head_attention,
     ("com.microsoft", "GroupQueryAttention"): attentions.of_group_query_attention,
+    ("com.microsoft", "PagedAttention"): attentions.of_paged_attention,
     ("com.microsoft", "FusedMatMul"): products.of_matmul,
     ("com.microsoft", "MatMulNBits"): products.of_quantized_matmul,
     ("com.microsoft", "MatMulBnb4"): products.of_quantized_matmul,

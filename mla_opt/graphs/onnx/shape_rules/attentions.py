@@ -49,3 +49,15 @@ def of_multi_head_attention(facts: Facts, node: ir.Node) -> Sequence[Shape | Non
     if query is None or value is None or len(query) != 3 or len(value) != 3:
         return ()
     return ((*query[:2], value[2]), *_joined_caches(facts, node, 6))
+
+
+def of_paged_attention(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
+    """ONNX Runtime's operator over packed tokens ``[T, H D]`` and a cache of latent rows."""
+    query, heads, width = (
+        shape_at(facts, node, 0),
+        attribute(node, "num_heads"),
+        attribute(node, "v_head_size"),
+    )
+    if query is None or attribute(node, "kv_cache_layout") != "LATENT" or not heads or not width:
+        return ()
+    return ((query[0], heads * width), shape_at(facts, node, 3))
