@@ -9,10 +9,12 @@ import pytest
 import mla_opt
 from mla_opt.errors import InputError
 from mla_opt.models import demo_model
-from mla_opt.runtimes.onnxruntime import session
+from mla_opt.runtimes.onnxruntime import generate, session
 from mla_opt.runtimes.onnxruntime.batching import BatchFullError, ContinuousBatch, Sampling
 from mla_opt.runtimes.onnxruntime.binding import Binding
 from mla_opt.verification.running import RunError
+from tests.benchmarks import handmade
+from tests.benchmarks.dims import Dims
 from tests.runtimes.conftest import VOCABULARY
 
 PROMPTS = [[3, 14, 15, 92, 65, 35], [8, 97], [9, 32, 38, 46], [1], list(range(40, 60))]
@@ -61,6 +63,25 @@ def test_rows_of_fewer_bits(cache_type):
         alone = ContinuousBatch.create(opened, sequences=1, rows=32)
         alone.add(prompt, Sampling(6))
         assert drain(alone)[0] == said[number]
+
+
+def test_at_real_head_widths(tmp_path):
+    path = tmp_path / "model.onnx"
+    handmade.build(Dims(1, 64, 8, mlp=64, vocab=112), "expanded", path)
+    opened = session(mla_opt.optimize(path, cache="static", verify=False).model)
+    batch = ContinuousBatch.create(opened, sequences=2, rows=256)
+    prompts = [list(range(90)) * 2, *PROMPTS[:3]]
+    numbers = [batch.add(prompt, Sampling(9)) for prompt in prompts[:2]]
+    said: dict[int, list[int]] = {}
+    for prompt in prompts[2:]:
+        while not batch.free:
+            for new in batch.step():
+                said.setdefault(new.sequence, []).append(new.token)
+        numbers.append(batch.add(prompt, Sampling(9)))
+    drain(batch, said)
+    for number, prompt in zip(numbers, prompts):
+        alone = generate(opened, prompt, max_new_tokens=9)
+        assert said[number] == alone.tokens[0].tolist()
 
 
 def test_sequences_join_and_leave_while_others_decode(static, greedy):
