@@ -31,7 +31,7 @@ Said = list[list[int]]
 #: Tokens of prompts, and new tokens, from and below.
 PROMPTS, NEW = (16, 257), (32, 129)
 ROWS = PROMPTS[1] + NEW[1]
-#: What is written where one way has nothing to be compared with.
+#: What the others are compared with.
 ONE = "one at a time, `generate`"
 
 
@@ -68,12 +68,14 @@ def in_batches(batch: ContinuousBatch, wanted: Sequence[Request]) -> Said:
 def measure(ways: dict[str, Callable[[], Said]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every round of every way; ends the program where one says something else."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    wanted = next(iter(ways.values()))()
+    wanted: Said | None = None
     for _ in range(rounds):
         for name, way in ways.items():
             start = time.perf_counter()
             said = way()
             seconds[name].append(time.perf_counter() - start)
+            print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
+            wanted = said if wanted is None else wanted
             different = sum(a != b for a, b in zip(said, wanted, strict=True))
             if different:
                 sys.exit(f"{name}: {different} of {len(wanted)} requests say something else")

@@ -158,9 +158,9 @@ def _counts_each(model: ir.Model, driver: Driver) -> bool:
     What else is made of that input may be one number for all sequences, such as the largest.
     """
     fed = {value.name: value for value in model.graph.inputs}
-    counter = fed.get(driver.past_len_input)
-    if counter is None:
+    if driver.past_len_input not in fed:
         return False
+    counter = fed[driver.past_len_input]
     held = [set(node.inputs) for node in _operators(model) if counter in node.inputs]
     return all(
         state.kind == "buffer" and any(fed.get(state.input.name) in operands for operands in held)
@@ -170,8 +170,8 @@ def _counts_each(model: ir.Model, driver: Driver) -> bool:
 
 def _outline(session: ort.InferenceSession) -> ir.Model:
     """A model without nodes, of what ONNX Runtime tells of the session's."""
-    inputs = [_value(argument) for argument in session.get_inputs()]
-    outputs = [_value(argument) for argument in session.get_outputs()]
+    inputs = [typed_value(argument) for argument in session.get_inputs()]
+    outputs = [typed_value(argument) for argument in session.get_outputs()]
     graph = ir.Graph(inputs, outputs, nodes=(), opset_imports={"": 18}, name="outline")
     model = ir.Model(graph, ir_version=10)
     model.metadata_props.update(session.get_modelmeta().custom_metadata_map)
@@ -181,7 +181,8 @@ def _outline(session: ort.InferenceSession) -> ir.Model:
 _TYPES = {"float": "FLOAT", "double": "DOUBLE"}
 
 
-def _value(argument: ort.NodeArg) -> ir.Value:
+def typed_value(argument: ort.NodeArg) -> ir.Value:
+    """A value of the name, type and shape that ONNX Runtime tells of an input or an output."""
     name = argument.type.removeprefix("tensor(").removesuffix(")")
     dtype = getattr(ir.DataType, _TYPES.get(name, name.upper()), None)
     kind = None if dtype is None else ir.TensorType(dtype)
