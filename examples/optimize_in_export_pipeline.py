@@ -117,9 +117,14 @@ def padded(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-def generate(path: Path, prompts: list[list[int]], steps: int) -> list[list[int]]:
-    """Greedy tokens; the cache that comes out of one call goes into the next."""
+def in_onnxruntime(path: Path):
+    """What runs a file: arrays by name in, outputs in order out."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda feeds: session.run(None, feeds)
+
+
+def generate(run, prompts: list[list[int]], steps: int) -> list[list[int]]:
+    """Greedy tokens; the cache that comes out of one call goes into the next."""
     batch, widths = len(prompts), [LATENT, ROPE] * LAYERS
     cache = {name: np.zeros((batch, 1, 0, width), np.float32) for name, width in zip(PAST, widths)}
     ids, mask = padded(prompts)
@@ -127,7 +132,7 @@ def generate(path: Path, prompts: list[list[int]], steps: int) -> list[list[int]
     tokens = []
     for _ in range(steps):
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache}
-        logits, *present = session.run(None, feeds)
+        logits, *present = run(feeds)
         cache = dict(zip(PAST, present, strict=True))
         ids = logits[:, -1].argmax(-1)[:, None]
         tokens.append(ids)
@@ -157,7 +162,7 @@ def main(output: Path) -> None:
         error = f"certified to {site.certificate_error:.0e}"
         print(f"{site.name}: {site.geometry}, {site.form}, {error}")
     expected = generate_in_pytorch(model, 12)
-    before, after = (generate(path, PROMPTS, 12) for path in (original, output))
+    before, after = (generate(in_onnxruntime(path), PROMPTS, 12) for path in (original, output))
     print("transformers:", expected)
     print("original    :", before)
     print("optimized   :", after)
