@@ -187,6 +187,12 @@ def test_other_files_are_refused(folder: Path) -> None:
         RankSession(model, lambda array: None)
 
 
+def test_what_is_not_fed_is_named(folder: Path) -> None:
+    rank = RankSession(folder / "rank0.onnx", lambda array: None)
+    with pytest.raises(InputError, match=r"is not fed attention_mask, position_ids, past\.0"):
+        rank.run({"input_ids": np.array([[1]])})
+
+
 def test_a_rank_that_cannot_be_taken_apart_says_why(folder: Path, monkeypatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise InputError("not today")

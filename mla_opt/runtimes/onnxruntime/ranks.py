@@ -41,7 +41,13 @@ class _Part:
 
 
 class RankSession:
-    """Runs one rank's file; every rank runs its own, with the same inputs, at the same time."""
+    """Runs one rank's file; every rank runs its own, with the same inputs, at the same time.
+
+    Attributes:
+        label: how messages call the model.
+        inputs: names of what is fed.
+        outputs: names of what comes back.
+    """
 
     def __init__(self, model: ModelLike, all_reduce: AllReduce, **options: Any) -> None:
         """Load all parts.
@@ -58,6 +64,7 @@ class RankSession:
         self.label, graph = read_graph(model)
         _check(self.label, graph)
         self._all_reduce = all_reduce
+        self.inputs = tuple(value.name or "" for value in graph.graph.inputs)
         self.outputs = tuple(value.name or "" for value in graph.graph.outputs)
         self._parts = _load(graph, options)
 
@@ -65,13 +72,17 @@ class RankSession:
         """Return every output by name; floats of 16 bits as NumPy has them, so no bfloat16.
 
         Raises:
+            InputError: an input is not fed.
             RunError: ONNX Runtime failed. The other ranks may then wait in a sum for ever.
         """
+        missing = [name for name in self.inputs if name not in feeds]
+        if missing:
+            raise InputError(f"{self.label}: is not fed {', '.join(missing)}")
         known = dict(feeds)
         for part in self._parts:
             try:
                 made = part.session.run(part.outputs, {name: known[name] for name in part.inputs})
-            except (*ORT_ERRORS, KeyError) as error:
+            except ORT_ERRORS as error:
                 reason = " ".join(str(error).split())[:400]
                 raise RunError(f"{self.label}: ONNX Runtime does not run it: {reason}") from error
             known.update(zip(part.outputs, made))
