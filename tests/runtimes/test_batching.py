@@ -136,6 +136,23 @@ def test_64_requests_on_5_places(static):
     )
 
 
+def test_nothing_stays_of_who_has_ended(static):
+    """Wherever it was moved, and whether it came to its end or was dropped in its prompt."""
+    batch = ContinuousBatch.create(static, sequences=3, rows=64, prompt_tokens=4)
+    numbers = [batch.add(prompt, Sampling(9)) for prompt in PROMPTS[:2]]
+    for _ in range(4):
+        batch.step()
+    late = batch.add(PROMPTS[4], Sampling(9))
+    batch.step()
+    batch.drop(numbers[0])
+    batch.step()
+    assert batch.lengths[late] == 8
+    assert any(view.part.any() for view in batch._slots.view(0, 3))
+    batch.drop(late)
+    drain(batch)
+    assert not any(view.part.any() for view in batch._slots.view(0, 3))
+
+
 def test_prompts_wait_for_nobody_long(static):
     """A step runs as many tokens of prompts as it may, and one token of each that decodes."""
     batch = ContinuousBatch.create(static, sequences=4, rows=64, prompt_tokens=8)

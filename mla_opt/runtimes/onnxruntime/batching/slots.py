@@ -71,10 +71,11 @@ class Slots:
         )
 
     def move(self, source: int, target: int, rows: int) -> None:
-        """Copy the first ``rows`` rows of one slot into another."""
+        """Move the first ``rows`` rows of one slot into another; where they were are zeros."""
         for state, memory in zip(self._states, self._memory):
             used = _rows_of(state, 0, rows)
             memory[target][used] = memory[source][used]
+        self.clear(source, 0, rows)
 
     def clear(self, slot: int, start: int, stop: int) -> None:
         """Make rows zero: what is not valid takes no part, but it has to be finite."""
