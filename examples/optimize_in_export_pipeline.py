@@ -26,7 +26,7 @@ PAST = [f"past.{layer}.{part}" for layer in range(LAYERS) for part in ("c_kv", "
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
 
 
-def tiny_model() -> DeepseekV3ForCausalLM:
+def tiny_model(heads: int = 4) -> DeepseekV3ForCausalLM:
     """A dense layer, then one with experts."""
     torch.manual_seed(0)
     config = DeepseekV3Config(
@@ -40,8 +40,8 @@ def tiny_model() -> DeepseekV3ForCausalLM:
         n_group=1,
         topk_group=1,
         vocab_size=128,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         qk_nope_head_dim=32,
         qk_rope_head_dim=ROPE,
         v_head_dim=32,

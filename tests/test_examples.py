@@ -89,7 +89,7 @@ def test_tensor_parallel(tmp_path: Path, processes: int) -> None:
     for model in files:
         assert "MultiHeadLatentAttention" in {f.name for f in model.functions}
         assert "AllReduce" in {node.op_type for node in model.graph.node}
-    assert told.count(f"{4 // processes} of 4 heads") == 2 * processes
+    assert told.count(f"{8 // processes} of 8 heads") == 4 * processes
 
 
 def test_custom_pass(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.benchmarks.dims import Dims
 from tests.benchmarks.handmade import Array, Tape
 
 #: Real widths of heads and of the latent.
-DIMS = Dims(2, 64, 8, 128, 64, 128, 512, 48, 32, 97)
+DIMS = Dims(2, 64, 12, 128, 64, 128, 512, 48, 32, 97)
 COLUMNS = ("q_proj", "q_b_proj", "kv_b_proj", "gate_proj", "up_proj")
 ROWS = ("o_proj", "down_proj")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_so_do_they_before_they_are_optimized(folder: Path, alone) -> None:
 def test_a_rank_is_proved_layer_by_layer(optimized) -> None:
     """Whole it cannot run alone, and what it hands to a sum is compared before the sum."""
     for result in optimized:
-        assert [site.geometry.num_heads for site in result.report.sites] == [4, 4]
+        assert [site.geometry.num_heads for site in result.report.sites] == [6, 6]
         proof = result.report.verification
         assert (proof["layers"], proof["passed"]) == (2, True)
         assert [each["detected"] for each in proof["controls"]] == [True] * 3
@@ -185,6 +186,13 @@ def test_other_files_are_refused(folder: Path) -> None:
             node.op_type = "AllGather"
     with pytest.raises(InputError, match="talks to other ranks by AllGather, not sums alone"):
         RankSession(model, lambda array: None)
+
+
+def test_a_rank_of_so_few_heads_that_nothing_is_saved(tmp_path: Path) -> None:
+    """Keys and values of 2 heads are 512 numbers a token, as many as the latent row has."""
+    path = ranks.build(0, 6, tmp_path / "rank0.onnx", dataclasses.replace(ranks.DIMS, mlp=36))
+    with pytest.raises(mla_opt.NothingMatchedError, match="latent_not_narrower"):
+        mla_opt.optimize(path)
 
 
 def test_what_is_not_fed_is_named(folder: Path) -> None:
