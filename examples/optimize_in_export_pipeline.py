@@ -26,7 +26,7 @@ PAST = [f"past.{layer}.{part}" for layer in range(LAYERS) for part in ("c_kv", "
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
 
 
-def tiny_model() -> DeepseekV3ForCausalLM:
+def tiny_model(heads: int = 4) -> DeepseekV3ForCausalLM:
     """A dense layer, then one with experts."""
     torch.manual_seed(0)
     config = DeepseekV3Config(
@@ -40,8 +40,8 @@ def tiny_model() -> DeepseekV3ForCausalLM:
         n_group=1,
         topk_group=1,
         vocab_size=128,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         qk_nope_head_dim=32,
         qk_rope_head_dim=ROPE,
         v_head_dim=32,
@@ -117,9 +117,14 @@ def padded(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-def generate(path: Path, prompts: list[list[int]], steps: int) -> list[list[int]]:
-    """Greedy tokens; the cache that comes out of one call goes into the next."""
+def in_onnxruntime(path: Path):
+    """What runs a file: arrays by name in, outputs in order out."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda feeds: session.run(None, feeds)
+
+
+def generate(run, prompts: list[list[int]], steps: int) -> list[list[int]]:
+    """Greedy tokens; the cache that comes out of one call goes into the next."""
     batch, widths = len(prompts), [LATENT, ROPE] * LAYERS
     cache = {name: np.zeros((batch, 1, 0, width), np.float32) for name, width in zip(PAST, widths)}
     ids, mask = padded(prompts)
@@ -127,7 +132,7 @@ def generate(path: Path, prompts: list[list[int]], steps: int) -> list[list[int]
     tokens = []
     for _ in range(steps):
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache}
-        logits, *present = session.run(None, feeds)
+        logits, *present = run(feeds)
         cache = dict(zip(PAST, present, strict=True))
         ids = logits[:, -1].argmax(-1)[:, None]
         tokens.append(ids)
@@ -157,7 +162,7 @@ def main(output: Path) -> None:
         error = f"certified to {site.certificate_error:.0e}"
         print(f"{site.name}: {site.geometry}, {site.form}, {error}")
     expected = generate_in_pytorch(model, 12)
-    before, after = (generate(path, PROMPTS, 12) for path in (original, output))
+    before, after = (generate(in_onnxruntime(path), PROMPTS, 12) for path in (original, output))
     print("transformers:", expected)
     print("original    :", before)
     print("optimized   :", after)

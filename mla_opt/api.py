@@ -103,7 +103,8 @@ def optimize(
         prefill: the form for long queries; ``auto`` chooses at run time.
         verify: run both models and compare before returning. ``"by-layer"`` runs only the parts
             that differ, one at a time; ``"whole"`` runs whole models; ``True`` chooses: by layer
-            where both do not fit into memory, or caches are rounded and the model has experts.
+            where both do not fit into memory, where caches are rounded and the model has experts,
+            and where a model is one rank of several.
         passes: names of passes to run instead of the default ones.
         phase: for ``tensorrt``, ``prefill`` of whole prompts or ``decode``.
         plugin: for ``tensorrt``, whether the operator stays, for the plugin, where the plugin has

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -15,10 +16,10 @@ from tests.exports.cache import ROOT
 EXAMPLES = ROOT / "examples"
 
 
-def run(name: str, *arguments: object, cwd: Path) -> str:
+def run(name: str, *arguments: object, cwd: Path, before: Sequence[object] = ()) -> str:
     """Standard output of an example, run from elsewhere."""
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
+        [sys.executable, *map(str, before), str(EXAMPLES / name), *map(str, arguments)],
         cwd=cwd,
         env=environment(),
         capture_output=True,
@@ -37,6 +38,9 @@ def test_every_example_is_tested() -> None:
         "custom_pass.py",
         "generate_text.py",
         "read_report.py",
+        "tensor_parallel.py",
+        # By tests/runtimes_matrix/test_openai.py, which installs what it needs.
+        "serve_openai.py",
     }
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
@@ -69,6 +73,23 @@ def test_optimize_torch_program(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "out.onnx")
     functions = {(f.domain, f.name) for f in model.functions}
     assert ("mla_opt", "MultiHeadLatentAttention") in functions
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [2, 4])
+def test_tensor_parallel(tmp_path: Path, processes: int) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes)
+    told = run("tensor_parallel.py", tmp_path, cwd=tmp_path, before=torchrun)
+    said = [line.partition(":")[2] for line in told.splitlines()[-3:]]
+    assert len(set(said)) == 1, "transformers, ONNX Runtime and PyTorch differ"
+    assert len(set(said[0].split(","))) > 4, "all tokens are the same: nothing was compared"
+    files = [onnx.load(tmp_path / f"rank{rank}.mla.onnx") for rank in range(processes)]
+    for model in files:
+        assert "MultiHeadLatentAttention" in {f.name for f in model.functions}
+        assert "AllReduce" in {node.op_type for node in model.graph.node}
+    assert told.count(f"{8 // processes} of 8 heads") == 4 * processes
 
 
 def test_custom_pass(tmp_path: Path) -> None:

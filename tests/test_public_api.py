@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import inspect
@@ -136,6 +137,25 @@ def test_one_way_to_open_and_to_generate():
     parameters = inspect.signature(runtimes.generate).parameters.values()
     assert [each.name for each in parameters][:3] == ["model", "tokens", "max_new_tokens"]
     assert {each.kind for each in list(parameters)[2:]} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_continuous_batches():
+    from mla_opt.runtimes.onnxruntime import batching
+
+    assert batching.__all__ == [
+        "AsyncBatch",
+        "BatchFullError",
+        "BatchToken",
+        "ContinuousBatch",
+        "Sampling",
+        "TokenStream",
+    ]
+    create = inspect.signature(batching.ContinuousBatch.create).parameters
+    assert list(create) == ["model", "sequences", "rows", "prompt_tokens"]
+    for called in (batching.ContinuousBatch.add, batching.AsyncBatch.submit):
+        assert list(inspect.signature(called).parameters) == ["self", "prompt", "sampling"]
+    fields = [each.name for each in dataclasses.fields(batching.Sampling)]
+    assert fields == ["max_new_tokens", "stop_tokens", "temperature", "top_k", "top_p", "seed"]
 
 
 def test_an_import_costs_nothing():

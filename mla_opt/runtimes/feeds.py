@@ -42,16 +42,40 @@ class TokenFeeds:
         """
         query_len, total = ids.shape[1], valid.shape[1]
         start = total - query_len
-        feeds: dict[str, Array] = {self._tokens.name: self._ids(ids)}
-        if self._mask is not None:
-            shape = _shape(self._mask, ids.shape[0], query_len, total)
-            feeds[self._mask.name] = mask_feed(self._mask, shape, valid, start)
+        feeds = self._ids_and_mask(ids, valid)
         for port in self._positions:
             feeds[port.name] = _position(port, valid, before, start)
         for port in self._starts:
             feeds[port.name] = start_feed(port, _shape(port, ids.shape[0], query_len, total), start)
         if self._past_len is not None:
             feeds[self._past_len] = np.full(ids.shape[0], start, np.int32)
+        return feeds
+
+    def step(self, ids: Ints, lengths: Ints) -> dict[str, Array]:
+        """Return the feeds for one new token ``[B, 1]`` of each sequence, at a row of its own.
+
+        Only for a model whose buffers have rows counted for each sequence, and whose positions are
+        each sequence's own: nothing is padded, and no sequence is as long as another.
+
+        Args:
+            ids: the new tokens.
+            lengths: ``[B]``, the rows that each sequence has before this call.
+        """
+        total = int(lengths.max()) + 1
+        feeds = self._ids_and_mask(ids, np.arange(total)[None] <= lengths[:, None])
+        for port in self._positions:
+            shape = _shape(port, ids.shape[0], 1, total)
+            feeds[port.name] = position_feed(port, shape, lengths[:, None], 0)
+        if self._past_len is not None:
+            feeds[self._past_len] = lengths.astype(np.int32)
+        return feeds
+
+    def _ids_and_mask(self, ids: Ints, valid: Bools) -> dict[str, Array]:
+        feeds: dict[str, Array] = {self._tokens.name: self._ids(ids)}
+        if self._mask is not None:
+            (batch, query_len), total = ids.shape, valid.shape[1]
+            shape = _shape(self._mask, batch, query_len, total)
+            feeds[self._mask.name] = mask_feed(self._mask, shape, valid, total - query_len)
         return feeds
 
     def _ids(self, ids: Ints) -> Array:

@@ -69,8 +69,17 @@ CacheT = TypeVar("CacheT", bound=TokenCache)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """How tokens are chosen, and when they end: the arguments that every `generate` has."""
+class Sampling:
+    """How tokens are chosen, and when a sequence ends.
+
+    Attributes:
+        max_new_tokens: how many a sequence gets at most.
+        stop_tokens: a sequence ends with the first of these.
+        temperature: 0 takes the most probable token, above that tokens are drawn.
+        top_k: only that many of the most probable tokens can be drawn.
+        top_p: only the fewest most probable tokens that together have this probability.
+        seed: for the draws; a NumPy generator goes on where it is.
+    """
 
     max_new_tokens: int
     stop_tokens: int | Sequence[int] = ()
@@ -78,7 +87,6 @@ class Choice:
     top_k: int | None = None
     top_p: float | None = None
     seed: int | np.random.Generator | None = None
-    stream: Stream | None = None
 
     def sampler(self) -> Sampler:
         """What draws the tokens. Raises `InputError` for an argument without a meaning."""
@@ -93,6 +101,13 @@ class Choice:
         found = np.atleast_1d(np.asarray(given, np.int64))
         as_rows([found], vocabulary)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Sampling):
+    """The arguments that every `generate` has."""
+
+    stream: Stream | None = None
 
 
 def continue_sequences(

@@ -2,6 +2,8 @@
 
 By layer where memory is short, and where whole models say little: one that chooses, such as which
 experts a token goes to, chooses others where a cache is rounded, and is then far from what it was.
+And by layer where whole models cannot run alone: one rank's part of a model that several processes
+share hands on sums to which the others add theirs. What it does between two sums it does alone.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ Extent = Literal["auto", "whole", "by-layer"]
 TIMES = 2
 """Bytes that verification takes for each of the weights of both models, at most: one model is open
 at a time, and ONNX Runtime widens 16 bits to 32. What long prompts take is small beside it."""
+
+COLLECTIVES = frozenset({"AllGather", "AllReduce", "AllToAll"})
+"""Operators of ``com.microsoft`` by which the processes that share a model talk to each other."""
 
 _CHOOSING = ("TopK", "ArgMax", "ArgMin", "NonZero", "Multinomial")
 
@@ -70,6 +75,9 @@ def verify_as(
     if InterfaceMap.of(open_model(optimized, "optimized").model).is_paged:
         return verify(original, optimized, **given)
     before, after = (open_model(each, "model").model for each in (original, optimized))
+    shared = collectives(before)
+    if shared:
+        return _one_rank(original, optimized, shared, given)
     needed, room = TIMES * (_stored_bytes(before) + _stored_bytes(after)), available()
     short = room is not None and needed > room
     if not short and not (_rounds_cache(before, after) and _chooses(before)):
@@ -82,6 +90,24 @@ def verify_as(
         raise InputError(
             f"to verify both models whole takes about {needed / 1e9:.0f} GB of memory,"
             f" {(room or 0) / 1e9:.0f} GB are free, and layer by layer: {error}"
+        ) from error
+
+
+def collectives(model: ir.Model) -> tuple[str, ...]:
+    """The types of the nodes by which a model takes part in a larger one, sorted."""
+    nodes = (node for node in model.graph.all_nodes() if node.domain == "com.microsoft")
+    return tuple(sorted({node.op_type for node in nodes} & COLLECTIVES))
+
+
+def _one_rank(
+    original: ModelLike, optimized: ModelLike, shared: tuple[str, ...], given: dict[str, Any]
+) -> ParityReport:
+    try:
+        return verify_by_layer(original, optimized, **given)
+    except InputError as error:
+        raise InputError(
+            f"the model is one rank of several ({', '.join(shared)}), so it cannot be run whole"
+            f" here, and layer by layer: {error}"
         ) from error
 
 

@@ -75,9 +75,13 @@ class Tape:
         """A float constant."""
         return self.array(np.array(value, np.float32))
 
+    def weight(self, name: str, out: int, width: int) -> Array:
+        """The parameter of a torch Linear."""
+        return weight(name, out, width)
+
     def linear(self, value: str, name: str, width: int, out: int) -> str:
         """`value @ W.T` for the parameter of a torch Linear."""
-        return self.op("MatMul", value, self.array(weight(name, out, width).T, name))
+        return self.op("MatMul", value, self.array(self.weight(name, out, width).T, name))
 
     def rms_norm(self, value: str, name: str, width: int) -> str:
         """RMSNorm over the last axis."""
@@ -126,7 +130,7 @@ def mask(tape: Tape) -> str:
 def expansions(tape: Tape, prefix: str, dims: Dims) -> tuple[str, str]:
     """`W_UK` [H, N, C] and `W_UV` [H, C, V], cut out of kv_b_proj."""
     heads, nope, value = dims.num_heads, dims.qk_nope_head_dim, dims.v_head_dim
-    both = weight(f"{prefix}.kv_b_proj", heads * (nope + value), dims.kv_lora_rank)
+    both = tape.weight(f"{prefix}.kv_b_proj", heads * (nope + value), dims.kv_lora_rank)
     both = both.reshape(heads, nope + value, dims.kv_lora_rank)
     w_uv = both[:, nope:].transpose(0, 2, 1)
     return tape.array(both[:, :nope], f"{prefix}.w_uk"), tape.array(w_uv, f"{prefix}.w_uv")
@@ -246,12 +250,13 @@ def interface(dims: Dims) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInf
     return inputs, outputs
 
 
-def build(dims: Dims, form: str, path: Path) -> None:
+def build(dims: Dims, form: str, path: Path, tape: Tape | None = None) -> None:
     """Write the model beside its external data."""
-    tape = Tape()
+    tape = tape or Tape()
     decoder(tape, dims, form)
     graph = helper.make_graph(tape.nodes, form, *interface(dims), tape.initializers)
-    imports = [helper.make_opsetid("", OPSET)]
+    domains = {node.domain for node in tape.nodes} - {""}
+    imports = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(d, 1) for d in domains)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
     data = path.name + ".data"
     (path.parent / data).unlink(missing_ok=True)

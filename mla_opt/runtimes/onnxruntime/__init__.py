@@ -8,6 +8,9 @@
 
 `generate` takes any decoder with a cache, so that a model can be compared with what it was made
 from; a `LatentCache` is for optimized ones. Caches lie in the memory of the CPU.
+
+`mla_opt.runtimes.onnxruntime.batching` serves requests that come and go, and
+`mla_opt.runtimes.onnxruntime.ranks` runs one rank of a tensor-parallel model.
 """
 
 from __future__ import annotations

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from mla_opt.graphs.interface.feeds import numpy_dtype
+from mla_opt.graphs.interface.interface import State
 from mla_opt.ort_values import to_ort_value
-from mla_opt.runtimes.onnxruntime.buffers import StateBuffer
 from mla_opt.runtimes.onnxruntime.decoder import Decoder
 from mla_opt.verification.onnx.sessions import ORT_ERRORS
 from mla_opt.verification.running import RunError
@@ -21,6 +22,27 @@ Array = npt.NDArray[Any]
 
 #: Gives back after a chunk what no decode step needs.
 SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+
+class BoundState(Protocol):
+    """The memory of one state in a call."""
+
+    @property
+    def state(self) -> State:
+        """The input and the output that it is bound to."""
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+
+    def past(self, length: int) -> ort.OrtValue:
+        """The tensor that a call with ``length`` rows of past is fed."""
+
+    def present(self, length: int) -> ort.OrtValue:
+        """The tensor that a call fills, with ``length`` rows when it is done."""
+
+    def advance(self) -> None:
+        """Let the present be the next past."""
 
 
 class Binding:
@@ -36,7 +58,7 @@ class Binding:
         self._prepared: tuple[ort.OrtValue, Array] | None = None
 
     def run(
-        self, feeds: dict[str, Array], states: tuple[StateBuffer, ...], past: int, new: int
+        self, feeds: dict[str, Array], states: Sequence[BoundState], past: int, new: int
     ) -> Array:
         """Run one call of ``new`` tokens and let the states advance.
 

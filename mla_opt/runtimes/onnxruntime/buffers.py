@@ -159,11 +159,15 @@ def buffers(states: tuple[State, ...], batch: int, capacity: int) -> tuple[State
     Raises:
         InputError: a dimension of a state is not known.
     """
-    return tuple(StateBuffer(state, _shape(state, batch), capacity) for state in states)
+    return tuple(StateBuffer(state, shape_without_rows(state, batch), capacity) for state in states)
 
 
-def _shape(state: State, batch: int) -> tuple[int, ...]:
-    """Shape of a state's input without rows."""
+def shape_without_rows(state: State, batch: int) -> tuple[int, ...]:
+    """Shape of a state's input with no rows yet.
+
+    Raises:
+        InputError: a dimension is not known.
+    """
     port = state.input
     if state.kind != "recurrent" and state.growth_axis is None:
         raise InputError(f"cache {port.name!r} grows along no dimension that is known")

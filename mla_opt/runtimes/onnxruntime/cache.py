@@ -49,7 +49,7 @@ class LatentCache:
 
     def __init__(self, decoder: Decoder, batch: int, capacity: int | None = None) -> None:
         """For `create`, which says what may go wrong."""
-        _check_size(decoder, batch, capacity)
+        check_size(decoder, batch, capacity)
         self.decoder = decoder
         self._may_grow = capacity is None and decoder.capacity is None
         rows = decoder.capacity or capacity or FIRST_ROWS
@@ -323,7 +323,7 @@ class LatentCache:
         return "the model has no mask and positions that would tell padding from tokens"
 
     def _check_batch(self, batch: int) -> None:
-        _check_size(self.decoder, batch, None)
+        check_size(self.decoder, batch, None)
 
 
 def open_decoder(model: ModelLike | ort.InferenceSession) -> Decoder:
@@ -332,7 +332,8 @@ def open_decoder(model: ModelLike | ort.InferenceSession) -> Decoder:
     return decoder_of(opened)
 
 
-def _check_size(decoder: Decoder, batch: int, capacity: int | None) -> None:
+def check_size(decoder: Decoder, batch: int, capacity: int | None) -> None:
+    """Raise `InputError` where a model does not take as many sequences or rows."""
     fixed = decoder.fixed_batch
     if batch < 1 or (fixed is not None and batch != fixed):
         takes = "1 sequence or more" if fixed is None else f"{fixed} at once"

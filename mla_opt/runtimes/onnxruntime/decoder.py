@@ -7,6 +7,7 @@ Of another one ONNX Runtime tells names, shapes and metadata, which suffice for 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -38,6 +39,8 @@ class Description:
         optimized: whether mla-opt wrote it.
         attention: dimensions of its latent attention, where the file tells them.
         fingerprint: by which a saved cache knows its model.
+        counts_each: whether a fused operator counts the rows of each sequence's buffers, for every
+            state, so that sequences of one call may have pasts of different lengths.
     """
 
     label: str
@@ -45,6 +48,7 @@ class Description:
     optimized: bool
     attention: Attention | None
     fingerprint: Fingerprint
+    counts_each: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,7 @@ def describe(model: ir.Model, label: str, kernel: bool) -> Description:
         optimized=SITES_KEY in model.metadata_props,
         attention=read_attention(model, kernel and _has_operator(model)),
         fingerprint=fingerprint(model, driver.interface),
+        counts_each=_counts_each(model, driver),
     )
 
 
@@ -138,17 +143,35 @@ def _decoder(session: ort.InferenceSession, description: Description) -> Decoder
 
 
 def _has_operator(model: ir.Model) -> bool:
-    nodes = model.graph.all_nodes()
-    return any(
-        is_operator(node.domain, node.op_type) or is_multi_head(node.domain, node.op_type)
-        for node in nodes
+    return any(True for _ in _operators(model))
+
+
+def _operators(model: ir.Model) -> Iterator[ir.Node]:
+    for node in model.graph.all_nodes():
+        if is_operator(node.domain, node.op_type) or is_multi_head(node.domain, node.op_type):
+            yield node
+
+
+def _counts_each(model: ir.Model, driver: Driver) -> bool:
+    """Whether each state is a buffer that an operator fills, counted by the input itself.
+
+    What else is made of that input may be one number for all sequences, such as the largest.
+    """
+    fed = {value.name: value for value in model.graph.inputs}
+    if driver.past_len_input not in fed:
+        return False
+    counter = fed[driver.past_len_input]
+    held = [set(node.inputs) for node in _operators(model) if counter in node.inputs]
+    return all(
+        state.kind == "buffer" and any(fed.get(state.input.name) in operands for operands in held)
+        for state in driver.interface.states
     )
 
 
 def _outline(session: ort.InferenceSession) -> ir.Model:
     """A model without nodes, of what ONNX Runtime tells of the session's."""
-    inputs = [_value(argument) for argument in session.get_inputs()]
-    outputs = [_value(argument) for argument in session.get_outputs()]
+    inputs = [typed_value(argument) for argument in session.get_inputs()]
+    outputs = [typed_value(argument) for argument in session.get_outputs()]
     graph = ir.Graph(inputs, outputs, nodes=(), opset_imports={"": 18}, name="outline")
     model = ir.Model(graph, ir_version=10)
     model.metadata_props.update(session.get_modelmeta().custom_metadata_map)
@@ -158,7 +181,8 @@ def _outline(session: ort.InferenceSession) -> ir.Model:
 _TYPES = {"float": "FLOAT", "double": "DOUBLE"}
 
 
-def _value(argument: ort.NodeArg) -> ir.Value:
+def typed_value(argument: ort.NodeArg) -> ir.Value:
+    """A value of the name, type and shape that ONNX Runtime tells of an input or an output."""
     name = argument.type.removeprefix("tensor(").removesuffix(")")
     dtype = getattr(ir.DataType, _TYPES.get(name, name.upper()), None)
     kind = None if dtype is None else ir.TensorType(dtype)

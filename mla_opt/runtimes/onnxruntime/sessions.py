@@ -61,7 +61,7 @@ def session(
     """
     options = _default_options() if session_options is None else session_options
     _set_threads(options, intra_op_threads, inter_op_threads)
-    label, graph = _opened(model)
+    label, graph = read_graph(model)
     registered = _register(options, kernel, label)
     return _described_session(label, model, graph, options, providers, registered)
 
@@ -77,7 +77,7 @@ def session_with_library(
     """
     options = _default_options()
     _set_threads(options, intra_op_threads, None)
-    label, graph = _opened(path)
+    label, graph = read_graph(path)
     if library is not None:
         _take_library(options, library)
     return _described_session(label, path, graph, options, None, library is not None)
@@ -158,8 +158,8 @@ def _take_library(options: ort.SessionOptions, library: Path) -> None:
         ) from error
 
 
-def _opened(model: ModelLike) -> tuple[str, ir.Model]:
-    """Return what messages call the model, and its graph."""
+def read_graph(model: ModelLike) -> tuple[str, ir.Model]:
+    """Return what messages call the model, and its graph. Raises `InputError`."""
     if isinstance(model, ir.Model):
         return model.graph.name or "model", model
     if isinstance(model, onnx.ModelProto):

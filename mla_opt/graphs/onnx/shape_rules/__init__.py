@@ -98,6 +98,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("com.microsoft", "GroupQueryAttention"): attentions.of_group_query_attention,
     ("com.microsoft", "PagedAttention"): attentions.of_paged_attention,
     ("com.microsoft", "FusedMatMul"): products.of_matmul,
+    # The sum over all ranks is as large as what each has.
+    ("com.microsoft", "AllReduce"): elementwise.of_like_first,
     ("com.microsoft", "MatMulNBits"): products.of_quantized_matmul,
     ("com.microsoft", "MatMulBnb4"): products.of_quantized_matmul,
     ("com.microsoft", "GatherBlockQuantized"): gathers.of_gather_quantized,
