@@ -6,19 +6,16 @@ import json
 import os
 import shutil
 import subprocess
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
-import mla_opt
 from mla_opt.integrations.options import OPTIONS
 from mla_opt.models import demo_model
 from tests.exports.cache import ROOT
+from tests.integrations.demo_runs import FUSED, check_same, fused
 from tests.integrations.packages import installed
 from tests.pages import blocks
 
@@ -30,7 +27,6 @@ QUANTIZE = {"type": "OnnxBlockWiseRtnQuantization", "bits": 4, "block_size": 32}
 LATENT = {"type": "MlaOpt"}
 #: The layers of the demo that make keys and values; the operator takes their weights.
 KV_B = ["node_linear_3", "node_linear_11"]
-FUSED = {"MultiHeadLatentAttention": 2}
 
 
 @pytest.fixture(scope="module")
@@ -73,38 +69,6 @@ def made_by(python: Path, folder: Path, *passes: dict[str, Any]) -> onnx.ModelPr
     models = list((folder / "out").glob("*.onnx"))
     assert len(models) == 1, said[-4000:]
     return onnx.load(models[0])
-
-
-def fused(model: onnx.ModelProto) -> dict[str, int]:
-    count = Counter(node.op_type for node in model.graph.node)
-    return {name: count[name] for name in FUSED}
-
-
-def outputs(model: onnx.ModelProto, *, kernel: bool) -> list[np.ndarray[Any, Any]]:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if kernel:
-        options.register_custom_ops_library(str(mla_opt.kernel_library()))
-    session = ort.InferenceSession(model.SerializeToString(), options)
-    random = np.random.default_rng(0)
-    batch, new, past = 2, 3, 5
-    feeds: dict[str, Any] = {
-        "input_ids": random.integers(0, 50, (batch, new)),
-        "attention_mask": np.ones((batch, past + new), np.int64),
-        "position_ids": np.arange(past, past + new)[None].repeat(batch, 0),
-    }
-    for each in session.get_inputs():
-        if each.name not in feeds:
-            rows = (batch, 1, past, each.shape[3])
-            feeds[each.name] = random.standard_normal(rows).astype(np.float32)
-    return session.run(None, feeds)
-
-
-def check_same(one: onnx.ModelProto, other: onnx.ModelProto) -> None:
-    for kernel in (False, True):
-        pairs = zip(outputs(one, kernel=kernel), outputs(other, kernel=False), strict=True)
-        for got, wanted in pairs:
-            assert np.abs(got - wanted).max() < 1e-4 * wanted.std()
 
 
 def test_the_page(python: Path, tmp_path: Path) -> None:
