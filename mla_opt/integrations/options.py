@@ -29,7 +29,8 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(
             Target,
             "onnxruntime",
             "onnxruntime: the fused operator with its function body. portable: standard operators"
-            " only. tensorrt: the graph of one phase of an engine.",
+            " only. onnxruntime-paged: ONNX Runtime's own operator. tensorrt: the graph of one"
+            " phase of an engine.",
         ),
         "absorb": Option(
             Absorb,

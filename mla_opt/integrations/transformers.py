@@ -70,9 +70,10 @@ class MlaOptConfig(OnnxConfig):
             raise InputError(
                 f"cache is {self.cache!r}; for transformers it is 'keep' or 'static:ROWS'"
             )
-        if self.target == "tensorrt":
+        if self.target not in ("onnxruntime", "portable"):
             raise InputError(
-                "target is 'tensorrt', which transformers does not run; use mla-opt export"
+                f"target is {self.target!r}, which the runner of transformers does not run; use"
+                " 'onnxruntime' or 'portable' here, or mla-opt optimize and export for it"
             )
         if options.is_quantized:
             raise InputError(

@@ -117,6 +117,7 @@ def test_the_format_is_registered() -> None:
         {"cache": "static"},
         {"cache": "static:32", "cache_type": "int8"},
         {"target": "tensorrt", "cache": "static:32"},
+        {"target": "onnxruntime-paged"},
         {"absorb": "all"},
     ],
 )
