@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": API,
     "folders": API,
     "bundles": {"engines", "folders", *API},
+    "integrations": API,
     "doctor": {"engines", *API},
     "runtimes": {"bundles", "engines", *API},
     "cli": {

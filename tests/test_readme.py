@@ -20,11 +20,14 @@ from tests.exports.cache import ROOT
 from tests.pages import PAGES, README, Block, blocks, goes_on
 
 BY_CI_RUN = "`.ci/run` runs it in an environment of its own"
+BY_TEST_OLIVE = "tests/integrations/test_olive.py runs it where Olive is installed"
 #: Blocks that cannot run here, by page and first line, and why. All others do.
 NOT_RUN = {
     ("README.md", "python3.11 -m venv .venv"): BY_CI_RUN,
     ("README.md", "python3.11 -m venv .venv-test"): BY_CI_RUN,
     ("docs/cuda.md", "mla-opt build-kernels --arch 80,90a,120"): "needs nvcc",
+    ("docs/olive.md", "pip install 'olive-ai==0.13.*' requests onnxscript"): BY_TEST_OLIVE,
+    ("docs/olive.md", "cat > workflow.json <<'END'"): BY_TEST_OLIVE,
     (
         "docs/tensorrt.md",
         "mla-opt build-kernels --arch 90 --tensorrt-headers /usr/include/x86_64-linux-gnu",

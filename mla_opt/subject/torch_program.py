@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import onnx_ir as ir
+import torch
 from torch import fx
 
 from mla_opt import metadata
@@ -25,6 +26,8 @@ from mla_opt.programs.saved import describe_program, read_program
 from mla_opt.report.inspection import OperatorReport
 from mla_opt.report.report import ModelFile, StoredBytes
 from mla_opt.sites import LatentAttentionSite
+
+higher_order = torch.ops.higher_order
 
 if TYPE_CHECKING:
     from mla_opt.programs.recognize import Program
@@ -72,8 +75,14 @@ class ProgramSubject:
         return program_options(options)
 
     def cautions(self, dtypes: Collection[str]) -> tuple[str, ...]:
-        """Nothing: PyTorch computes in the types of a program."""
-        return ()
+        """That the result has conditionals, where the program had none; types need none."""
+        if not _has_cond(self._program.module) or _has_cond(self._opened.program.module):
+            return ()
+        return (
+            "the program chooses between two forms by torch.cond; for runtimes that take aten"
+            " operators alone, such as ExecuTorch and OpenVINO's PyTorch frontend, use prefill"
+            " absorbed",
+        )
 
     def file(self) -> ModelFile | None:
         """Hash and size of the file, where there is one."""
@@ -114,3 +123,7 @@ class ProgramSubject:
 def _stored_bytes(program: LiftedProgram) -> int:
     once = {id(each.tensor): each.tensor for each in program.stored.values()}
     return sum(tensor.nbytes for tensor in once.values())
+
+
+def _has_cond(module: fx.GraphModule) -> bool:
+    return bool(module.graph.find_nodes(op="call_function", target=higher_order.cond))

@@ -249,3 +249,27 @@ def test_the_function_declares_the_contract():
 def test_an_opset_without_a_body_is_refused():
     with pytest.raises(InputError, match="no body for opset 13, only for 14 to 25"):
         multi_head_function_body(MultiHeadSignature(), 13)
+
+
+@pytest.mark.parametrize("storage", SMALL_STORAGES)
+@pytest.mark.parametrize("form", ["auto", *FORMS])
+@pytest.mark.parametrize("style", [TENSORRT, ONNX_RUNTIME], ids=["plain", "adaptive"])
+def test_no_attribute_is_an_empty_list(storage, form, style):
+    """Tools that write a file anew, such as onnx-graphsurgeon, cannot tell its type."""
+    given = weights(*SMALL_STORAGES[storage], SMALL_DIMS)
+    signature = MultiHeadSignature(cases.ALL_SIGNATURES[0], form=form)
+    proto = model(signature, operands(signature, given), style=style)
+    bodies = [node for function in proto.functions for node in _nodes(function.node)]
+    assert bodies
+    lists = (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS, onnx.AttributeProto.STRINGS)
+    for node in bodies:
+        for each in node.attribute:
+            held = [*each.ints, *each.floats, *each.strings]
+            assert held or each.ref_attr_name or each.type not in lists, (node.name, each.name)
+
+
+def _nodes(nodes):
+    for node in nodes:
+        yield node
+        for each in node.attribute:
+            yield from _nodes(each.g.node)

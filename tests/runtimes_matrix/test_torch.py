@@ -89,6 +89,15 @@ def test_a_form_of_a_program(program: Any, form: str, target: Any) -> None:
             assert error < TOLERANCE, (sizes, place, float(error))
 
 
+@pytest.mark.parametrize("form", ["absorbed", "packed absorbed", "auto"])
+def test_a_portable_program_has_aten_operators_alone_or_says_so(program: Any, form: str) -> None:
+    result = mla_opt.optimize(program, target="portable", verify=False, **FORMS[form])
+    called = {str(node.target) for node in result.model.graph.nodes if node.op == "call_function"}
+    others = {name for name in called if not name.startswith(("aten.", "<built-in function"))}
+    notes = [note for note in result.report.notes if "torch.cond" in note]
+    assert (others, len(notes)) == (({"cond"}, 1) if form == "auto" else (set(), 0))
+
+
 def _call(optimized: Any, given: tuple[Any, ...], packed: bool) -> tuple[Any, ...]:
     """A program whose caches have changed takes and returns everything by name."""
     if not packed:

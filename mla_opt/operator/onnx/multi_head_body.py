@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
@@ -225,5 +226,6 @@ class _Body:
 
 def _scalar(tape: BodyTape, condition: ir.Value) -> ir.Value:
     """Return a condition [1] as a scalar, which an If takes."""
-    shape = tape.op("Constant", value_ints=ir.AttrInt64s("value_ints", []))
-    return tape.op("Reshape", condition, shape)
+    # A tensor: tools that write the file anew cannot tell the type of an empty list.
+    shape = ir.AttrTensor("value", ir.tensor(np.array([], np.int64)))
+    return tape.op("Reshape", condition, tape.op("Constant", value=shape))
