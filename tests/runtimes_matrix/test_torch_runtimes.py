@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 import mla_opt
+from tests.exports.cache import ROOT
 from tests.integrations.packages import installed
 from tests.runtimes_matrix.forms import CALLS, FORMS, TOLERANCE, Sizes
 from tests.runtimes_matrix.test_torch import LAYERS, Model, arguments
 
 torch = pytest.importorskip("torch")
 
-SCRIPT = Path(__file__).with_name("run_executorch.py")
 LITERT = Path(__file__).with_name("run_litert.py")
 EXECUTORCH, LITERT_TORCH = "executorch==1.5.1", "litert-torch==0.10.0"
 MOST = 256
@@ -73,14 +73,8 @@ def test_openvino_reads_the_program() -> None:
 @pytest.mark.other_runtimes
 def test_executorch(tmp_path: Path) -> None:
     python = installed(tmp_path / "env", EXECUTORCH)
-    folder = tmp_path / "programs"
-    folder.mkdir()
-    for name, kind in (("grown", Model), ("joined outside", NewRows)):
-        torch.export.save(portable(exported(kind, bounded=True)), folder / f"{name}.pt2")
-        with torch.no_grad():
-            calls = [(given, kind()(*given)) for given in map(arguments, ONE_SEQUENCE)]
-        torch.save(calls, folder / f"{name}.calls.pt")
-    done = subprocess.run([python, SCRIPT, folder], capture_output=True, text=True, check=False)
+    command = [python, "-m", "tests.runtimes_matrix.run_executorch"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads(done.stdout.splitlines()[-1])
     assert len(errors) == 4
