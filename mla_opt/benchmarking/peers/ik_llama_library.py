@@ -79,13 +79,13 @@ class IkLlamaCpp(LlamaLibrary):
         written = self.more["llama_state_seq_get_data"](context, buffer, size, 0, 0)
         return bytes(buffer[:written])
 
-    def set_state(self, context: Any, state: bytes, sequence: int) -> bool:
+    def set_state(self, context: Any, state: bytearray, sequence: int) -> bool:
         """Give a sequence such a cache."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
         set_data = self.more["llama_state_seq_set_data"]
         return bool(set_data(context, buffer, len(state), sequence, 0))
 
-    def lengthened(self, state: bytes, rows: int) -> bytes:
+    def lengthened(self, state: bytes, rows: int) -> bytearray:
         """The cache repeated to so many rows."""
         return lengthened_older(state, rows)
 

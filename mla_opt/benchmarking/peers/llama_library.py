@@ -49,11 +49,11 @@ class LlamaLibrary(ABC):
         """The cache of the first sequence."""
 
     @abstractmethod
-    def set_state(self, context: Any, state: bytes, sequence: int) -> bool:
+    def set_state(self, context: Any, state: bytearray, sequence: int) -> bool:
         """Give a sequence such a cache; whether it was taken."""
 
     @abstractmethod
-    def lengthened(self, state: bytes, rows: int) -> bytes:
+    def lengthened(self, state: bytes, rows: int) -> bytearray:
         """The cache repeated to so many rows."""
 
     @abstractmethod
@@ -113,12 +113,12 @@ class LlamaCpp(LlamaLibrary):
         written = self.api.llama_state_seq_get_data(context, buffer, size, 0)
         return bytes(buffer[:written])
 
-    def set_state(self, context: Any, state: bytes, sequence: int) -> bool:
-        """Give a sequence such a cache."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+    def set_state(self, context: Any, state: bytearray, sequence: int) -> bool:
+        """Give a sequence such a cache; it is as large as llama.cpp's own, and not copied here."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
         return bool(self.api.llama_state_seq_set_data(context, buffer, len(state), sequence))
 
-    def lengthened(self, state: bytes, rows: int) -> bytes:
+    def lengthened(self, state: bytes, rows: int) -> bytearray:
         """The cache repeated to so many rows."""
         return lengthened(state, rows)
 

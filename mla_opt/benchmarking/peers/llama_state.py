@@ -20,12 +20,14 @@ is at the end.
 from __future__ import annotations
 
 import struct
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+Part = tuple[Bytes, int]
+"""Bytes that are repeated until they are so many: a whole cache can be most of the memory."""
 
 _CELL = np.dtype([("position", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
 _CELL_OF_NONE = np.dtype([("position", "<i4"), ("sequences", "<u4")])
@@ -33,31 +35,48 @@ _HEAD, _COUNT, _LAYERS, _LAYER = "<IiI", "<I", "<II", "<iQ"
 _NO_VALUES = 2
 
 
-def lengthened(state: bytes, rows: int) -> bytes:
+def lengthened(state: bytes, rows: int) -> bytearray:
     """Return the state with ``rows`` cells at positions 0 to ``rows - 1``.
 
     Raises:
         ValueError: it is laid out otherwise, which another version of llama.cpp may do.
     """
     try:
-        return b"".join(_parts(state, rows))
+        return _joined(_parts(state, rows))
     except (struct.error, ValueError) as error:
         raise ValueError(f"llama.cpp wrote a state of another layout: {error}") from error
 
 
-def lengthened_older(state: bytes, rows: int) -> bytes:
+def lengthened_older(state: bytes, rows: int) -> bytearray:
     """Return a state of ik_llama.cpp with ``rows`` cells at positions 0 to ``rows - 1``.
 
     Raises:
         ValueError: it is laid out otherwise, which another version may do.
     """
     try:
-        return b"".join(_parts_without_head(state, rows))
+        return _joined(_parts_without_head(state, rows))
     except (struct.error, ValueError) as error:
         raise ValueError(f"ik_llama.cpp wrote a state of another layout: {error}") from error
 
 
-def _parts_without_head(state: bytes, rows: int) -> list[bytes]:
+def _joined(parts: Sequence[Part]) -> bytearray:
+    """All parts, one behind the other, made where they are to be."""
+    joined = bytearray(sum(length for _, length in parts))
+    place, at = np.frombuffer(joined, np.uint8), 0
+    for content, length in parts:
+        rest = length % max(content.size, 1)
+        place[at : at + length - rest].reshape(-1, max(content.size, 1))[:] = content
+        place[at + length - rest : at + length] = content[:rest]
+        at += length
+    return joined
+
+
+def _part(content: bytes) -> Part:
+    """Bytes as they are."""
+    return np.frombuffer(content, np.uint8), len(content)
+
+
+def _parts_without_head(state: bytes, rows: int) -> list[Part]:
     (cells,) = struct.unpack_from(_COUNT, state)
     at = struct.calcsize(_COUNT)
     known = np.frombuffer(state, _CELL_OF_NONE, cells, at)
@@ -69,33 +88,34 @@ def _parts_without_head(state: bytes, rows: int) -> list[bytes]:
     values, layers = struct.unpack_from(_LAYERS, state, at)
     if values not in (0, _NO_VALUES):
         raise ValueError("values that lie transposed")
-    parts = [struct.pack(_COUNT, rows), made.tobytes(), struct.pack(_LAYERS, values, layers)]
+    front = struct.pack(_COUNT, rows), made.tobytes(), struct.pack(_LAYERS, values, layers)
+    parts = [*map(_part, front)]
     at += struct.calcsize(_LAYERS)
     for _ in range(1 if values else 2):
         kept, at = _layers(state, at, layers, cells, rows)
         parts += kept
     if any(state[at:]) or len(state) - at > struct.calcsize(_COUNT):
         raise ValueError(f"{len(state) - at} bytes are left")
-    return [*parts, state[at:]]
+    return [*parts, _part(state[at:])]
 
 
-def _parts(state: bytes, rows: int) -> list[bytes]:
+def _parts(state: bytes, rows: int) -> list[Part]:
     _magic, sequence, streams = struct.unpack_from(_HEAD, state)
     at = struct.calcsize(_HEAD)
-    parts = [state[:at]]
+    parts = [_part(state[:at])]
     for left in reversed(range(streams)):
         (cells,) = struct.unpack_from(_COUNT, state, at)
         at += 4
         if cells == 0:
-            parts.append(struct.pack(_COUNT, 0))
+            parts.append(_part(struct.pack(_COUNT, 0)))
             continue
         known = np.frombuffer(state, _CELL, cells, at)
         at += known.nbytes
         if (known["sequences"] != 1).any():
             raise ValueError("cells of more than one sequence")
-        parts += [struct.pack(_COUNT, rows), _cells(rows, sequence)]
+        parts += map(_part, (struct.pack(_COUNT, rows), _cells(rows, sequence)))
         transposed, layers = struct.unpack_from(_LAYERS, state, at)
-        parts.append(state[at : at + struct.calcsize(_LAYERS)])
+        parts.append(_part(state[at : at + struct.calcsize(_LAYERS)]))
         at += struct.calcsize(_LAYERS)
         keys, at = _layers(state, at, layers, cells, rows)
         parts += keys
@@ -115,15 +135,14 @@ def _cells(rows: int, sequence: int) -> bytes:
     return cells.tobytes()
 
 
-def _layers(state: bytes, at: int, layers: int, cells: int, rows: int) -> tuple[list[bytes], int]:
+def _layers(state: bytes, at: int, layers: int, cells: int, rows: int) -> tuple[list[Part], int]:
     """The keys, or the values, of all layers, and where they end."""
-    parts = []
+    parts: list[Part] = []
     for _ in range(layers):
         _, width = struct.unpack_from(_LAYER, state, at)
         size = struct.calcsize(_LAYER)
-        parts.append(state[at : at + size])
+        parts.append(_part(state[at : at + size]))
         at += size
-        kept: npt.NDArray[Any] = np.frombuffer(state, np.uint8, cells * width, at)
-        parts.append(np.resize(kept, rows * width).tobytes())
+        parts.append((np.frombuffer(state, np.uint8, cells * width, at), rows * width))
         at += cells * width
     return parts, at
