@@ -50,6 +50,10 @@ def test_an_export_with_experts_and_padding(kind: str, tmp_path) -> None:
     assert {"prompt and decode", "ragged batch", "long past"} <= names
     interface = InterfaceMap.of(result.model)
     assert [(d.name, d.dtype) for d in interface.dropped] == [("attention_mask", "INT64")]
+    why = {(c.after or c.before).name: c.why for c in result.report.interface_changes}  # type: ignore[union-attr]
+    assert why["attention_mask"] == "no token is padding: those of all sequences are packed"
+    assert why["input_ids"] == why["logits"] == "the tokens of all sequences are packed"
+    assert why["block_table"] == "which blocks are whose"
     limit = (result.report.verification["drift"] or {}).get("limit")
     assert (limit is not None) == (kind != "keep")
     scales = [v.name for v in result.model.graph.inputs if str(v.name).endswith("_scale")]
