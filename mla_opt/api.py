@@ -145,7 +145,7 @@ def optimize(
     report = replace(_report(opened, records, options), input=source.result())
     if not graph.sites and not allow_unmatched:
         raise NothingMatchedError(_why_nothing(report, opened.optimized_by), report)
-    _check_caches(report)
+    _check_asked_for(report)
     if graph.sites:
         opened.record(graph.sites)
     result = opened.result() if graph.sites or passes is not None else opened.unchanged()
@@ -181,7 +181,7 @@ def _complaint(model: Any) -> str | None:
     return None
 
 
-def _check_caches(report: OptimizationReport) -> None:
+def _check_asked_for(report: OptimizationReport) -> None:
     """What was asked for by name is done to every layer, or refused.
 
     Raises:

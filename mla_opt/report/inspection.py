@@ -106,7 +106,8 @@ class OperatorReport:
         """The operator's name, without the number that its body may have."""
         if self.node is None:
             return "standard operators"
-        return "MultiHeadLatentAttention" if "::MultiHead" in self.node else "LatentAttention"
+        names = ("MultiHeadLatentAttention", "PagedAttention")
+        return next((name for name in names if f"::{name}" in self.node), "LatentAttention")
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def _cache_of(operator: OperatorReport) -> str:
 
 
 def _operator_key(operator: OperatorReport) -> Hashable:
-    return replace(operator, name="", node=operator.node and "")
+    return replace(operator, name="", node=operator.operator)
 
 
 def _widths(operator: OperatorReport) -> str:

@@ -10,7 +10,7 @@ from mla_opt.sites.cache import CacheLayout
 
 @dataclass(frozen=True, slots=True)
 class FusedAttention:
-    """One ``LatentAttention`` or ``MultiHeadLatentAttention`` of a graph.
+    """One ``LatentAttention``, ``MultiHeadLatentAttention`` or ``PagedAttention`` of a graph.
 
     Attributes:
         label: its node, for messages.
@@ -34,6 +34,8 @@ class FusedAttention:
         """How the cache lies that the operator reads; ``rows`` where it reads none."""
         if "past_len" in self.shapes:
             return "static"
+        if "block_table" in self.shapes:
+            return "paged"
         if self._is_even:
             return "even"
         if "rope_cache" in self.shapes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -58,6 +59,16 @@ def test_an_export_with_experts_and_padding(kind: str, tmp_path) -> None:
     assert (limit is not None) == (kind != "keep")
     scales = [v.name for v in result.model.graph.inputs if str(v.name).endswith("_scale")]
     assert len(scales) == (0 if kind == "keep" else 2)
+
+
+@pytest.mark.parametrize(("kind", "cached"), [("keep", "float16"), ("fp8", "float8_e4m3fn")])
+def test_inspect_lists_the_operator(kind: str, cached: str) -> None:
+    result = lowered(dataclasses.replace(CAUSAL, dtype="float16"), cache_type=kind, verify=False)
+    (operator,) = mla_opt.inspect(result.model).operators
+    assert (operator.operator, operator.cache, operator.cache_dtype) == (OP_TYPE, "paged", cached)
+    assert (operator.num_heads, operator.dtype) == (CAUSAL.heads, "float16")
+    assert (operator.kv_lora_rank, operator.qk_rope_head_dim) == (CAUSAL.latent, CAUSAL.rope)
+    assert operator.form is not None, "the record of the site is told with it"
 
 
 # Things to get wrong

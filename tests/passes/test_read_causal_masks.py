@@ -132,6 +132,31 @@ def by_own_positions(tape: Tape) -> str:
     return tape("Unsqueeze", allowed, tape.ints(1))
 
 
+def counted_from_the_last(tape: Tape) -> str:
+    """All keys: the last place is no place before the first."""
+    queries, keys = places(tape)
+    one = tape.stored(np.asarray(1, np.int64), "shift_1")
+    last = tape("Gather", keys, tape.stored(np.asarray(-1, np.int64), "last"))
+    return tape("LessOrEqual", keys, tape("Add", queries, tape("Add", one, last)))
+
+
+def truths_from_the_last(tape: Tape) -> str:
+    """The row of the last query, for all: it sees every key."""
+    _, keys = places(tape)
+    square = tape("LessOrEqual", keys, tape("Unsqueeze", keys, tape.ints(1)))
+    return tape("Gather", square, tape.ints(-1), axis=0)
+
+
+def repeated_or_not(tape: Tape) -> str:
+    """An axis that may be one and is broadcast then, or that of the keys."""
+    queries, _ = places(tape)
+    several = tape.input("several", ("keys or 1",), TensorProto.INT64)
+    as_many = tape("Shape", several)
+    count = tape("Squeeze", as_many, tape.ints(0))
+    zero, one = (tape.stored(np.asarray(n, np.int64), f"from_{n}") for n in (0, 1))
+    return tape("LessOrEqual", tape("Range", zero, count, one), queries)
+
+
 @pytest.mark.parametrize(
     "make", [shifted(0), negated, first_always, by_lookup, sliced, padded], ids=lambda m: m.__name__
 )
@@ -147,6 +172,9 @@ def test_causal_however_it_is_written(make) -> None:
         (written(window), "depends on more than which token comes first"),
         (written(without_past), "depends on more than which token comes first"),
         (written(by_own_positions), "depends on more than which token comes first"),
+        (written(counted_from_the_last), "its queries see keys behind their own"),
+        (written(truths_from_the_last), "its queries see keys behind their own"),
+        (written(repeated_or_not), "is not followed"),
         (written(shifted(0), level=-100.0), "its queries see keys behind their own"),
         (written(shifted(0), seen=0.5), "adds 0.5 to scores of keys that a query sees"),
     ],
@@ -156,6 +184,9 @@ def test_causal_however_it_is_written(make) -> None:
         "window",
         "without the past",
         "own positions",
+        "from the last",
+        "truths from the last",
+        "repeated or not",
         "weak",
         "not nothing",
     ],

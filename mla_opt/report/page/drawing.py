@@ -71,7 +71,7 @@ def draw(
     elif form == "expanded":
         core, text = plan.expanded_again(), _EXPANDED
     else:
-        core, text = plan.absorbed(form), _ABSORBED
+        core, text = plan.absorbed(), _ABSORBED
     boxes = (plan.input(), *plan.query(form), *core[0], *plan.output(form), plan.result())
     arrows = (*_chain(plan.query_keys(form)), *core[1], *_chain(plan.output_keys(form)))
     return Drawing(form, text, boxes, arrows)
@@ -140,9 +140,8 @@ class _Plan:
         """From the attention to the result."""
         return ("attention", *(box.key for box in self.output(form)), "result")
 
-    def absorbed(self, form: CostForm) -> _Part:
+    def absorbed(self) -> _Part:
         """Attention on latent rows."""
-        del form
         heads, rank = self.geometry.num_heads, self.geometry.kv_lora_rank
         shape = f"{heads} heads, rows of {self.geometry.latent_width}, output {rank}"
         attention = Box("attention", "operator", "latent attention", shape, "latent attention")

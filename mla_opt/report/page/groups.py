@@ -56,6 +56,6 @@ def operators(found: Sequence[OperatorReport]) -> Sequence[Group[OperatorReport]
     def key(one: OperatorReport) -> tuple[object, ...]:
         widths = (one.num_heads, one.qk_nope_head_dim, one.qk_rope_head_dim, one.v_head_dim)
         kept = (one.cache, one.cache_dtype, one.form, one.prefill_threshold)
-        return widths, one.kv_lora_rank, one.dtype, kept, one.node is None
+        return widths, one.kv_lora_rank, one.dtype, kept, one.operator
 
     return group(found, key=key, name=lambda one: one.name)

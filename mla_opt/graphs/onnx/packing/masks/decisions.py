@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -46,10 +47,11 @@ def opposite_truth(decided: bool | None) -> bool | None:
     return None if decided is None else not decided
 
 
-def _truth(element: Element) -> bool | None:
+def truth(element: Element) -> bool:
+    """A truth, or a number as one. Raises `UnreadMaskError` where it depends on places."""
     if isinstance(element, bool | int | float):
         return bool(element)
-    return None
+    raise UnreadMaskError("a truth depends on places")
 
 
 def both(reader: Reader, node: ir.Node, place: Place) -> Element:
@@ -67,7 +69,7 @@ def _combined(reader: Reader, node: ir.Node, place: Place, decisive: bool) -> El
     unread: UnreadMaskError | None = None
     for at in (0, 1):
         try:
-            if _truth(operand(reader, node, place, at)) is decisive:
+            if truth(operand(reader, node, place, at)) is decisive:
                 return decisive
         except UnreadMaskError as error:
             unread = error
@@ -78,15 +80,12 @@ def _combined(reader: Reader, node: ir.Node, place: Place, decisive: bool) -> El
 
 def negated(reader: Reader, node: ir.Node, place: Place) -> Element:
     """Not."""
-    return not _truth(operand(reader, node, place, 0))
+    return not truth(operand(reader, node, place, 0))
 
 
 def chosen(reader: Reader, node: ir.Node, place: Place) -> Element:
     """Where: the operand that the condition takes."""
-    decided = _truth(operand(reader, node, place, 0))
-    if decided is None:
-        raise UnreadMaskError(f"{reader.graph.label(node)} chooses by something else")
-    return operand(reader, node, place, 1 if decided else 2)
+    return operand(reader, node, place, 1 if truth(operand(reader, node, place, 0)) else 2)
 
 
 def cast(reader: Reader, node: ir.Node, place: Place) -> Element:
@@ -99,7 +98,11 @@ def cast(reader: Reader, node: ir.Node, place: Place) -> Element:
         raise UnreadMaskError(f"{reader.graph.label(node)} makes a number of a place")
     if target == ir.DataType.BOOL:
         return bool(element)
-    return int(element) if target.is_integer() else float(element)
+    if not target.is_integer():
+        return float(element)
+    if not math.isfinite(element):
+        raise UnreadMaskError(f"{reader.graph.label(node)} makes an integer of {element}")
+    return int(element)
 
 
 def arithmetic(combine: Callable[[Expression, Expression], Expression]) -> Rule:

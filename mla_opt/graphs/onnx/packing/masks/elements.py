@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
+from mla_opt.graphs import sizes
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.graphs.onnx.packing.masks.order import Case
 from mla_opt.graphs.sizes import Expression
@@ -49,13 +50,20 @@ Rule = Callable[[Reader, ir.Node, Place], Element]
 """The element that a node makes, of the elements of what it reads."""
 
 
-def broadcast(reader: Reader, value: ir.Value, place: Place) -> Place:
-    """The place of an operand that is broadcast, by that of the result."""
-    shape = reader.shape(value)
-    if shape is None or place is None or len(shape) > len(place):
-        return () if shape == () else None
+def broadcast(reader: Reader, value: ir.Value, result: ir.Value, place: Place) -> Place:
+    """The place of an operand that is broadcast, by that of the result.
+
+    An axis of a size that may be 1 or the result's has no known place.
+    """
+    shape, whole = reader.shape(value), reader.shape(result)
+    if shape == ():
+        return ()
+    if shape is None or whole is None or place is None or len(shape) > len(place):
+        return None
+    behind = len(place) - len(shape)
     return tuple(
-        0 if size == 1 else at for size, at in zip(shape, place[len(place) - len(shape) :])
+        0 if size == 1 else at if sizes.same(size, of_result) else None
+        for size, of_result, at in zip(shape, whole[behind:], place[behind:])
     )
 
 
@@ -63,7 +71,7 @@ def operand(reader: Reader, node: ir.Node, place: Place, at: int) -> Element:
     """The element of one operand that is broadcast to the result."""
     value = node.inputs[at]
     assert value is not None
-    return reader.at(value, broadcast(reader, value, place))
+    return reader.at(value, broadcast(reader, value, node.outputs[0], place))
 
 
 def plain(number: Element) -> Element:

@@ -16,6 +16,7 @@ from mla_opt.graphs.onnx.packing.masks.elements import (
 )
 from mla_opt.graphs.onnx.shape_rules.facts import attribute, axis_of
 from mla_opt.graphs.onnx.shape_rules.slices import spans_of
+from mla_opt.graphs.sizes import Expression
 
 
 def same(reader: Reader, node: ir.Node, place: Place) -> Element:
@@ -85,24 +86,35 @@ def gathered(reader: Reader, node: ir.Node, place: Place) -> Element:
     axis = axis_of(attribute(node, "axis", 0), len(shapes[0])) or 0
     end = axis + len(shapes[1])
     try:
-        taken = reader.at(index, place[axis:end])
+        taken = _counted(reader.at(index, place[axis:end]), shapes[0][axis])
     except UnreadMaskError:
         return reader.at(data, None)
     return reader.at(data, (*place[:axis], taken, *place[end:]))
+
+
+def _counted(index: Element, size: Expression) -> Expression:
+    """A place that is counted from the first. Raises `UnreadMaskError` where that is not told."""
+    if isinstance(index, int) and index < 0:
+        return size + index
+    if not sympy.sympify(index).is_nonnegative:
+        raise UnreadMaskError("a place may be counted from the last")
+    return index
 
 
 def looked_up(reader: Reader, node: ir.Node, place: Place) -> Element:
     """GatherND: by all coordinates, or anywhere, where all are the same."""
     data, index = node.inputs[:2]
     assert data is not None and index is not None
-    shape = reader.shape(index)
-    if place is None or shape is None or not isinstance(shape[-1], int):
+    shape, whole = reader.shape(index), reader.shape(data)
+    if place is None or shape is None or whole is None or not isinstance(shape[-1], int):
         return reader.at(data, None)
     outer, count = place[: len(shape) - 1], shape[-1]
     if attribute(node, "batch_dims", 0):
         return reader.at(data, None)
     try:
-        coordinates = tuple(reader.at(index, (*outer, number)) for number in range(count))
+        coordinates = tuple(
+            _counted(reader.at(index, (*outer, number)), whole[number]) for number in range(count)
+        )
     except UnreadMaskError:
         return reader.at(data, None)
     return reader.at(data, (*coordinates, *place[len(shape) - 1 :]))

@@ -22,7 +22,10 @@ from mla_opt.graphs.onnx.packing.masks.elements import (
 from mla_opt.graphs.onnx.packing.masks.order import KEY, NEW, PAST, QUERY, Case
 from mla_opt.graphs.onnx.packing.masks.rules import RULES
 from mla_opt.graphs.sizes import Expression
-from mla_opt.sites.layout import SCORES, Layout, Part
+from mla_opt.sites.layout import SCORES, Layout, Part, Role
+
+Lengths = Mapping[str, Expression | None]
+"""How long the axes of scores are, by role."""
 
 
 @dataclass(slots=True)
@@ -39,19 +42,28 @@ class MaskReader:
         """A reader of the model's masks; all sizes are those of one sequence."""
         return cls(graph, case, _counted(graph))
 
-    def of_scores(self, value: ir.Value, layout: Layout | None) -> Element:
-        """What a mask over the scores has for the query and the key.
+    def of_scores(self, value: ir.Value, layout: Layout | None, lengths: Lengths) -> Element:
+        """What a mask over scores of such ``lengths`` has for the query and the key.
 
         Raises:
             UnreadMaskError: that is not the same for all calls, or cannot be told.
         """
         rank = self.graph.rank(value)
         if layout is None:
-            roles = SCORES[len(SCORES) - (rank or 0) :]
-            place = tuple(_ROLES[role] for role in roles)
+            roles: Sequence[str] = SCORES[len(SCORES) - (rank or 0) :]
         else:
-            place = tuple(_place_of(axis) for axis in layout)
+            roles = [_role_of(axis) for axis in layout]
+        shape = self.shape(value) or (None,) * len(roles)
+        place = tuple(_place(role, size, lengths) for role, size in zip(roles, shape))
         return self.at(value, place)
+
+    def length(self, value: ir.Value, layout: Layout, role: Role) -> Expression | None:
+        """How long the axis of a role is; ``None`` where that cannot be told."""
+        shape = self.shape(value)
+        axes = [at for at, axis in enumerate(layout) if _role_of(axis) == role]
+        if not axes:  # an axis of size one has no parts
+            return 1
+        return shape[axes[0]] if shape is not None and len(axes) == 1 else None
 
     def at(self, value: ir.Value, place: Place) -> Element:
         """The element of a value at a place."""
@@ -153,10 +165,17 @@ def _counted(graph: OnnxGraph) -> dict[Expression, Expression]:
     return found
 
 
-_ROLES: dict[str, Expression | None] = {"batch": 0, "head": None, "query": QUERY, "key": KEY}
+_ROLES: dict[str, Expression] = {"batch": 0, "query": QUERY, "key": KEY}
 
 
-def _place_of(axis: Sequence[Part]) -> Expression | None:
-    if not axis:
+def _role_of(axis: Sequence[Part]) -> str:
+    return axis[0].role if len(axis) == 1 else ""
+
+
+def _place(role: str, size: Expression | None, lengths: Lengths) -> Expression | None:
+    """Where an axis of a mask is looked at; ``None`` if it may be repeated there, or not."""
+    if size == 1:
         return 0
-    return _ROLES.get(axis[0].role) if len(axis) == 1 else None
+    length = lengths.get(role)
+    known = size is not None and length is not None and sizes.same(size, length)
+    return _ROLES.get(role) if known else None
