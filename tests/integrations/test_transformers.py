@@ -164,6 +164,11 @@ def test_rows_of_others_are_copied_in(exporter: MlaOptExporter, original: OnnxMo
     wanted = call(original, PROMPTS[:, :1], call(original, PROMPTS, empty()).past_key_values).logits
     torch.testing.assert_close(got.flip(0), wanted, atol=2e-4, rtol=0)
 
+    cache = call(run, PROMPTS, empty()).past_key_values
+    first = DynamicCache([(each.keys[:1], each.values[:1]) for each in cache.layers])
+    got = call(run, PROMPTS[:1, :1], first).logits  # the other sequence goes on alone
+    torch.testing.assert_close(got, wanted[:1], atol=2e-4, rtol=0)
+
 
 def test_a_full_cache_is_refused(exporter: MlaOptExporter) -> None:
     run = runner(exporter, cache="static:6")

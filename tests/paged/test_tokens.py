@@ -52,6 +52,9 @@ APART = {
     " r = Range(z, l, o) y = Gather<axis = 1>(x, r)",
     "einsum": 'y = Einsum<equation = "btd,de->bte">(x, stored)',
     "stored rows": "y = Gather(stored, n)",
+    "rotary by positions": "a = Constant<value_ints = [0]>() e = Constant<value_ints = [4]>()"
+    " o = Constant<value_ints = [1]>() c = Slice(stored, a, e, o)"
+    " y = com.microsoft.RotaryEmbedding<num_heads = 1>(x, n, c, c)",
 }
 
 MIXED = {
@@ -59,6 +62,19 @@ MIXED = {
                         "ReduceMean: it works along the axis of the tokens"),
     "scores": ("a = Transpose<perm = [0, 2, 1]>(x) b = MatMul(x, a) c = Softmax(b)"
                " y = MatMul(c, x)", "MatMul: it multiplies tokens with each other"),
+    "norm over tokens": ("s = Constant<value = float[8] {1,1,1,1,1,1,1,1}>()"
+                         " y = LayerNormalization<axis = 1>(x, s)",
+                         "LayerNormalization: it works along the axis of the tokens"),
+    "place in the call": ("p = Constant<value_ints = [3]>() a = Constant<value_ints = [0]>()"
+                          " e = Constant<value_ints = [4]>() o = Constant<value_ints = [1]>()"
+                          " c = Slice(stored, a, e, o)"
+                          " y = com.microsoft.RotaryEmbedding<num_heads = 1>(x, p, c, c)",
+                          "RotaryEmbedding: it rotates by the place in the call"),
+    "every other token": ("s = Shape<start = 1, end = 2>(x) z = Constant<value_int = 0>()"
+                          " o = Constant<value_int = 1>() q = Constant<value_ints = [0]>()"
+                          " l = Squeeze(s, q) r = Range(z, l, o) d = Constant<value_int = 2>()"
+                          " t = Mul(r, d) y = Gather<axis = 1>(x, t)",
+                          "Gather: it looks up other tokens"),
     "softmax": ("y = Softmax<axis = 1>(x)", "Softmax: it works along the axis of the tokens"),
     "cumulated": ("a = Constant<value_int = 1>() y = CumSum(x, a)",
                   "CumSum: it works along the axis of the tokens"),

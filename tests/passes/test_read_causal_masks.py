@@ -12,6 +12,8 @@ import mla_opt
 from mla_opt.errors import RefusedError
 from mla_opt.graphs import sizes
 from mla_opt.graphs.onnx.packing.masks.causal import why_not_causal
+from mla_opt.graphs.onnx.packing.masks.decisions import truth
+from mla_opt.graphs.onnx.packing.masks.elements import UnreadMaskError
 from mla_opt.graphs.onnx.packing.masks.order import KEY, NEW, PAST, QUERY, Case
 from tests.graphs.latent_block import Block, Tape, build
 from tests.passes.harness import graph_of, run
@@ -150,11 +152,37 @@ def truths_from_the_last(tape: Tape) -> str:
 def repeated_or_not(tape: Tape) -> str:
     """An axis that may be one and is broadcast then, or that of the keys."""
     queries, _ = places(tape)
+    return tape("LessOrEqual", one_or_keys(tape), queries)
+
+
+def one_or_keys(tape: Tape) -> str:
+    """Places along an axis whose size the file does not say."""
     several = tape.input("several", ("keys or 1",), TensorProto.INT64)
-    as_many = tape("Shape", several)
-    count = tape("Squeeze", as_many, tape.ints(0))
+    count = tape("Squeeze", tape("Shape", several), tape.ints(0))
     zero, one = (tape.stored(np.asarray(n, np.int64), f"from_{n}") for n in (0, 1))
-    return tape("LessOrEqual", tape("Range", zero, count, one), queries)
+    return tape("Range", zero, count, one)
+
+
+def repeated_inside(tape: Tape) -> str:
+    """The same within the mask, whose own size is that of the scores."""
+    queries, keys = places(tape)
+    order = tape("LessOrEqual", one_or_keys(tape), queries)
+    return tape(
+        "And",
+        order,
+        tape(
+            "Expand",
+            tape("GreaterOrEqual", keys, keys),
+            tape("Concat", tape("Shape", queries, start=0, end=1), tape("Shape", keys), axis=0),
+        ),
+    )
+
+
+def of_infinity(tape: Tape) -> str:
+    """An integer that is none."""
+    _, keys = places(tape)
+    endless = tape("Cast", tape.stored(np.asarray(np.inf, np.float32), "inf"), to=TensorProto.INT64)
+    return tape("LessOrEqual", keys, tape("Identity", endless))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +203,8 @@ def test_causal_however_it_is_written(make) -> None:
         (written(counted_from_the_last), "its queries see keys behind their own"),
         (written(truths_from_the_last), "its queries see keys behind their own"),
         (written(repeated_or_not), "is not followed"),
+        (written(repeated_inside), "is not followed"),
+        (written(of_infinity), "makes an integer of inf"),
         (written(shifted(0), level=-100.0), "its queries see keys behind their own"),
         (written(shifted(0), seen=0.5), "adds 0.5 to scores of keys that a query sees"),
     ],
@@ -187,6 +217,8 @@ def test_causal_however_it_is_written(make) -> None:
         "from the last",
         "truths from the last",
         "repeated or not",
+        "repeated inside",
+        "infinity",
         "weak",
         "not nothing",
     ],
@@ -194,6 +226,12 @@ def test_causal_however_it_is_written(make) -> None:
 def test_what_is_not_causal(block: Block, told: str) -> None:
     """A window of 4096 is noticed as well as one of 4: no example has to be as long."""
     assert told in reason(block)
+
+
+def test_a_truth_that_depends_on_places_is_none() -> None:
+    assert truth(0.5)
+    with pytest.raises(UnreadMaskError):
+        truth(KEY)
 
 
 def test_what_is_refused_by_name() -> None:

@@ -68,9 +68,7 @@ def drop_unread(graph: OnnxGraph) -> str:
     interface = graph.interface
     states = {state.input.name for state in interface.states}
     names = {
-        port.name
-        for port in interface.inputs
-        if port.name not in states and _is_of_sequences(port, interface)
+        port.name for port in interface.inputs if port.name not in states and _is_of_sequences(port)
     }
     told = [value for value in graph.model.graph.inputs if value.name in names]
     for value in told:
@@ -79,8 +77,6 @@ def drop_unread(graph: OnnxGraph) -> str:
     return next((value.name or "" for value in told if value.uses()), "")
 
 
-def _is_of_sequences(port: Port, interface: ModelInterface) -> bool:
-    if port is interface.attention_mask or port in interface.starts:
-        return True
+def _is_of_sequences(port: Port) -> bool:
     whole = port.axis_of("batch", "total_len", "past_len") is not None
     return whole and port.axis_of("query_len") is None

@@ -126,8 +126,6 @@ class MaskReader:
             token = _token_at(port, place)
             if port.name == value.name and token is not None:
                 return PAST + token
-        if any(port.name == value.name for port in interface.starts):
-            return PAST
         raise UnreadMaskError(f"it is made of the input {value.name!r}")
 
     def named(self, number: Element) -> Element:
