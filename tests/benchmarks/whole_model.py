@@ -1,6 +1,6 @@
 """Make a whole 4-bit model, as a user's folder: `config.json`, `model.onnx` and its weights.
 
-    python -m tests.benchmarks.whole_model minicpm3-4b|v2-lite-dense FOLDER [--layers N]
+    python -m tests.benchmarks.whole_model minicpm3-4b|v2-lite-dense|v2-lite-two FOLDER [--layers N]
 
 The model's code is that of transformers, exported by torch.onnx. Its weights are random: at their
 size only their bytes matter. No weight exists before it is written, so that a model of 4 billion
@@ -74,6 +74,15 @@ V2_LITE_DENSE: dict[str, Any] = {
     "first_k_dense_replace": 27,
     "rope_interleave": True,
 }
+#: Two layers of its attention; in a model of few layers ik_llama.cpp wants a latent of the query.
+V2_LITE_TWO: dict[str, Any] = {
+    **V2_LITE_DENSE,
+    "num_hidden_layers": 2,
+    "q_lora_rank": 1536,
+    "intermediate_size": 1024,
+    "vocab_size": 4096,
+    "first_k_dense_replace": 2,
+}
 #: For `--quick`.
 MINICPM3_TINY: dict[str, Any] = {
     **MINICPM3_4B,
@@ -89,7 +98,7 @@ MINICPM3_TINY: dict[str, Any] = {
     "intermediate_size": 96,
     "vocab_size": 96,
 }
-#: With widths that ik_llama.cpp has; in a model of few layers it wants a latent of the query.
+#: With widths that ik_llama.cpp has.
 V2_LITE_TINY: dict[str, Any] = {
     **V2_LITE_DENSE,
     "num_hidden_layers": 2,
@@ -106,6 +115,7 @@ MODELS = {
     "minicpm3-4b": ("MiniCPM3", MINICPM3_4B),
     "v2-lite-tiny": ("DeepseekV3", V2_LITE_TINY),
     "v2-lite-dense": ("DeepseekV3", V2_LITE_DENSE),
+    "v2-lite-two": ("DeepseekV3", V2_LITE_TWO),
 }
 
 

@@ -105,6 +105,11 @@ class OnnxGraph(InterfaceEdits):
     def _stored(self) -> StoredMatrices:
         return StoredMatrices(self.model)
 
+    def prune(self) -> int:
+        """Drop what nothing reads. Matrices of the dropped nodes can still be looked for."""
+        _ = self._stored
+        return super().prune()
+
     def packed_rows(self, node: ir.Node) -> Array | None:
         """What MatMulNBits multiplies with, by its definition."""
         packed = packed_rows(node)

@@ -11,7 +11,7 @@ direction of their first numbers, then every number is compared.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,15 +73,24 @@ def _without(rows: Array, factors: Array | None) -> Array:
     return wide if factors is None else wide / factors
 
 
-def code_matrices(model: ir.Model, columns: int, width: int) -> Iterator[Candidate]:
-    """Every stored matrix with rows, or columns, of this many codes of less than ``width`` bytes.
+def stored_codes(model: ir.Model) -> list[ir.TensorProtocol]:
+    """Every stored matrix of a type that codes have."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return [
+        tensor
+        for tensor in tensors
+        if tensor is not None and tensor.dtype in _TYPES and len(tensor.shape) == 2
+    ]
+
+
+def code_matrices(
+    tensors: Iterable[ir.TensorProtocol], columns: int, width: int
+) -> Iterator[Candidate]:
+    """Those with rows, or columns, of this many codes of less than ``width`` bytes.
 
     Others take no less memory than the rows themselves.
     """
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None or tensor.dtype not in _TYPES or len(tensor.shape) != 2:
-            continue
+    for tensor in tensors:
         if tensor.dtype.itemsize >= width:
             continue
         for turned in (False, True):

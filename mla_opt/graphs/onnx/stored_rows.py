@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from mla_opt.graphs.onnx import column_factors
 from mla_opt.graphs.onnx.codes import BYTE_TYPES, ROUNDING, are_same, nearest
-from mla_opt.graphs.onnx.scaled_rows import Candidate, Loader, code_matrices
+from mla_opt.graphs.onnx.scaled_rows import Candidate, Loader, code_matrices, stored_codes
 from mla_opt.handles import Array
 from mla_opt.operator.kv_b import PACKED_BITS, KvB, Storage
 
@@ -63,13 +63,13 @@ def packed_rows(node: ir.Node) -> KvB | None:
 
 
 class StoredMatrices:
-    """Those of one model; each is read when rows of its width are looked for, and let go then.
+    """Those of one model as it is now, whatever is dropped from it later.
 
-    Layers are asked for in their order, as a rule, so a search begins behind the last find.
+    Each is read when rows of its width are looked for, and let go then. Layers are asked for in their order, as a rule, so a search begins behind the last find.
     """
 
     def __init__(self, model: ir.Model) -> None:
-        self._model = model
+        self._tensors = stored_codes(model)
         self._candidates: dict[tuple[int, int], deque[Candidate]] = {}
         self._readers = [
             (_Operator(node, tuple(node.inputs)), reader)
@@ -101,7 +101,7 @@ class StoredMatrices:
         columns, width = rows.shape[1], rows.dtype.itemsize
         if (columns, width) not in self._candidates:
             known = (Candidate(each, columns) for each in self._read(columns))
-            codes = code_matrices(self._model, columns, width)
+            codes = code_matrices(self._tensors, columns, width)
             self._candidates[columns, width] = deque([*known, *codes])
         return _first(self._candidates[columns, width], lambda each: each.multiples(rows, factors))
 
