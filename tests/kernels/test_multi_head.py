@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from mla_opt.geometry import MlaGeometry
 from mla_opt.operator import Signature
 from mla_opt.operator.kv_b import PLAIN, Storage
 from mla_opt.operator.multi_head import MultiHeadSignature
@@ -35,6 +36,8 @@ TOLERANCE = {
     BFLOAT16: 3e-2,
 }
 FORMS = ("absorbed", "expanded")
+#: Tiers that multiply rows of 16 bits, and of codes, in bfloat16.
+ROUNDING_TIERS = ("amx", "avx512bf16")
 PLAIN_WEIGHTS = weights(*SMALL_STORAGES["float32"], SMALL)
 
 
@@ -205,6 +208,97 @@ def test_prompts_on_buffers_of_every_length(tier, attention):
     signature = MultiHeadSignature(attention, form="expanded")
     feeds = operands(signature, PLAIN_WEIGHTS, query_len=150, past=130)
     assert matches(Runtime(signature, feeds).run(feeds), signature, feeds)
+
+
+#: Widths that every tier multiplies by whole vectors.
+MIDDLE = MlaGeometry(3, 32, 16, 64, 96)
+
+
+def on_buffers(attention, geometry, query_len, past, seed=0, **kept):
+    """Operands of ragged sequences on buffers."""
+    g = geometry
+    feeds = cases.operands(
+        attention,
+        query_len=query_len,
+        past=past,
+        rope=g.qk_rope_head_dim,
+        rank=g.kv_lora_rank,
+        seed=seed,
+        **kept,
+    )
+    shape = (cases.BATCH, g.num_heads, query_len, g.qk_head_dim)
+    feeds["query"] = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+    return feeds | weights(PLAIN, np.float32, None, g)
+
+
+@pytest.mark.parametrize("kept", ["bfloat16", "int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_fewer_bits_at_real_head_widths(tier, form, kept):
+    """Expanded, too, they are multiplied in bfloat16 where the processor has that."""
+    codes, narrow = ("none", True) if kept == "bfloat16" else (kept, False)
+    attention = Signature(
+        has_cache=True,
+        in_place=True,
+        split=codes != "none",
+        codes=codes,
+        narrow=narrow,
+        causal=True,
+    )
+    of_cache = {"cache_dtype": BFLOAT16} if narrow else {}
+    feeds = on_buffers(attention, V2_LITE, 40, 90, **of_cache)
+    signature = MultiHeadSignature(attention, form=form)
+    wanted = expected(signature, feeds, geometry=V2_LITE, scale=0.07)
+    outputs = Runtime(signature, feeds, geometry=V2_LITE, scale=0.07).run(feeds)
+    rounds = tier in ROUNDING_TIERS and (form == "absorbed" or tier == "avx512bf16")
+    assert cases.difference(outputs[0], wanted.output) <= (1e-2 if rounds else 4e-6)
+
+
+def seen_by_a_prompt(query_len, total):
+    """What is above the diagonal or far below is hidden, and padding, and keys in the middle.
+
+    Some of those are seen by a few rows alone, and one key by all rows behind it.
+    """
+    keys, rows = np.arange(total), np.arange(query_len)[:, None] + total - query_len
+    padding = np.array([0, 70, 140])[:, None, None]
+    seen = (keys <= rows) & (keys > rows - 400) & (keys >= padding)
+    seen &= (keys < 200) | (keys == 384) | (keys >= 480)
+    seen[:, 11:14, 192:384] = True
+    seen[-1, 0] = False
+    return seen
+
+
+def seen_by_a_token(query_len, total):
+    """Where one sequence ends the next one begins."""
+    keys = np.arange(total)
+    seen = np.stack([keys < 128, keys >= 128, keys >= 0])[:, None]
+    return np.broadcast_to(seen, (3, query_len, total))
+
+
+@pytest.mark.parametrize(
+    ("seen", "query_len"), [(seen_by_a_prompt, 170), (seen_by_a_token, 1)], ids=["prompt", "token"]
+)
+@pytest.mark.parametrize("bias", ["additive", "boolean"])
+@pytest.mark.parametrize("codes", ["none", "int8"])
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_of_keys_that_a_bias_hides(tier, form, codes, bias, seen, query_len):
+    """They are passed over, wherever they are."""
+    attention = Signature(
+        has_cache=True, in_place=True, split=codes != "none", codes=codes, bias=bias
+    )
+    feeds = on_buffers(attention, MIDDLE, query_len, 400)
+    feeds["past_len"][:] = 400
+    allowed = seen(query_len, 400 + query_len)[:, None]
+    values = np.random.default_rng(5).standard_normal(allowed.shape)
+    hidden = {"additive": np.where(allowed, values, -np.inf).astype(np.float32), "boolean": allowed}
+    feeds["bias"] = hidden[bias]
+    signature = MultiHeadSignature(attention, form=form)
+    wanted = expected(signature, feeds, geometry=MIDDLE, scale=0.14)
+    outputs = Runtime(signature, feeds, geometry=MIDDLE, scale=0.14).run(feeds)
+    rounds = codes != "none" and tier in ROUNDING_TIERS
+    assert cases.difference(outputs[0], wanted.output) <= (2e-2 if rounds else 4e-6)
+    everything = {"additive": np.zeros_like(values, np.float32), "boolean": np.ones_like(allowed)}
+    seeing = expected(signature, feeds | {"bias": everything[bias]}, geometry=MIDDLE, scale=0.14)
+    assert cases.difference(outputs[0], seeing.output) > 0.2
 
 
 def test_a_wrong_scale_and_swapped_heads_show():

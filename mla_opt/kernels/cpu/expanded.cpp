@@ -5,10 +5,14 @@
 //   weights of the heads, unpacked once for all sequences
 //   rows [T, C]  times those of a head  ->  keys [T, N+R], values [T, V]
 //   attention of the head's queries to them, in tiles and parts as the plan says
+//
+// Rows that are kept in bfloat16, or in 8 bits, become keys and values of bfloat16 where the processor
+// multiplies such numbers: of weights that are rounded to them for it.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 
+#include "expanded_rows.h"
 #include "multi_head_call.h"
 
 namespace mla_opt {
@@ -25,6 +29,8 @@ constexpr int64_t kRowsPerTask = 128;
 struct Expanded {
   const Call& call;
   const HeadProducts& products;
+  const BFloat16Products* narrow;  // null: products of float32
+  int32_t type;                    // of keys and values
   int64_t heads_at_once, longest;
   int64_t packed_floats;  // of a head
   float* packed;          // [heads_at_once, packed_floats]
@@ -33,6 +39,12 @@ struct Expanded {
   int32_t* lengths;       // [heads_at_once], all those of the sequence
   int64_t first_head = 0, heads = 0, sequence = 0;
   std::atomic<bool> no_memory{false};
+
+  // Numbers into keys or values, from element `at` on.
+  void write(const float* from, int64_t count, char* to, int64_t at) const {
+    if (narrow) return narrow->round(from, count, reinterpret_cast<BFloat16*>(to) + at);
+    write_floats(from, count, to, type, at);
+  }
 };
 
 int64_t longest_of(const Problem& p) {
@@ -44,80 +56,76 @@ int64_t longest_of(const Problem& p) {
 
 void pack_head(Expanded& state, int64_t index) {
   const Matrix matrix = head_matrix(state.call, state.first_head + index);
-  if (!state.products.pack(matrix, state.packed + index * state.packed_floats,
-                           {row_scratch, packed_scratch}))
+  const auto pack = state.narrow ? state.narrow->pack : state.products.pack;
+  if (!pack(matrix, state.packed + index * state.packed_floats, {row_scratch, packed_scratch}))
     state.no_memory = true;
-}
-
-// `count` numbers of a row from `column` on, as floats; of rows that are not quantized.
-void read_columns(const Problem& p, const Segment& rows, int64_t row, int64_t column, int64_t count,
-                  float* to) {
-  const int64_t front = std::clamp<int64_t>(front_width(p) - column, 0, count);
-  if (front) read_floats(rows.front, rows.type, row * rows.front_stride + column, front, to);
-  if (front == count) return;
-  read_floats(rows.back, rows.type, row * rows.back_stride + column + front - front_width(p),
-              count - front, to + front);
-}
-
-// c_kv of rows first .. first + count of a segment, as floats.
-FloatRows float_rows(const Problem& p, const Segment& rows, int64_t first, int64_t count, float* room) {
-  if (rows.type == MLA_OPT_FLOAT32 && rank_in_front(p) == p.kv_lora_rank)
-    return {reinterpret_cast<const float*>(rows.front) + first * rows.front_stride, rows.front_stride,
-            count};
-  for (int64_t i = 0; i < count; ++i) {
-    float* to = room + i * p.kv_lora_rank;
-    const int64_t key = rows.first + first + i;
-    if (is_quantized(rows.type))
-      dequantize_row(codes_of(rows, key), rows.type, scales_of(rows, key), p.kv_lora_rank, to);
-    else
-      read_columns(p, rows, first + i, 0, p.kv_lora_rank, to);
-  }
-  return {room, p.kv_lora_rank, count};
 }
 
 // Keys and values of some rows of a head: the products, and k_pe as it is.
 void write_head(Expanded& state, int64_t index, const Segment& rows, int64_t first, int64_t count,
-                const float* made, int64_t stride, float* room) {
+                const float* made, int64_t stride, float* k_pe) {
   const Problem& p = state.call.attention;
   const int64_t nope = state.call.problem.nope_dim, value = state.call.problem.v_dim;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = index * state.longest + rows.first + first + i;
     const int64_t key = row * query_width(state.call);
-    write_floats(made + i * stride, nope, state.keys, p.type, key);
-    write_floats(made + i * stride + nope, value, state.values, p.type, row * value);
+    state.write(made + i * stride, nope, state.keys, key);
+    state.write(made + i * stride + nope, value, state.values, row * value);
     if (!p.rope_dim) continue;
-    if (is_quantized(rows.type))
-      read_floats(rows.back, type_beside(rows.type), (first + i) * rows.back_stride, p.rope_dim, room);
-    else
-      read_columns(p, rows, first + i, p.kv_lora_rank, p.rope_dim, room);
-    write_floats(room, p.rope_dim, state.keys, p.type, key + nope);
+    read_k_pe(p, rows, first + i, k_pe);
+    state.write(k_pe, p.rope_dim, state.keys, key + nope);
   }
 }
 
-void expand_segment(Expanded& state, const Segment& rows, int64_t first, int64_t count) {
+// What a task keeps beside the products that it makes.
+struct Room {
+  float* made;  // [rows, stride]
+  int64_t stride;
+  float* rows;  // [rows, C], if they cannot be read where they lie
+  float* row;   // [max(C, R)]
+};
+
+bool reserve(Expanded& state, int64_t count, Room& room) {
   const Problem& p = state.call.attention;
-  const int64_t made = state.call.problem.nope_dim + state.call.problem.v_dim;
-  const int64_t stride = state.products.padded_columns(made);
-  const int64_t made_floats = state.products.padded_rows(count) * stride;
-  const int64_t floats = made_floats + count * p.kv_lora_rank + p.rope_dim + 16;
-  auto* out = reinterpret_cast<float*>(
+  room.stride = state.products.padded_columns(state.call.problem.nope_dim + state.call.problem.v_dim);
+  const int64_t made = state.products.padded_rows(count) * room.stride;
+  const int64_t floats = made + count * p.kv_lora_rank + std::max(p.kv_lora_rank, p.rope_dim) + 16;
+  room.made = reinterpret_cast<float*>(
       task_scratch.reserve(static_cast<size_t>(floats) * sizeof(float)));
-  if (!out) {
-    state.no_memory = true;
-    return;
-  }
-  float* widened = out + made_floats;
-  float* k_pe = widened + count * p.kv_lora_rank;
-  const FloatRows a = float_rows(p, rows, first, count, widened);
+  if (!room.made) return false;
+  room.rows = room.made + made;
+  room.row = room.rows + count * p.kv_lora_rank;
+  return true;
+}
+
+// Calls multiply(matrix, packed) for each head at work, and keeps what it made.
+template <class Multiply>
+bool expand_heads(Expanded& state, const Segment& rows, int64_t first, int64_t count, const Room& room,
+                  Multiply multiply) {
   for (int64_t index = 0; index < state.heads; ++index) {
     const Matrix matrix = head_matrix(state.call, state.first_head + index);
-    if (!state.products.multiply(matrix, state.packed + index * state.packed_floats, a, out, stride,
-                                 row_scratch)) {
-      state.no_memory = true;
-      return;
-    }
-    write_head(state, index, rows, first, count, out, stride, k_pe);
+    if (!multiply(matrix, state.packed + index * state.packed_floats)) return false;
+    write_head(state, index, rows, first, count, room.made, room.stride, room.row);
   }
+  return true;
+}
+
+bool expand_segment(Expanded& state, const Segment& rows, int64_t first, int64_t count) {
+  const Problem& p = state.call.attention;
+  Room room;
+  if (!reserve(state, count, room)) return false;
+  if (state.narrow) {
+    const BFloat16Rows a =
+        bfloat16_rows(p, rows, first, count, reinterpret_cast<BFloat16*>(room.rows), room.row);
+    return expand_heads(state, rows, first, count, room, [&](const Matrix& m, const float* packed) {
+      state.narrow->multiply(m, packed, a, room.made, room.stride);
+      return true;
+    });
+  }
+  const FloatRows a = float_rows(p, rows, first, count, room.rows);
+  return expand_heads(state, rows, first, count, room, [&](const Matrix& m, const float* packed) {
+    return state.products.multiply(m, packed, a, room.made, room.stride, row_scratch);
+  });
 }
 
 void expand_rows(Expanded& state, int64_t task) {
@@ -127,7 +135,8 @@ void expand_rows(Expanded& state, int64_t task) {
     const Segment& rows = all.segment[i];
     const int64_t first = std::max(begin, rows.first);
     const int64_t last = std::min(end, rows.first + rows.count);
-    if (first < last) expand_segment(state, rows, first - rows.first, last - first);
+    if (first < last && !expand_segment(state, rows, first - rows.first, last - first))
+      state.no_memory = true;
   }
 }
 
@@ -138,7 +147,7 @@ Problem problem_of_heads(const Expanded& state) {
   const int64_t value = state.call.problem.v_dim, width = query_width(state.call);
   const int64_t row = (state.sequence * p.heads + state.first_head) * p.query_len;
   Problem inner = p;
-  inner.cache_type = p.type;
+  inner.cache_type = state.type;
   inner.even_cache = 0;
   inner.batch = state.heads;
   inner.heads = 1;
@@ -187,10 +196,12 @@ int attend_heads(Expanded& state, mla_opt_failure& failure) {
 
 bool reserve(Expanded& state) {
   const Problem& p = state.call.attention;
-  const auto size = static_cast<int64_t>(element_size(p.type));
+  const auto size = static_cast<int64_t>(element_size(state.type));
   const int64_t keys = state.longest * query_width(state.call) * size;
   const int64_t values = state.longest * state.call.problem.v_dim * size;
-  state.packed_floats = state.products.packed_floats(head_matrix(state.call, 0));
+  const Matrix matrix = head_matrix(state.call, 0);
+  state.packed_floats =
+      state.narrow ? state.narrow->packed_floats(matrix) : state.products.packed_floats(matrix);
   const int64_t packed = state.packed_floats * static_cast<int64_t>(sizeof(float));
   state.heads_at_once = std::clamp<int64_t>(kMostBytes / (keys + values + packed), 1, p.heads);
   const auto all = [&](int64_t bytes) {
@@ -208,11 +219,23 @@ bool reserve(Expanded& state) {
 
 }  // namespace
 
+const BFloat16Products* narrow_products(const Call& call) {
+  const Problem& p = call.attention;
+  const int32_t rows = p.cache ? p.cache_type : p.type;
+  const BFloat16Products* products = current_tier().bfloat16_heads;
+  const bool is_narrow = rows == MLA_OPT_BFLOAT16 || is_quantized(rows);
+  const bool takes = p.type == MLA_OPT_FLOAT32 || p.type == MLA_OPT_BFLOAT16;
+  if (!products || !is_narrow || !takes) return nullptr;
+  return products->fits(query_width(call), call.problem.v_dim, p.kv_lora_rank) ? products : nullptr;
+}
+
 int run_expanded(const Call& call, mla_opt_failure& failure) {
   const Problem& p = call.attention;
   if (store_rows(p, call.host, failure)) return 1;
   if (p.batch == 0 || p.heads == 0 || p.query_len == 0) return 0;
-  Expanded state{call, *current_tier().heads, 0, longest_of(p), 0, nullptr, nullptr, nullptr, nullptr};
+  const BFloat16Products* narrow = narrow_products(call);
+  Expanded state{call, *current_tier().heads, narrow, narrow ? MLA_OPT_BFLOAT16 : p.type, 0,
+                 longest_of(p), 0, nullptr, nullptr, nullptr, nullptr};
   if (!reserve(state)) return verdict(nullptr, true, failure);
   for (; state.first_head < p.heads; state.first_head += state.heads_at_once)
     if (attend_heads(state, failure)) return 1;

@@ -65,14 +65,16 @@ void attend_segment(const Problem& p, const Tile& tile, const void* query, const
                     int64_t first, int64_t end, int64_t seen, bool copy, const Workspace& workspace,
                     const Partial& partial) {
   const int64_t step = block_keys(tile.count);
+  bool follows = false;
   for (int64_t key = first; key < end; key += step) {
     const int64_t keys = least(step, end - key);
     if (copy && key < p.cache_len) copy_past_rows(p, tile.sequence, key, keys);
     const int64_t visible = least(keys, seen - key);
-    if (visible <= 0) continue;
+    if (visible <= 0 || hides(p, tile, key, visible)) continue;
     const int64_t next = key + step, left = least(step, least(end, seen) - next);
     const Block block = block_of(p, segment, key, static_cast<int>(visible),
-                                 {key > first, static_cast<int>(greatest(left, 0))}, workspace.rows);
+                                 {follows, static_cast<int>(greatest(left, 0))}, workspace.rows);
+    follows = true;
     const Ahead ahead = ahead_of(p, segment, next, left);
     attend_block(p, tile, query, block, ahead, workspace, partial);
   }

@@ -45,4 +45,23 @@ struct HeadProducts {
   bool (*unpack)(const Matrix& matrix, float* rows, Scratch&);
 };
 
+// Rows of bfloat16 numbers, `stride` of them apart.
+struct BFloat16Rows {
+  const BFloat16* at;
+  int64_t stride, count;
+};
+
+// Products of bfloat16 rows with a head's matrix, whose numbers are rounded to bfloat16 as well: for
+// keys and values that become such. Sums are float32.
+struct BFloat16Products {
+  // Whether keys and values of these widths, made of rows of `rank` numbers, are what the tier takes.
+  bool (*fits)(int64_t key, int64_t value, int64_t rank);
+  int64_t (*packed_floats)(const Matrix& matrix);
+  bool (*pack)(const Matrix& matrix, float* packed, const HeadScratch&);
+  // out[i, r] = sum over c of a[i, c] W[r, c]; room as HeadProducts says.
+  void (*multiply)(const Matrix& matrix, const float* packed, const BFloat16Rows& a, float* out,
+                   int64_t stride);
+  void (*round)(const float* from, int64_t count, BFloat16* to);
+};
+
 }  // namespace mla_opt

@@ -1,17 +1,6 @@
 // Products of many rows with the matrix of a head on the tiles of AMX: those of scores, with numbers of
-// the matrix in the place of queries. Included by the tier amx_parts, after flash.inl.
-
-// Rows of a matrix as queries of one head.
-Problem as_queries(const Matrix& m, const float* rows) {
-  Problem p{};
-  p.type = p.cache_type = MLA_OPT_FLOAT32;
-  p.batch = p.heads = 1;
-  p.query_len = m.rows;
-  p.kv_lora_rank = m.columns;
-  p.scale = 1.0;
-  p.query = rows;
-  return p;
-}
+// the matrix in the place of queries. Included by the tier amx_parts, after flash.inl and
+// as_queries.inl.
 
 const HeadProducts& below() { return avx512::head_products; }
 
@@ -23,17 +12,12 @@ int64_t padded_rows(int64_t rows) { return (rows + kBlockKeys - 1) / kBlockKeys 
 
 int64_t packed_floats(const Matrix& m) {
   if (!fits_tiles(m)) return below().packed_floats(m);
-  const size_t bytes = query_bytes(as_queries(m, nullptr), padded(m.rows));
-  return static_cast<int64_t>(bytes / sizeof(float));
+  return floats_of_queries(m, MLA_OPT_FLOAT32);
 }
 
 bool pack(const Matrix& m, float* packed, const HeadScratch& scratch) {
   if (!fits_tiles(m)) return below().pack(m, packed, scratch);
-  auto* rows = reinterpret_cast<float*>(scratch.packed.reserve(
-      static_cast<size_t>(greatest(m.rows * m.columns, LANES)) * sizeof(float)));
-  if (!rows || !below().unpack(m, rows, scratch.rows)) return false;
-  if (m.rows > 0) pack_query(as_queries(m, rows), Tile{0, 0, m.rows}, packed);
-  return true;
+  return pack_as_queries(below(), m, MLA_OPT_FLOAT32, packed, scratch);
 }
 
 bool multiply_on_tiles(const Matrix& m, const float* packed, const FloatRows& a, float* out,
@@ -42,7 +26,7 @@ bool multiply_on_tiles(const Matrix& m, const float* packed, const FloatRows& a,
   auto* parts =
       reinterpret_cast<float*>(scratch.reserve(static_cast<size_t>(kBufferWords) * sizeof(float)));
   if (!parts) return false;
-  const Problem p = as_queries(m, nullptr);
+  const Problem p = as_queries(m, nullptr, MLA_OPT_FLOAT32);
   configure(kTileRows);
   for (int64_t first = 0; first < a.count; first += kBlockKeys) {
     const auto rows = static_cast<int>(least(kBlockKeys, a.count - first));

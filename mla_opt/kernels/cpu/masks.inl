@@ -46,6 +46,43 @@ void add_bias(const Problem& p, const Tile& tile, int64_t row, int64_t first_key
     store(scores + key * stride, load(scores + key * stride) + load(gathered + key * LANES));
 }
 
+// Whether a row of the tile sees any of the keys.
+template <class Bias>
+bool is_seen_by(const Problem& p, const Tile& tile, int64_t row, int64_t first_key, int64_t keys) {
+  const int64_t step = p.bias_strides[3], start = bias_row(p, tile, row) + first_key * step;
+  bool seen = false;
+  if (step == 1)
+    for (int64_t key = 0; key < keys; ++key) seen |= Bias::value(p.bias, start + key) != kMinusInfinity;
+  else
+    for (int64_t key = 0; key < keys; ++key)
+      seen |= Bias::value(p.bias, start + key * step) != kMinusInfinity;
+  return seen;
+}
+
+// Whether any row does. The last one sees most, as a rule; heads of a position mostly share their bias.
+template <class Bias>
+bool is_seen(const Problem& p, const Tile& tile, int64_t first_key, int64_t keys) {
+  const int64_t step = p.bias_strides[1] == 0 ? p.heads : 1;
+  for (int64_t row = tile.count - 1; row > 0; row -= step)
+    if (is_seen_by<Bias>(p, tile, row, first_key, keys)) return true;
+  return is_seen_by<Bias>(p, tile, 0, first_key, keys);
+}
+
+// Calls use(bias) with the type of the bias.
+template <class Use>
+auto with_bias(const Problem& p, Use use) {
+  if (p.bias_type == MLA_OPT_BOOL) return use(BooleanBias{});
+  if (p.bias_type == MLA_OPT_FLOAT32) return use(AdditiveBias<float>{});
+  if (p.bias_type == MLA_OPT_FLOAT16) return use(AdditiveBias<Half>{});
+  return use(AdditiveBias<BFloat16>{});
+}
+
+// Whether the bias hides keys from all rows of a tile: what is above the diagonal, or padding.
+bool hides(const Problem& p, const Tile& tile, int64_t first_key, int64_t keys) {
+  if (!p.bias) return false;
+  return with_bias(p, [&](auto bias) { return !is_seen<decltype(bias)>(p, tile, first_key, keys); });
+}
+
 // Sets the scores of keys behind a row's last one to -inf.
 void cut(const Problem& p, const Tile& tile, int64_t row, int64_t first_key, int keys, float* scores,
          int64_t stride) {
@@ -64,15 +101,9 @@ void cut(const Problem& p, const Tile& tile, int64_t row, int64_t first_key, int
 
 void mask(const Problem& p, const Tile& tile, int64_t row, int64_t first_key, int keys, float* scores,
           int64_t stride, float* gathered) {
-  if (p.bias) {
-    if (p.bias_type == MLA_OPT_BOOL)
-      add_bias<BooleanBias>(p, tile, row, first_key, keys, scores, stride, gathered);
-    else if (p.bias_type == MLA_OPT_FLOAT32)
-      add_bias<AdditiveBias<float>>(p, tile, row, first_key, keys, scores, stride, gathered);
-    else if (p.bias_type == MLA_OPT_FLOAT16)
-      add_bias<AdditiveBias<Half>>(p, tile, row, first_key, keys, scores, stride, gathered);
-    else
-      add_bias<AdditiveBias<BFloat16>>(p, tile, row, first_key, keys, scores, stride, gathered);
-  }
+  if (p.bias)
+    with_bias(p, [&](auto bias) {
+      add_bias<decltype(bias)>(p, tile, row, first_key, keys, scores, stride, gathered);
+    });
   if (p.causal) cut(p, tile, row, first_key, keys, scores, stride);
 }

@@ -49,33 +49,44 @@ double rows_seen(const Problem& p) {
   return rows;
 }
 
-// How many times the rate of the products with weights attention to rows of a type has. Both multiply
-// the same floats: 128 tokens of DeepSeek-V2-Lite's dims on 2048 rows take 57 ms absorbed and 89 expanded
-// on tiles, 256 take 120 and 112 (Intel Xeon, family 6, model 207); with AVX-512 84 and 124, 164 and 152;
-// with AVX2 156 and 230, 324 and 293. Bfloat16 rows are 2.7 times as fast on tiles as float32 ones, by
-// what onnxruntime/crossover.cpp measured of both; those of 8 bits become such.
-double rate_of_attention(int32_t rows_type) {
-  const bool is_amx = std::strcmp(current_tier().name, "amx") == 0;
-  const bool is_bfloat16 = rows_type == MLA_OPT_BFLOAT16 || is_quantized(rows_type);
-  return is_amx && is_bfloat16 ? 2.7 : 1.0;
+// vdpbf16ps multiplies two pairs where an addition with a product multiplies one.
+constexpr double kOfPairs = 0.5;
+
+// What multiplications take, in those of float32 products with weights. Both multiply the same floats:
+// 128 tokens of DeepSeek-V2-Lite's dims on 2048 rows take 57 ms absorbed and 89 expanded on tiles, 256
+// take 120 and 112 (Intel Xeon, family 6, model 207); with AVX-512 84 and 124, 164 and 152; with AVX2 156
+// and 230, 324 and 293. Bfloat16 rows are 2.7 times as fast on tiles as float32 ones, by what
+// onnxruntime/crossover.cpp measured of both; those of 8 bits become such.
+struct Costs {
+  double absorbed, expanded;  // of attention
+  double expansion;           // of a row into keys and values
+};
+
+Costs costs_of(const Call& c) {
+  const Problem& p = c.attention;
+  const int32_t rows = p.cache ? p.cache_type : p.type;
+  const bool is_bfloat16 = rows == MLA_OPT_BFLOAT16 || is_quantized(rows);
+  if (is_bfloat16 && std::strcmp(current_tier().name, "amx") == 0)
+    return {1 / 2.7, p.type == MLA_OPT_BFLOAT16 ? 1 / 2.7 : 1.0, 1.0};
+  if (narrow_products(c)) return {kOfPairs, kOfPairs, kOfPairs};
+  return {1.0, 1.0, 1.0};
 }
 
-// Time in multiplications with weights: absorbed attention takes 2 C + R for a query and a key, and
-// C (N + V) for a query; the expanded one N + R + V, and C (N + V) for a key. Its keys and values are
-// of the query's type, rows of the cache's.
+// Absorbed attention takes 2 C + R for a query and a key, and C (N + V) for a query; the expanded one
+// N + R + V, and C (N + V) for a key.
 bool absorbed_is_less(const Call& c) {
   const Problem& p = c.attention;
+  const Costs costs = costs_of(c);
   const auto width = [](int64_t size) { return static_cast<double>(size); };
   const double made = width(c.problem.nope_dim + c.problem.v_dim);
   const double expansion = width(p.kv_lora_rank) * made;
   const double seen = rows_seen(p), queries = width(p.batch) * width(p.query_len);
   const double skipped = p.causal ? queries * width(p.query_len - 1) / 2 : 0.0;
   const double pairs = std::max(0.0, seen * width(p.query_len) - skipped);
-  const double absorbed = pairs * width(2 * p.kv_lora_rank + p.rope_dim) /
-                              rate_of_attention(p.cache ? p.cache_type : p.type) +
-                          queries * expansion;
+  const double absorbed =
+      pairs * width(2 * p.kv_lora_rank + p.rope_dim) * costs.absorbed + queries * expansion;
   const double expanded =
-      pairs * (made + width(p.rope_dim)) / rate_of_attention(p.type) + seen * expansion;
+      pairs * (made + width(p.rope_dim)) * costs.expanded + seen * expansion * costs.expansion;
   return absorbed <= expanded;
 }
 

@@ -33,6 +33,10 @@ inline Matrix head_matrix(const Call& c, int64_t head) {
   return {&p.kv_b, head * (p.nope_dim + p.v_dim), p.nope_dim + p.v_dim, c.attention.kv_lora_rank, p.nope_dim};
 }
 
+// The products that keys and values of the expanded form are made with if they become bfloat16 numbers;
+// null: they are of the query's type.
+const BFloat16Products* narrow_products(const Call& call);
+
 // Each returns 0, or 1 with a filled failure.
 int run_absorbed(const Call& call, mla_opt_failure& failure);
 int run_expanded(const Call& call, mla_opt_failure& failure);

@@ -173,8 +173,7 @@ void add_values(const Problem& p, const Block& block, float* probabilities,
   const auto* pairs = reinterpret_cast<const uint32_t*>(probabilities);
   for (int64_t column = 0; column < rank; column += kStrip) {
     const int64_t wide = least(kStrip, rank - column);
-    Ahead later;
-    interleave_strip(block, column, wide, count, values, later);
+    interleave_strip(block, column, wide, count, values, ahead);
     const auto add = wide == kStrip ? value_strip<kValueVectors> : value_strip<kValueVectors / 2>;
     add(values, count, pairs, probability_stride, keep, rows, output + column, rank, ahead);
   }

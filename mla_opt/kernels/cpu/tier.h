@@ -65,8 +65,9 @@ struct Tier {
 
   // The products around the attention.
   const HeadProducts* heads;
+  // Those of bfloat16 rows; null where nothing multiplies such numbers.
+  const BFloat16Products* bfloat16_heads = nullptr;
 };
-
 
 // The tier in use.
 const Tier& current_tier();

@@ -36,6 +36,7 @@ namespace {
 #include "parts_bf16.inl"
 #include "products_amx_parts.inl"
 #include "flash.inl"
+#include "as_queries.inl"
 #include "heads_amx.inl"
 
 #define FITS fits

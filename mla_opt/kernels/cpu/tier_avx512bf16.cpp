@@ -34,6 +34,8 @@ namespace {
 #include "rows_bf16.inl"
 #include "products_bf16.inl"
 #include "flash.inl"
+#include "as_queries.inl"
+#include "heads_bf16.inl"
 
 bool runs_here() { return avx512::tier.runs_here() && __builtin_cpu_supports("avx512bf16"); }
 
@@ -45,7 +47,7 @@ bool runs_here() { return avx512::tier.runs_here() && __builtin_cpu_supports("av
 
 extern const Tier tier = {"avx512bf16",   runs_here,           LANES,
                           partial_stride, query_bytes_or_below, pack_query_or_below,
-                          attend_or_below, finish, &avx512::head_products};
+                          attend_or_below, finish, &avx512::head_products, &kBFloat16Products};
 }  // namespace avx512bf16
 }  // namespace mla_opt
 
