@@ -160,7 +160,9 @@ class Builder(Protocol):
         """Largest element of an integer vector, int64 ``[1]``."""
 
     def widen_mask(self, bias: Value, columns: Value, like: Value, name: str) -> Value:
-        """An additive bias with as many columns, those beyond its own forbidden.
+        """A bias with as many columns, those beyond its own forbidden.
+
+        A boolean one stays boolean: a quarter of the memory, which grows with tokens times rows.
 
         A bias with one column, the same for all keys, stays as it is.
         """

@@ -210,10 +210,11 @@ class OnnxBuilder(OperatorBuilder):
         return self._one("ReduceMax", [wide], name, axes=[0], keepdims=1)
 
     def widen_mask(self, bias: ir.Value, columns: ir.Value, like: ir.Value, name: str) -> ir.Value:
-        """An additive bias with as many columns, those beyond its own forbidden."""
-        never = self.scalar_like(float("-inf"), like, f"{name}_never")
+        """A bias of the same kind with as many columns, those beyond its own forbidden."""
         if self.is_boolean(bias):
-            bias = self.where(bias, self.scalar_like(0.0, like, f"{name}_free"), never, name)
+            never = self.constant(np.array(False), f"{name}_never")
+        else:
+            never = self.scalar_like(float("-inf"), like, f"{name}_never")
         own = self.dimension(bias, -1)
         uniform = self._boolean("Equal", [own, self.integers(1)], f"{name}_is_uniform")
         missing = self.subtract(columns, own, f"{name}_missing")
