@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks [--quick] [--only PART] [--markdown FILE] [--json FILE]
 
-PARTs are decode, memory, prefill, v3, kernel, sweep, prompts, products, optimize, whole and
-whole-lite. Models are kept in the folder that MLA_OPT_BENCH_CACHE names;
+PARTs are decode, memory, prefill, v3, kernel, sweep, prompts, products, optimize, whole,
+whole-lite and two-layers. Models are kept in the folder that MLA_OPT_BENCH_CACHE names;
 MLA_OPT_TRANSFORMERS_457_PYTHON names a Python with transformers 4.57. `whole` and `whole-lite` take
-6 GB of disk and 12 GB of memory each; llama.cpp takes part in them where `llama-cpp-python`, `gguf`
-and `safetensors` are installed, ik_llama.cpp in the second where `ik-llama-cpp-python` is, too.
+6 GB of disk and 20 GB of memory each; llama.cpp takes part in them where `llama-cpp-python`, `gguf`
+and `safetensors` are installed, ik_llama.cpp in all but the first where `ik-llama-cpp-python` is.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ found."""
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,12 +266,25 @@ def whole_lite(bench: Bench) -> None:
     _whole(bench, "whole-lite", bench.suite.whole_lite)
 
 
+def two_layers(bench: Bench) -> None:
+    """Two layers of DeepSeek-V2-Lite's in 4 bits, beside llama.cpp and ik_llama.cpp."""
+    for chosen in bench.suite.two_layers:
+        _whole(bench, "two-layers", chosen)
+
+
 def _whole(bench: Bench, section: str, chosen: whole_run.Whole) -> None:
-    for cache_type, report in whole_run.measure(chosen, bench.say):
-        bench.sheets.append(whole_run.sheet(chosen, cache_type, report))
-        bench.figures += whole_run.figures(chosen, report, cache_type)
-        bench.skipped += [f"{peer.name}: {peer.reason}" for peer in report.missing]
-        bench.results.setdefault(section, {})[cache_type] = json.loads(report.to_json())
+    everybody = whole_run.Everybody.of(chosen, bench.say)
+    bench.say("comparing everybody's outputs")
+    errors = everybody.errors(chosen)
+    timed: list[whole_run.Timed] = []
+    try:
+        for one in whole_run.measure(chosen, everybody, bench.skipped, bench.say):
+            timed.append(one)
+    finally:  # what was measured before somebody stopped it
+        bench.sheets.append(whole_run.sheet(chosen, timed, errors))
+    bench.figures += whole_run.figures(chosen, timed)
+    by_threads = bench.results.setdefault(section, {})
+    by_threads[str(chosen.threads)] = [one.to_dict() for one in timed]
 
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
@@ -287,4 +299,5 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "optimize": optimize,
     "whole": whole,
     "whole-lite": whole_lite,
+    "two-layers": two_layers,
 }

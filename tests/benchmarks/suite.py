@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from mla_opt.benchmarking.participants import ORIGINAL
 from tests.benchmarks import dims, figures
 from tests.benchmarks.dims import Dims
 from tests.benchmarks.runner import Case
-from tests.benchmarks.whole import IK_LLAMA, LLAMA, Whole
+from tests.benchmarks.whole import IK_LLAMA, LLAMA, LLAMA_8, Place, Whole
 
 #: Ratios wanted of one decode step, by past length.
 DECODE_TARGETS: dict[int, dict[str, float]] = {
@@ -106,6 +107,7 @@ class Suite:
     depths: tuple[int, ...]
     whole: Whole
     whole_lite: Whole
+    two_layers: tuple[Whole, ...]
     promised: bool
 
     def decode_targets(self, case: Case) -> Mapping[str, float]:
@@ -115,6 +117,29 @@ class Suite:
     def target(self, value: float | None) -> float | None:
         """`value`, or None in the small suite."""
         return value if self.promised else None
+
+
+#: Those with latent caches.
+BOTH = (LLAMA, IK_LLAMA)
+
+
+def against(
+    others: tuple[str, ...], factors: Mapping[int, float]
+) -> dict[tuple[str, int, int], float]:
+    """The same targets of a token for each of them, by tokens in the cache."""
+    return {(who, context, 1): by for who in others for context, by in factors.items()}
+
+
+def tokens_on(*contexts: int) -> tuple[Place, ...]:
+    """A token on so many others each."""
+    return tuple(Place(context, 1, BOTH) for context in contexts)
+
+
+def tiny_whole(model: str, others: tuple[str, ...], *, expanded: bool) -> Whole:
+    """A small model, everybody at all places."""
+    everybody = (ORIGINAL, *others)
+    places = Place(16, 1, everybody), Place(64, 1, others), Place(0, 24, everybody)
+    return Whole(model, ("keep",), places, rounds=1, seconds=5.0, expanded=expanded)
 
 
 FULL = Suite(
@@ -149,25 +174,47 @@ FULL = Suite(
     whole=Whole(
         "minicpm3-4b",
         cache_types=("keep", "bfloat16"),
-        contexts=(1024, 8192),
-        prompt=2048,
+        places=(
+            Place(1024, 1, (ORIGINAL, LLAMA)),
+            Place(8192, 1, (ORIGINAL, LLAMA)),
+            Place(32768, 1, (LLAMA_8,)),
+            Place(0, 2048, (LLAMA,)),
+        ),
         rounds=4,
-        seconds=120.0,
-        targets={("original", 8192): 40.0, (LLAMA, 1024): 1.2, (LLAMA, 8192): 2.5},
+        seconds=60.0,
+        targets={
+            (ORIGINAL, 8192, 1): 40.0,
+            (LLAMA, 1024, 1): 1.2,
+            (LLAMA, 8192, 1): 2.5,
+            (LLAMA_8, 32768, 1): 3.0,
+        },
     ),
     whole_lite=Whole(
         "v2-lite-dense",
         cache_types=("keep", "bfloat16"),
-        contexts=(1024, 8192, 32768),
-        prompt=2048,
+        places=(*tokens_on(1024, 8192, 32768), Place(0, 2048, BOTH)),
         rounds=4,
-        seconds=240.0,
+        seconds=60.0,
         expanded=False,
-        targets={
-            (name, context): factor
-            for name in (LLAMA, IK_LLAMA)
-            for context, factor in ((1024, 1.1), (8192, 1.3), (32768, 1.5))
-        },
+        targets=against(BOTH, {1024: 1.1, 8192: 1.3, 32768: 1.5}),
+    ),
+    two_layers=tuple(
+        Whole(
+            "v2-lite-two",
+            cache_types=("keep", "bfloat16", "int8"),
+            places=(
+                *tokens_on(1024, 8192, 32768),
+                *(Place(0, query, BOTH) for query in prompts),
+            ),
+            rounds=6,
+            seconds=90.0,
+            expanded=False,
+            threads=threads,
+            targets=against((LLAMA,), {1024: 1.2, 8192: 2.5, 32768: 4.0})
+            | against((IK_LLAMA,), {1024: 1.1, 8192: 1.3, 32768: 1.5})
+            | {(IK_LLAMA, 0, new): by for new, by in ((512, 1.0), (2048, 1.1), (8192, 1.25))},
+        )
+        for threads, prompts in ((2, (512, 2048, 8192)), (1, ()))
     ),
     promised=True,
 )
@@ -192,9 +239,8 @@ QUICK = Suite(
     prompts=(16, 64),
     products=Products(2, ((16, 0),), 1),
     depths=(1, 2),
-    whole=Whole("minicpm3-tiny", ("keep",), (16, 64), prompt=24, rounds=1, seconds=5.0),
-    whole_lite=Whole(
-        "v2-lite-tiny", ("keep",), (16, 64), prompt=24, rounds=1, seconds=5.0, expanded=False
-    ),
+    whole=tiny_whole("minicpm3-tiny", (LLAMA,), expanded=True),
+    whole_lite=tiny_whole("v2-lite-tiny", BOTH, expanded=False),
+    two_layers=(tiny_whole("v2-lite-tiny", BOTH, expanded=False),),
     promised=False,
 )

@@ -55,10 +55,10 @@ class IkLlamaCpp(LlamaLibrary):
         return self.api.llama_model_load_from_file(str(path).encode(), params)
 
     def context(
-        self, model: Any, rows: int, sequences: int, tokens: int, threads: int, half: bool
+        self, model: Any, rows: int, sequences: int, tokens: int, threads: int, cache: str
     ) -> Any:
         """Caches, and what attends to them."""
-        if not half:
+        if cache != "f16":
             raise LlamaError("its latent caches are of 16 bits")
         params = self.api.llama_context_default_params()
         params.n_ctx, params.n_seq_max = rows * sequences, sequences
@@ -79,15 +79,12 @@ class IkLlamaCpp(LlamaLibrary):
         written = self.more["llama_state_seq_get_data"](context, buffer, size, 0, 0)
         return bytes(buffer[:written])
 
-    def set_state(self, context: Any, state: bytearray, sequence: int) -> bool:
-        """Give a sequence such a cache."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
+    def fill(self, context: Any, state: bytes, rows: int, sequence: int) -> bool:
+        """Give a sequence such a cache, repeated."""
+        made = lengthened_older(state, rows)
+        buffer = (ctypes.c_uint8 * len(made)).from_buffer(made)
         set_data = self.more["llama_state_seq_set_data"]
-        return bool(set_data(context, buffer, len(state), sequence, 0))
-
-    def lengthened(self, state: bytes, rows: int) -> bytearray:
-        """The cache repeated to so many rows."""
-        return lengthened_older(state, rows)
+        return bool(set_data(context, buffer, len(made), sequence, 0))
 
     def synchronize(self, context: Any) -> None:
         """Wait for what was begun."""

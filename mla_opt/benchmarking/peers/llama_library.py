@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 
 from mla_opt.benchmarking.peers.llama_state import lengthened
 
+#: Rows that are made up at a time: of a whole cache there is not always memory for two.
+PIECE = 8192
+
 
 class LlamaError(Exception):
     """llama.cpp returned that it could not do something."""
@@ -33,11 +36,11 @@ class LlamaLibrary(ABC):
 
     @abstractmethod
     def context(
-        self, model: Any, rows: int, sequences: int, tokens: int, threads: int, half: bool
+        self, model: Any, rows: int, sequences: int, tokens: int, threads: int, cache: str
     ) -> Any:
         """Caches of so many rows a sequence, for calls of so many tokens; nothing on failure.
 
-        ``half``: rows of 16 bits and flash attention.
+        ``cache``: the type of their numbers; all but f32 with flash attention.
         """
 
     @abstractmethod
@@ -49,12 +52,8 @@ class LlamaLibrary(ABC):
         """The cache of the first sequence."""
 
     @abstractmethod
-    def set_state(self, context: Any, state: bytearray, sequence: int) -> bool:
-        """Give a sequence such a cache; whether it was taken."""
-
-    @abstractmethod
-    def lengthened(self, state: bytes, rows: int) -> bytearray:
-        """The cache repeated to so many rows."""
+    def fill(self, context: Any, state: bytes, rows: int, sequence: int) -> bool:
+        """Give a sequence such a cache, repeated to so many rows; whether it was taken."""
 
     @abstractmethod
     def synchronize(self, context: Any) -> None:
@@ -88,16 +87,19 @@ class LlamaCpp(LlamaLibrary):
         return self.api.llama_model_load_from_file(str(path).encode(), params)
 
     def context(
-        self, model: Any, rows: int, sequences: int, tokens: int, threads: int, half: bool
+        self, model: Any, rows: int, sequences: int, tokens: int, threads: int, cache: str
     ) -> Any:
         """Caches, and what attends to them."""
         api, params = self.api, self.api.llama_context_default_params()
         params.n_ctx, params.n_seq_max = rows * sequences, sequences
+        if rows > PIECE:  # one more, that is filled in pieces; all share the rows then
+            params.n_seq_max, params.kv_unified = sequences + 1, True
         params.n_batch, params.n_ubatch = tokens, min(tokens, 512)
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = api.GGML_TYPE_F16 if half else api.GGML_TYPE_F32
+        types = {"f16": api.GGML_TYPE_F16, "f32": api.GGML_TYPE_F32, "q8_0": api.GGML_TYPE_Q8_0}
+        params.type_k = params.type_v = types[cache]
         params.flash_attn_type = (
-            api.LLAMA_FLASH_ATTN_TYPE_AUTO if half else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            api.LLAMA_FLASH_ATTN_TYPE_DISABLED if cache == "f32" else api.LLAMA_FLASH_ATTN_TYPE_AUTO
         )
         return api.llama_init_from_model(model, params)
 
@@ -113,14 +115,26 @@ class LlamaCpp(LlamaLibrary):
         written = self.api.llama_state_seq_get_data(context, buffer, size, 0)
         return bytes(buffer[:written])
 
-    def set_state(self, context: Any, state: bytearray, sequence: int) -> bool:
+    def fill(self, context: Any, state: bytes, rows: int, sequence: int) -> bool:
+        """Give a sequence such a cache, repeated; a long one in pieces, which take less memory."""
+        if rows <= PIECE:
+            return self._set_state(context, lengthened(state, rows), sequence)
+        api, memory = self.api, self.api.llama_get_memory(context)
+        spare = api.llama_n_seq_max(context) - 1
+        for first in range(0, rows, PIECE):
+            piece = lengthened(state, min(PIECE, rows - first), first)
+            if not self._set_state(context, piece, spare):
+                return False
+            if first == 0:
+                api.llama_memory_seq_rm(memory, sequence, -1, -1)
+            api.llama_memory_seq_cp(memory, spare, sequence, -1, -1)
+            api.llama_memory_seq_rm(memory, spare, -1, -1)
+        return True
+
+    def _set_state(self, context: Any, state: bytearray, sequence: int) -> bool:
         """Give a sequence such a cache; it is as large as llama.cpp's own, and not copied here."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
         return bool(self.api.llama_state_seq_set_data(context, buffer, len(state), sequence))
-
-    def lengthened(self, state: bytes, rows: int) -> bytearray:
-        """The cache repeated to so many rows."""
-        return lengthened(state, rows)
 
     def synchronize(self, context: Any) -> None:
         """Wait for what was begun."""

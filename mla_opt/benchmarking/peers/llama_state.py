@@ -35,14 +35,14 @@ _HEAD, _COUNT, _LAYERS, _LAYER = "<IiI", "<I", "<II", "<iQ"
 _NO_VALUES = 2
 
 
-def lengthened(state: bytes, rows: int) -> bytearray:
-    """Return the state with ``rows`` cells at positions 0 to ``rows - 1``.
+def lengthened(state: bytes, rows: int, first: int = 0) -> bytearray:
+    """Return the state with ``rows`` cells at positions ``first`` to ``first + rows - 1``.
 
     Raises:
         ValueError: it is laid out otherwise, which another version of llama.cpp may do.
     """
     try:
-        return _joined(_parts(state, rows))
+        return _joined(_parts(state, rows, first))
     except (struct.error, ValueError) as error:
         raise ValueError(f"llama.cpp wrote a state of another layout: {error}") from error
 
@@ -99,7 +99,7 @@ def _parts_without_head(state: bytes, rows: int) -> list[Part]:
     return [*parts, _part(state[at:])]
 
 
-def _parts(state: bytes, rows: int) -> list[Part]:
+def _parts(state: bytes, rows: int, first: int) -> list[Part]:
     _magic, sequence, streams = struct.unpack_from(_HEAD, state)
     at = struct.calcsize(_HEAD)
     parts = [_part(state[:at])]
@@ -113,7 +113,7 @@ def _parts(state: bytes, rows: int) -> list[Part]:
         at += known.nbytes
         if (known["sequences"] != 1).any():
             raise ValueError("cells of more than one sequence")
-        parts += map(_part, (struct.pack(_COUNT, rows), _cells(rows, sequence)))
+        parts += map(_part, (struct.pack(_COUNT, rows), _cells(rows, first, sequence)))
         transposed, layers = struct.unpack_from(_LAYERS, state, at)
         parts.append(_part(state[at : at + struct.calcsize(_LAYERS)]))
         at += struct.calcsize(_LAYERS)
@@ -129,9 +129,10 @@ def _parts(state: bytes, rows: int) -> list[Part]:
     return parts
 
 
-def _cells(rows: int, sequence: int) -> bytes:
+def _cells(rows: int, first: int, sequence: int) -> bytes:
     cells = np.zeros(rows, _CELL)
-    cells["position"], cells["sequences"], cells["sequence"] = np.arange(rows), 1, sequence
+    cells["position"] = np.arange(first, first + rows)
+    cells["sequences"], cells["sequence"] = 1, sequence
     return cells.tobytes()
 
 

@@ -1,10 +1,10 @@
 """llama.cpp, or ik_llama.cpp, on the same weights, in a process of its own.
 
-    python -m mla_opt.benchmarking.peers.llama_worker LIBRARY f16|f32|q4_0 DIR THREADS FOLDER
+    python -m mla_opt.benchmarking.peers.llama_worker LIBRARY WEIGHTS CACHE DIR THREADS FOLDER
 
-LIBRARY is `llama.cpp` or `ik_llama.cpp`. f16 is how they run by default: 16-bit weights and cache,
-flash attention; q4_0 the same with weights of 4 bits. f32 is both in 32 bits, without flash
-attention, which would read the cache in 16 bits anyway.
+LIBRARY is `llama.cpp` or `ik_llama.cpp`. WEIGHTS are f16, f32 or q4_0, CACHE is f16, f32 or q8_0.
+They run with 16 bits of both and flash attention by default; a cache of f32 goes without it, since
+it would read the cache in 16 bits anyway.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ REAL_TOKENS = 512
 class LlamaWorker(SteppingWorker):
     """A model and one context at a time."""
 
-    def __init__(self, library: LlamaLibrary, path: Path, precision: str, threads: int) -> None:
-        self.library, self.half, self.threads = library, precision != "f32", threads
+    def __init__(self, library: LlamaLibrary, path: Path, cache: str, threads: int) -> None:
+        self.library, self.cache, self.threads = library, cache, threads
         self.model = library.load(path)
         if not self.model:
             raise LlamaError(f"{path} cannot be loaded")
@@ -55,9 +55,9 @@ class LlamaWorker(SteppingWorker):
         real = min(point.context, REAL_TOKENS)
         ids = (np.arange(real) % min(self.vocabulary, 61)).tolist()
         self._decode(self.context, Tokens(self.library.api, [ids], 0))
-        state = self.library.lengthened(self.library.state(self.context), point.context)
+        state = self.library.state(self.context)
         for sequence in range(point.batch):
-            if not self.library.set_state(self.context, state, sequence):
+            if not self.library.fill(self.context, state, point.context, sequence):
                 raise LlamaError("the made-up cache was not taken")
 
     def restore(self) -> None:
@@ -90,7 +90,7 @@ class LlamaWorker(SteppingWorker):
 
     def _context(self, rows: int, sequences: int, tokens: int) -> Any:
         sizes = rows, sequences, tokens, self.threads
-        context = self.library.context(self.model, *sizes, self.half)
+        context = self.library.context(self.model, *sizes, self.cache)
         if not context:
             raise LlamaError(f"no context of {rows} tokens for {sequences} sequences")
         return context
@@ -138,13 +138,13 @@ def file_of(library: type[LlamaLibrary], model: str, precision: str, folder: str
     return converted(CONVERTER, [model, library.runtime, precision], target)
 
 
-def main(runtime: str, precision: str, model: str, threads: str, folder: str) -> None:
+def main(runtime: str, weights: str, cache: str, model: str, threads: str, folder: str) -> None:
     """Serve requests until standard input ends."""
     die_first()
     library = LIBRARIES[runtime]
-    path = file_of(library, model, precision, folder)
-    serve(lambda: LlamaWorker(library(), path, precision, int(threads)))
+    path = file_of(library, model, weights, folder)
+    serve(lambda: LlamaWorker(library(), path, cache, int(threads)))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:6])
+    main(*sys.argv[1:7])

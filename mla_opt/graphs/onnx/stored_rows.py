@@ -65,7 +65,8 @@ def packed_rows(node: ir.Node) -> KvB | None:
 class StoredMatrices:
     """Those of one model as it is now, whatever is dropped from it later.
 
-    Each is read when rows of its width are looked for, and let go then. Layers are asked for in their order, as a rule, so a search begins behind the last find.
+    Each is read when rows of its width are looked for, and let go then. Layers are asked for in
+    their order, as a rule, so a search begins behind the last find.
     """
 
     def __init__(self, model: ir.Model) -> None:
