@@ -25,6 +25,7 @@ from mla_opt.matching.axes import ApartError, Atom, Axis, Placement, Variables
 from mla_opt.matching.fold_certificate import output_holds, query_holds
 from mla_opt.matching.labels import trace
 from mla_opt.matching.linear_matrix import linear_matrix, multiplies_rows
+from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.matching.region import Region, walk
 from mla_opt.sites import LatentAttentionSite, LatentWeights, OutputProjection, QueryProjection
 from mla_opt.sites.layout import QUERY, Layout, Part, Role, is_standard
@@ -260,7 +261,10 @@ def _walked(
 
 def _matrix(graph: Graph, linear: Node) -> Float64:
     """The matrix of a linear layer ``[in, out]``."""
-    matrix = linear_matrix(graph, graph.nearest_binding(*EXAMPLE), linear)
+    try:
+        matrix = linear_matrix(graph, graph.nearest_binding(*EXAMPLE), linear)
+    except NotLatentError as error:
+        raise FoldBlockedError(str(error), (linear,)) from error
     if matrix.bias is not None:
         raise FoldBlockedError("the projection has a bias", (linear,))
     return matrix.weight.astype(np.float64)

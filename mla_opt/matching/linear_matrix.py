@@ -9,6 +9,7 @@ import numpy as np
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import Binding, Graph
 from mla_opt.handles import Array, Node
+from mla_opt.matching.not_latent import NotLatentError
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,11 @@ class LinearMatrix:
 
 
 def linear_matrix(graph: Graph, binding: Binding, linear: Node) -> LinearMatrix:
-    """Read the matrix of a linear layer; one whose form nobody knows is run on a basis."""
+    """Read the matrix of a linear layer; one whose form nobody knows is run on a basis.
+
+    Raises:
+        NotLatentError: the sizes of what such a layer reads are not known.
+    """
     operation = graph.operation(linear)
     assert isinstance(operation, op.Linear)
     if operation.plain:
@@ -55,7 +60,9 @@ def multiplies_rows(graph: Graph, linear: op.Linear) -> bool:
 def _by_basis(graph: Graph, binding: Binding, linear: Node, operation: op.Linear) -> LinearMatrix:
     """Send a zero row and the basis through the layer, as many rows a run as the binding has."""
     shape = binding.shape(operation.data)
-    assert shape is not None
+    if not shape or 0 in shape:
+        name = operation.data.name
+        raise NotLatentError("unknown_shape", f"the shape of {name} cannot be inferred", (linear,))
     room, width = int(np.prod(shape[:-1])), shape[-1]
     rows = np.concatenate([np.zeros((1, width)), np.eye(width)]).astype(graph.dtype(operation.data))
     padding = np.zeros((-len(rows) % room, width), dtype=rows.dtype)
