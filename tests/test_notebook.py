@@ -48,7 +48,7 @@ def test_it_tells_what_it_should(notebook: object) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     told = "".join(map(printed, code))
     assert float(told.partition("largest difference:")[2].split()[0]) < 1e-12
-    assert told.count("num_heads=40") == 2
+    assert told.count("H=40 N=64 R=32 V=64 C=256") == 2
     assert told.count("factored, proved to") == 2
     assert "original {512:" in told
     tokens = ast.literal_eval(printed(code[-1]))
