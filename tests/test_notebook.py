@@ -61,7 +61,9 @@ def test_it_was_run_before_it_was_kept() -> None:
     """Who reads it without running it sees results; it stays small enough for git."""
     nbformat = pytest.importorskip("nbformat")
     kept = nbformat.read(PATH, as_version=4)
-    assert all(cell.outputs for cell in kept.cells if cell.cell_type == "code" and "print" in cell.source)
+    assert all(
+        cell.outputs for cell in kept.cells if cell.cell_type == "code" and "print" in cell.source
+    )
     assert not any(o.output_type == "error" for c in kept.cells for o in c.get("outputs", []))
     assert PATH.stat().st_size < 500_000
     assert "/tmp" not in PATH.read_text()

@@ -177,7 +177,7 @@ FULL = Suite(
         places=(
             Place(1024, 1, (ORIGINAL, LLAMA)),
             Place(8192, 1, (ORIGINAL, LLAMA)),
-            Place(32768, 1, (LLAMA_8,)),
+            Place(32768, 1, (LLAMA_8,), apart=True),
             Place(0, 2048, (LLAMA,)),
         ),
         rounds=4,

@@ -49,11 +49,15 @@ SHORT = Point(64, 1, 1)
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Tokens in the cache, new tokens, and who takes part beside what mla-opt made."""
+    """Tokens in the cache, new tokens, and who takes part beside what mla-opt made.
+
+    With `apart` the kernels and the others do not take turns: there is not the memory for all.
+    """
 
     context: int
     query: int
     others: tuple[str, ...]
+    apart: bool = False
 
     @property
     def point(self) -> Point:
@@ -171,7 +175,7 @@ class Everybody:
         peers = runners(chosen, original)
         return cls(original, optimized, {**started, **peers}, peers)
 
-    def groups(self, place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def groups(self, place: Place) -> tuple[tuple[str, ...], ...]:
         """Who takes turns with whom: the original and the function bodies; everybody else.
 
         Bodies take part where the original does.
@@ -179,7 +183,8 @@ class Everybody:
         kernels = tuple(name for name in self.started if name.endswith(KERNEL))
         peers = tuple(name for name in place.others if name in self.peers)
         bodies = [name for name in self.started if name not in {*kernels, *self.peers}]
-        return (tuple(bodies) if ORIGINAL in place.others else ()), (*kernels, *peers)
+        first = tuple(bodies) if ORIGINAL in place.others else ()
+        return (first, kernels, peers) if place.apart else (first, (*kernels, *peers))
 
     def errors(self, chosen: Whole) -> dict[str, float | None]:
         """How far logits are from the original's, on a short past; None where that is not known."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from mla_opt.benchmarking.peers.llama_state import lengthened
 
 #: Rows that are made up at a time: of a whole cache there is not always memory for two.
-PIECE = 8192
+PIECE = 2048
 
 
 class LlamaError(Exception):
