@@ -63,6 +63,12 @@ def test_rows_repeat_and_positions_go_on(rows: int, values: int | None) -> None:
     assert lengthened(state(4, values=values), rows) == state(rows, values=values)
 
 
+def test_positions_begin_where_they_are_to() -> None:
+    cells = struct.pack("<iIi", 7, 1, 0) + struct.pack("<iIi", 8, 1, 0)
+    first = struct.pack("<iIi", 0, 1, 0) + struct.pack("<iIi", 1, 1, 0)
+    assert lengthened(state(4), 2, 7) == state(2).replace(first, cells)
+
+
 def test_values_that_lie_transposed_are_refused() -> None:
     with pytest.raises(ValueError, match="transposed"):
         lengthened(state(4, values=4, transposed=1), 8)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
-from mla_opt.benchmarking.peers import llama_worker
+from mla_opt.benchmarking.peers import llama_library, llama_worker
 from mla_opt.benchmarking.peers.ik_llama_library import IkLlamaCpp
 from mla_opt.benchmarking.peers.llama_library import LlamaCpp, LlamaError
 from mla_opt.benchmarking.peers.llama_worker import LlamaWorker, file_of
 from mla_opt.benchmarking.peers.stepping import TOKEN
 from tests.benchmarking.llama_stand_in import VOCABULARY, StandIn, ik_llama_cpp
+from tests.benchmarking.test_llama_state import state
 
 
 @pytest.fixture
@@ -27,8 +30,8 @@ def library(monkeypatch: pytest.MonkeyPatch) -> tuple[IkLlamaCpp, StandIn]:
     return IkLlamaCpp(), behind
 
 
-def worker(library: IkLlamaCpp, precision: str = "q4_0") -> LlamaWorker:
-    return LlamaWorker(library, Path("model.ik.gguf"), precision, 2)
+def worker(library: IkLlamaCpp, cache: str = "f16") -> LlamaWorker:
+    return LlamaWorker(library, Path("model.ik.gguf"), cache, 2)
 
 
 def test_it_caches_latent_rows_and_repacks_weights(library: tuple[IkLlamaCpp, StandIn]) -> None:
@@ -85,6 +88,43 @@ def test_what_cannot_be_had_is_said(library: tuple[IkLlamaCpp, StandIn]) -> None
     own.api.llama_decode = lambda context, batch: 3
     with pytest.raises(LlamaError, match="llama_decode returned 3"):
         worker(own).setup(4, 1, 1)
+
+
+class Cells:
+    """llama.cpp's cache as positions of each sequence, and how large its states were."""
+
+    def __init__(self, sequences: int) -> None:
+        self.of = {sequence: [] for sequence in range(sequences)}
+        self.sizes: list[int] = []
+        self.llama_get_memory = lambda context: context
+        self.llama_n_seq_max = lambda context: sequences
+
+    def llama_state_seq_set_data(self, context: int, state: Any, size: int, sequence: int) -> int:
+        (count,) = struct.unpack_from("<I", bytes(state), 12)
+        cells = np.frombuffer(bytes(state), np.dtype("<i4,<u4,<i4"), count, 16)
+        self.of[sequence] = cells["f0"].tolist()
+        self.sizes.append(count)
+        return size
+
+    def llama_memory_seq_cp(self, memory: int, source: int, target: int, *ends: int) -> None:
+        assert ends == (-1, -1)
+        self.of[target] = self.of[target] + self.of[source]
+
+    def llama_memory_seq_rm(self, memory: int, sequence: int, *ends: int) -> None:
+        assert ends == (-1, -1)
+        self.of[sequence] = []
+
+
+@pytest.mark.parametrize("rows", [5, 8, 9, 20])
+def test_a_long_cache_is_made_up_in_pieces(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every position once, and no more than a piece of it twice in memory."""
+    monkeypatch.setattr(llama_library, "PIECE", 8)
+    library = LlamaCpp.__new__(LlamaCpp)
+    library.api = cells = Cells(2)
+    cells.of[0] = [0, 1, 2, 3]  # really decoded
+    assert library.fill(0, state(4), rows, 0)
+    assert cells.of == {0: list(range(rows)), 1: []}
+    assert max(cells.sizes) <= 8
 
 
 def test_each_takes_the_file_that_is_for_it(

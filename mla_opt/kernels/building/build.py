@@ -83,8 +83,7 @@ def build(library: Path = LIBRARY) -> Path:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda path: _compile(command, path, folder), sources()))
         linked = Path(folder, library.name)
-        extra = shlex.split(os.environ.get("LDFLAGS", ""))
-        _run([*command, "-shared", "-pthread", *extra, "-o", str(linked), *objects])
+        _run([*command, "-shared", "-pthread", "-o", str(linked), *objects])
         linked.replace(library)
     library.with_name(library.name + STAMP_SUFFIX).write_text(fingerprint())
     return library

@@ -1,10 +1,10 @@
 #include "threads.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <mutex>
 #include <new>
 #include <system_error>
@@ -30,6 +30,19 @@ struct Job {
   void work() {
     for (size_t i = next++; i < count; i = next++) body(state, i);
   }
+};
+
+// As std::condition_variable, whose wait() needs a C++ library as new as the compiler's.
+class Condition {
+ public:
+  template <class Until>
+  void wait(std::unique_lock<std::mutex>& lock, Until until) {
+    while (!until()) pthread_cond_wait(&condition_, lock.mutex()->native_handle());
+  }
+  void notify_all() { pthread_cond_broadcast(&condition_); }
+
+ private:
+  pthread_cond_t condition_ = PTHREAD_COND_INITIALIZER;
 };
 
 class Pool {
@@ -94,7 +107,7 @@ class Pool {
   }
 
   std::mutex mutex_;
-  std::condition_variable wake_, done_;
+  Condition wake_, done_;
   std::vector<Job*> jobs_;  // that more workers may come to, the oldest first
   std::atomic<unsigned> calls_{0};
   size_t started_ = 0;
