@@ -66,7 +66,7 @@ def _refusal(graph: Graph, site: LatentAttentionSite) -> Refusal | None:
             str(error),
             remedy="compute keys and values from the latent rows and stored tensors alone",
         )
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         site.weights = None
         return Refusal(
             site.name,

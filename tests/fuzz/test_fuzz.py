@@ -6,8 +6,10 @@ import gzip
 import random
 from pathlib import Path
 
+import onnx
 import pytest
 
+import mla_opt
 from tests.fuzz.__main__ import mutated, seeds, try_one
 
 FOUND = Path(__file__).parent / "found"
@@ -31,3 +33,20 @@ def test_mutations_change_a_model_and_repeat() -> None:
 def test_what_was_found(path: Path, tmp_path: Path) -> None:
     """Inputs that once ended in another way."""
     assert not try_one(gzip.decompress(path.read_bytes()), tmp_path).startswith("finding")
+
+
+def test_sizes_that_a_file_declares_are_not_made() -> None:
+    """A batch of 2^20 in an 11 kB file: 17 GB, were its attention run."""
+    data = gzip.decompress((FOUND / "oom_batch_of_2_to_the_20.onnx.gz").read_bytes())
+    (attention,) = mla_opt.inspect(onnx.load_from_string(data)).attentions
+    assert attention.refusal is not None
+    assert attention.refusal.code == "region_not_closed"
+    assert "elements" in attention.refusal.reason
+
+
+def test_an_operator_that_would_read_its_own_result(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    (found,) = FOUND.glob("PassError_ValueError_at_edits*.gz")
+    path.write_bytes(gzip.decompress(found.read_bytes()))
+    with pytest.raises(mla_opt.InputError, match="made of its own result"):
+        mla_opt.optimize(path, verify=False)

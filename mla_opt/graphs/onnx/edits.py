@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from mla_opt.aside import Aside
+from mla_opt.errors import InputError
 from mla_opt.graphs.bindings import Bindings
 from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.graphs.onnx.binding import OnnxBinding
@@ -144,9 +145,19 @@ class Edits(Bindings[OnnxBinding]):
         return before - len(self.model.functions)
 
     def prune(self) -> int:
-        """Sort the nodes; drop nodes, stored tensors and functions that nothing reads."""
+        """Sort the nodes; drop nodes, stored tensors and functions that nothing reads.
+
+        Raises:
+            InputError: a node would read what is made of its own result.
+        """
         before = len(self.model.graph)
-        self.model.graph.sort()
+        try:
+            self.model.graph.sort()
+        except ValueError as error:
+            raise InputError(
+                "an attention would read what is made of its own result, such as a mask made from"
+                " the shape of its keys in a way that is not known; make masks from the inputs"
+            ) from error
         remove_dead_nodes(self.model.graph)
         remove_unread_tensors(self.model.graph)
         common.RemoveUnusedFunctionsPass()(self.model)  # type: ignore[no-untyped-call]

@@ -16,8 +16,11 @@ from mla_opt.handles import Array
 MOST_STEPS = 1 << 18
 """Nodes that one run of a part may take, each trip of a loop counted."""
 
-MOST_ELEMENTS = 1 << 33
-"""Elements of the largest tensor that a part may make on its way: 32 GiB in float32."""
+MOST_ELEMENTS = 3 << 28
+"""Elements of all tensors that a part may make on its way, together: 3 GiB in float32.
+
+The largest matrices of an attention in use, DeepSeek-V3's, have 2^27.
+"""
 
 Known = Callable[[ir.Value], Array | None]
 

@@ -58,7 +58,7 @@ class Part:
         self._nodes: list[ir.Node] = []
         self._embedded: list[tuple[str, Array]] = []
         self._weights: dict[str, Array] = {}
-        self._steps = 0.0
+        self._steps, self._elements = 0.0, 0
         self._session: ort.InferenceSession | None = None
         self._tensors: dict[str, ort.OrtValue] = {}
 
@@ -127,9 +127,11 @@ class Part:
         self._steps += steps(node, self._content, self._binding.functions)
         if self._steps > MOST_STEPS:
             raise UnboundValueError(f"{node.name} takes more than {MOST_STEPS} steps to run")
-        for output in node.outputs:
-            if math.prod(self._binding.shape(output) or ()) > MOST_ELEMENTS:
-                raise UnboundValueError(f"{output.name} has more than {MOST_ELEMENTS} elements")
+        self._elements += sum(math.prod(self._binding.shape(each) or ()) for each in node.outputs)
+        if self._elements > MOST_ELEMENTS:
+            raise UnboundValueError(
+                f"{node.name} and what it reads make more than {MOST_ELEMENTS} elements"
+            )
 
     def run(self, outputs: Sequence[ir.Value], feeds: Mapping[ir.Value, Array]) -> list[Array]:
         """Run the part; ``feeds`` are arrays of the values' own element types, always the same."""
@@ -146,7 +148,7 @@ class Part:
             return [from_ort_value(each) for each in made]
         except Exception as error:  # ONNX Runtime's own exception types share no public base
             require_memory(error)
-            reason = str(error).splitlines()[0]
+            reason = _reason(error)
             raise UnboundValueError(f"ONNX Runtime cannot run it alone: {reason}") from error
 
     def _prepared(
@@ -219,6 +221,11 @@ class RepeatedRuns:
         return part.run(outputs, feeds)
 
 
+def _reason(error: Exception) -> str:
+    """The first line of what ONNX Runtime says; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def _tensors(fed: Mapping[str, Array]) -> dict[str, ort.OrtValue]:
     return {name: to_ort_value(array) for name, array in fed.items()}
 
@@ -252,6 +259,6 @@ def _session(proto: onnx.ModelProto) -> ort.InferenceSession:
             _sessions[key] = ort.InferenceSession(key, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types share no public base
             require_memory(error)
-            reason = str(error).splitlines()[0]
+            reason = _reason(error)
             raise UnboundValueError(f"ONNX Runtime cannot run it alone: {reason}") from error
     return _sessions[key]
