@@ -111,6 +111,17 @@ def test_packed_weights_stay_bit_for_bit(storage, prefill):
         assert_close(seen, wanted, 1e-5, storage.overload)
 
 
+@pytest.mark.parametrize("cache", ["packed", "static:16"])
+@pytest.mark.parametrize("cache_type", ["float16", "bfloat16", "int8", "fp8"])
+def test_weights_stay_in_their_bits_beside_rows_of_fewer(cache_type, cache):
+    """Passes before this one drop the nodes that the matrices were read by."""
+    proto, kept = quantized(BLOCK, STORAGES[0])
+    made = mla_opt.optimize(proto, cache=cache, cache_type=cache_type, verify=False).model
+    (node,) = (node for node in made.graph if node.domain == "mla_opt")
+    for name, tensor in kept.operands().items():
+        np.testing.assert_array_equal(content(node, name), tensor)
+
+
 def test_the_report_counts_what_both_models_store():
     proto, kept = quantized(BLOCK, STORAGES[0])
     made = [mla_opt.optimize(proto, weights=each, verify=False) for each in ("keep", "float")]
