@@ -130,8 +130,8 @@ class Part:
         self._elements += sum(math.prod(self._binding.shape(each) or ()) for each in node.outputs)
         if self._elements > MOST_ELEMENTS:
             raise UnboundValueError(
-                f"{node.name} and what it reads make more than {MOST_ELEMENTS} elements at the sizes"
-                " that inputs declare; export with free sizes of batches and caches"
+                f"{node.name} and what it reads make more than {MOST_ELEMENTS} elements at sizes"
+                " that the inputs declare; export with free sizes of batches and caches"
             )
 
     def run(self, outputs: Sequence[ir.Value], feeds: Mapping[ir.Value, Array]) -> list[Array]:
