@@ -334,7 +334,8 @@ def _verified(
     report = replace(report, verification=parity.as_dict())
     if not parity.passed:
         raise VerificationError(
-            f"the optimized model computes something else: {'; '.join(parity.failures)}", report
+            f"the optimized model was not shown to compute the same: {'; '.join(parity.failures)}",
+            report,
         )
     return report
 

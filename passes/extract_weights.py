@@ -6,6 +6,8 @@ The region between latent rows and keys and values is run on basis rows; see
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,9 +16,10 @@ from mla_opt.errors import MlaOptError, PassError, Refusal
 from mla_opt.geometry import MlaGeometry
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
-from mla_opt.matching.certificate import certify
+from mla_opt.matching.certificate import Certificate
 from mla_opt.matching.extraction import extract
 from mla_opt.matching.not_latent import NotLatentError
+from mla_opt.matching.provers import Provers
 from mla_opt.matching.query_source import hidden_size, query_source_width
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite, LatentWeights
@@ -27,6 +30,13 @@ _NO_CONTENT = (
 )
 
 
+Outcome = Refusal | None
+"""What is said against a site."""
+
+_REFUSED = (NotLatentError, MlaOptError, ValueError, IndexError)
+"""What reading or proving a site may raise."""
+
+
 @dataclass(frozen=True)
 class ExtractWeights(Pass):
     """Give every site its matrices, its geometry and its certificate."""
@@ -35,9 +45,8 @@ class ExtractWeights(Pass):
 
     def run(self, graph: Graph) -> PassResult:
         """Complete ``graph.sites``, and drop those that cannot be proved."""
-        refusals = [
-            refusal for site in graph.sites if (refusal := _refusal(graph, site)) is not None
-        ]
+        with Provers(graph) as provers:
+            refusals = [refusal for refusal in _refusals(graph, provers) if refusal is not None]
         matched = len(graph.sites)
         graph.sites[:] = [site for site in graph.sites if site.weights is not None]
         settle(graph)
@@ -50,30 +59,60 @@ class ExtractWeights(Pass):
                 raise PassError(f"{site.name} was kept without matrices")
 
 
-def _refusal(graph: Graph, site: LatentAttentionSite) -> Refusal | None:
+def _refusals(graph: Graph, provers: Provers) -> Iterator[Outcome]:
+    """What is said against each site, in their order: one is proved while the next is read."""
+    begun: deque[Callable[[], Outcome]] = deque()
+    for site in graph.sites:
+        begun.append(_begun(graph, site, provers))
+        if len(begun) > provers.count:  # no more matrices at a time than are worked on
+            yield begun.popleft()()
+    for end in begun:
+        yield end()
+
+
+def _begun(graph: Graph, site: LatentAttentionSite, provers: Provers) -> Callable[[], Outcome]:
+    """Read the matrices of a site; what comes back waits for its proof, and completes it."""
     try:
-        weights = _extracted(graph, site)
-        site.weights = weights
-        certificate = certify(graph, site, weights)
-    except NotLatentError as error:
-        site.weights = None
+        weights = site.weights = _extracted(graph, site)
+    except _REFUSED as error:
+        refusal = _refusal(graph, site, error)
+        return lambda: refusal
+    proof = provers.begin(site, weights)
+
+    def end() -> Outcome:
+        try:
+            certificate = proof()
+        except _REFUSED as error:
+            return _refusal(graph, site, error)
+        return _completed(graph, site, weights, certificate)
+
+    return end
+
+
+def _refusal(graph: Graph, site: LatentAttentionSite, error: Exception) -> Refusal:
+    """Drop a site because of an error."""
+    site.weights = None
+    if isinstance(error, NotLatentError):
         return error.refusal(graph, site.name)
-    except MlaOptError as error:
-        site.weights = None
+    if isinstance(error, MlaOptError):
         return Refusal(
             site.name,
             "region_not_closed",
             str(error),
             remedy="compute keys and values from the latent rows and stored tensors alone",
         )
-    except (ValueError, IndexError) as error:
-        site.weights = None
-        return Refusal(
-            site.name,
-            "region_not_closed",
-            f"what its rows are made into is not of the shape that its graph says: {error}",
-            remedy="export the model again",
-        )
+    return Refusal(
+        site.name,
+        "region_not_closed",
+        f"what its rows are made into is not of the shape that its graph says: {error}",
+        remedy="export the model again",
+    )
+
+
+def _completed(
+    graph: Graph, site: LatentAttentionSite, weights: LatentWeights, certificate: Certificate
+) -> Outcome:
+    """Give a site what was found, or drop it because of its certificate."""
     site.certificate_error = certificate.error
     if not certificate.holds:
         site.weights = None

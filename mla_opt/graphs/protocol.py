@@ -230,12 +230,14 @@ class Graph(Protocol):
 
     ``sites`` are the latent attentions found so far; ``find_latent_attention`` fills it and the
     later passes complete its entries. ``drafts`` are rewritings that stay only if it finds what
-    they are for.
+    they are for. ``runs_in_threads`` says that bindings may run parts in several threads at a time,
+    while nobody changes the graph.
     """
 
     sites: list[LatentAttentionSite]
     drafts: list[Draft]
     roundings: Sequence[Rounding]
+    runs_in_threads: bool
 
     def nodes(self) -> Sequence[Node]:
         """All nodes of the main graph, producers before consumers."""

@@ -70,26 +70,8 @@ def certify(graph: Graph, site: LatentAttentionSite, weights: LatentWeights) -> 
     """Measure how far the extracted matrices and the parsed core are from the original nodes."""
     binding = graph.nearest_binding(*EXAMPLE)
     rng = np.random.default_rng(1)
-    case = _Case(graph, site, weights, binding, rng, _Matrices.of(weights))
+    case = _Case(graph, site, weights, binding, rng)
     return Certificate(case.region_error(), case.attention_error())
-
-
-@dataclass(frozen=True, slots=True)
-class _Matrices:
-    """The matrices in float64, converted once: they are the largest thing here."""
-
-    w_uk: Float64
-    w_uv: Float64
-    value_bias: Float64
-
-    @classmethod
-    def of(cls, weights: LatentWeights) -> _Matrices:
-        bias = weights.value_bias
-        return cls(
-            weights.w_uk.astype(np.float64),
-            weights.w_uv.astype(np.float64),
-            np.zeros(1) if bias is None else bias[None, :, None, :].astype(np.float64),
-        )
 
 
 @dataclass(slots=True)
@@ -99,7 +81,6 @@ class _Case:
     weights: LatentWeights
     binding: Binding
     rng: np.random.Generator
-    matrices: _Matrices
 
     @property
     def region(self) -> Region:
@@ -131,14 +112,21 @@ class _Case:
         batch, tokens = self.region.count()
         rows = self._rounded((batch, tokens, self._row_width()), self.site.latent)
         keys, values = self.region.run(rows)
-        expected = self._keys(rows)
+        heads = max(len(self.weights.by_head), keys.shape[1], values.shape[1])
+        errors = [self._error_of_head(rows, keys, values, head) for head in range(heads)]
+        return float(np.max(errors)), of_sums(self._kind((keys, values)), *self._sums())
+
+    def _error_of_head(self, rows: Float64, keys: Array, values: Array, head: int) -> float:
+        """Error of keys and values of one head; only that one's are in float64 meanwhile."""
+        one = slice(head, head + 1)
         nope, rope = list(self.weights.nope_dims), list(self.weights.rope_dims)
+        expected, seen = self._keys(rows, one), keys[:, one]
         parts = [
-            _relative(expected[..., nope], keys[..., nope]),
-            _relative(expected[..., rope], keys[..., rope]),
-            _relative(self._values(rows), values),
+            _relative(expected[..., nope], seen[..., nope]),
+            _relative(expected[..., rope], seen[..., rope]),
+            _relative(self._values(rows, one), values[:, one]),
         ]
-        return float(np.max(parts)), of_sums(self._kind((keys, values)), *self._sums())
+        return float(np.max(parts))
 
     def attention_error(self) -> tuple[float, float]:
         """Error of the attention's output, and what rounding may make of it."""
@@ -161,7 +149,7 @@ class _Case:
             kv_lora_rank=self.weights.w_uk.shape[2],
             causal=core.causal,
         ).output
-        expected = latent @ self.matrices.w_uv + self.matrices.value_bias
+        expected = _by_head(latent, self.weights.w_uv) + self._value_bias()
         error = _relative(expected, to_standard(seen, self.layouts.output, QUERY))
         kind = self._kind((seen,))
         if isinstance(self.graph.operation(core.first), op.FusedAttention):
@@ -185,31 +173,35 @@ class _Case:
         given = self._rounded(_shape(self.binding, value), value)
         return to_standard(given, layout, QUERY), given.astype(self.graph.dtype(value))
 
-    def _keys(self, rows: Float64) -> Float64:
-        """Keys ``[B, H, T, D]`` of latent rows ``[B, T, C + R]``, by the matrices."""
-        c = self.weights.w_uk.shape[2]
-        shape = (rows.shape[0], self.weights.w_uk.shape[0], rows.shape[1], self._key_width())
-        keys = np.zeros(shape)
-        keys[..., list(self.weights.nope_dims)] = rows[
-            :, None, :, :c
-        ] @ self.matrices.w_uk.swapaxes(-1, -2)
+    def _keys(self, rows: Float64, heads: slice) -> Float64:
+        """Keys ``[B, H, T, D]`` of some heads of latent rows ``[B, T, C + R]``, by the matrices."""
+        w_uk = self.weights.w_uk[heads]
+        count, _, c = w_uk.shape
+        keys = np.zeros((rows.shape[0], count, rows.shape[1], self._key_width()))
+        keys[..., list(self.weights.nope_dims)] = _by_head(
+            rows[:, None, :, :c], w_uk.swapaxes(-1, -2)
+        )
         keys[..., list(self.weights.rope_dims)] = rows[:, None, :, c:]
         keys *= self.weights.key_scale
         bias = self.weights.key_bias
-        return keys if bias is None else keys + bias[None, :, None, :].astype(np.float64)
+        return keys if bias is None else keys + bias[None, heads, None, :].astype(np.float64)
 
-    def _values(self, rows: Float64) -> Float64:
-        """Values ``[B, H, T, V]`` of latent rows ``[B, T, C + R]``, by the matrices."""
-        c = self.weights.w_uk.shape[2]
-        values: Float64 = rows[:, None, :, :c] @ self.matrices.w_uv
-        return values + self.matrices.value_bias
+    def _values(self, rows: Float64, heads: slice) -> Float64:
+        """Values ``[B, H, T, V]`` of some heads of latent rows, by the matrices."""
+        w_uv, bias = self.weights.w_uv[heads], self.weights.value_bias
+        values = _by_head(rows[:, None, :, : w_uv.shape[1]], w_uv)
+        return values if bias is None else values + bias[None, heads, None, :].astype(np.float64)
+
+    def _value_bias(self) -> Float64:
+        bias = self.weights.value_bias
+        return np.zeros(1) if bias is None else bias[None, :, None, :].astype(np.float64)
 
     def _key_width(self) -> int:
         return len(self.weights.nope_dims) + len(self.weights.rope_dims)
 
     def _absorbed(self, query: Float64) -> Float64:
         nope = query[..., list(self.weights.nope_dims)]
-        absorbed = nope @ self.matrices.w_uk
+        absorbed = _by_head(nope, self.weights.w_uk)
         return np.concatenate([absorbed, query[..., list(self.weights.rope_dims)]], axis=-1)
 
     def _rows(self) -> tuple[Float64, dict[Value, Array]]:
@@ -292,6 +284,18 @@ class _Case:
         """Random numbers that are exact in the element type of ``like``."""
         drawn = self.rng.standard_normal(shape).astype(self.graph.dtype(like))
         return drawn.astype(np.float64)
+
+
+def _by_head(rows: Float64, matrices: Array) -> Float64:
+    """Rows ``[B, H or 1, T, K]`` times a matrix of each head, ``[H, K, M]``, in float64.
+
+    One head at a time: the matrices are the largest thing here, and are never all in float64.
+    """
+    heads = np.broadcast_to(rows, (len(rows), len(matrices), *rows.shape[2:]))
+    made = np.empty((*heads.shape[:3], matrices.shape[2]))
+    for head, matrix in enumerate(matrices):
+        np.matmul(heads[:, head], matrix.astype(np.float64), out=made[:, head])
+    return made
 
 
 def _additive(term: BiasTerm, content: Array) -> Float64:

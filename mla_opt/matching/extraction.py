@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mla_opt.graphs import operations as op
 from mla_opt.graphs.protocol import EXAMPLE, Binding, Graph
 from mla_opt.handles import Array, Float64, Node, Value
+from mla_opt.matching.images import Images, Picks
 from mla_opt.matching.labels import Trace, trace
 from mla_opt.matching.linear_matrix import linear_matrix, multiplies_rows
 from mla_opt.matching.not_latent import NotLatentError
@@ -159,22 +159,6 @@ class Region:
         return cached
 
 
-@dataclass(frozen=True, slots=True)
-class _Images:
-    """What every head makes of each basis row, and of a row of zeros.
-
-    ``keys [H, D, C]`` and ``values [H, V, C]`` are of the rows of ``c_kv``, ``rope_keys [H, D, R]``
-    and ``rope_values [H, V, R]`` of those of ``k_pe``.
-    """
-
-    keys: Array
-    values: Array
-    rope_keys: Array
-    rope_values: Array
-    key_offset: Array
-    value_offset: Array
-
-
 def extract(graph: Graph, site: LatentAttentionSite) -> LatentWeights:
     """Read the matrices of a site.
 
@@ -214,7 +198,7 @@ def _is_plain(graph: Graph, site: LatentAttentionSite) -> bool:
     return one_axis and multiplies_rows(graph, operation)
 
 
-def _by_labels(region: Region, projection: Node | None) -> _Images | None:
+def _by_labels(region: Region, projection: Node | None) -> Images | None:
     """Columns of the layer's own matrix; ``None`` where the layout behind it computes."""
     assert projection is not None
     matrix = linear_matrix(region.graph, region.binding, projection)
@@ -230,7 +214,7 @@ def _by_labels(region: Region, projection: Node | None) -> _Images | None:
             rope = region.of_rope(region.site.rope)
             feeds[rope.value] = region.placed(rope, rows[..., width:])
         keys, values = region.run_from(feeds, tokens)
-        return keys[0, :, 0], values[0, :, 0]
+        return keys[0, :, 0].copy(), values[0, :, 0].copy()  # not all rows for the sake of one
 
     key, value = trace(width + r, run)
     if not (key.alone and value.alone):
@@ -238,25 +222,29 @@ def _by_labels(region: Region, projection: Node | None) -> _Images | None:
     if np.any(value.source >= width):
         raise NotLatentError("rope_in_values", "the values depend on k_pe", (region.core.last,))
     bias = np.zeros(width) if matrix.bias is None else matrix.bias
-    rows, kind = _transposed(matrix.weight), matrix.weight.dtype
-    return _Images(
-        _picked(rows, key),
-        _picked(rows, value),
-        _one_hot(key, width, r, kind),
-        np.zeros((*value.source.shape, r), kind),
+    return Images(
+        _transposed(matrix.weight),
+        Picks.traced(key, width),
+        Picks.traced(value, width),
+        _one_hot(key, width, r),
+        np.zeros((*value.source.shape, r)),
         key.offset + np.where(_within(key, width), bias[key.source % width] * key.factor, 0.0),
         value.offset + np.where(value.moved, bias[value.source] * value.factor, 0.0),
     )
 
 
 def _transposed(matrix: Array) -> Array:
-    """The transpose in its order of memory, block by block: those that the processor holds."""
+    """The transpose in its order of memory, block by block: those that the processor holds.
+
+    Each block is copied first: rows whose distance is a power of two push each other out of the
+    processor's cache.
+    """
     if matrix.T.flags.c_contiguous:
         return matrix.T
     made = np.empty_like(matrix.T, order="C")
     for row in range(0, len(matrix), _BLOCK):
         for column in range(0, len(made), _BLOCK):
-            block = matrix[row : row + _BLOCK, column : column + _BLOCK]
+            block = matrix[row : row + _BLOCK, column : column + _BLOCK].copy()
             made[column : column + _BLOCK, row : row + _BLOCK] = block.T
     return made
 
@@ -266,27 +254,15 @@ def _within(traced: Trace, width: int) -> Array:
     return within
 
 
-def _picked(rows: Array, traced: Trace) -> Array:
-    """Columns of a layer that is ``rows [W, C]``, each times its factor: ``[H, D, C]``.
-
-    Zero where there is no source.
-    """
-    within = _within(traced, len(rows))
-    picked: Array = rows[np.where(within, traced.source, 0)]
-    picked[~within] = 0
-    if np.all(traced.factor[within] == 1.0):
-        return picked
-    return (picked.astype(np.float64) * traced.factor[..., None]).astype(rows.dtype)
-
-
-def _one_hot(traced: Trace, width: int, r: int, kind: np.dtype[Any]) -> Array:
+def _one_hot(traced: Trace, width: int, r: int) -> Array:
     """What each dim of ``k_pe`` becomes in the keys: ``[H, D, R]``."""
-    is_source = traced.source[..., None] == np.arange(r) + width
-    made: Array = np.where(is_source, traced.factor[..., None], 0.0)
-    return made.astype(kind)
+    made = np.zeros((*traced.source.shape, r))
+    places = np.nonzero(traced.moved & (traced.source >= width))
+    made[*places, traced.source[places] - width] = traced.factor[places]
+    return made
 
 
-def _by_basis(region: Region) -> _Images:
+def _by_basis(region: Region) -> Images:
     """Send a row of zeros and the basis through, as many rows a run as the binding has."""
     batch, tokens = region.count()
     width, room = region.latent_width + region.rope_width, batch * tokens
@@ -301,9 +277,11 @@ def _by_basis(region: Region) -> _Images:
     ]
     of_keys, of_values = ((each[1 : len(rows)] - each[0]).transpose(1, 2, 0) for each in made_of)
     c = region.latent_width
-    return _Images(
-        of_keys[..., :c],
-        of_values[..., :c],
+    (heads, d, _), (_, v, _) = of_keys.shape, of_values.shape
+    return Images(
+        np.concatenate([each[..., :c].reshape(-1, c) for each in (of_keys, of_values)]),
+        Picks.all_from(0, heads, d),
+        Picks.all_from(heads * d, heads, v),
         of_keys[..., c:],
         of_values[..., c:],
         made_of[0][0],
@@ -315,18 +293,12 @@ def _head(array: Array) -> tuple[int, int]:
     return array.shape[1], array.shape[3]
 
 
-def _weights(site: LatentAttentionSite, images: _Images) -> LatentWeights:
+def _weights(site: LatentAttentionSite, images: Images) -> LatentWeights:
     """Tell what the values are made of from what only the keys are."""
     if np.any(images.rope_values):
         raise NotLatentError("rope_in_values", "the values depend on k_pe", (site.core.last,))
     rope_dims, factor = _rope_dims(site, images)
-    nope_dims = tuple(dim for dim in range(images.keys.shape[1]) if dim not in set(rope_dims))
-    if np.any(images.rope_keys[:, list(nope_dims)]):
-        raise NotLatentError(
-            "rope_mixed",
-            "the heads do not hold k_pe as it is, in dims of its own",
-            (site.core.first,),
-        )
+    nope_dims = tuple(sorted(set(range(images.keys.dims)) - set(rope_dims)))
     bias = images.value_offset
     if site.core.sink is not None and np.any(bias):
         raise NotLatentError(
@@ -341,8 +313,9 @@ def _weights(site: LatentAttentionSite, images: _Images) -> LatentWeights:
             "its keys have a bias, which moves all scores of a query but not its sink's",
             (site.core.first,),
         )
+    nope = images.keys.at(list(nope_dims)).over(factor)  # the factor of the keys is taken out
     return LatentWeights(
-        by_head=_by_head(images, nope_dims, factor),
+        by_head=nope.before(images.values).of(images.matrix),
         value_bias=bias if np.any(bias) else None,
         nope_dims=nope_dims,
         rope_dims=rope_dims,
@@ -351,34 +324,18 @@ def _weights(site: LatentAttentionSite, images: _Images) -> LatentWeights:
     )
 
 
-def _by_head(images: _Images, nope_dims: tuple[int, ...], factor: float) -> Array:
-    """Keys and values of each head one behind the other, the factor of the keys taken out."""
-    nope = images.keys[:, _run_of(nope_dims)]
-    if factor != 1.0:
-        nope = (nope.astype(np.float64) / factor).astype(nope.dtype)
-    made: Array = np.concatenate([nope, images.values], axis=1)
-    return made
-
-
-def _run_of(dims: tuple[int, ...]) -> slice | list[int]:
-    """The dims as a slice, which copies nothing, where they are a run."""
-    if dims and dims == tuple(range(dims[0], dims[0] + len(dims))):
-        return slice(dims[0], dims[0] + len(dims))
-    return list(dims)
-
-
-def _rope_dims(site: LatentAttentionSite, images: _Images) -> tuple[tuple[int, ...], float]:
+def _rope_dims(site: LatentAttentionSite, images: Images) -> tuple[tuple[int, ...], float]:
     """Where ``k_pe`` lands in every head's key, and the one factor it is multiplied by."""
-    parts = images.rope_keys.transpose(2, 0, 1)
-    if not len(parts):
+    parts = images.rope_keys
+    if not parts.size:
         return (), 1.0
     holds = parts != 0
-    dims = holds[:, 0].argmax(axis=-1)
-    factor = float(parts[0, 0, dims[0]])
-    wanted = np.zeros_like(parts)
-    wanted[np.arange(len(parts)), :, dims] = factor
-    others = np.any(images.keys[:, dims])
-    if not np.array_equal(parts, wanted) or others or len(set(dims.tolist())) < len(dims):
+    dims = holds[0].argmax(axis=0)
+    factor = float(parts[0, dims[0], 0])
+    alone = np.count_nonzero(holds, axis=1) == 1  # and so it is in no other dim
+    same = parts[:, dims, np.arange(len(dims))] == factor
+    others = images.keys.at(dims.tolist()).any_in(images.matrix)
+    if not (np.all(alone) and np.all(same)) or others or len(set(dims.tolist())) < len(dims):
         raise NotLatentError(
             "rope_mixed",
             "the heads do not all hold the whole of k_pe as it is, in the same dims",

@@ -44,6 +44,9 @@ from tests.files.damages import ANSWERED, TAKEN  # noqa: E402
 from tests.fuzz.mutations import mutate  # noqa: E402
 from tests.graphs.latent_block import Block, build  # noqa: E402
 
+UNKNOWABLE = "the original is NaN or infinite throughout"
+"""An output of which verification can say nothing, and says so."""
+
 SECONDS = 30
 """An input that takes longer is a finding."""
 
@@ -104,7 +107,9 @@ def try_one(data: bytes, folder: Path) -> str:
         return "refused: the input cannot be used"
     except NothingMatchedError:
         return "refused: nothing is latent"
-    except VerificationError:
+    except VerificationError as error:
+        if UNKNOWABLE in str(error):
+            return "refused: what the original makes is no number"
         return "finding: verification failed"
     except MemoryError:
         return "refused: out of memory"

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from mla_opt.errors import PassError
+from mla_opt.errors import InputError, PassError
+from mla_opt.matching import provers
 from mla_opt.passes.extract_weights import ExtractWeights
 from tests.graphs.latent_block import Block
 from tests.passes.harness import FIND, graph_of, lines, run
@@ -70,3 +71,38 @@ def test_promises_matrices_of_every_site_that_is_left():
     run(graph, *FIND)
     with pytest.raises(PassError, match=r"layers\.0\.self_attn was kept without matrices"):
         ExtractWeights().ensures(graph)
+
+
+@pytest.mark.parametrize("in_threads", [True, False])
+def test_proofs_stay_with_their_sites(monkeypatch, in_threads):
+    """However many are made at a time; a layer whose proof breaks is the one that is dropped."""
+    certify = provers.certify
+
+    def breaking(graph, site, weights):
+        if "layers.1." in site.name or "layers.4." in site.name:
+            raise InputError(f"nothing comes of {site.name}")
+        return certify(graph, site, weights)
+
+    monkeypatch.setattr(provers, "certify", breaking)
+    graph = graph_of(Block(layers=6))
+    graph.runs_in_threads = in_threads
+    *_, result = run(graph, *FIND, "extract_weights")
+    assert result.matched == 6
+    assert [each.site for each in result.refusals] == ["layers.1.self_attn", "layers.4.self_attn"]
+    assert all(each.site in each.reason for each in result.refusals)
+    assert [site.name[7] for site in graph.sites] == ["0", "2", "3", "5"]
+    by_itself = graph_of(Block(layers=6))
+    run(by_itself, *FIND, "extract_weights")
+    for site in graph.sites:
+        (same,) = (each for each in by_itself.sites if each.name == site.name)
+        assert (site.weights.by_head == same.weights.by_head).all()
+        assert site.certificate_error == same.certificate_error
+
+
+def test_other_errors_of_a_proof_are_not_taken_for_a_property_of_the_model(monkeypatch):
+    def broken(graph, site, weights):
+        raise MemoryError
+
+    monkeypatch.setattr(provers, "certify", broken)
+    with pytest.raises(MemoryError):
+        run(graph_of(Block(layers=6)), *FIND, "extract_weights")

@@ -7,7 +7,7 @@ tensor of 2^40 elements, so what is run is counted first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import onnx_ir as ir
 
@@ -16,8 +16,11 @@ from mla_opt.handles import Array
 MOST_STEPS = 1 << 18
 """Nodes that one run of a part may take, each trip of a loop counted."""
 
-MOST_ELEMENTS = 3 << 28
-"""Elements of all tensors that a part may make on its way, together: 3 GiB in float32.
+MOST_ELEMENTS = 1 << 32
+"""Elements of all tensors that a part may make on its way, together: some seconds of work."""
+
+MOST_ALIVE = 3 << 27
+"""Elements of the tensors of a part that may be in memory at one time: 1.5 GiB in float32.
 
 The largest matrices of an attention in use, DeepSeek-V3's, have 2^27.
 """
@@ -37,6 +40,32 @@ def steps(
         return sum(steps(each, lambda value: None, functions) for each in body)
     inner = sum(steps(each, known, functions) for branch in branches(node) for each in branch)
     return 1 + (_trips(node, known) * inner if inner else 0)
+
+
+def most_alive(
+    nodes: Sequence[ir.Node],
+    kept: Collection[ir.Value],
+    shape: Callable[[ir.Value], tuple[int, ...] | None],
+) -> int:
+    """The most elements in memory at one time while nodes run in order and ``kept`` stays.
+
+    A tensor of unknown shape counts as one element.
+    """
+    last = {value: place for place, node in enumerate(nodes) for value in node.inputs}
+    alive = most = 0
+    for place, node in enumerate(nodes):
+        alive += sum(_elements(shape(value)) for value in node.outputs)
+        most = max(most, alive)
+        done = {value for value in node.inputs if last[value] == place} | {
+            value for value in node.outputs if value not in last
+        }
+        made = (value for value in done if value is not None and value.producer() is not None)
+        alive -= sum(_elements(shape(value)) for value in made if value not in kept)
+    return most
+
+
+def _elements(shape: tuple[int, ...] | None) -> int:
+    return math.prod(shape or ())
 
 
 def _trips(node: ir.Node, known: Known) -> float:

@@ -48,6 +48,7 @@ class OnnxGraph(InterfaceEdits):
         self.sites: list[LatentAttentionSite] = []
         self.drafts: list[Draft] = []
         self.roundings: Sequence[Rounding] = ()
+        self.runs_in_threads = True
         self._taken_out = Roundings()
         self._operations: dict[ir.Node, op.Operation] = {}
         self._stored_only = StoredOnly()

@@ -16,7 +16,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from mla_opt.errors import InputError, require_memory
-from mla_opt.graphs.onnx.effort import MOST_ELEMENTS, MOST_STEPS, steps
+from mla_opt.graphs.onnx.effort import (
+    MOST_ALIVE,
+    MOST_ELEMENTS,
+    MOST_STEPS,
+    most_alive,
+    steps,
+)
 from mla_opt.graphs.onnx.quantization.narrow import in_eight_bits, is_narrow
 from mla_opt.graphs.onnx.widening import widen
 from mla_opt.handles import Array
@@ -25,8 +31,11 @@ from mla_opt.ort_values import BFLOAT16, from_ort_value, to_ort_value
 _FED_AS_INPUT = 1024
 """Stored tensors with more elements are fed, not embedded, so that layers share one session."""
 
-_sessions: dict[bytes, ort.InferenceSession] = {}
+_sessions: dict[tuple[bytes, bool], ort.InferenceSession] = {}
 _SESSION_LIMIT = 64
+
+_KEPT_ROOM = 1 << 24
+"""Elements up to which a session keeps the memory that it ran in: it is faster the next time."""
 
 
 class UnboundValueError(InputError):
@@ -129,10 +138,7 @@ class Part:
             raise UnboundValueError(f"{node.name} takes more than {MOST_STEPS} steps to run")
         self._elements += sum(math.prod(self._binding.shape(each) or ()) for each in node.outputs)
         if self._elements > MOST_ELEMENTS:
-            raise UnboundValueError(
-                f"{node.name} and what it reads make more than {MOST_ELEMENTS} elements at sizes"
-                " that the inputs declare; export with free sizes of batches and caches"
-            )
+            raise UnboundValueError(_too_large(node.name, MOST_ELEMENTS))
 
     def run(self, outputs: Sequence[ir.Value], feeds: Mapping[ir.Value, Array]) -> list[Array]:
         """Run the part; ``feeds`` are arrays of the values' own element types, always the same."""
@@ -156,8 +162,11 @@ class Part:
         self, outputs: Sequence[ir.Value], named: Mapping[str, Array]
     ) -> ort.InferenceSession:
         """A session of the part; stored tensors that it is fed are ready, too."""
+        alive = most_alive(self._nodes, outputs, self._binding.shape)
+        if alive > MOST_ALIVE:
+            raise UnboundValueError(_too_large(outputs[0].name, MOST_ALIVE))
         proto = self._proto(outputs, {**named, **self._weights})
-        session = _session(_wide(proto) if self._binding.narrow else proto)
+        session = _session(_wide(proto) if self._binding.narrow else proto, alive <= _KEPT_ROOM)
         self._weights = self._as_run(self._weights)
         self._tensors = _tensors(self._weights)
         return session
@@ -222,6 +231,13 @@ class RepeatedRuns:
         return part.run(outputs, feeds)
 
 
+def _too_large(name: str | None, most: int) -> str:
+    return (
+        f"{name} and what it reads make more than {most} elements at sizes that the inputs"
+        " declare; export with free sizes of batches and caches"
+    )
+
+
 def _reason(error: Exception) -> str:
     """The first line of what ONNX Runtime says; its kind where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
@@ -247,19 +263,24 @@ def _free_shape(name: str, array: Array) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim)
 
 
-def _session(proto: onnx.ModelProto) -> ort.InferenceSession:
-    key = proto.SerializeToString(deterministic=True)
-    if key not in _sessions:
-        if len(_sessions) >= _SESSION_LIMIT:
-            _sessions.clear()
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1  # parts are small, and threads that wait take a processor
-        try:
-            _sessions[key] = ort.InferenceSession(key, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own exception types share no public base
-            require_memory(error)
-            reason = _reason(error)
-            raise UnboundValueError(f"ONNX Runtime cannot run it alone: {reason}") from error
-    return _sessions[key]
+def _session(proto: onnx.ModelProto, keep_room: bool) -> ort.InferenceSession:
+    """A session, made once; with ``keep_room`` it keeps the memory that a run needs."""
+    content = proto.SerializeToString(deterministic=True)
+    known = _sessions.get((content, keep_room))
+    if known is not None:
+        return known
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = keep_room
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1  # parts are small, and threads that wait take a processor
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exception types share no public base
+        require_memory(error)
+        reason = _reason(error)
+        raise UnboundValueError(f"ONNX Runtime cannot run it alone: {reason}") from error
+    if len(_sessions) >= _SESSION_LIMIT:
+        _sessions.clear()
+    _sessions[content, keep_room] = session
+    return session

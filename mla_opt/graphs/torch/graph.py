@@ -51,6 +51,7 @@ class TorchGraph(Bindings[TorchBinding]):
         self.sites: list[LatentAttentionSite] = []
         self.drafts: list[Draft] = []
         self.roundings: Sequence[Rounding] = ()
+        self.runs_in_threads = False
         self._operations: dict[fx.Node, op.Operation] = {}
         self._constant: dict[fx.Node, bool] = {}
         self._retired: list[fx.Node] = []

@@ -1,0 +1,46 @@
+"""What running a part of a graph takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from mla_opt.graphs.onnx import parts
+from mla_opt.graphs.onnx.binding import UnboundValueError
+from mla_opt.graphs.onnx.effort import most_alive
+from tests.graphs.latent_block import Block
+from tests.passes.harness import graph_of, value
+
+
+def chain(*, keep_first: bool) -> tuple[list[ir.Node], list[ir.Value], dict[ir.Value, int]]:
+    """Three nodes one behind the other that make 10, 1000 and 100 numbers, and what is kept."""
+    given = ir.Value(name="given")
+    nodes, last = [], given
+    for place in range(3):
+        nodes.append(ir.Node("", "Made", [last, given], name=f"node_{place}"))
+        last = nodes[-1].outputs[0]
+    counts = {node.outputs[0]: count for node, count in zip(nodes, (10, 1000, 100))}
+    return nodes, [nodes[0].outputs[0], last] if keep_first else [last], {given: 5, **counts}
+
+
+@pytest.mark.parametrize(("keep_first", "most"), [(False, 1100), (True, 1110)])
+def test_what_is_read_no_more_is_not_in_memory(keep_first, most):
+    nodes, kept, counts = chain(keep_first=keep_first)
+    assert most_alive(nodes, kept, lambda each: (counts[each],)) == most
+
+
+def test_what_nobody_reads_is_in_memory_while_it_is_made():
+    nodes, _, counts = chain(keep_first=False)
+    unread = ir.Node("", "Made", [nodes[0].outputs[0]], name="unread")
+    counts[unread.outputs[0]] = 7000
+    order = [nodes[0], unread, *nodes[1:]]
+    assert most_alive(order, [nodes[-1].outputs[0]], lambda each: (counts[each],)) == 7010
+
+
+def test_a_part_that_needs_too_much_memory_is_not_run(monkeypatch):
+    monkeypatch.setattr(parts, "MOST_ALIVE", 100)
+    graph = graph_of(Block())
+    rows = {value(graph.model, "present.0.keys"): np.ones((2, 1, 7, 12), np.float32)}
+    with pytest.raises(UnboundValueError, match=r"more than 100 elements.*free sizes"):
+        graph.bind(2, 4, 3).run([value(graph.model, "made_0")], rows)
