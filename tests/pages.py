@@ -19,8 +19,8 @@ from tests.exports.cache import ROOT
 
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
-#: A page with these words needs what the README's blocks have made.
-GOES_ON = "They go on from the README's Python blocks"
+#: A page with these words needs the examples.
+CHECKOUT = "in one process, in a checkout"
 
 _BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -56,9 +56,9 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
-def goes_on(page: Path) -> bool:
-    """Whether its Python blocks belong into the README's process."""
-    return GOES_ON in " ".join(page.read_text().split())
+def in_checkout(page: Path) -> bool:
+    """Whether its Python blocks import the examples."""
+    return CHECKOUT in " ".join(page.read_text().split())
 
 
 def main(path: Path) -> None:

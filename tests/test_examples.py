@@ -33,6 +33,8 @@ def run(name: str, *arguments: object, cwd: Path, before: Sequence[object] = ())
 
 def test_every_example_is_tested() -> None:
     tested = {
+        # By tests/test_readme.py: the README runs it.
+        "export_model.py",
         "optimize_in_export_pipeline.py",
         "optimize_torch_program.py",
         "custom_pass.py",

@@ -17,7 +17,7 @@ import mla_opt
 from mla_opt.models import demo_model
 from tests.end_to_end.command import PROGRAM, environment
 from tests.exports.cache import ROOT
-from tests.pages import PAGES, README, Block, blocks, goes_on
+from tests.pages import PAGES, README, Block, blocks, in_checkout
 
 BY_CI_RUN = "`.ci/run` runs it in an environment of its own"
 BY_TEST_OLIVE = "tests/integrations/test_olive.py runs it where Olive is installed"
@@ -46,8 +46,8 @@ NOT_RUN = {
         "mla-opt export engines --to triton-server -o models",
     ): "needs engines, and so a GPU",
 }
-FOLLOWING = [page for page in PAGES if goes_on(page)]
-ALONE = [page for page in PAGES if page != README and page not in FOLLOWING]
+OF_CHECKOUT = [page for page in PAGES if in_checkout(page)]
+ALONE = [page for page in PAGES if page != README and page not in OF_CHECKOUT]
 
 
 def listed(block: Block) -> bool:
@@ -59,12 +59,14 @@ def runnable(page: Path) -> list[Block]:
 
 
 def run(wanted: list[Block], folder: Path) -> None:
-    """Run them in `folder`, with `mla-opt` on the path."""
+    """Run them in `folder`, with `mla-opt` and this Python on the path."""
     tools = folder.parent / f"{folder.name}-tools"
     tools.mkdir()
-    script = tools / "mla-opt"
-    script.write_text(f"#!/bin/sh\nexec {PROGRAM[0]} {PROGRAM[1]} '{PROGRAM[2]}' \"$@\"\n")
-    script.chmod(0o755)
+    commands = {"mla-opt": f"{PROGRAM[0]} {PROGRAM[1]} '{PROGRAM[2]}'", "python": sys.executable}
+    for name, called in commands.items():
+        script = tools / name
+        script.write_text(f'#!/bin/sh\nexec {called} "$@"\n')
+        script.chmod(0o755)
     (tools / "blocks.json").write_text(json.dumps([dataclasses.asdict(each) for each in wanted]))
     done = subprocess.run(
         [sys.executable, "-m", "tests.pages", str(tools / "blocks.json")],
@@ -101,11 +103,12 @@ def test_ci_runs_the_blocks_that_are_left_to_it() -> None:
 
 
 @pytest.mark.long
-def test_readme_and_the_pages_that_go_on_from_it(tmp_path: Path) -> None:
+def test_the_readme_and_pages_that_need_a_checkout(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    assert FOLLOWING
-    run([block for page in (README, *FOLLOWING) for block in runnable(page)], tmp_path)
+    assert OF_CHECKOUT
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    run([block for page in (README, *OF_CHECKOUT) for block in runnable(page)], tmp_path)
     assert {"model.onnx", "model.mla.onnx"} <= {path.name for path in tmp_path.iterdir()}
 
 
