@@ -19,6 +19,7 @@ from tests.benchmarks.record import Page, PageError, Record
 from tests.benchmarks.sections import Bench
 from tests.benchmarks.suite import QUICK
 
+ROOT = Path(__file__).parents[2]
 EPYC = "AMD EPYC (family 25, model 17, AVX-512), 2 cores, 23.5 GB"
 ABOUT = Machine(EPYC.split(", 2")[0], 2, 23.5, "Linux 6", "1.32.0", 2, 184.2, 33.9)
 XEON = "Intel Xeon (family 6, model 207, AVX-512, AMX), 2 cores, 23.5 GB"
@@ -67,6 +68,14 @@ def headings(text: str) -> list[str]:
 
 def test_a_page_is_itself() -> None:
     assert str(Page.parse(PAGE)) == PAGE
+
+
+def test_benchmarks_md_is_such_a_page() -> None:
+    text = (ROOT / "benchmarks.md").read_text()
+    page = Page.parse(text)
+    assert str(page) == text
+    days = [[each.date for each in section.records] for section in page.sections]
+    assert all(each == sorted(each, reverse=True) for each in [*days, [each[0] for each in days]])
 
 
 def test_a_record_has_a_heading_a_command_software_and_tables() -> None:
