@@ -1,12 +1,15 @@
 """Measure everything mla-opt claims and print it beside its targets.
 
     python -m tests.benchmarks [--quick] [--only PART] [--markdown FILE] [--json FILE]
+        [--record benchmarks.md]
 
 PARTs are decode, memory, prefill, v3, kernel, sweep, prompts, products, optimize, whole,
 whole-lite and two-layers. Models are kept in the folder that MLA_OPT_BENCH_CACHE names;
 MLA_OPT_TRANSFORMERS_457_PYTHON names a Python with transformers 4.57. `whole` and `whole-lite` take
 6 GB of disk and 20 GB of memory each; llama.cpp takes part in them where `llama-cpp-python`, `gguf`
 and `safetensors` are installed, ik_llama.cpp in all but the first where `ik-llama-cpp-python` is.
+`--record` puts the tables into the page of what was measured, in the section of the machine, unless
+a part failed.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mla_opt.benchmarking import machine
-from tests.benchmarks import figures, models, runner
+from tests.benchmarks import figures, models, record, runner
 from tests.benchmarks.sections import SECTIONS, Bench
 from tests.benchmarks.sheet import figure_sheet
 from tests.benchmarks.suite import FULL, QUICK
@@ -46,7 +49,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--markdown", type=Path, help="also write the tables here")
     parser.add_argument("--json", type=Path, help="also write every number here")
-    return parser.parse_args(arguments)
+    record.add_option(parser)
+    options = parser.parse_args(arguments)
+    record.refuse_quick(parser, options)
+    return options
 
 
 def command_line(options: argparse.Namespace) -> str:
@@ -66,21 +72,21 @@ def screen(stderr: bool = False) -> Console:
 
 def heading(command: str, about: machine.Machine) -> list[str]:
     """Which command on which machine."""
-    software = f"{about.system}; ONNX Runtime {about.onnxruntime}, {about.threads} threads"
-    rates = f"matmul {about.gemm_gflops:.0f} GFLOP/s, memory {about.read_gbps:.0f} GB/s"
-    return [
-        f"`{command}`",
-        f"{about.cpu}, {about.cores} cores, {about.memory_gb} GB; {software}; {rates}.",
-        METHOD,
-    ]
+    name, conditions = record.machine_name(about), record.conditions(about)
+    return [f"`{command}`", f"{name}; {conditions}", METHOD]
+
+
+def tables(bench: Bench) -> list[str]:
+    """What was measured, and before it what was not."""
+    sheets = [figure_sheet(bench.figures), *bench.sheets]
+    notes = [f"Skipped: {line}" for line in bench.skipped]
+    notes += [f"Failed: {line}" for line in bench.failed]
+    return [*notes, *(sheet.to_markdown() for sheet in sheets if sheet.rows)]
 
 
 def markdown(lines: Sequence[str], bench: Bench) -> str:
     """The whole report."""
-    sheets = [figure_sheet(bench.figures), *bench.sheets]
-    notes = [f"Skipped: {line}" for line in bench.skipped]
-    notes += [f"Failed: {line}" for line in bench.failed]
-    return "\n\n".join([*lines, *notes, *(sheet.to_markdown() for sheet in sheets)])
+    return "\n\n".join([*lines, *tables(bench)])
 
 
 def as_json(command: str, bench: Bench) -> str:
@@ -133,6 +139,11 @@ def report(options: argparse.Namespace, command: str, bench: Bench, console: Con
         options.markdown.write_text(markdown(lines, bench))
     if options.json:
         options.json.write_text(as_json(command, bench))
+    if options.record and bench.failed:
+        console.print(f"not recorded in {options.record}: a part failed", markup=False)
+    elif options.record:
+        what = ", ".join(options.only or ("all parts",))
+        record.keep(options.record, bench.machine, what, command, tables(bench))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Memory and time of `mla-opt optimize` as a model gets deeper: DeepSeek-V3's attentions.
 
     python -m tests.benchmarks.scale [--layers N ...] [--kinds float16 4bit] [--weights auto float]
-        [--report] [--rounds N]
+        [--report] [--rounds N] [--record benchmarks.md]
 
 Each model is made, optimized from file to file without verification in a process of its own, copied
 with `cp`, and removed again. 61 layers need 31 GB of disk. Prints one row a run, and the memory
@@ -15,13 +15,16 @@ import argparse
 import dataclasses
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks import command_run, deep_model
+from mla_opt.benchmarking import machine
+from tests.benchmarks import command_run, deep_model, record
 from tests.benchmarks.dims import V3
+from tests.benchmarks.runner import THREADS
 
 #: What `optimize` may take: MB, besides twice the largest tensor.
 ALLOWED_MB = 1.5e9 / 2**20
@@ -59,8 +62,9 @@ class Run:
 KINDS = ("float16", "4bit")
 COLUMNS = (
     "| model | weights | layers | file MB | peak MB | allowed MB | s | CPU s | `cp` s |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "|---|---|---:|---:|---:|---:|---:|---:|---:|"
 )
+SLOPE_COLUMNS = "| model | weights | MB each further layer |\n|---|---|---:|"
 
 
 def measure(kind: str, weights: str, layers: int, source: Path, *, report: bool = False) -> Run:
@@ -102,36 +106,52 @@ def slope(runs: Sequence[Run]) -> float:
     return (runs[-1].peak_mb - runs[0].peak_mb) / (runs[-1].layers - runs[0].layers)
 
 
-def series(kind: str, options: argparse.Namespace) -> None:
+def slopes(runs: Sequence[Run]) -> str:
+    """A table of what each further layer takes; nothing where there is one depth only."""
+    kinds = dict.fromkeys((run.kind, run.weights) for run in runs)
+    series = [[run for run in runs if (run.kind, run.weights) == kind] for kind in kinds]
+    rows = [
+        f"| {each[0].kind} | {each[0].weights} | {slope(each):.2f} |"
+        for each in series
+        if each[0].layers != each[-1].layers
+    ]
+    return "\n".join([SLOPE_COLUMNS, *rows]) if rows else ""
+
+
+def series(kind: str, options: argparse.Namespace) -> list[Run]:
     """Measure one kind of model at every depth; prints a row for each run."""
-    runs: dict[str, list[Run]] = {each: [] for each in options.weights}
+    runs = []
     for layers in options.layers:
         with tempfile.TemporaryDirectory(prefix="deep-", dir=options.folder) as made:
             source = Path(made, "in", "model.onnx")
             source.parent.mkdir()
             deep_model.make(kind, dataclasses.replace(V3, layers=layers), source)
             for each in [*options.weights] * options.rounds:
-                runs[each].append(measure(kind, each, layers, source, report=options.report))
-                print(runs[each][-1].row(), flush=True)
-    for each, done in runs.items():
-        if done[0].layers != done[-1].layers:
-            print(f"{kind}, weights {each}: {slope(done):.2f} MB each further layer", flush=True)
+                runs.append(measure(kind, each, layers, source, report=options.report))
+                print(runs[-1].row(), flush=True)
+    return runs
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure all that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 16, 61])
     parser.add_argument("--kinds", nargs="+", choices=deep_model.KINDS, default=KINDS)
     parser.add_argument("--weights", nargs="+", default=["auto", "float"])
     parser.add_argument("--folder", type=Path, help="on the disk to use")
     parser.add_argument("--report", action="store_true", help="write a report, with hashes")
     parser.add_argument("--rounds", type=int, default=1)
-    options = parser.parse_args()
+    record.add_option(parser)
+    options = parser.parse_args(arguments)
     print(COLUMNS)
-    for kind in options.kinds:
-        series(kind, options)
+    runs = [run for kind in options.kinds for run in series(kind, options)]
+    print(f"\n{slopes(runs)}")
+    if options.record:
+        tables = ["\n".join([COLUMNS, *(run.row() for run in runs)]), slopes(runs)]
+        command = record.command_line("tests.benchmarks.scale", arguments, ("--folder",))
+        about = machine.measure(THREADS)
+        record.keep(options.record, about, "memory of optimize", command, tables)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,6 +1,7 @@
 """Requests served one at a time, and in continuous batches of several sizes.
 
     python -m tests.benchmarks.serving [--requests N] [--places N ...] [--rounds N] [--quick]
+        [--record benchmarks.md]
 
 The model is that of the other benchmarks, with a static cache and the kernel. All requests are
 there from the start; each has a prompt and a number of new tokens of its own. The ways run in
@@ -21,7 +22,7 @@ import onnxruntime as ort
 from mla_opt.benchmarking import machine
 from mla_opt.runtimes.onnxruntime import generate, session
 from mla_opt.runtimes.onnxruntime.batching import ContinuousBatch, Sampling
-from tests.benchmarks import models
+from tests.benchmarks import models, record
 from tests.benchmarks.dims import LITE, TINY
 from tests.benchmarks.runner import THREADS
 
@@ -33,6 +34,9 @@ PROMPTS, NEW = (16, 257), (32, 129)
 ROWS = PROMPTS[1] + NEW[1]
 #: What the others are compared with.
 ONE = "one at a time, `generate`"
+COLUMNS = (
+    "| | s, best | s, median | new tokens/s | times one at a time |\n|---|---:|---:|---:|---:|"
+)
 
 
 def requests(count: int, vocabulary: int, shorter: int) -> list[Request]:
@@ -89,7 +93,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--places", type=int, nargs="+", default=[1, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a tiny model; shows that it works")
+    record.add_option(parser)
     options = parser.parse_args(arguments)
+    record.refuse_quick(parser, options)
     dims, shorter = (TINY, 8) if options.quick else (LITE, 1)
     path = models.optimized(models.exported(dims), cache="static")
     opened = session(path, intra_op_threads=THREADS, kernel=True)
@@ -102,16 +108,24 @@ def main(arguments: Sequence[str]) -> None:
     about = machine.measure(THREADS)
     said = sum(how.max_new_tokens for _, how in wanted)
     print(f"{about.cpu}, {about.cores} cores, ONNX Runtime {about.onnxruntime}, {THREADS} threads")
-    print(
+    counts = (
         f"{len(wanted)} requests, {sum(len(p) for p, _ in wanted)} prompt tokens, {said} new ones"
     )
-    print(
-        "| | s, best | s, median | new tokens/s | times one at a time |\n|---|---:|---:|---:|---:|"
-    )
+    shown = table(seconds, said)
+    print(counts, shown, sep="\n")
+    if options.record:
+        command = record.command_line("tests.benchmarks.serving", arguments)
+        record.keep(options.record, about, "requests at once", command, [f"{counts}.", shown])
+
+
+def table(seconds: dict[str, list[float]], said: int) -> str:
+    """The ways, each beside the first; `said` is how many new tokens there are in all."""
+    lines = [COLUMNS]
     for name, times in seconds.items():
         best, gain = min(times), min(seconds[ONE]) / min(times)
         median = statistics.median(times)
-        print(f"| {name} | {best:.2f} | {median:.2f} | {said / best:.0f} | {gain:.2f} |")
+        lines.append(f"| {name} | {best:.2f} | {median:.2f} | {said / best:.0f} | {gain:.2f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
     python -m tests.benchmarks.torch_program --new 512 [--new 2048] [--past 4096]
     python -m tests.benchmarks.torch_program --rewrite LAYERS
 
+each with `--record benchmarks.md` where the table is to be kept.
+
 The first times one token of two V2-Lite layers, batch 1, the cache fed back, variants in turns in
 one process on two threads: the module in eager mode, the program that `mla_opt.optimize` makes of
 its export, and the ONNX file of the same model through ONNX Runtime with the kernel. The second
@@ -17,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 from unittest import mock
@@ -28,16 +30,20 @@ import torch
 import transformers
 
 import mla_opt
+from mla_opt.benchmarking import machine
 from mla_opt.benchmarking.memory import memory, reset_peak
 from mla_opt.benchmarking.turns import take_turns
 from mla_opt.operator.torch.multi_head import cpu as multi_head_cpu
-from tests.benchmarks import models
+from tests.benchmarks import models, record
 from tests.benchmarks.dims import Dims
 from tests.benchmarks.export_deepseek import FlatCache, config, dynamic_shapes, example, randomize
 from tests.benchmarks.runner import THREADS
+from tests.benchmarks.sheet import number
 from tests.benchmarks.suite import FULL
 
 TURN_MS = 300.0
+#: What is told with its version.
+PACKAGES = ("torch", "transformers")
 
 
 def module(dims: Dims) -> torch.nn.Module:
@@ -120,16 +126,30 @@ def session(dims: Dims) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def steps(pasts: Sequence[int], rounds: int) -> None:
-    """Time the variants at every past length and print a line for each."""
+def row(*cells: object) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def header(*columns: str) -> str:
+    """The first two lines of one."""
+    return f"{row(*columns)}\n|{'---:|' * len(columns)}"
+
+
+def spent(samples: Sequence[float]) -> str:
+    """The fastest and the median."""
+    return f"{number(min(samples))} / {number(float(np.median(samples)))}"
+
+
+def steps(pasts: Sequence[int], rounds: int) -> Iterator[str]:
+    """Time the variants at every past length; a line for each."""
     torch.set_num_threads(THREADS)
     dims = FULL.lite
     flat = module(dims)
     program = mla_opt.optimize(exported(flat, dims)).model.module()
     opened = session(dims)
-    print(
-        "past    eager ms        program ms      ONNX Runtime ms  eager/program  program/ORT  error"
-    )
+    variants = ("eager ms", "program ms", "ONNX Runtime ms")
+    yield header("past", *variants, "eager / program", "program / ONNX Runtime", "error")
     for past in pasts:
         eager, rewritten = TorchSteps(flat, dims, past), TorchSteps(program, dims, past)
         workers = {"eager": eager, "program": rewritten, "ort": OrtSteps(opened, eager)}
@@ -138,13 +158,9 @@ def steps(pasts: Sequence[int], rounds: int) -> None:
         error = np.abs(eager.logits - rewritten.logits).max() / eager.logits.std()
         samples = take_turns(workers, rounds, TURN_MS)
         best = {name: min(each) for name, each in samples.items()}
-        middle = {name: float(np.median(each)) for name, each in samples.items()}
-        shown = "  ".join(f"{best[name]:7.2f}/{middle[name]:7.2f}" for name in workers)
-        print(
-            f"{past:<6} {shown}   {best['eager'] / best['program']:6.1f}x"
-            f"        {best['program'] / best['ort']:5.2f}x      {error:.0e}",
-            flush=True,
-        )
+        gain = f"{best['eager'] / best['program']:.1f}x"
+        slower = f"{best['program'] / best['ort']:.2f}x"
+        yield row(past, *(spent(samples[name]) for name in workers), gain, slower, f"{error:.0e}")
 
 
 class TorchPrompts(TorchSteps):
@@ -176,8 +192,8 @@ def without_kernel(call: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def prompts(pasts: Sequence[int], news: Sequence[int], rounds: int) -> None:
-    """Time the variants at every length and print a line for each."""
+def prompts(pasts: Sequence[int], news: Sequence[int], rounds: int) -> Iterator[str]:
+    """Time the variants at every length; a line for each."""
     torch.set_num_threads(THREADS)
     dims = FULL.lite
     flat = module(dims)
@@ -189,7 +205,7 @@ def prompts(pasts: Sequence[int], news: Sequence[int], rounds: int) -> None:
         "aten": without_kernel(optimized),
         "portable": mla_opt.optimize(program, target="portable").model.module(),
     }
-    print("new     past    " + "".join(f"{name:<18}" for name in calls) + "error   (min/median ms)")
+    yield header("new", "past", *(f"{name} ms" for name in calls), "error")
     for past in pasts:
         for new in news:
             workers = {name: TorchPrompts(call, dims, past, new) for name, call in calls.items()}
@@ -200,11 +216,10 @@ def prompts(pasts: Sequence[int], news: Sequence[int], rounds: int) -> None:
                 max(np.abs(eager - each.logits).max() for each in workers.values()) / eager.std()
             )
             samples = take_turns(workers, rounds, TURN_MS)
-            shown = "".join(f"{min(s):7.1f}/{np.median(s):7.1f}   " for s in samples.values())
-            print(f"{new:<8}{past:<8}{shown}{error / eager.std():.0e}", flush=True)
+            yield row(new, past, *map(spent, samples.values()), f"{error:.0e}")
 
 
-def rewrite(layers: int) -> None:
+def rewrite(layers: int) -> Iterator[str]:
     """Time `mla_opt.optimize` on a program of so many layers."""
     dims = FULL.scaling(layers)
     program = exported(module(dims), dims)
@@ -215,10 +230,21 @@ def rewrite(layers: int) -> None:
     result = mla_opt.optimize(program, verify=False)
     taken = time.perf_counter() - start
     beyond = memory("VmHWM") - before
-    print(
-        f"{layers} layers, {weights:.0f} MB of weights: {taken:.1f} s, {beyond:.0f} MB beyond,"
-        f" {beyond / weights:.2f}x the weights; {len(result.report.sites)} sites"
-    )
+    yield header("layers", "sites", "weights MB", "s", "MB beyond", "of the weights")
+    sites = len(result.report.sites)
+    share = f"{beyond / weights:.2f}x"
+    yield row(layers, sites, f"{weights:.0f}", f"{taken:.1f}", f"{beyond:.0f}", share)
+
+
+def chosen(options: argparse.Namespace) -> tuple[str, Iterator[str]]:
+    """What is measured, and the lines of its table as they come."""
+    if options.rewrite:
+        return "rewriting a PyTorch program", rewrite(options.rewrite)
+    if options.new:
+        found = prompts(options.past or (0,), options.new, options.rounds)
+        return "prompts of PyTorch programs", found
+    found = steps(options.past or (1024, 8192, 32768), options.rounds)
+    return "PyTorch programs", found
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -228,13 +254,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--new", type=int, action="append")
     parser.add_argument("--rewrite", type=int, metavar="LAYERS")
+    record.add_option(parser)
     options = parser.parse_args(arguments)
-    if options.rewrite:
-        rewrite(options.rewrite)
-    elif options.new:
-        prompts(options.past or (0,), options.new, options.rounds)
-    else:
-        steps(options.past or (1024, 8192, 32768), options.rounds)
+    what, lines = chosen(options)
+    table = []
+    for line in lines:
+        print(line, flush=True)
+        table.append(line)
+    if options.record:
+        command = record.command_line("tests.benchmarks.torch_program", arguments)
+        about = machine.measure(THREADS)
+        record.keep(options.record, about, what, command, ["\n".join(table)], PACKAGES)
     return 0
 
 

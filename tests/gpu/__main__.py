@@ -1,6 +1,7 @@
 """One call on a machine with a GPU: check, sanitize, measure, and print the table last.
 
     python -m tests.gpu [-o DIR] [--seconds 450] [--only checks|quick|bench] [--arch 90]
+        [--record benchmarks.md]
 
 Ends within --seconds, and 15 more if something hangs; each stage leaves the next its share. Exit
 code 1: something is wrong, or hung. Missed targets are told and are no error. Everything printed
@@ -19,7 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.gpu import benchmark, cases, checks, peers, sanitizer, summary
+from tests.benchmarks import record
+from tests.gpu import benchmark, cases, checks, peers, recorded, sanitizer, summary
 from tests.gpu.deadline import Deadline
 from tests.gpu.driver import Device, DriverError, device_reason
 from tests.gpu.kernels import Runner, library_for
@@ -30,6 +32,8 @@ SANITIZER_SECONDS = 45.0
 # Of the seconds: when the checks, and when the sanitizer, must have ended.
 CHECKS_END, SANITIZER_END = 0.4, 0.6
 GRACE = 15.0
+# Options that are not told with a record.
+PLACES = ("-o", "--output")
 
 
 class Log:
@@ -50,8 +54,10 @@ class Log:
 
 @dataclass
 class Measured:
-    """What there is to report, at any time."""
+    """What there is to report, at any time, and of which device and kernels."""
 
+    machine: str = ""
+    kernels: str = ""
     rows: list[benchmark.Row] = field(default_factory=list)
     rates: benchmark.Rates | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
@@ -63,6 +69,12 @@ class Measured:
                 log.keep(line)
         for line in summary.summary(rows, self.rates, self.absent):
             log.say(line)
+
+    def keep(self, path: Path, command: str) -> None:
+        """Put the tables into a page of records."""
+        if self.rows and self.rates is not None:
+            made = recorded.record(command, self.kernels, self.rows, self.rates, self.absent)
+            record.write(path, self.machine, made)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong = _run(options, log, measured, started)
         if options.only in ("all", "bench"):
             measured.report(log)
+    if options.record and not wrong:
+        words = sys.argv[1:] if arguments is None else arguments
+        measured.keep(options.record, record.command_line("tests.gpu", words, PLACES))
     log.say(f"{'FAILED: ' + str(wrong) if wrong else 'all right'},"
             f" {time.monotonic() - started:.0f} s")  # fmt: skip
     return 1 if wrong else 0
@@ -93,8 +108,10 @@ def _run(options: argparse.Namespace, log: Log, measured: Measured, started: flo
     """All stages that are wanted; returns how many things are wrong."""
     device = Device()
     runner = Runner(device, library_for(device, options.arch))
+    measured.machine = f"{device.name} ({device.multiprocessors} multiprocessors)"
+    measured.kernels = ", ".join(runner.library.architectures)
     log.say(f"{device.name}, architecture {device.architecture}, {device.multiprocessors}"
-            f" multiprocessors; kernels for {', '.join(runner.library.architectures)}")  # fmt: skip
+            f" multiprocessors; kernels for {measured.kernels}")  # fmt: skip
     wrong = 0
     if options.only in ("all", "checks", "quick"):
         share = CHECKS_END if options.only == "all" else 1.0
@@ -116,7 +133,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--arch", help="compile for this architecture here, rather than use a library"
     )
     parser.add_argument("--only", choices=("all", "checks", "quick", "bench"), default="all")
-    return parser.parse_args(arguments)
+    record.add_option(parser)
+    options = parser.parse_args(arguments)
+    if options.record and options.only in ("checks", "quick"):
+        parser.error(f"--record: nothing is measured with --only {options.only}")
+    return options
 
 
 def run_checks(runner: Runner, log: Log, until: float, *, quick: bool) -> int:

@@ -109,29 +109,40 @@ TARGETS = (
 
 def verdicts(rows: Sequence[Row], rates: Rates) -> list[str]:
     """A line for each target: met, missed at how many points and where by most, or not measured."""
-    return [_verdict(target, rows, rates) for target in TARGETS]
+    return [f"target {target.text}: {_found(target, rows, rates)}" for target in TARGETS]
 
 
-def _verdict(target: Target, rows: Sequence[Row], rates: Rates) -> str:
+def verdict_table(rows: Sequence[Row], rates: Rates) -> list[str]:
+    """The same as a table."""
+    lines = [f"| {target.text} | {_found(target, rows, rates)} |" for target in TARGETS]
+    return ["| target | found |", "|---|---|", *lines]
+
+
+def _found(target: Target, rows: Sequence[Row], rates: Rates) -> str:
     found = [(target.value(row, rows, rates), row.point) for row in rows if row.kernel == OURS]
     values = [(value, point) for value, point in found if value is not None]
     if not values:
-        return f"target {target.text}: NOT MEASURED"
+        return "NOT MEASURED"
     worst, point = min(values, key=lambda pair: pair[0])
     missed = sum(value < target.least for value, _ in values)
     count = f"of {len(values)} points"
     word = f"MISSED at {missed} {count}" if missed else f"met at {len(values)} {count}"
     where = f"H {point.heads}, T {point.keys}, B {point.batch}"
-    return f"target {target.text}: {word}, the least is {target.show(worst)} ({where})"
+    return f"{word}, the least is {target.show(worst)} ({where})"
+
+
+def ceilings(rates: Rates) -> str:
+    """What the device does at most."""
+    product = f"{rates.product / 1e12:.0f} TFLOP/s" if rates.product else "not measured"
+    return f"copying {rates.copy / 1e9:.0f} GB/s, float16 product {product}"
 
 
 def summary(rows: Sequence[Row], rates: Rates | None, absent: Mapping[str, str]) -> list[str]:
     """All that is printed at the end."""
     if rates is None:
         return ["nothing was measured"]
-    product = f"{rates.product / 1e12:.0f} TFLOP/s" if rates.product else "not measured"
     lines = [*short_table(rows, rates)] if rows else ["no point was measured"]
-    lines.append(f"copying {rates.copy / 1e9:.0f} GB/s, float16 product {product}")
+    lines.append(ceilings(rates))
     lines += [f"not there: {name} ({reason})" for name, reason in absent.items()]
     failed = {r.kernel: r.note for r in rows if r.timing is None and r.kernel != OURS}
     lines += [f"did not run everywhere: {name} ({note})" for name, note in failed.items()]

@@ -4,14 +4,19 @@ On noise a rounding error is as good as any other number. What matters is what a
 does to text that a model predicts, so one is trained here: DeepSeek-V3's attention in two layers,
 dense, C 256 (two scales a row), and exported.
 
-    python -m tests.quantization.trained       the table of benchmarks.md, after a minute
+    python -m tests.quantization.trained [--record benchmarks.md]
+
+prints the table after a minute, and puts it into that page.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,10 @@ import onnx_ir
 import onnxruntime as ort
 
 import mla_opt
+from mla_opt.benchmarking import machine
 from mla_opt.ort_values import from_ort_value, to_ort_value
+from tests.benchmarks import record
+from tests.benchmarks.runner import THREADS
 from tests.exports.cache import built_once, cache_folder, fingerprint
 from tests.exports.spec import ExportSpec
 
@@ -194,5 +202,18 @@ def table(found: dict[str, Reading]) -> str:
     return "\n".join(lines)
 
 
+def main(arguments: Sequence[str]) -> None:
+    """Print the table, and keep it where that is asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    record.add_option(parser)
+    options = parser.parse_args(arguments)
+    found = table(readings(STEPS, windows=256))
+    print(found)
+    if options.record:
+        command = record.command_line("tests.quantization.trained", arguments)
+        about, packages = machine.measure(THREADS), ("torch", "transformers")
+        record.keep(options.record, about, "caches of 8 bits on text", command, [found], packages)
+
+
 if __name__ == "__main__":
-    print(table(readings(STEPS, windows=256)))
+    main(sys.argv[1:])

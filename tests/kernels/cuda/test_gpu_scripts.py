@@ -13,7 +13,7 @@ import pytest
 
 from mla_opt.kernels.cuda_library import CudaLibrary
 from tests.gpu import __main__ as script
-from tests.gpu import benchmark, cases, checks, oracle, peers, summary
+from tests.gpu import benchmark, cases, checks, oracle, peers, recorded, summary
 from tests.gpu.deadline import Deadline
 from tests.gpu.decode import Point, Step, Timing, copies_for
 from tests.gpu.driver import Device
@@ -197,6 +197,17 @@ def test_short_table():
     assert {text.count("|") for text in (header, first, second)} == {12}
 
 
+def test_a_record_has_both_tables():
+    rows = [replace(row(1e-3, batch=8), loads="TMA"), row(1e-3, batch=8, kernel="peer")]
+    text = recorded.record("python -m tests.gpu", "90a", rows, RATES, ["FlashInfer"]).text
+    assert "`python -m tests.gpu`" in text
+    assert "\nkernels for 90a" in text
+    assert "; copying 4000 GB/s, float16 product 800 TFLOP/s.\n" in text
+    assert "\nNot there: FlashInfer.\n" in text
+    assert "| 128 | 16384 | 8 | TMA | 1000.0 | 153 | 4% | 37 | 5% | 1000.0 |\n" in text
+    assert "| 0.9 of the best peer's speed, everywhere | met at 1 of 1 points, the least" in text
+
+
 def test_points_cover_the_table():
     every = benchmark.points()
     assert {p.heads for p in every} == {16, 64, 128}
@@ -238,6 +249,26 @@ def test_the_whole_script(on_emulator, tmp_path, capsys):
     assert [text for text in kept if text in said.splitlines()] == said.splitlines()
     assert any(text.startswith("| mla-opt | 16 | 33 | 1 | cp.async |") for text in kept)
     assert len(json.loads((tmp_path / "gpu.json").read_text())["rows"]) == 1
+
+
+def test_the_whole_script_records(on_emulator, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# What was measured\n")
+    assert (
+        script.main(["--record", str(page), "-o", str(tmp_path / "out"), "--seconds", "300"]) == 0
+    )
+    text = page.read_text()
+    assert "## emulated (2 multiprocessors)\n\n### " in text
+    assert "`python -m tests.gpu --seconds 300`" in text
+    assert "| 16 | 33 | 1 | cp.async |" in text
+
+
+def test_checks_alone_are_not_recorded(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("# What was measured\n")
+    with pytest.raises(SystemExit):
+        script.main(["--only", "checks", "--record", str(page)])
+    assert "nothing is measured with --only checks" in capsys.readouterr().err
 
 
 def test_checks_that_there_is_no_time_for_are_counted(on_emulator, capsys):
