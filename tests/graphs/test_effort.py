@@ -9,6 +9,7 @@ import pytest
 from mla_opt.graphs.onnx import parts
 from mla_opt.graphs.onnx.binding import UnboundValueError
 from mla_opt.graphs.onnx.effort import most_alive
+from mla_opt.graphs.onnx.shape_rules.facts import unknown_sizes
 from tests.graphs.latent_block import Block
 from tests.passes.harness import graph_of, value
 
@@ -44,3 +45,33 @@ def test_a_part_that_needs_too_much_memory_is_not_run(monkeypatch):
     rows = {value(graph.model, "present.0.keys"): np.ones((2, 1, 7, 12), np.float32)}
     with pytest.raises(UnboundValueError, match=r"more than 100 elements.*free sizes"):
         graph.bind(2, 4, 3).run([value(graph.model, "made_0")], rows)
+
+
+class OfNothing:
+    """Facts of a graph about which nothing is known."""
+
+    def shape(self, value):
+        return None
+
+    def integers(self, value):
+        return None
+
+    def unknown(self):
+        return 7
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "sizes"),
+    [
+        ((3,), 0, ((7, 7, 7),)),
+        ((2,), 3, ((7, 7, 7),)),
+        ((64,), 0, ((7,) * 64,)),
+        ((65,), 0, ()),
+        ((1 << 31,), 0, ()),
+        ((), 0, ()),
+        (None, 0, ()),
+    ],
+    ids=str,
+)
+def test_a_shape_of_unknown_sizes_has_axes_like_a_tensor(asked, least, sizes):
+    assert unknown_sizes(OfNothing(), asked, least) == sizes

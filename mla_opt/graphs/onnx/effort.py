@@ -19,10 +19,11 @@ MOST_STEPS = 1 << 18
 MOST_ELEMENTS = 1 << 32
 """Elements of all tensors that a part may make on its way, together: some seconds of work."""
 
-MOST_ALIVE = 3 << 27
-"""Elements of the tensors of a part that may be in memory at one time: 1.5 GiB in float32.
+MOST_ALIVE = 1 << 28
+"""Elements of the tensors of a part that may be in memory at one time: 1 GiB in float32.
 
-The largest matrices of an attention in use, DeepSeek-V3's, have 2^27.
+What is fed, and what is made of the results, takes up to three times as much besides. The largest
+matrices of an attention in use, DeepSeek-V3's, have 2^27.
 """
 
 Known = Callable[[ir.Value], Array | None]

@@ -12,6 +12,9 @@ from mla_opt.graphs.sizes import Expression
 
 Shape = tuple[Expression, ...]
 
+MOST_AXES = 64
+"""Axes that a tensor may have: a file can ask for 2^31."""
+
 
 class Facts(Protocol):
     """What is known of the operands."""
@@ -63,6 +66,14 @@ def axis_of(axis: int, rank: int) -> int | None:
 def replaced(shape: Shape, axis: int, size: Expression) -> Shape:
     """A shape with another size in one place."""
     return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def unknown_sizes(facts: Facts, asked: Shape | None, least: int = 0) -> Sequence[Shape | None]:
+    """A shape of which only the rank is known: the length of what asks for it, ``[rank]``."""
+    rank = asked[0] if asked else None
+    if not isinstance(rank, int) or rank > MOST_AXES:
+        return ()
+    return (tuple(facts.unknown() for _ in range(max(rank, least))),)
 
 
 Rule = Callable[[Facts, ir.Node], Sequence[Shape | None]]

@@ -18,6 +18,7 @@ from mla_opt.graphs.onnx.shape_rules.facts import (
     operand,
     replaced,
     shape_at,
+    unknown_sizes,
 )
 from mla_opt.graphs.sizes import Expression
 
@@ -39,8 +40,7 @@ def of_reshape(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
     if target is None:
         return ()
     if wanted is None:
-        rank = (facts.shape(target) or (None,))[0]
-        return (tuple(facts.unknown() for _ in range(rank)),) if isinstance(rank, int) else ()
+        return unknown_sizes(facts, facts.shape(target))
     return (_reshaped(facts, shape, wanted, bool(attribute(node, "allowzero", 0))),)
 
 
@@ -70,11 +70,7 @@ def of_expand(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
     if shape is None:
         return ()
     if wanted is None:
-        target = shape_at(facts, node, 1)
-        rank = target[0] if target else None
-        if not isinstance(rank, int):
-            return ()
-        return (tuple(facts.unknown() for _ in range(max(rank, len(shape)))),)
+        return unknown_sizes(facts, shape_at(facts, node, 1), len(shape))
     return (broadcast_shapes([shape, tuple(wanted)]),)
 
 

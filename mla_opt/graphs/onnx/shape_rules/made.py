@@ -15,6 +15,7 @@ from mla_opt.graphs.onnx.shape_rules.facts import (
     numbers_at,
     operand,
     shape_at,
+    unknown_sizes,
 )
 
 
@@ -48,8 +49,7 @@ def of_filled(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
     wanted = numbers_at(facts, node, 0)
     if wanted is not None:
         return (tuple(wanted),)
-    rank = (shape_at(facts, node, 0) or (None,))[0]
-    return (tuple(facts.unknown() for _ in range(rank)),) if isinstance(rank, int) else ()
+    return unknown_sizes(facts, shape_at(facts, node, 0))
 
 
 def of_range(facts: Facts, node: ir.Node) -> Sequence[Shape | None]:
