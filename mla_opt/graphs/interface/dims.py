@@ -32,11 +32,15 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A graph input or output. ``axes`` is ``None`` where the file states no rank."""
+    """A graph input or output. ``axes`` is ``None`` where the file states no rank.
+
+    A mask that ``hides`` is true, or 1, at what may not be looked at; others are where one may.
+    """
 
     name: str
     dtype: ir.DataType | None
     axes: tuple[Axis, ...] | None
+    hides: bool = False
 
     @classmethod
     def of(cls, value: ir.Value) -> Port:

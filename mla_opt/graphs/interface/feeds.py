@@ -42,16 +42,15 @@ def start_feed(port: Port, shape: tuple[int, ...], start: int) -> Array:
 def mask_feed(port: Port, shape: tuple[int, ...], valid: Bools, start: int) -> Array:
     """Return the mask of one call, with as many dimensions as ``shape``."""
     if len(shape) == 2 and port.axis_of("query_len") is not None:
-        for_all = np.ones_like(valid[:1])
-        return as_mask(visible(for_all, start)[0], numpy_dtype(port))
+        return as_mask(port, visible(np.ones_like(valid[:1]), start)[0])
     if len(shape) == 2:
-        return valid.astype(numpy_dtype(port))
+        return np.not_equal(valid, port.hides).astype(numpy_dtype(port))
     seen = visible(valid, start)
     if port.axis_of("query_len") is None:
         seen = seen[:, -1:]
     if len(shape) == 4:
         seen = seen[:, None]
-    return as_mask(np.broadcast_to(seen, shape), numpy_dtype(port))
+    return as_mask(port, np.broadcast_to(seen, shape))
 
 
 def visible(valid: Bools, start: int) -> Bools:
@@ -63,10 +62,11 @@ def visible(valid: Bools, start: int) -> Bools:
     return seen
 
 
-def as_mask(visible: Bools, dtype: np.dtype[Any]) -> Array:
-    """Write ``visible`` as this type of mask: additive for floats, 1 and 0 for others."""
+def as_mask(port: Port, visible: Bools) -> Array:
+    """Write ``visible`` as this kind of mask: additive for floats, true or 1 and 0 for others."""
+    dtype = numpy_dtype(port)
     if dtype.kind in "biu":
-        return visible.astype(dtype)
+        return np.not_equal(visible, port.hides).astype(dtype)
     return np.where(visible, 0.0, lowest(dtype)).astype(dtype)
 
 

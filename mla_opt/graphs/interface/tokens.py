@@ -2,17 +2,19 @@
 
 Structure first: token ids index a weight matrix, positions reach a sine or a rotary operator, and
 so do the places (:mod:`mla_opt.graphs.interface.places`) that rows of a buffer are written to. The
-mask has no structure of its own that exporters agree on, so names and shapes decide.
+mask has no structure of its own that exporters agree on, so names and shapes decide; which way
+round it is, its graph does (:mod:`mla_opt.graphs.interface.mask_sense`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from mla_opt.graphs.interface.dims import AxisRole, Port, Size
+from mla_opt.graphs.interface.mask_sense import hides_where_true
 from mla_opt.graphs.interface.places import is_place, is_start
 
 #: Between token ids and the look-up.
@@ -61,7 +63,7 @@ def sort_inputs(values: Iterable[ir.Value]) -> StatelessInputs:
         token_ids=_port(ids),
         vocabulary=vocabulary,
         embeddings=_port(embeddings),
-        attention_mask=_port(mask),
+        attention_mask=None if mask is None else _mask_port(mask),
         positions=tuple(Port.of(v) for v in positions),
         starts=tuple(Port.of(v) for v in starts),
         others=tuple(Port.of(v) for v in rest),
@@ -74,6 +76,10 @@ def _drop(rest: list[ir.Value], *taken: ir.Value | None) -> None:
 
 def _port(value: ir.Value | None) -> Port | None:
     return None if value is None else Port.of(value)
+
+
+def _mask_port(mask: ir.Value) -> Port:
+    return replace(Port.of(mask), hides=hides_where_true(mask))
 
 
 def _named(value: ir.Value, words: tuple[str, ...]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from mla_opt.graphs.interface.dims import Port
 from mla_opt.graphs.interface.feeds import Bools
 from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.operator.paged_attention import CODES
@@ -87,8 +88,7 @@ class PagedModel:
         ranks = {v.name or "": len(v.shape) for v in model.graph.inputs if v.shape is not None}
         mask = ModelInterface.of(self.model).attention_mask
         told = mask is not None and mask.name in {each.name for each in changes.dropped}
-        padding = mask.name if mask is not None and told else None
-        session = PagedSession(runs.session(optimized), caches, ranks, padding)
+        session = PagedSession(runs.session(optimized), caches, ranks, mask if told else None)
         for scale, cache in scales(model).items():
             session.scales[scale] = cache
         if session.scales:
@@ -129,7 +129,7 @@ class PagedSession:
     native: Session
     caches: Mapping[str, _Cache]
     ranks: Mapping[str, int]
-    mask: str | None
+    mask: Port | None
     scales: dict[str, str] = field(default_factory=dict)
     exact: PagedSession | None = None
     chosen: dict[str, Array] = field(default_factory=dict)
@@ -162,7 +162,8 @@ class PagedSession:
         batch, new = self._sizes(feeds)
         valid: Bools = np.ones((batch, past + new), np.bool_)
         if self.mask is not None:
-            valid = np.broadcast_to(feeds[self.mask].astype(np.bool_), valid.shape)
+            told = feeds[self.mask.name].astype(np.bool_) != self.mask.hides
+            valid = np.broadcast_to(told, valid.shape)
         if not valid[:, past:].any():
             raise RunError(f"the {self.label} model is given padding only")
         return PackedCall.of(valid, new)

@@ -121,7 +121,7 @@ class MaskReader:
         interface = self.graph.interface
         mask = interface.attention_mask
         if mask is not None and mask.name == value.name and len(mask.sizes) == 2:
-            return 1.0
+            return 0.0 if mask.hides else 1.0
         for port in interface.positions:
             token = _token_at(port, place)
             if port.name == value.name and token is not None:
