@@ -134,7 +134,7 @@ def _traced(
         }
         asked = [value for value, _ in halves if value not in feeds]
         made = feeds | dict(zip(asked, binding.run(asked, feeds) if asked else []))
-        return tuple(_by_token(made[value], layout)[0, 0] for value, layout in halves)
+        return tuple(_by_token(made[value], layout)[0, 0].copy() for value, layout in halves)
 
     return trace(sum(widths), run)
 

@@ -11,8 +11,12 @@ from collections.abc import Iterable
 
 from mla_opt.graphs.protocol import Binding
 from mla_opt.handles import Value
+from mla_opt.matching.not_latent import NotLatentError
 from mla_opt.sites import CachedTensor
 from mla_opt.sites.layout import Layout, Role
+
+_MOST = 1 << 28
+"""Numbers that rows may be of: 1 GiB in float32."""
 
 
 def shape_of_rows(
@@ -21,10 +25,23 @@ def shape_of_rows(
     """The shape of a value whose axes are sequences, tokens, heads and width; ``None``: unknown.
 
     ``tensors`` are what the rows are read of.
+
+    Raises:
+        NotLatentError: at sizes that the inputs fix, these are more rows than can be run.
     """
     known = binding.shape(value)
-    if known is not None or all(each.positions is None for each in tensors):
-        return known
+    if known is None and any(each.positions is not None for each in tensors):
+        known = _by_roles(binding, layout)
+    if known is not None and math.prod(known) > _MOST:
+        raise NotLatentError(
+            "region_not_closed",
+            f"{value.name} is of more than {_MOST} numbers at sizes that the inputs declare",
+            remedy="export the model with free sizes of batches and caches",
+        )
+    return known
+
+
+def _by_roles(binding: Binding, layout: Layout) -> tuple[int, ...] | None:
     batch, query, past = binding.sizes
     counted: dict[Role, int] = {"batch": batch, "key": query + past}
     sizes = [

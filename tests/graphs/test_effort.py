@@ -6,11 +6,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import mla_opt
 from mla_opt.graphs.onnx import parts
 from mla_opt.graphs.onnx.binding import UnboundValueError
 from mla_opt.graphs.onnx.effort import most_alive
+from mla_opt.graphs.onnx.integer_rules import content_of
+from mla_opt.graphs.onnx.integers import Ramp, entries, vector
 from mla_opt.graphs.onnx.shape_rules.facts import unknown_sizes
-from tests.graphs.latent_block import Block
+from mla_opt.matching import shapes_of_rows
+from tests.graphs.latent_block import Block, build
 from tests.passes.harness import graph_of, value
 
 
@@ -75,3 +79,40 @@ class OfNothing:
 )
 def test_a_shape_of_unknown_sizes_has_axes_like_a_tensor(asked, least, sizes):
     assert unknown_sizes(OfNothing(), asked, least) == sizes
+
+
+@pytest.mark.parametrize(
+    ("start", "limit", "delta", "listed"),
+    [
+        (0, 7, 1, list(range(7))),
+        (5, -3, -2, [5, 3, 1, -1]),
+        (3, 3, 1, []),
+        (0, 4096, 1, list(range(4096))),
+        (0, 4097, 1, None),
+        (0, 1 << 31, 1, None),
+        (0, 1 << 62, 1, None),
+        (1 << 62, -(1 << 62), -1, None),
+    ],
+)
+def test_a_range_is_not_listed_to_tell_its_numbers(start, limit, delta, listed):
+    operands = [ir.Value(name=name) for name in ("start", "limit", "delta")]
+    numbers = dict(zip(operands, (start, limit, delta)))
+
+    class Facts(OfNothing):
+        def integers(self, value):
+            return entries([numbers[value]])
+
+    found = content_of(Facts(), ir.Node("", "Range", operands, name="range"))
+    if listed is None:
+        assert found == Ramp(start, (delta,))
+    else:
+        assert vector(found) == listed
+
+
+def test_a_file_that_fixes_long_caches_is_refused(monkeypatch):
+    monkeypatch.setattr(shapes_of_rows, "_MOST", 100)
+    inspection = mla_opt.inspect(build(Block(batch=2, query_len=4, past_len=8)))
+    (refusal,) = inspection.refusals
+    assert refusal.code == "region_not_closed"
+    assert "more than 100 numbers" in refusal.reason
+    assert "free sizes" in refusal.remedy

@@ -5,6 +5,7 @@ What has no rule, or operands of which too little is known, has a content that i
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -113,7 +114,7 @@ def _filled(facts: Facts, node: ir.Node) -> Integers | None:
     shape = facts.shape(node.outputs[0])
     if shape is None:
         return None
-    if all(isinstance(size, int) for size in shape) and int(np.prod(shape)) <= MOST_ENTRIES:
+    if all(isinstance(size, int) for size in shape) and math.prod(shape) <= MOST_ENTRIES:
         return from_array(np.full(shape, fill))
     return Ramp(fill, (0,) * len(shape)) if isinstance(fill, int) else None
 
@@ -122,9 +123,10 @@ def _range(facts: Facts, node: ir.Node) -> Integers | None:
     start, limit, delta = (number(_content(facts, node, place)) for place in range(3))
     if start is None or delta is None:
         return None
-    if all(isinstance(each, int) for each in (start, limit, delta)) and delta:
-        made = np.arange(start, limit, delta)
-        return from_array(made) if made.size <= MOST_ENTRIES else Ramp(start, (delta,))
+    if isinstance(start, int) and isinstance(limit, int) and isinstance(delta, int) and delta:
+        made = range(start, limit, delta)
+        if made[: MOST_ENTRIES + 1] == made:  # its length may be more than a C integer holds
+            return entries(list(made))
     return Ramp(start, (delta,))
 
 
@@ -410,7 +412,7 @@ def _expand(facts: Facts, node: ir.Node) -> Integers | None:
     if shape is None or before is None or content is None:
         return None
     fixed = all(isinstance(size, int) for size in shape)
-    if isinstance(content, Entries) and fixed and int(np.prod(shape)) <= MOST_ENTRIES:
+    if isinstance(content, Entries) and fixed and math.prod(shape) <= MOST_ENTRIES:
         return Entries(np.broadcast_to(content.array, shape).copy())
     ramp = as_ramp(content, len(before))
     if ramp is None:
