@@ -125,7 +125,7 @@ def _range(facts: Facts, node: ir.Node) -> Integers | None:
         return None
     if isinstance(start, int) and isinstance(limit, int) and isinstance(delta, int) and delta:
         made = range(start, limit, delta)
-        if made[: MOST_ENTRIES + 1] == made:  # its length may be more than a C integer holds
+        if made[:MOST_ENTRIES] == made:  # its length may be more than a C integer holds
             return entries(list(made))
     return Ramp(start, (delta,))
 
