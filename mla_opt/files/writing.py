@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,9 +282,15 @@ def check_parent(path: Path) -> None:
         InputError: the folder is not there, or not writable.
     """
     folder = path.parent
-    if not folder.exists():
-        raise InputError(f"{path}: there is no folder {str(folder)!r}; make it first")
-    if not folder.is_dir():
+    with one_line_errors(path):
+        # Since Python 3.14 `exists` is false, too, of what may not be looked at.
+        try:
+            mode = folder.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(
+                f"{path}: there is no folder {str(folder)!r}; make it first"
+            ) from error
+    if not stat.S_ISDIR(mode):
         raise InputError(f"{path}: {str(folder)!r} is not a folder")
     if not os.access(
         folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids

@@ -178,6 +178,23 @@ def test_folder_without_write_permission(model: ir.Model, tmp_path_factory: Any)
     assert outputs(folder) == []
 
 
+def test_folder_that_may_not_be_looked_at(model: ir.Model, tmp_path: Path) -> None:
+    """It is there, for all that is known: nobody is told to make it."""
+    locked = tmp_path / "locked"
+    out = locked / "inner" / "out.onnx"
+    out.parent.mkdir(parents=True)
+    locked.chmod(0)
+    try:
+        with unprivileged():
+            written = message(lambda: model_io.write_model(model, out), out)
+            cleared = message(lambda: model_io.clear_up(out), out)
+    finally:
+        locked.chmod(0o700)
+    assert "ermission" in written
+    assert "ermission" in cleared
+    assert outputs(out.parent) == []
+
+
 def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
