@@ -155,7 +155,7 @@ def _fed(port: Port, role: Role, label: str) -> Fed:
     shape = tuple(map(_size, port.axes))
     if role == "mask" and is_additive(port):
         return Fed(port.name, dtype, role, shape, 0.0, lowest(numpy_dtype(port)))
-    return Fed(port.name, dtype, role, shape, float(not port.hides), float(port.hides))
+    return Fed(port.name, dtype, role, shape, float(not port.hides), float(bool(port.hides)))
 
 
 def _size(axis: Axis) -> int | Counted:

@@ -116,7 +116,9 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """One constant everywhere, in a shape that may be dynamic."""
+    """One constant everywhere, in a shape that may be dynamic; ``number`` if it is known."""
+
+    number: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,9 +230,22 @@ def _with_bias(found: Scores, term: BiasTerm, at: At) -> Scores | None:
 
 def _level(graph: Graph, fill: Value) -> float | None:
     """The number that a mask puts in the place of scores, if it means: do not attend."""
-    content = graph.constant(fill)
-    level = float(content.reshape(-1)[0]) if content is not None and content.size == 1 else 0.0
-    return level if level <= _NEVER else None
+    level = _number(graph, fill)
+    return level if level is not None and level <= _NEVER else None
+
+
+def _number(graph: Graph, value: Value) -> float | None:
+    """The number that a tensor has everywhere, whatever its shape, if it is known."""
+    content = graph.constant(value)
+    if content is not None:
+        return float(content.reshape(-1)[0]) if content.size == 1 else None
+    producer = graph.producer(value)
+    match None if producer is None else graph.operation(producer):
+        case op.Filled(number):
+            return number
+        case op.Broadcast(data):
+            return _number(graph, data)
+    return None
 
 
 # Moves, and sinks

@@ -102,13 +102,15 @@ class Timeline:
     def _other(self, port: Port, shape: tuple[int, ...], start: int, stop: int) -> Array:
         """True, 0 and 1 are what flags, counts and factors do least harm with.
 
-        A float input as long as the query is data, not a factor: random.
+        A further mask hides nothing. A float input as long as the query is data, not a factor:
+        random.
         """
         dtype = numpy_dtype(port)
         if dtype.kind in "iu" and port.name in COUNTS:
             return np.full(shape, stop + COUNTS[port.name], dtype)
         if dtype.kind in "biu":
-            return np.full(shape, dtype.kind == "b", dtype)
+            flag = dtype.kind == "b" if port.hides is None else not port.hides
+            return np.full(shape, flag, dtype)
         if port.axis_of("query_len") is None:
             return np.ones(shape, dtype)
         noise = self._generator(f"{port.name}@{start}").uniform(-1, 1, shape)

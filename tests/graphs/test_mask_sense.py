@@ -102,4 +102,4 @@ def test_models_with_either_are_verified(true_is_padding):
         opened = graph if isinstance(graph, ir.Model) else ir.from_proto(graph)
         mask = ModelInterface.of(opened).attention_mask
         assert mask is not None
-        assert mask.hides == true_is_padding
+        assert mask.hides is true_is_padding

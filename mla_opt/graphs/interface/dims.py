@@ -34,13 +34,14 @@ class Axis:
 class Port:
     """A graph input or output. ``axes`` is ``None`` where the file states no rank.
 
-    A mask that ``hides`` is true, or 1, at what may not be looked at; others are where one may.
+    A mask that ``hides`` is true, or 1, at what may not be looked at; one that does not, at what
+    may. ``None``: it is no mask, or nothing tells.
     """
 
     name: str
     dtype: ir.DataType | None
     axes: tuple[Axis, ...] | None
-    hides: bool = False
+    hides: bool | None = None
 
     @classmethod
     def of(cls, value: ir.Value) -> Port:

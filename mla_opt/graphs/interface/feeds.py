@@ -44,7 +44,7 @@ def mask_feed(port: Port, shape: tuple[int, ...], valid: Bools, start: int) -> A
     if len(shape) == 2 and port.axis_of("query_len") is not None:
         return as_mask(port, visible(np.ones_like(valid[:1]), start)[0])
     if len(shape) == 2:
-        return np.not_equal(valid, port.hides).astype(numpy_dtype(port))
+        return np.not_equal(valid, bool(port.hides)).astype(numpy_dtype(port))
     seen = visible(valid, start)
     if port.axis_of("query_len") is None:
         seen = seen[:, -1:]
@@ -66,7 +66,7 @@ def as_mask(port: Port, visible: Bools) -> Array:
     """Write ``visible`` as this kind of mask: additive for floats, true or 1 and 0 for others."""
     dtype = numpy_dtype(port)
     if dtype.kind in "biu":
-        return np.not_equal(visible, port.hides).astype(dtype)
+        return np.not_equal(visible, bool(port.hides)).astype(dtype)
     return np.where(visible, 0.0, lowest(dtype)).astype(dtype)
 
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 #: The mask, in another place or type.
 LAYOUT = frozenset(
     {"Identity", "Cast", "CastLike", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Expand"}
-    | {"Slice", "Transpose", "Gather", "Concat", "Tile", "And", "Or", "Mul"}
+    | {"Slice", "Transpose", "Gather", "Concat", "Tile", "And", "Or", "Add", "Mul"}
 )
 #: Operators of attention, which take masks that are true where a token may be looked at.
 ATTENTION = frozenset(
@@ -27,13 +27,17 @@ HIDING_NAMES = ("padding_mask", "pad_mask")
 MAX_VALUES = 1000
 
 
-def hides_where_true(mask: ir.Value) -> bool:
-    """Whether a mask of numbers or booleans is true at the tokens that must not be looked at."""
+def hides_where_true(mask: ir.Value) -> bool | None:
+    """Whether a mask of numbers or booleans is true at the tokens that must not be looked at.
+
+    ``None`` where neither graph nor name tells.
+    """
     told = _told_by_graph(mask)
     if told is not None:
         return told
     name = (mask.name or "").lower()
-    return mask.dtype == ir.DataType.BOOL and any(word in name for word in HIDING_NAMES)
+    named = mask.dtype == ir.DataType.BOOL and any(word in name for word in HIDING_NAMES)
+    return True if named else None
 
 
 def _told_by_graph(mask: ir.Value) -> bool | None:
@@ -110,7 +114,7 @@ def _number(value: ir.Value | None) -> float | None:
                 return node.attributes["value_float"].as_float()
         if tensor is not None:
             return _same(tensor)
-        if node is None or node.op_type not in LAYOUT - {"And", "Or", "Mul", "Concat"}:
+        if node is None or node.op_type not in LAYOUT - {"And", "Or", "Add", "Mul", "Concat"}:
             return None
         value = _operand(node, 0)
     return None
@@ -119,5 +123,8 @@ def _number(value: ir.Value | None) -> float | None:
 def _same(tensor: ir.TensorProtocol) -> float | None:
     if tensor.dtype == ir.DataType.STRING or not 0 < tensor.size <= MAX_VALUES:
         return None
-    numbers = np.asarray(tensor.numpy()).astype(np.float64).reshape(-1)
+    try:
+        numbers = np.asarray(tensor.numpy()).astype(np.float64).reshape(-1)
+    except (NotImplementedError, RuntimeError, TypeError):  # PyTorch's tensors without content
+        return None
     return float(numbers[0]) if np.all(numbers == numbers[0]) else None

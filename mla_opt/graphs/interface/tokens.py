@@ -57,16 +57,17 @@ def sort_inputs(values: Iterable[ir.Value]) -> StatelessInputs:
     _drop(rest, embeddings)
     positions = [v for v in rest if _is_position(v)]
     _drop(rest, *positions)
-    mask = _attention_mask(rest)
+    tokens = embeddings if ids is None else ids
+    mask = _attention_mask(rest, _new_tokens(tokens))
     _drop(rest, mask)
     return StatelessInputs(
         token_ids=_port(ids),
         vocabulary=vocabulary,
         embeddings=_port(embeddings),
-        attention_mask=None if mask is None else _mask_port(mask),
+        attention_mask=_port(mask),
         positions=tuple(Port.of(v) for v in positions),
         starts=tuple(Port.of(v) for v in starts),
-        others=tuple(Port.of(v) for v in rest),
+        others=tuple(_described(v) for v in rest),
     )
 
 
@@ -75,11 +76,12 @@ def _drop(rest: list[ir.Value], *taken: ir.Value | None) -> None:
 
 
 def _port(value: ir.Value | None) -> Port | None:
-    return None if value is None else Port.of(value)
+    return None if value is None else _described(value)
 
 
-def _mask_port(mask: ir.Value) -> Port:
-    return replace(Port.of(mask), hides=hides_where_true(mask))
+def _described(value: ir.Value) -> Port:
+    """A port, and which way round it is if it is a mask."""
+    return replace(Port.of(value), hides=hides_where_true(value))
 
 
 def _named(value: ir.Value, words: tuple[str, ...]) -> bool:
@@ -144,12 +146,25 @@ def _is_position(value: ir.Value) -> bool:
     return any(n.op_type in ANGLE_ENDS for n, _ in _uses_through(value, ANGLE_OPS))
 
 
-def _attention_mask(values: list[ir.Value]) -> ir.Value | None:
-    """Return the input named so, else a 4-D one, else an integer or boolean matrix."""
+def _attention_mask(values: list[ir.Value], query: object) -> ir.Value | None:
+    """Return the input named so, else a 4-D one, else an integer or boolean matrix.
+
+    Of several one that can tell the padding of sequences comes first: the last to be one for all
+    sequences is a matrix whose rows are the new tokens.
+    """
     named = [v for v in values if _named(v, MASK_NAMES) and _rank(v) in (2, 3, 4, None)]
+    named.sort(key=lambda v: _rank(v) == 2 and v.shape is not None and v.shape[0] == query)
     square = [v for v in values if _rank(v) == 4 and _all_open(v, (-1, -2))]
     matrix = [v for v in values if _rank(v) == 2 and not _is_float(v)]
     return next(iter(named + square + matrix), None)
+
+
+def _new_tokens(tokens: ir.Value | None) -> object:
+    """How tokens ``[B, S]`` declare S; ``None`` where they do not, or it is a number."""
+    if tokens is None or tokens.shape is None or tokens.shape.rank() < 2:
+        return None
+    size = tokens.shape[1]
+    return None if isinstance(size, int) or size.value is None else size
 
 
 def _all_open(value: ir.Value, axes: tuple[int, ...]) -> bool:

@@ -6,6 +6,7 @@ a form that its function does not know is :class:`~mla_opt.graphs.operations.Opa
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from mla_opt.graphs import contractions, sizes
@@ -108,7 +109,11 @@ def _tile(facts: Facts, node: ir.Node) -> op.Operation:
 
 
 def _filled(facts: Facts, node: ir.Node) -> op.Operation:
-    return op.Filled()
+    value = node.attributes.get("value")
+    if value is None:
+        return op.Filled(0.0)
+    fill = np.asarray(value.as_tensor().numpy()).reshape(-1)
+    return op.Filled(float(fill[0]) if fill.size == 1 else None)
 
 
 def _cast(facts: Facts, node: ir.Node) -> op.Operation:

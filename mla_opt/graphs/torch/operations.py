@@ -125,8 +125,10 @@ def _filled_with(place: int) -> Reader:
     """One number everywhere, the argument at ``place``; it may follow from sizes."""
 
     def reader(facts: Facts, node: fx.Node) -> op.Operation:
-        computed = isinstance(operand(node, place, "fill_value"), fx.Node)
-        return OPAQUE if computed else op.Filled()
+        number = operand(node, place, "fill_value")
+        if isinstance(number, fx.Node):
+            return OPAQUE
+        return op.Filled(float(number) if isinstance(number, (int, float)) else None)
 
     return reader
 

@@ -52,7 +52,32 @@ _NAMES = {
     "index_put": "ScatterND",
     "index_copy": "ScatterND",
     "scatter": "ScatterElements",
+    "add": "Add",
+    "lift_fresh_copy": "Identity",
+    "logical_not": "Not",
+    "bitwise_not": "Not",
+    "logical_or": "Or",
+    "bitwise_or": "Or",
+    "__or__": "Or",
+    "logical_and": "And",
+    "bitwise_and": "And",
+    "__and__": "And",
 }
+#: Operators of which some operands may be numbers, and where their operands are in ONNX's order.
+_WITH_NUMBERS = {
+    "where": ("Where", (0, 1, 2)),
+    "masked_fill": ("Where", (1, 2, 0)),
+    "mul": ("Mul", (0, 1)),
+    "sub": ("Sub", (0, 1)),
+    "rsub": ("Sub", (1, 0)),
+    "eq": ("Equal", (0, 1)),
+    "gt": ("Greater", (0, 1)),
+    "ge": ("GreaterOrEqual", (0, 1)),
+    "lt": ("Less", (0, 1)),
+    "le": ("LessOrEqual", (0, 1)),
+}
+#: Where a tensor of one number repeated has that number.
+_FILLS = {"full": 1, "full_like": 1, "new_full": 2, "scalar_tensor": 0}
 _OPAQUE_DOMAIN = "torch"
 
 
@@ -129,11 +154,34 @@ class _Drawing:
             kind = MULTI_HEAD_OP_TYPE if is_multi_head(node) else contract.OP_TYPE
             drawn = ir.node(kind, inputs, domain=contract.DOMAIN, outputs=outputs)
         else:
-            name = _NAMES.get(operator_name(node))
-            operands = [self.value(each) for each in _read(node) if is_tensor(each)]
-            kind, domain = (name, "") if name else (_word(node), _OPAQUE_DOMAIN)
-            drawn = ir.node(kind, operands, domain=domain, outputs=outputs)
+            drawn = self._of_pytorch(node, outputs)
         self.nodes.append(drawn)
+
+    def _of_pytorch(self, node: fx.Node, outputs: list[ir.Value]) -> ir.Node:
+        """A node of PyTorch's own, under ONNX's name if it is one of those that are looked for."""
+        name = operator_name(node)
+        fill = argument(node, _FILLS[name], "fill_value") if name in _FILLS else None
+        if isinstance(fill, (int, float)):
+            made = {"value": ir.tensor(float(fill))}
+            return ir.node("Constant", [], attributes=made, outputs=outputs)
+        if name in _WITH_NUMBERS and len(node.args) == len(_WITH_NUMBERS[name][1]):
+            kind, places = _WITH_NUMBERS[name]
+            operands = [self._number_or_value(node.args[place]) for place in places]
+            if None not in operands and not node.kwargs:
+                return ir.node(kind, operands, outputs=outputs)
+        known = _NAMES.get(name)
+        given = [self.value(each) for each in _read(node) if is_tensor(each)]
+        kind, domain = (known, "") if known else (_word(node), _OPAQUE_DOMAIN)
+        return ir.node(kind, given, domain=domain, outputs=outputs)
+
+    def _number_or_value(self, argument: Any) -> ir.Value | None:
+        """An operand that is a tensor, or a number, which is drawn as a constant."""
+        if isinstance(argument, fx.Node):
+            return self.value(argument) if is_tensor(argument) else None
+        if not isinstance(argument, (int, float)):
+            return None
+        self.nodes.append(ir.node("Constant", [], attributes={"value": ir.tensor(float(argument))}))
+        return self.nodes[-1].outputs[0]
 
     def _operand(self, argument: Any) -> ir.Value | None:
         return self.value(argument) if isinstance(argument, fx.Node) else None

@@ -177,7 +177,7 @@ class EngineCache:
         if mask is None or not self.decoder.can_pad or feeds[mask.name].ndim != 2:
             return False
         given = feeds[mask.name]
-        wide = np.full((given.shape[0], self.capacity), mask.hides, given.dtype)
+        wide = np.full((given.shape[0], self.capacity), bool(mask.hides), given.dtype)
         wide[:, : given.shape[1]] = given
         feeds[mask.name] = wide
         return True

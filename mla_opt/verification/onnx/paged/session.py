@@ -162,7 +162,7 @@ class PagedSession:
         batch, new = self._sizes(feeds)
         valid: Bools = np.ones((batch, past + new), np.bool_)
         if self.mask is not None:
-            told = feeds[self.mask.name].astype(np.bool_) != self.mask.hides
+            told = feeds[self.mask.name].astype(np.bool_) != bool(self.mask.hides)
             valid = np.broadcast_to(told, valid.shape)
         if not valid[:, past:].any():
             raise RunError(f"the {self.label} model is given padding only")
