@@ -192,17 +192,19 @@ def test_verify_finds_a_wrong_matrix(
 
 #: The command line with a defect put in: W_UK is spoiled after its certificate.
 SPOILING = """
-import mla_opt.passes.extract_weights as extract_weights
+import mla_opt.matching.provers as provers
 from mla_opt.cli import main
 
-certify = extract_weights.certify
+certify = provers.certify
 
 def certify_and_spoil(graph, site, weights):
     certificate = certify(graph, site, weights)
-    weights.w_uk[0] *= 1.05
+    spoiled = weights.by_head.copy()
+    spoiled[0, : len(weights.nope_dims)] *= 1.05
+    object.__setattr__(weights, "by_head", spoiled)
     return certificate
 
-extract_weights.certify = certify_and_spoil
+provers.certify = certify_and_spoil
 main()
 """
 
