@@ -24,7 +24,7 @@ float32, float16 or bfloat16. A scale for each row has ``block_rows`` 1 and ``bl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -97,6 +97,8 @@ class Storage:
 
 #: Numbers as they are.
 PLAIN = Storage()
+#: Rows that are worked on at once: 2 MB of 512 numbers.
+_PART = 512
 
 
 def numbers(
@@ -137,6 +139,20 @@ class KvB:
     def numbers(self, columns: int) -> Array:
         """Return what they are, ``[rows, columns]``."""
         return numbers(self.storage, self.codes, self.scales, self.zero_points, columns)
+
+    def in_parts(self, columns: int) -> Iterator[tuple[slice, Array]]:
+        """Which rows, and their numbers: some at a time, which a processor's cache holds."""
+        count = max(_PART // self.storage.block_rows, 1) * self.storage.block_rows
+        for start in range(0, len(self.codes), count):
+            rows = slice(start, start + count)
+            yield rows, self._part(rows).numbers(columns)
+
+    def _part(self, rows: slice) -> KvB:
+        """Rows from one block to another."""
+        each = self.storage.block_rows
+        blocks = slice(rows.start // each, -(-rows.stop // each))
+        of_blocks = (None if x is None else x[blocks] for x in self._by_blocks)
+        return KvB(self.storage, self.codes[rows], *of_blocks)
 
     def take(self, rows: npt.NDArray[np.int64]) -> KvB:
         """Return these rows, bit for bit; each has scales of its own (``block_rows`` 1)."""
@@ -224,10 +240,12 @@ def _joined_by_heads(of_keys: AnyArray, of_values: AnyArray, heads: int) -> AnyA
 
 def _unpacked(packed: AnyArray, bits: int, columns: int) -> Array:
     """Return the codes of rows of bytes, ``[rows, columns]``."""
-    shifts, mask = np.arange(0, 8, bits, dtype=np.uint8), np.uint8(2**bits - 1)
-    codes = (packed.reshape(packed.shape[0], -1, 1).view(np.uint8) >> shifts) & mask
-    wide: Array = codes.reshape(packed.shape[0], -1)[:, :columns].astype(np.float64)
-    return wide
+    shifts, mask = range(0, 8, bits), np.uint8(2**bits - 1)
+    stored = packed.reshape(len(packed), -1).view(np.uint8)
+    codes = np.empty((*stored.shape, len(shifts)))
+    for place, shift in enumerate(shifts):  # one place of all bytes at a time: loops are long
+        codes[..., place] = (stored >> np.uint8(shift)) & mask
+    return codes.reshape(len(packed), -1)[:, :columns]
 
 
 def _zeros(storage: Storage, zero_points: AnyArray | None, shape: tuple[int, ...]) -> Array:

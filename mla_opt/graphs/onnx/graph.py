@@ -114,8 +114,13 @@ class OnnxGraph(InterfaceEdits):
     def packed_rows(self, node: ir.Node) -> Array | None:
         """What MatMulNBits multiplies with, by its definition."""
         packed = packed_rows(node)
+        if packed is None:
+            return None
         columns = node.attributes.get_int("K", 0)
-        return None if packed is None else packed.numbers(columns).astype(np.float32)
+        made = np.empty((len(packed.codes), columns), np.float32)
+        for rows, numbers in packed.in_parts(columns):
+            made[rows] = numbers
+        return made
 
     def stored_rows(self, rows: Array) -> KvB | None:
         """Rows of a matrix that MatMulNBits or DequantizeLinear reads."""

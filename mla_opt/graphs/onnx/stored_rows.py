@@ -28,6 +28,8 @@ _Thing = TypeVar("_Thing")
 _Made = TypeVar("_Made")
 
 _BIAS_OF_MATMUL_NBITS = 5
+#: Rows that are compared at once: 2 MB of 512 numbers in float64, which a processor's cache holds.
+_ROWS = 512
 
 _PACKED_TYPES = {
     ir.DataType.INT4: (4, 8),
@@ -83,16 +85,13 @@ class StoredMatrices:
 
     def find(self, rows: Array) -> KvB | None:
         """Return where rows ``[W, C]`` are kept, in their order; None: nowhere."""
-        stored = self._read(rows.shape[1])
-        wanted = rows.astype(np.float64) if stored else rows
-        return _first(
-            stored,
-            lambda load: (
-                None
-                if (places := _places(stored := load(), wanted)) is None
-                else stored.take(places).sharing_rows()
-            ),
-        )
+
+        def kept(load: Loader) -> KvB | None:
+            stored = load()
+            places = _places(stored, rows)
+            return None if places is None else stored.take(places).sharing_rows()
+
+        return _first(self._read(rows.shape[1]), kept)
 
     def find_multiples(self, rows: Array, factors: Array | None = None) -> KvB | None:
         """Return codes that rows ``[W, C]`` are multiples of; None: there are none.
@@ -145,13 +144,20 @@ def _first(things: deque[_Thing], make: Callable[[_Thing], _Made | None]) -> _Ma
 
 def _places(stored: KvB, rows: Array) -> npt.NDArray[np.int64] | None:
     """Return which stored rows these are; None where one of them is not there."""
-    if len(stored.codes) < 1 or not _holds(stored, rows[:1]):
+    columns = rows.shape[1]
+    if len(stored.codes) < 1 or not _holds(stored, rows[:1].astype(np.float64)):
         return None
-    numbers = stored.numbers(rows.shape[1])
     # Rows that are the same have the same product with any vector, and others hardly ever.
-    probe = np.random.default_rng(0).standard_normal(rows.shape[1])
-    places = nearest(numbers @ probe, rows @ probe)
-    return places if are_same(numbers[places], rows) else None
+    probe = np.random.default_rng(0).standard_normal(columns)
+    keys = np.concatenate([numbers @ probe for _, numbers in stored.in_parts(columns)])
+    parts = [slice(at, at + _ROWS) for at in range(0, len(rows), _ROWS)]
+    wanted = np.concatenate([rows[part].astype(np.float64) @ probe for part in parts])
+    places = nearest(keys, wanted)
+    same = (
+        are_same(stored.take(places[part]).numbers(columns), rows[part].astype(np.float64))
+        for part in parts
+    )
+    return places if all(same) else None
 
 
 def _holds(stored: KvB, row: Array) -> bool:
