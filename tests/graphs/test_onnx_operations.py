@@ -118,6 +118,23 @@ def test_repetition_and_filling():
 
 
 @pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (np.float32([-3.5]), -3.5),
+        (np.float16([-np.inf]), -np.inf),
+        (np.float32([1, 2]), None),
+        (np.int64([7]), None),
+        (np.array(["text"], dtype=object), None),
+    ],
+    ids=str,
+)
+def test_the_number_that_a_tensor_is_filled_with(value, number):
+    filling = numpy_helper.from_array(value)
+    assert read("ConstantOfShape", "shape", value=filling) == op.Filled(number)
+    assert read("ConstantOfShape", "shape") == op.Filled(0.0)
+
+
+@pytest.mark.parametrize(
     ("inputs", "factor"),
     [
         (("Mul", "x", "two"), 2.0),

@@ -21,6 +21,8 @@ LAYOUT = frozenset(
 ATTENTION = frozenset(
     {"Attention", "MultiHeadAttention", "LatentAttention", "MultiHeadLatentAttention"}
 )
+#: Operators of one number, and the attributes that say which.
+CONSTANTS = {"Constant": ("value", "value_float"), "ConstantOfShape": ("value",)}
 #: Addends of scores below this hide a token.
 VERY_NEGATIVE = -1000.0
 HIDING_NAMES = ("padding_mask", "pad_mask")
@@ -105,19 +107,26 @@ def _number(value: ir.Value | None) -> float | None:
     for _ in range(10):
         if value is None:
             return None
-        tensor = value.const_value
-        node = value.producer()
+        tensor, node = value.const_value, value.producer()
         if tensor is None and node is not None:
-            if node.op_type in ("Constant", "ConstantOfShape") and "value" in node.attributes:
-                tensor = node.attributes["value"].as_tensor()
-            elif node.op_type == "Constant" and "value_float" in node.attributes:
-                return node.attributes["value_float"].as_float()
+            tensor = _constant(node)
         if tensor is not None:
             return _same(tensor)
         if node is None or node.op_type not in LAYOUT - {"And", "Or", "Add", "Mul", "Concat"}:
             return None
         value = _operand(node, 0)
     return None
+
+
+def _constant(node: ir.Node) -> ir.TensorProtocol | None:
+    """What a node repeats, or makes of nothing."""
+    names = CONSTANTS.get(node.op_type, ())
+    value = next((node.attributes[name] for name in names if name in node.attributes), None)
+    if value is None or value.is_ref():
+        return None
+    if value.type == ir.AttributeType.FLOAT:
+        return ir.tensor(value.as_float())
+    return value.as_tensor() if value.type == ir.AttributeType.TENSOR else None
 
 
 def _same(tensor: ir.TensorProtocol) -> float | None:

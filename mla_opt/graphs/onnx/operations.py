@@ -112,8 +112,10 @@ def _filled(facts: Facts, node: ir.Node) -> op.Operation:
     value = node.attributes.get("value")
     if value is None:
         return op.Filled(0.0)
-    fill = np.asarray(value.as_tensor().numpy()).reshape(-1)
-    return op.Filled(float(fill[0]) if fill.size == 1 else None)
+    tensor = value.as_tensor() if value.type == ir.AttributeType.TENSOR else None
+    if tensor is None or tensor.size != 1 or not tensor.dtype.is_floating_point():
+        return op.Filled()
+    return op.Filled(float(np.asarray(tensor.numpy()).reshape(-1)[0]))
 
 
 def _cast(facts: Facts, node: ir.Node) -> op.Operation:
