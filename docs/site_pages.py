@@ -46,6 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made["reference/api.md"] = _api()
     made["reference/passes.md"] = _passes()
     made["reference/refusals.md"] = _refusals()
+    made["reference/operators.md"] = _operators()
     for place, content in made.items():
         files.append(File.generated(config, place, content=content))
     return files
@@ -119,6 +120,32 @@ def _passes() -> str:
 
 def _docstring(path: Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+def _operators() -> str:
+    """What operators mean, and those of each format that are read."""
+    from typing import get_args
+
+    from mla_opt.graphs import operations
+    from mla_opt.graphs.onnx.operations import READERS as OF_ONNX
+    from mla_opt.graphs.torch.operations import READERS as OF_PYTORCH
+    from mla_opt.matching.axis_rules import RULES
+
+    front = (
+        "# Operators\n\nAn operator of a graph is read as an operation: what it means, whatever"
+        " format it comes from. Operations with a rule may lie between latent rows and keys or"
+        " values: the rule says what becomes of sequences, tokens, heads and width, at every size."
+        " Others are looked at in places of their own, such as the softmax. What has no reader ends"
+        " the search.\n"
+    )
+    rows = ["| operation | meaning | has a rule |", "|---|---|---|"]
+    for each in get_args(operations.Operation):
+        meaning = (each.__doc__ or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+        rows.append(f"| `{each.__name__}` | {meaning} | {'yes' if each in RULES else ''} |")
+    onnx = sorted(f"`{name}`" if not domain else f"`{domain}::{name}`" for domain, name in OF_ONNX)
+    pytorch = sorted(f"`{name}`" for name in OF_PYTORCH)
+    lists = [f"## ONNX\n\n{', '.join(onnx)}", f"## PyTorch (ATen)\n\n{', '.join(pytorch)}"]
+    return "\n\n".join([front, "\n".join(rows), *lists]) + "\n"
 
 
 def _refusals() -> str:
