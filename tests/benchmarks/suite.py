@@ -178,7 +178,7 @@ FULL = Suite(
             Place(1024, 1, (ORIGINAL, LLAMA)),
             Place(8192, 1, (ORIGINAL, LLAMA)),
             Place(32768, 1, (LLAMA_8,), apart=True),
-            Place(0, 2048, (LLAMA,)),
+            Place(0, 2048, (ORIGINAL, LLAMA), apart=True),
         ),
         rounds=4,
         seconds=60.0,
