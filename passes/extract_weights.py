@@ -19,7 +19,7 @@ from mla_opt.handles import Value
 from mla_opt.matching.certificate import Certificate
 from mla_opt.matching.extraction import extract
 from mla_opt.matching.not_latent import NotLatentError
-from mla_opt.matching.provers import Provers
+from mla_opt.matching.provers import Provers, provers_of
 from mla_opt.matching.query_source import hidden_size, query_source_width
 from mla_opt.pipeline import Pass, PassResult
 from mla_opt.sites import LatentAttentionSite, LatentWeights
@@ -45,7 +45,7 @@ class ExtractWeights(Pass):
 
     def run(self, graph: Graph) -> PassResult:
         """Complete ``graph.sites``, and drop those that cannot be proved."""
-        with Provers(graph) as provers:
+        with provers_of(graph) as provers:
             refusals = [refusal for refusal in _refusals(graph, provers) if refusal is not None]
         matched = len(graph.sites)
         graph.sites[:] = [site for site in graph.sites if site.weights is not None]

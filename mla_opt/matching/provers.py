@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 
 from mla_opt.graphs.protocol import Graph
 from mla_opt.matching.certificate import Certificate, certify
@@ -16,6 +17,7 @@ _MOST = 4
 """Proofs at a time: one of DeepSeek-V3 takes up to 300 MB."""
 
 
+@dataclass(frozen=True, slots=True)
 class Provers:
     """Threads that certify sites, where parts of the graph may be run in several threads.
 
@@ -23,30 +25,29 @@ class Provers:
         count: how many there are; with none, a proof is made when it is asked for.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self.count = min(_processors(), _MOST) if graph.runs_in_threads else 0
-        self._pool = ThreadPoolExecutor(self.count) if self.count else None
-
-    def __enter__(self) -> Provers:
-        """Nothing else: threads start with their first proof."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Wait for what is being proved; what has not begun is not."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+    graph: Graph
+    pool: Executor | None
+    count: int
 
     def begin(self, site: LatentAttentionSite, weights: LatentWeights) -> Callable[[], Certificate]:
         """Begin a proof; what comes back waits for its certificate."""
-        if self._pool is None:
-            return partial(certify, self._graph, site, weights)
-        return self._pool.submit(certify, self._graph, site, weights).result
+        if self.pool is None:
+            return partial(certify, self.graph, site, weights)
+        return self.pool.submit(certify, self.graph, site, weights).result
+
+
+@contextmanager
+def provers_of(graph: Graph) -> Iterator[Provers]:
+    """Provers of one graph; at the end, what has not begun is not proved any more."""
+    if not graph.runs_in_threads:
+        yield Provers(graph, None, 0)
+        return
+    count = min(_processors(), _MOST)
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield Provers(graph, pool, count)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _processors() -> int:

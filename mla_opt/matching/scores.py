@@ -236,16 +236,16 @@ def _level(graph: Graph, fill: Value) -> float | None:
 
 def _number(graph: Graph, value: Value) -> float | None:
     """The number that a tensor has everywhere, whatever its shape, if it is known."""
-    content = graph.constant(value)
-    if content is not None:
-        return float(content.reshape(-1)[0]) if content.size == 1 else None
-    producer = graph.producer(value)
-    match None if producer is None else graph.operation(producer):
-        case op.Filled(number):
-            return number
-        case op.Broadcast(data):
-            return _number(graph, data)
-    return None
+    while (content := graph.constant(value)) is None:
+        producer = graph.producer(value)
+        match None if producer is None else graph.operation(producer):
+            case op.Filled(number):
+                return number
+            case op.Broadcast(data):
+                value = data
+            case _:
+                return None
+    return float(content.reshape(-1)[0]) if content.size == 1 else None
 
 
 # Moves, and sinks

@@ -141,20 +141,15 @@ class KvB:
         return numbers(self.storage, self.codes, self.scales, self.zero_points, columns)
 
     def in_parts(self, columns: int) -> Iterator[tuple[slice, Array]]:
-        """Which rows, and their numbers: some at a time, which a processor's cache holds."""
-        count = max(_PART // self.storage.block_rows, 1) * self.storage.block_rows
-        for start in range(0, len(self.codes), count):
-            rows = slice(start, start + count)
-            yield rows, self._part(rows).numbers(columns)
+        """Which rows, and their numbers: some at a time, which a processor's cache holds.
 
-    def _part(self, rows: slice) -> KvB:
-        """Rows from one block to another."""
-        each = self.storage.block_rows
-        blocks = slice(rows.start // each, -(-rows.stop // each))
-        of_blocks = (None if x is None else x[blocks] for x in self._by_blocks)
-        return KvB(self.storage, self.codes[rows], *of_blocks)
+        Each row has scales of its own (``block_rows`` 1).
+        """
+        for start in range(0, len(self.codes), _PART):
+            rows = slice(start, start + _PART)
+            yield rows, self.take(rows).numbers(columns)
 
-    def take(self, rows: npt.NDArray[np.int64]) -> KvB:
+    def take(self, rows: slice | npt.NDArray[np.int64]) -> KvB:
         """Return these rows, bit for bit; each has scales of its own (``block_rows`` 1)."""
         return KvB(
             self.storage,
