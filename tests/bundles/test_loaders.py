@@ -25,6 +25,7 @@ from mla_opt.runtimes import load
 from tests.bundles.conftest import NEW, PROMPT, ROWS, loader, said_by
 from tests.engines.token_model import token_model
 from tests.kernels.test_abi import header_folders
+from tests.turned_mask import turned
 
 #: Masks of the ways in which models take them, and one without.
 MASKS = {"additive": {}, "boolean": {"bias": "boolean"}, "none": {"bias": None, "causal": True}}
@@ -204,3 +205,11 @@ def call(program: Path, *arguments: int, cwd: Path | None = None):
     command = [str(program), *map(str, arguments)]
     clean = {key: value for key, value in os.environ.items() if key != "LD_LIBRARY_PATH"}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=clean)
+
+
+def test_a_mask_that_is_true_where_there_is_padding(wanted, tmp_path):
+    folder = tmp_path / "bundle"
+    manifest = export_bundle(turned(tmp_path / "model.onnx"), folder, BundleOptions(rows=ROWS))
+    (mask,) = (each for each in manifest.inputs if each.role == "mask")
+    assert (mask.name, mask.visible, mask.hidden) == ("key_padding_mask", 0.0, 1.0)
+    assert loader(folder)(PROMPT, NEW) == wanted

@@ -18,6 +18,7 @@ BOOL, FLOAT, INT = TensorProto.BOOL, TensorProto.FLOAT, TensorProto.INT64
 HIDES: dict[str, tuple[str, int, str]] = {
     "masked_fill": ("mask", BOOL, "Where mask never scores"),
     "masked_fill_lowest": ("mask", BOOL, "Where mask lowest scores"),
+    "behind_casts": ("mask", FLOAT, "CastLike never scores; Equal mask one; Where 1 0 scores"),
     "behind_or": ("mask", BOOL, "Or mask causal; Where 0 never scores"),
     "not_allowed": ("mask", BOOL, "Not mask; Where 0 scores never"),
     "of_attention": ("mask", BOOL, "Not mask; Attention scores scores scores 0"),

@@ -17,6 +17,7 @@ from mla_opt.verification.interface_map import InterfaceMap
 from mla_opt.verification.onnx.paged.packing import PackedCall
 from tests.exports import kept
 from tests.graphs.latent_block import Block, build
+from tests.turned_mask import turned
 
 CAUSAL = Block(bias="computed")
 EXPORT = "deepseek_v3-dynamo-opset18-sdpa-cache-float16"
@@ -209,3 +210,12 @@ def test_a_program_and_a_folder_have_no_packed_tokens(tmp_path) -> None:
         program_options(Options(target="onnxruntime-paged"))
     with pytest.raises(InputError, match="is not for folders, whose programs feed padded tokens"):
         optimize_folder(tmp_path, tmp_path / "out", target="onnxruntime-paged")
+
+
+def test_a_mask_that_is_true_where_there_is_padding(tmp_path) -> None:
+    path = turned(tmp_path / "model.onnx")
+    result = mla_opt.optimize(path, target="onnxruntime-paged", cache_type="float16")
+    assert [each.name for each in InterfaceMap.of(result.model).dropped] == ["key_padding_mask"]
+    assert result.report.verification is not None
+    names = {each["name"] for each in result.report.verification["scenarios"]}
+    assert {"prompt and decode", "ragged batch"} <= names

@@ -33,6 +33,17 @@ def added(scores: Any, causal: Any, padding: Any) -> Any:
     return scores + (causal.float() + padding[:, None, None].float()) * -1e30
 
 
+def subtracted(scores: Any, causal: Any, padding: Any) -> Any:
+    """What is seen is taken from one, as transformers once did."""
+    sees = (~causal).float() * (padding[:, None, None] == 0).float()
+    return scores + (1.0 - sees) * -1e30
+
+
+def compared(scores: Any, causal: Any, padding: Any) -> Any:
+    hidden = causal.float() + padding[:, None, None].float()
+    return scores.masked_fill(hidden > 0.5, NEVER)
+
+
 def allowed(scores: Any, causal: Any, padding: Any) -> Any:
     """The mask of tokens is the other way round, as `scaled_dot_product_attention` has it."""
     sees = causal.logical_and(padding[:, None, None].logical_not())
@@ -77,7 +88,7 @@ def example() -> tuple[Any, ...]:
 SHAPES = tuple({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO} for _ in NAMES)
 
 
-@pytest.mark.parametrize("hide", [filled, chosen, added, allowed])
+@pytest.mark.parametrize("hide", [filled, chosen, added, subtracted, compared, allowed])
 def test_programs_are_verified(hide: Hide) -> None:
     program = torch.export.export(Attention(hide).eval(), example(), dynamic_shapes=SHAPES)
     result = mla_opt.optimize(program)

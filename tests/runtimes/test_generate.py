@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import mla_opt
 from mla_opt.errors import InputError
 from mla_opt.models import demo_model
 from mla_opt.runtimes.onnxruntime import LatentCache, generate, session
 from tests.runtimes.conftest import VOCABULARY
+from tests.turned_mask import turned
 
 PROMPTS = [[3, 14, 15, 92, 65, 35], [8, 97], [9, 32, 38, 46]]
 
@@ -173,3 +175,13 @@ def test_a_cache_of_another_session_is_refused(kept, models):
         generate(kept, [1], max_new_tokens=1, cache=cache)
     with pytest.raises(InputError, match="holds 1 sequences, but tokens of 3"):
         generate(cache.decoder.session, PROMPTS, max_new_tokens=1, cache=cache)
+
+
+@pytest.mark.parametrize("cache", ["original", "keep", "static"])
+def test_a_mask_that_is_true_where_there_is_padding(cache, greedy, tmp_path):
+    path = turned(tmp_path / "model.onnx")
+    model = path if cache == "original" else mla_opt.optimize(path, cache=cache).model
+    prompts = [[3, 14, 15, 92, 65], [8, 97]]
+    result = generate(session(model), prompts, max_new_tokens=6)
+    for prompt, tokens in zip(prompts, result.tokens):
+        assert tokens.tolist() == greedy(prompt, 6)

@@ -29,6 +29,7 @@ from mla_opt.runtimes.tensorrt import EngineCache, generate, load, loading
 from mla_opt.runtimes.tensorrt.cuda import Cuda, open_cuda
 from mla_opt.verification.onnx.sessions import RunError
 from tests.runtimes.tensorrt_stand_in import Cudart, TensorRTModule
+from tests.turned_mask import turned
 
 ROWS = 48
 PROMPTS = ([5, 3, 8, 1, 2], [7, 7], [4, 9, 9, 1, 0, 3, 2, 6])
@@ -37,10 +38,13 @@ PROMPTS = ([5, 3, 8, 1, 2], [7, 7], [4, 9, 9, 1, 0, 3, 2, 6])
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     """An export with the names of its phases for engines."""
-    folder = tmp_path_factory.mktemp("export") / "engines"
+    return exported_from(demo_model(), tmp_path_factory.mktemp("export") / "engines")
+
+
+def exported_from(model: Path, folder: Path) -> Path:
     ranges = Ranges(ROWS, Range(1, 2, 4), Range(1, 4, 8), Range(1, 1, 3), Range(1, 8, ROWS))
     options = ExportOptions(ranges, "float16", use_plugin=False, onnx_only=True, verify=False)
-    export(demo_model(), folder, options)
+    export(model, folder, options)
     content = json.loads((folder / MANIFEST).read_text())
     content["builder"] = to_plain(Builder("tensorrt", "99.1", (90,), "NVIDIA Something"))
     for phase in content["phases"]:
@@ -55,6 +59,10 @@ def exported(tmp_path_factory) -> Path:
 @pytest.fixture
 def machine(exported, monkeypatch):
     """TensorRT, a GPU and CUDA's runtime; what a test changes of them is seen by `load`."""
+    return machine_of(exported, monkeypatch)
+
+
+def machine_of(exported, monkeypatch):
     module = TensorRTModule(exported, read_manifest(exported))
     made = SimpleNamespace(module=module, cudart=Cudart(), device=Device("NVIDIA Something", 90))
     trt = TensorRT(module, "tensorrt", SimpleNamespace(sink=None))
@@ -316,3 +324,12 @@ def test_a_plugin_that_would_end_the_process(copy, machine, unread, monkeypatch)
     monkeypatch.setattr(rtx_library, "finds_itself", lambda: False)
     with pytest.raises(InputError, match=r"cannot open itself as libtensorrt_rtx\.so"):
         load(copy(lambda content: content.update(plugin(File("plugin.so", "0", 4)))))
+
+
+def test_a_mask_that_is_true_where_there_is_padding(by_onnxruntime, tmp_path, monkeypatch):
+    """Of several prompts, in steps whose masks are over the whole buffer."""
+    folder = exported_from(turned(tmp_path / "model.onnx"), tmp_path / "engines")
+    machine_of(folder, monkeypatch)
+    wanted = by_onnxruntime(list(PROMPTS), max_new_tokens=8)
+    result = generate(load(folder), list(PROMPTS), max_new_tokens=8)
+    assert [each.tolist() for each in result.tokens] == [each.tolist() for each in wanted.tokens]
