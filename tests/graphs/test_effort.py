@@ -116,3 +116,14 @@ def test_a_file_that_fixes_long_caches_is_refused(monkeypatch):
     assert refusal.code == "region_not_closed"
     assert "more than 100 numbers" in refusal.reason
     assert "free sizes" in refusal.remedy
+
+
+@pytest.mark.parametrize("room", [10, 1 << 20])
+def test_sessions_keep_the_memory_of_small_parts_only(monkeypatch, room):
+    monkeypatch.setattr(parts, "_sessions", {})
+    monkeypatch.setattr(parts, "_KEPT_ROOM", room)
+    graph = graph_of(Block())
+    rows = {value(graph.model, "present.0.keys"): np.ones((2, 1, 7, 12), np.float32)}
+    graph.bind(2, 4, 3).run([value(graph.model, "made_0")], rows)
+    ((_, keeps),) = parts._sessions
+    assert keeps == (room > 10)

@@ -189,3 +189,23 @@ def test_a_bias_on_the_keys_drops_out():
     assert site.weights.key_bias is not None
     forgotten = replace(site.weights, key_bias=None)
     assert not certify(graph, site, forgotten).holds
+
+
+@pytest.mark.parametrize("head", range(3))
+@pytest.mark.parametrize("part", ["w_uk", "w_uv"])
+def test_keys_and_values_of_every_head_are_compared(head, part):
+    """By themselves, without an attention that has a share of each."""
+    graph, site = extracted(cache="latent")
+    right = certify(graph, site, site.weights)
+    rows = site.weights.by_head.copy()
+    rows[head, 0 if part == "w_uk" else -1, 0] += 0.1
+    error, tolerance = certify(graph, site, replace(site.weights, by_head=rows)).region
+    assert error > 100 * tolerance
+    assert right.region[0] < tolerance
+
+
+def test_heads_that_are_missing_show():
+    graph, site = extracted(cache="latent")
+    fewer = replace(site.weights, by_head=site.weights.by_head[:2])
+    with pytest.raises((ValueError, IndexError)):  # which is a refusal of the pass
+        certify(graph, site, fewer)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from mla_opt.matching.images import NOTHING, Picks
+from mla_opt.matching.extraction import _rope_dims
+from mla_opt.matching.images import NOTHING, Images, Picks
+from mla_opt.matching.not_latent import NotLatentError
 
 MATRIX = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
 
@@ -66,3 +70,53 @@ def test_whether_rows_hold_anything():
     assert not picks([[NOTHING, 3]]).any_in(matrix)
     assert picks([[NOTHING, 3], [4, 3]]).any_in(matrix)
     assert not picks([[NOTHING]]).any_in(matrix)
+
+
+#: Three heads of six dims, the last two of which hold ``k_pe``, in the other order.
+ROPE = np.zeros((3, 6, 2))
+ROPE[:, 4, 1] = ROPE[:, 5, 0] = 0.5
+KEYS = picks([[0, 1, 2, 3, NOTHING, NOTHING]] * 3)
+
+
+def changed(place, number):
+    made = ROPE.copy()
+    made[place] = number
+    return made
+
+
+def images(rope, keys=KEYS):
+    nothing = np.zeros((3, 6))
+    return Images(
+        MATRIX, keys, picks([[0]] * 3), rope, np.zeros((3, 1, 2)), nothing, nothing[:, :1]
+    )
+
+
+SITE = SimpleNamespace(core=SimpleNamespace(first=None))
+
+
+def test_k_pe_is_found_with_its_factor():
+    assert _rope_dims(SITE, images(ROPE)) == ((5, 4), 0.5)
+    assert _rope_dims(SITE, images(np.zeros((3, 6, 0)))) == ((), 1.0)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        changed((2, 0, 0), 0.5),
+        changed((0, 0, 1), 1e-3),
+        changed((1, 5, 0), 0.25),
+        changed((1, 5, 0), 0.0),
+        changed((slice(None), slice(None), 1), ROPE[:, :, 0]),
+        np.zeros_like(ROPE),
+    ],
+    ids=["twice", "twice in the first", "another factor", "not in one head", "same dim", "nowhere"],
+)
+def test_k_pe_that_heads_do_not_hold_as_it_is(rope):
+    with pytest.raises(NotLatentError) as error:
+        _rope_dims(SITE, images(rope))
+    assert error.value.code == "rope_mixed"
+
+
+def test_dims_of_k_pe_hold_nothing_else():
+    with pytest.raises(NotLatentError):
+        _rope_dims(SITE, images(ROPE, picks([[0, 1, 2, 3, 6, NOTHING]] * 3)))

@@ -4,6 +4,7 @@ import pytest
 
 from mla_opt.errors import InputError, PassError
 from mla_opt.matching import provers
+from mla_opt.passes import extract_weights
 from mla_opt.passes.extract_weights import ExtractWeights
 from tests.graphs.latent_block import Block
 from tests.passes.harness import FIND, graph_of, lines, run
@@ -106,3 +107,26 @@ def test_other_errors_of_a_proof_are_not_taken_for_a_property_of_the_model(monke
     monkeypatch.setattr(provers, "certify", broken)
     with pytest.raises(MemoryError):
         run(graph_of(Block(layers=6)), *FIND, "extract_weights")
+
+
+def test_matrices_do_not_pile_up_before_they_are_proved(monkeypatch):
+    """Many layers are 32 MB each."""
+    waiting, most = 0, 0
+    extracted, completed = extract_weights._extracted, extract_weights._completed
+
+    def read(*given):
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        return extracted(*given)
+
+    def done(*given):
+        nonlocal waiting
+        waiting -= 1
+        return completed(*given)
+
+    monkeypatch.setattr(extract_weights, "_extracted", read)
+    monkeypatch.setattr(extract_weights, "_completed", done)
+    monkeypatch.setattr(provers, "_MOST", 1)
+    run(graph_of(Block(layers=6)), *FIND, "extract_weights")
+    assert (waiting, most) == (0, 2)

@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mla_opt
 from mla_opt import aside
+from mla_opt.graphs.onnx import stored_rows
+from mla_opt.operator import kv_b
 from mla_opt.operator.kv_b import KvB, Storage
 from mla_opt.operator.multi_head import INPUTS
 from mla_opt.passes.compress_cache import CompressCache
@@ -26,6 +28,14 @@ from tests.passes.harness import (
     prepared,
     run,
 )
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    """Rows are worked on a few at a time, as those of large models are."""
+    monkeypatch.setattr(kv_b, "_PART", 4)
+    monkeypatch.setattr(stored_rows, "_ROWS", 5)
+
 
 STEPS = ("absorb_weights", "release_shapes", "fuse_cache_append")
 BLOCK = Block(latent=32)

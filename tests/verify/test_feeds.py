@@ -6,6 +6,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from mla_opt.errors import InputError
+from mla_opt.graphs.interface.dims import Axis, Port
+from mla_opt.graphs.interface.feeds import mask_feed
 from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.verification.feeds import Timeline
 from tests.verify import toys
@@ -110,3 +112,21 @@ def test_positions_that_serve_all_rows_count_slots():
 def test_paddings_must_match_the_rows():
     with pytest.raises(ValueError, match="3 rows but 2 paddings"):
         Timeline.of(3, 6, (1, 0), 0)
+
+
+@pytest.mark.parametrize("sizes", [["B", "T"], ["S", "T"], ["B", "S", "T"], ["B", 1, "S", "T"]])
+@pytest.mark.parametrize("kind", ["BOOL", "INT64"])
+def test_a_mask_that_hides_is_the_other_way_round(sizes, kind):
+    roles = {"B": "batch", "S": "query_len", "T": "total_len", 1: "broadcast"}
+    axes = tuple(Axis(roles[size], size) for size in sizes)
+    counts = {"B": 2, "S": 3, "T": 5, 1: 1}
+    shape = tuple(counts[size] for size in sizes)
+    valid = np.array([[False, True, True, True, True], [True] * 5])
+    shows, hides = (
+        mask_feed(Port("mask", ir.DataType[kind], axes, hides), shape, valid, 2)
+        for hides in (False, True)
+    )
+    assert shows.dtype == hides.dtype
+    assert shows.any()
+    assert hides.any()
+    assert np.array_equal(shows.astype(bool), ~hides.astype(bool))
