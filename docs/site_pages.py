@@ -8,12 +8,12 @@ to sources go to the repository.
 from __future__ import annotations
 
 import ast
-import difflib
 import posixpath
 import re
 from pathlib import Path
 from typing import Any
 
+import pass_changes
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -37,19 +37,6 @@ MODULES = {
     "mla_opt.bundles": "Folders to ship",
     "mla_opt.kernels": "Kernel libraries",
 }
-#: Options with which the passes are shown at work.
-RUNS: tuple[dict[str, Any], ...] = (
-    {},
-    {"weights": "float"},
-    {"cache": "packed"},
-    {"cache": "static:64"},
-    {"cache": "packed", "cache_type": "bfloat16"},
-    {"cache": "static:64", "cache_type": "int8"},
-    {"target": "portable"},
-    {"target": "onnxruntime-paged"},
-)
-#: What is shown of a change.
-MOST_LINES, LONGEST = 24, 160
 LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 
 
@@ -123,7 +110,7 @@ def _passes() -> str:
     """What each pass does to a graph, in its own words."""
     from mla_opt.passes import BUILT_IN
 
-    changes = _changes()
+    changes = pass_changes.changes()
     parts = ["# Passes", "In the order in which they run. Each is one file of `passes/`."]
     for number, name in enumerate(BUILT_IN, 1):
         first, _, rest = _docstring(ROOT / "passes" / f"{name}.py").partition("\n")
@@ -133,58 +120,6 @@ def _passes() -> str:
         if name in changes:
             parts.append(changes[name])
     return "\n\n".join(parts) + "\n"
-
-
-def _changes() -> dict[str, str]:
-    """What each pass changed in a model, in the first of the runs in which it changed something."""
-    from mla_opt.files.model_io import read_model
-    from mla_opt.graphs.onnx.graph import OnnxGraph
-    from mla_opt.models import demo_model
-    from mla_opt.options import Options
-
-    found: dict[str, str] = {}
-    for options in RUNS:
-        before: list[str] = []
-
-        def observe(
-            place: int,
-            count: int,
-            step: Any,
-            record: Any,
-            graph: Any,
-            before: list[str] = before,
-            options: dict[str, Any] = options,
-        ) -> None:
-            after = _nodes(graph)
-            if record is not None and after != before and step.name not in found:
-                found[step.name] = _difference(options, before, after)
-            before[:] = after
-
-        graph = OnnxGraph(read_model(demo_model()))
-        Options(**options).pipeline().run(graph, observe)
-    return found
-
-
-def _nodes(graph: Any) -> list[str]:
-    """A line a node."""
-    return [
-        f"{', '.join(str(each.name) for each in node.outputs)}"
-        f" = {node.domain + '::' if node.domain else ''}{node.op_type}"
-        f"({', '.join('' if each is None else str(each.name) for each in node.inputs)})"
-        for node in graph.nodes()
-    ]
-
-
-def _difference(options: dict[str, Any], before: list[str], after: list[str]) -> str:
-    lines = [each for each in difflib.ndiff(before, after) if each[:2] in ("- ", "+ ")]
-    first_layer = [each for each in lines if ".1." not in each] or lines
-    shown = [each[:LONGEST] for each in first_layer[:MOST_LINES]]
-    rest = len(first_layer) - len(shown)
-    said = [*shown, f"  ... and {rest} more"] if rest else shown
-    told = ", ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in options.items())
-    title = f"In the model of `mla-opt demo`, first layer{', with ' + told if told else ''}"
-    code = "\n".join(["```diff", *said, "```"])
-    return f"<details markdown><summary markdown>{title}</summary>\n\n{code}\n\n</details>"
 
 
 def _docstring(path: Path) -> str:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from mla_opt.cli._app import app
+from mla_opt.matching.axis_rules import RULES
 from mla_opt.matching.not_latent import REMEDIES
 from mla_opt.passes import BUILT_IN
 
@@ -48,12 +49,15 @@ def test_every_page_is_in_the_navigation() -> None:
 def test_the_reference_is_that_of_the_code(site: Path) -> None:
     text = {
         name: (site / "reference" / name / "index.html").read_text()
-        for name in ("cli", "api", "passes", "refusals")
+        for name in ("cli", "api", "passes", "refusals", "operators")
     }
     commands = [command.name for command in app.registered_commands]
     assert len(commands) > 5
     assert all(f"<code>mla-opt {name}</code>" in text["cli"] for name in commands)
     assert all(f"<code>{name}</code>" in text["passes"] for name in BUILT_IN)
+    rewriting = text["passes"].count("<details>")
+    assert rewriting == 13, "passes that only look change nothing; all others were run"
+    assert all(f"<code>{each.__name__}</code>" in text["operators"] for each in RULES)
     assert all(f"<code>{code}</code>" in text["refusals"] for code in REMEDIES)
     assert "<code>activations_quantized</code>" in text["refusals"]
     assert 'id="mla_opt.optimize"' in text["api"]
