@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from typing import Any
+
+import onnx_ir as ir
 
 from mla_opt.files.model_io import read_model
 from mla_opt.graphs.onnx.graph import OnnxGraph
@@ -11,7 +14,7 @@ from mla_opt.graphs.onnx.opset import at_least
 from mla_opt.models import demo_model
 from mla_opt.options import Options
 
-#: Options with which the passes are shown at work.
+#: Options with which the passes are shown at work; those of the last are for a model in 4 bits.
 RUNS: tuple[dict[str, Any], ...] = (
     {},
     {"weights": "float"},
@@ -22,6 +25,7 @@ RUNS: tuple[dict[str, Any], ...] = (
     {"target": "portable"},
     {"target": "tensorrt", "cache": "static:64"},
     {"target": "onnxruntime-paged", "cache_type": "bfloat16"},
+    {"matmul_nbits": "kernel"},
 )
 #: What is shown of a change.
 MOST_LINES, LONGEST = 24, 160
@@ -48,9 +52,26 @@ def changes() -> dict[str, str]:
             before[:] = after
 
         chosen = Options(**options)
-        graph = OnnxGraph(at_least(read_model(demo_model()), chosen.least_opset))
+        model = _in_4_bits() if "matmul_nbits" in options else read_model(demo_model())
+        graph = OnnxGraph(at_least(model, chosen.least_opset))
         chosen.pipeline().run(graph, observe)
     return found
+
+
+def _in_4_bits() -> ir.Model:
+    """The model with MatMulNBits in the place of MatMul, as ONNX Runtime quantizes it."""
+    import onnx
+
+    quiet = logging.NullHandler()
+    logging.root.addHandler(quiet)  # without one, this import makes all of the process talk
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    logging.root.removeHandler(quiet)
+    model = onnx.load(demo_model())
+    quantizer = MatMulNBitsQuantizer(model, bits=4, block_size=32, accuracy_level=4)
+    quantizer.process()
+    quantized: onnx.ModelProto = quantizer.model.model
+    return ir.from_proto(quantized)
 
 
 def _nodes(graph: Any) -> list[str]:
@@ -70,6 +91,7 @@ def _difference(options: dict[str, Any], before: list[str], after: list[str]) ->
     rest = len(first_layer) - len(shown)
     said = [*shown, f"  ... and {rest} more"] if rest else shown
     told = ", ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in options.items())
-    title = f"In the model of `mla-opt demo`, first layer{', with ' + told if told else ''}"
+    model = "the model of `mla-opt demo`" + (" in 4 bits" if "matmul_nbits" in options else "")
+    title = f"In {model}, first layer{', with ' + told if told else ''}"
     code = "\n".join(["```diff", *said, "```"])
     return f"<details markdown><summary markdown>{title}</summary>\n\n{code}\n\n</details>"

@@ -37,6 +37,13 @@ MODULES = {
     "mla_opt.bundles": "Folders to ship",
     "mla_opt.kernels": "Kernel libraries",
 }
+#: Operators that mla-opt writes: what each is, and where its contract is.
+WRITTEN = {
+    "LatentAttention": ("Attention to latent rows, for absorbed queries.", "contract"),
+    "MultiHeadLatentAttention": ("The same with `W_UK` and `W_UV` as stored.", "multi_head"),
+    "PrefillCrossover": ("From how many new tokens on a prompt is expanded.", "crossover"),
+    "MatMulNBits": ("ONNX Runtime's `MatMulNBits`, with a kernel of its own.", "matmul_nbits"),
+}
 LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 
 
@@ -47,7 +54,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made["reference/api.md"] = _api()
     made["reference/passes.md"] = _passes()
     made["reference/refusals.md"] = _refusals()
-    made["reference/operators.md"] = _operators()
+    made["reference/operators.md"] = _operators(config)
     for place, content in made.items():
         files.append(File.generated(config, place, content=content))
     return files
@@ -126,8 +133,8 @@ def _docstring(path: Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text())) or ""
 
 
-def _operators() -> str:
-    """What operators mean, and those of each format that are read."""
+def _operators(config: MkDocsConfig) -> str:
+    """What operators mean, those of each format that are read, and those that are written."""
     from typing import get_args
 
     from mla_opt.graphs import operations
@@ -149,7 +156,20 @@ def _operators() -> str:
     onnx = sorted(f"`{name}`" if not domain else f"`{domain}::{name}`" for domain, name in OF_ONNX)
     pytorch = sorted(f"`{name}`" for name in OF_PYTORCH)
     lists = [f"## ONNX\n\n{', '.join(onnx)}", f"## PyTorch (ATen)\n\n{', '.join(pytorch)}"]
-    return "\n\n".join([front, "\n".join(rows), *lists]) + "\n"
+    return "\n\n".join([front, "\n".join(rows), *lists, _written(config)]) + "\n"
+
+
+def _written(config: MkDocsConfig) -> str:
+    """The operators of the domain `mla_opt`."""
+    rows = ["| operator | what it is | contract |", "|---|---|---|"]
+    for name, (what, module) in WRITTEN.items():
+        path = f"mla_opt/operator/{module}.py"
+        rows.append(f"| `mla_opt::{name}` | {what} | [{path}]({_in_repository(config, path)}) |")
+    front = (
+        "## Written\n\nOperators of the domain `mla_opt`, with function bodies of what ONNX"
+        " Runtime has. In a model that is read, `mla_opt::MatMulNBits` is taken for ONNX Runtime's."
+    )
+    return "\n\n".join([front, "\n".join(rows)])
 
 
 def _refusals() -> str:

@@ -25,7 +25,7 @@ from mla_opt.errors import (
 )
 from mla_opt.events import Observer, PassFinished, PassStarted
 from mla_opt.graphs.protocol import Graph
-from mla_opt.options import Absorb, CacheType, Options, Phase, Target, Weights
+from mla_opt.options import Absorb, CacheType, MatmulNbits, Options, Phase, Target, Weights
 from mla_opt.pipeline import Pass, PassRecord, Pipeline
 from mla_opt.programs.recognize import is_program
 from mla_opt.report.inspection import AttentionReport, InspectionReport
@@ -83,6 +83,7 @@ def optimize(
     plugin: bool = True,
     keep_activation_quantization: bool = False,
     weights: Weights = "auto",
+    matmul_nbits: MatmulNbits = "keep",
     allow_unmatched: bool = False,
     observer: Observer | None = None,
 ) -> OptimizeResult:
@@ -114,6 +115,8 @@ def optimize(
         weights: ``keep`` lets one operator hold W_UK and W_UV in the bits that the model stores
             them in, for ``onnxruntime``; ``float`` stores them in the type of the queries; ``auto``
             keeps them where that is possible and nothing folds them.
+        matmul_nbits: ``kernel`` lets the kernel library run MatMulNBits of accuracy level 4, for
+            ``onnxruntime``: faster on CPUs with AVX-512 VNNI, and ONNX Runtime's own elsewhere.
         allow_unmatched: return the model as it is if nothing matches.
         observer: told of every pass and every verification run.
 
@@ -135,6 +138,7 @@ def optimize(
         plugin,
         keep_activation_quantization,
         weights,
+        matmul_nbits,
     )
     extent = checked(verify)
     opened = subject(model, target, options.least_opset, prefill)

@@ -17,6 +17,7 @@ Target = Literal["onnxruntime", "portable", "onnxruntime-paged", "tensorrt"]
 Phase = Literal["prefill", "decode"]
 CacheType = Literal["keep", "float16", "bfloat16", "int8", "fp8"]
 Weights = Literal["auto", "float", "keep"]
+MatmulNbits = Literal["keep", "kernel"]
 #: TensorScatter is there since 24, Attention since 23, 8-bit floats since 19, CastLike since 15.
 TENSORRT_OPSET = 24
 OPSET_OF_CODES = {"int8": 15, "fp8": 19}
@@ -48,6 +49,8 @@ class Options:
         weights: ``keep`` lets one operator hold W_UK and W_UV in the bits that the model stores
             them in, ``float`` stores them anew in the type of the queries. ``auto`` keeps them
             wherever the target has that operator and nothing folds them.
+        matmul_nbits: ``kernel`` lets the kernel library run the quantized layers of the model that
+            are MatMulNBits of accuracy level 4; ``keep`` leaves them as they are.
     """
 
     target: Target = "onnxruntime"
@@ -60,6 +63,7 @@ class Options:
     plugin: bool = True
     keep_activation_quantization: bool = False
     weights: Weights = "auto"
+    matmul_nbits: MatmulNbits = "keep"
 
     def __post_init__(self) -> None:
         kinds = {
@@ -69,6 +73,7 @@ class Options:
             "cache_type": CacheType,
             "phase": Phase,
             "weights": Weights,
+            "matmul_nbits": MatmulNbits,
         }
         for name, kind in kinds.items():
             allowed = get_args(kind)
@@ -82,6 +87,8 @@ class Options:
             self._check_quantized()
         self._check_prefill()
         self._check_weights()
+        if self.matmul_nbits == "kernel" and self.target != "onnxruntime":
+            raise InputError(f"matmul_nbits kernel is for target onnxruntime, not {self.target}")
         if self.target == "tensorrt":
             self._check_tensorrt()
         if self.is_paged:
@@ -204,6 +211,7 @@ class Options:
             paged=self.is_paged,
             hold_weights=self.holds_weights,
             tensorrt=self.phase if self.target == "tensorrt" else None,
+            matmul_nbits=self.matmul_nbits == "kernel",
         )
 
     def _make(self, kind: type[Pass], held: bool) -> Pass:

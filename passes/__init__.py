@@ -22,6 +22,7 @@
 19. `lower_to_paged_attention`: for servers, ONNX Runtime's operator over packed tokens and blocks
 20. `put_back_roundings`: quantize activations again outside of what was rewritten
 21. `clean_up`: drop what nothing reads any more
+22. `replace_matmul_nbits`: on request, let the kernel library run the quantized layers
 
 Passes of other packages are found through the entry-point group ``mla_opt.passes``.
 """
@@ -63,6 +64,7 @@ BUILT_IN: dict[str, str] = {
     "lower_to_paged_attention": "LowerToPagedAttention",
     "put_back_roundings": "PutBackRoundings",
     "clean_up": "CleanUp",
+    "replace_matmul_nbits": "ReplaceMatmulNbits",
 }
 """Pass names and their classes, in pipeline order. Modules are imported when they are used."""
 
@@ -107,6 +109,7 @@ def names(
     hold_weights: bool = False,
     tensorrt: Literal["prefill", "decode"] | None = None,
     paged: bool = False,
+    matmul_nbits: bool = False,
 ) -> Sequence[str]:
     """The passes that run by default, in order; some of them only when asked for.
 
@@ -122,5 +125,6 @@ def names(
         "quantize_cache": quantize,
         "read_causal_masks": paged,
         "lower_to_paged_attention": paged,
+        "replace_matmul_nbits": matmul_nbits,
     }
     return [name for name in BUILT_IN if optional.get(name, True)]

@@ -65,6 +65,11 @@ def step(options: Options, name: str):
             {"weights": "keep", "target": "portable"},
             "weights keep is for target onnxruntime, not portable",
         ),
+        ({"matmul_nbits": "ours"}, "matmul_nbits is 'ours', not keep or kernel"),
+        (
+            {"matmul_nbits": "kernel", "target": "portable"},
+            "matmul_nbits kernel is for target onnxruntime, not portable",
+        ),
         ({"phase": "both"}, "phase is 'both', not prefill or decode"),
         ({"target": "tensorrt"}, "target tensorrt needs cache static:ROWS, not keep"),
         ({"target": "tensorrt", "cache": "static"}, "target tensorrt needs cache static:ROWS"),
@@ -108,6 +113,7 @@ def test_the_default_pipeline_in_order():
         "add_prefill_branch",
         "read_causal_masks",
         "lower_to_paged_attention",
+        "replace_matmul_nbits",
     }
     assert names(Options()) == [name for name in passes.BUILT_IN if name not in left_out]
 
@@ -121,6 +127,7 @@ def test_the_default_pipeline_in_order():
         ({"weights": "float"}, {"add_prefill_branch"}),
         ({"absorb": "fold"}, {"add_prefill_branch"}),
         ({"cache_type": "int8", "cache": "packed"}, {"quantize_cache"}),
+        ({"matmul_nbits": "kernel"}, {"replace_matmul_nbits"}),
     ],
 )
 def test_passes_that_run_only_when_asked_for(given, added):
@@ -230,4 +237,5 @@ def test_as_dict_is_what_was_given():
         "plugin": True,
         "keep_activation_quantization": False,
         "weights": "auto",
+        "matmul_nbits": "keep",
     }

@@ -106,6 +106,7 @@ SIGNATURES = {
         "plugin": True,
         "keep_activation_quantization": False,
         "weights": "auto",
+        "matmul_nbits": "keep",
         "allow_unmatched": False,
         "observer": None,
     },

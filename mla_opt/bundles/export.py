@@ -146,6 +146,7 @@ def _optimized(
             model,
             cache=f"static:{options.rows or ROWS}",
             cache_type=options.cache_type,
+            matmul_nbits="kernel",  # which comes along, and else ONNX Runtime's operator runs
             verify=options.verify,
             observer=observer,
         )

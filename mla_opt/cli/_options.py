@@ -53,6 +53,13 @@ class Weights(StrEnum):
     KEEP = "keep"
 
 
+class MatmulNbits(StrEnum):
+    """Who runs MatMulNBits."""
+
+    KEEP = "keep"
+    KERNEL = "kernel"
+
+
 class WeightsFiles(StrEnum):
     """Where the weights of the result are, as far as they are those of the model."""
 

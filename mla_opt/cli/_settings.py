@@ -33,6 +33,7 @@ class Settings:
     prefill: str = "auto"
     keep_activation_quantization: bool = False
     weights: str = "float"
+    matmul_nbits: str = "keep"
     weights_files: str = "copy"
     verify: bool | Literal["by-layer"] = True
     passes: tuple[str, ...] | None = None

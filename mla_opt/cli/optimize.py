@@ -12,6 +12,7 @@ from mla_opt.cli._exit import exit_on_error
 from mla_opt.cli._options import (
     Absorb,
     CacheType,
+    MatmulNbits,
     ModelOrFolder,
     Prefill,
     Quiet,
@@ -112,6 +113,16 @@ def optimize(
             "operator and nothing is folded.",
         ),
     ] = Weights.AUTO,
+    matmul_nbits: Annotated[
+        MatmulNbits,
+        typer.Option(
+            parser=choice(MatmulNbits),
+            metavar=names(MatmulNbits),
+            help="kernel: the kernel library runs MatMulNBits of accuracy level 4, the quantized "
+            "layers of the whole model. Faster on CPUs with AVX-512 VNNI; elsewhere ONNX Runtime's "
+            "own operator runs. keep: they stay as they are.",
+        ),
+    ] = MatmulNbits.KEEP,
     weights_files: Annotated[
         WeightsFiles,
         typer.Option(
@@ -178,6 +189,7 @@ def optimize(
             prefill=prefill.value,
             keep_activation_quantization=keep_activation_quantization,
             weights=weights.value,
+            matmul_nbits=matmul_nbits.value,
             weights_files=weights_files.value,
             verify="by-layer" if verify_by_layer else verify,
             passes=chosen,

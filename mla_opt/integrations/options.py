@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from mla_opt.options import Absorb, CacheType, Phase, Target, Weights
+from mla_opt.options import Absorb, CacheType, MatmulNbits, Phase, Target, Weights
 from mla_opt.sites import PrefillForm
 
 
@@ -74,6 +74,11 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(
             "auto",
             "keep: one operator holds W_UK and W_UV in the bits that the model stores them in."
             " float: in the type of the queries. auto: keep where that is possible.",
+        ),
+        "matmul_nbits": Option(
+            MatmulNbits,
+            "keep",
+            "kernel: the kernel library runs MatMulNBits of accuracy level 4.",
         ),
         "allow_unmatched": Option(
             bool, False, "Gives the model as it is if no latent attention is found."

@@ -27,7 +27,7 @@ from mla_opt.errors import InputError
 from mla_opt.integrations.options import chosen
 from mla_opt.integrations.rows_in_place import RowsInPlace
 from mla_opt.kernels import kernel_available, kernel_library
-from mla_opt.options import Absorb, CacheType, Options, Phase, Target, Weights
+from mla_opt.options import Absorb, CacheType, MatmulNbits, Options, Phase, Target, Weights
 from mla_opt.report import OptimizationReport
 from mla_opt.sites import PrefillForm
 from mla_opt.verification.extent import Extent
@@ -58,6 +58,7 @@ class MlaOptConfig(OnnxConfig):
     plugin: bool = True
     keep_activation_quantization: bool = False
     weights: Weights = "auto"
+    matmul_nbits: MatmulNbits = "keep"
     allow_unmatched: bool = False
 
     def __post_init__(self) -> None:

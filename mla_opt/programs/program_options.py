@@ -38,4 +38,9 @@ def program_options(options: Options) -> Options:
             "cache 'static' is not for PyTorch programs, whose shapes cannot follow how full a"
             " buffer is; use keep or packed"
         )
+    if options.matmul_nbits == "kernel":
+        raise InputError(
+            "matmul_nbits 'kernel' is not for PyTorch programs, which have no MatMulNBits; export"
+            " the program to ONNX first"
+        )
     return options

@@ -16,6 +16,7 @@ from pathlib import Path
 from mla_opt.errors import InputError
 from mla_opt.events import VerifyProgress
 from mla_opt.graphs.onnx.local_functions import inlined
+from mla_opt.operator.matmul_nbits import given_back
 from mla_opt.programs.recognize import is_program, is_program_file
 from mla_opt.verification.interface_map import InterfaceMap
 from mla_opt.verification.negative_controls import ControlResult
@@ -79,7 +80,7 @@ def _parts(original: ModelLike, optimized: ModelLike) -> Iterable[Part]:
     if any(is_program(each) or is_program_file(each) for each in (original, optimized)):
         raise InputError("PyTorch programs cannot be verified by layer yet; verify them whole")
     before = inlined(open_model(original, "original").model.clone())
-    after = open_model(optimized, "optimized").model.clone()
+    after = given_back(open_model(optimized, "optimized").model).clone()
     changes = InterfaceMap.of(after)
     if changes.is_paged:
         raise InputError(

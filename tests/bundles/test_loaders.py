@@ -14,6 +14,10 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 import pytest
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    MatMulNBitsQuantizer,
+)
 
 import mla_opt
 from mla_opt.bundles import BundleOptions, export_bundle
@@ -76,6 +80,19 @@ def test_caches_of_fewer_bits(cache_type, tmp_path):
     assert named in {each.dtype for each in manifest.caches}
     optimized = said_by(folder / "model.onnx", PROMPT, NEW)
     assert loader(folder)(PROMPT, NEW) == optimized
+
+
+def test_quantized_layers_are_run_by_the_library(tmp_path):
+    config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=4)
+    quantizer = MatMulNBitsQuantizer(onnx.load(demo_model()), algo_config=config)
+    quantizer.process()
+    source, folder = tmp_path / "4bit.onnx", tmp_path / "bundle"
+    onnx.save(quantizer.model.model, source)
+    export_bundle(source, folder, BundleOptions(ROWS))
+    written = onnx.load(folder / "model.onnx").graph.node
+    domains = {node.domain for node in written if node.op_type == "MatMulNBits"}
+    assert domains == {"mla_opt"}
+    assert loader(folder)(PROMPT, NEW) == said_by(folder / "model.onnx", PROMPT, NEW)
 
 
 @pytest.mark.parametrize("mask", MASKS)

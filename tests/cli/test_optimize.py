@@ -26,6 +26,7 @@ DEFAULTS = {
     "cache": "keep",
     "cache_type": "keep",
     "weights": "auto",
+    "matmul_nbits": "keep",
     "prefill": "auto",
     "verify": True,
     "passes": None,
@@ -161,7 +162,7 @@ def test_options_reach_the_api(run: Run, api: FakeApi, model: Path) -> None:
         "optimize", model, "-o", model.with_name("o.onnx"), "--target", "portable",
         "--absorb", "fold-q", "--cache", "static:4096", "--prefill", "absorbed", "--no-verify",
         "--passes", "find_latent_attention, clean_up", "--allow-unmatched",
-        "--keep-activation-quantization",
+        "--keep-activation-quantization", "--matmul-nbits", "kernel",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert api.asked == {
@@ -171,6 +172,7 @@ def test_options_reach_the_api(run: Run, api: FakeApi, model: Path) -> None:
         "cache_type": "keep",
         "keep_activation_quantization": True,
         "weights": "auto",
+        "matmul_nbits": "kernel",
         "prefill": "absorbed",
         "verify": False,
         "passes": ("find_latent_attention", "clean_up"),

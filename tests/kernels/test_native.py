@@ -25,9 +25,18 @@ FUZZ = [
     *sorted((HOME / "cpu").glob("*.cpp")),
     HOME / "onnxruntime" / "operands.cpp",
     HOME / "onnxruntime" / "multi_head_operands.cpp",
+    HOME / "onnxruntime" / "matmul_nbits_operands.cpp",
     *(
         NATIVE / f"{name}.cpp"
-        for name in ("allocations", "definition", "fuzz", "hosts", "problems", "random_multi_head")
+        for name in (
+            "allocations",
+            "definition",
+            "fuzz",
+            "hosts",
+            "problems",
+            "random_multi_head",
+            "random_nbits",
+        )
     ),
 ]
 OPTIONS = ["-std=c++17", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]

@@ -14,9 +14,11 @@ import pytest
 
 import mla_opt
 from mla_opt.errors import InputError
+from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.models import demo_model
 from mla_opt.verification import ControlResult, Scenario, ScenarioParity, verify_by_layer
-from mla_opt.verification.by_layer import _both, _worse
+from mla_opt.verification.by_layer import _both, _parts, _worse
+from mla_opt.verification.feeds import Timeline
 from mla_opt.verification.onnx.layers.content import node_key
 from tests.end_to_end.command import command
 from tests.exports.cache import kept_export
@@ -52,6 +54,21 @@ def test_an_export(name: str, cache: str) -> None:
     assert report.layers == 2
     assert {control.name for control in report.controls if control.detected} >= {"scale", "heads"}
     assert "the 2 parts that differ were run" in report.note
+
+
+def test_a_query_that_comes_from_outside_of_the_layer() -> None:
+    """No input of the layer says which axes count tokens: it is not fed with ones for that."""
+    source = build(Block())
+    report = verify_by_layer(source, optimized(source))
+    assert report.passed, report.failures
+    assert {control.name for control in report.controls if control.detected} == {
+        "scale", "rope", "heads",
+    }  # fmt: skip
+    (part,) = _parts(source, optimized(source))
+    called = Timeline.of(2, 5, (0, 1), 3).call(ModelInterface.of(part.before), 0, 5)
+    given = {name: fed for name, fed in called.items() if name.startswith("hidden.")}
+    assert len(given) == 3
+    assert all(len(np.unique(fed)) == fed.size for fed in given.values())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import InlinePass
 
 from mla_opt.graphs.onnx.operations import READERS
 from mla_opt.operator.contract import DOMAIN
+from mla_opt.operator.matmul_nbits import given_back
 
 KERNELS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.ms.internal.nhwc", DOMAIN})
 """Domains whose operators runtimes know, with a function in the file or without."""
@@ -21,8 +22,11 @@ KERNELS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.ms.inter
 def inlined(model: ir.Model) -> ir.Model:
     """A copy without the functions that can be put in the place of their calls.
 
+    ``mla_opt::MatMulNBits`` is read as the operator that it stands for.
+
     The model itself where there are none, or where they cannot be told apart from what is there.
     """
+    model = given_back(model)
     if not any(_can_go(model, function) for function in model.functions.values()):
         return model
     copy = model.clone()

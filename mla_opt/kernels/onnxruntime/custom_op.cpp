@@ -6,6 +6,8 @@
 #include "../onnxruntime_cuda/cuda_operators.h"
 #else
 #include "crossover.h"
+#include "matmul_nbits_node.h"
+#include "../cpu/matmul_nbits.h"
 #include "multi_head_node.h"
 #endif
 
@@ -51,6 +53,8 @@ Status* register_all(SessionOptions* options) {
   // counting says.
   RETURN_IF_ERROR(add(domain, kCrossoverOperator));
   for (const MultiHeadOperator& op : kMultiHeadOperators) RETURN_IF_ERROR(add(domain, op));
+  // Where it is not registered, its body is ONNX Runtime's own operator.
+  if (mla_opt_matmul_nbits_runs_here()) RETURN_IF_ERROR(add(domain, kNBitsOperator));
 #endif
   return call<Status*>(api, kAddCustomOpDomain, options, domain);
 }

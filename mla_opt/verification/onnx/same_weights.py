@@ -25,6 +25,7 @@ import onnxruntime as ort
 from mla_opt.graphs.onnx.quantization.operators import is_quantization
 from mla_opt.graphs.onnx.stored import StoredOnly
 from mla_opt.handles import Array
+from mla_opt.operator.matmul_nbits import given_back
 from mla_opt.verification.onnx.twins import ACCURACY_OF_FUSED
 
 #: How far apart two layers may be, by root mean square: 2 bits leave half of a weight.
@@ -35,7 +36,7 @@ _ROWS = 3
 
 def with_weights_of(original: ir.Model, optimized: ir.Model) -> tuple[ir.Model, int]:
     """A copy of the original with the quantized layers of the other, and how many those are."""
-    copy, stored = original.clone(), StoredOnly()
+    copy, stored, optimized = original.clone(), StoredOnly(), given_back(optimized)
     same = copy.opset_imports.get("") == optimized.opset_imports.get("")
     kinds = _LAYERS if same else frozenset({"MatMul"})
     layers = {node.outputs[0].name: node for node in _quantized_layers(optimized, stored)}

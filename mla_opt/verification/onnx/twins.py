@@ -16,6 +16,7 @@ import onnx_ir as ir
 from mla_opt.graphs.onnx.quantization.operators import ROUNDING_OPERATORS
 from mla_opt.graphs.onnx.quantization.roundings import Roundings
 from mla_opt.graphs.onnx.widening import uses_bfloat16, widen
+from mla_opt.operator.matmul_nbits import given_back
 
 #: How ONNX Runtime computes DequantizeLinear and MatMul that it fuses; without it, in int8.
 ACCURACY_OF_FUSED = ("session.qdq_matmulnbits_accuracy_level", "1")
@@ -33,7 +34,8 @@ def float_twin(model: ir.Model, *, wide: bool = False) -> ir.Model:
     wide = wide and uses_bfloat16(model)
     if not wide and not _rounds_inside(model):
         return model
-    twin = model.clone()
+    own = given_back(model)  # the kernel has no other accuracy level
+    twin = model.clone() if own is model else own
     if wide:
         widen(twin)
     for rounding in Roundings.out_of(twin).taken:
@@ -69,7 +71,7 @@ def _rounds_inside(model: ir.Model) -> bool:
 
 def _accuracy(node: ir.Node) -> int:
     given = node.attributes.get("accuracy_level") if node.op_type == "MatMulNBits" else None
-    return 0 if given is None else given.as_int()
+    return 0 if given is None or given.is_ref() else given.as_int()
 
 
 def _all_nodes(model: ir.Model) -> list[ir.Node]:

@@ -18,6 +18,7 @@
 #include "definition.h"
 #include "hosts.h"
 #include "random_multi_head.h"
+#include "random_nbits.h"
 
 using namespace mla_opt;
 
@@ -192,6 +193,10 @@ std::string run_one(uint64_t seed, uint64_t index) {
   if (sabotage.empty() && index / 2 % 3 == 0) {
     Host host = draw_host(dice);
     return run_multi_head(dice, host);
+  }
+  if (sabotage.empty() && index / 2 % 6 == 1 && multiplies_nbits()) {
+    Host host = draw_host(dice);
+    return run_nbits(dice, host);
   }
   Case problem = legal_case(dice);
   if (sabotage.empty() && dice.one_in(4)) break_case(dice, problem);

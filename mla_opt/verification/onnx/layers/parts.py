@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from mla_opt.errors import InputError
+from mla_opt.graphs.interface.interface import ModelInterface
 from mla_opt.graphs.onnx.conditionals import dim
 from mla_opt.graphs.sizes import Expression
 from mla_opt.verification import interface_map, site_records
@@ -43,6 +44,7 @@ def part(found: Correspondence, changes: InterfaceMap, region: Region) -> Part:
     for side, model, own in zip(found.sides, (before, after), _by_side(states, changes)):
         _let_grow(side, model, own)
         _put_first(model.graph, own)
+    _with_tokens(found, before, after)
     kept = tuple(each for each in changes.states if set(each.original.inputs) & states)
     buffers = any(each.layout == "static" for each in kept)
     told = replace(changes, states=kept, past_len_input=changes.past_len_input if buffers else None)
@@ -153,6 +155,19 @@ def _with_same_inputs(
             for value in tuple(one.graph.inputs)
             if value.name not in known and value.name not in apart
         )
+
+
+def _with_tokens(found: Correspondence, before: ir.Model, after: ir.Model) -> None:
+    """Give both the tokens, where nothing else says which axes count new ones.
+
+    Without such an axis an input is a factor, and those are fed with 1.
+    """
+    tokens = found.before.interface.tokens
+    if tokens is None or ModelInterface.of(before).tokens is not None:
+        return
+    for model in (before, after):
+        if all(value.name != tokens.name for value in model.graph.inputs):
+            _copy_of(found.before.values[tokens.name], model.graph)
 
 
 def _let_grow(side: Side, model: ir.Model, names: set[str]) -> None:
