@@ -11,8 +11,9 @@ from mla_opt.cost_model.weights import w_uk, w_uv
 from mla_opt.cost_model.workload import Workload
 from mla_opt.geometry import MlaGeometry
 
-#: Longest chunk of a prompt: by then weights are read once for enough tokens.
-MAX_CHUNK = 2048
+#: Longest chunk of a prompt: by then weights are read once for enough tokens, and twice as many only
+#: take more memory.
+MAX_CHUNK = 1024
 #: Lengths to choose from: a factor of about 1.4 apart.
 _CHUNKS = tuple(sorted({n for e in range(12) for n in (2**e, 3 * 2**e // 2) if n <= MAX_CHUNK}))
 #: Tensors of the scores' size that are alive at once where no kernel fuses them.

@@ -190,6 +190,20 @@ def prompts(bench: Bench) -> None:
         bench.figures += figures.static_figures(case, timings, dims, bench.machine, most)
         bench.figures += figures.body_figures(case, timings, least)
     _in_chunks(bench, static)
+    _of_v3(bench)
+
+
+def _of_v3(bench: Bench) -> None:
+    """A prompt through one layer of DeepSeek-V3."""
+    dims, case = bench.suite.v3, bench.suite.v3_prompt
+    original = bench.model(figures.ORIGINAL, dims, lambda: models.exported(dims))
+    if original is None:
+        return
+    static = bench.model(figures.STATIC, dims, lambda: models.optimized(original, cache="static"))
+    if static is not None:
+        timings = bench.measure("static", case, {figures.STATIC: static})
+        most = bench.suite.target(suite.V3_PROMPT_TARGET)
+        bench.figures += figures.static_figures(case, timings, dims, bench.machine, most)
 
 
 def _in_chunks(bench: Bench, static: Path) -> None:

@@ -31,6 +31,8 @@ BODY_TARGET = 1.0
 PREFILL_TARGETS = {0: 1.0, 4096: 1.8}
 MEMORY_TARGET = 10.0
 V3_TARGET = 60.0
+#: Of the limit, for a prompt through one layer of DeepSeek-V3.
+V3_PROMPT_TARGET = 1.3
 EXTRA_SECONDS_TARGET = 5.0
 #: The depth that `EXTRA_SECONDS_TARGET` is about.
 EXTRA_SECONDS_LAYERS = 27
@@ -45,9 +47,11 @@ SWEEP = (figures.ORIGINAL, figures.CLEAN, figures.CLEAN_BY_HAND, *WITH_KERNEL)
 ENDS = (figures.ORIGINAL, figures.OPTIMIZED)
 
 
-def prompt(new: int, past: int, rounds: int, only: Sequence[str] = STATIC) -> Case:
+def prompt(
+    new: int, past: int, rounds: int, only: Sequence[str] = STATIC, model: str = ""
+) -> Case:
     """A prompt into a static cache."""
-    name = f"prompt of {new} on {past}"
+    name = f"{model}prompt of {new} on {past}"
     chosen = tuple(only)
     return Case(
         name, past, new=new, rounds=rounds, turn_ms=0, only=chosen, kernel=(figures.STATIC,)
@@ -102,6 +106,7 @@ class Suite:
     sweep: tuple[Case, ...]
     core: Core
     static: tuple[Case, ...]
+    v3_prompt: Case
     prompts: tuple[int, ...]
     products: Products
     depths: tuple[int, ...]
@@ -168,6 +173,7 @@ FULL = Suite(
         prompt(512, 8192, 5, (figures.STATIC,)),
         prompt(512, 32768, 3, (figures.STATIC,)),
     ),
+    v3_prompt=prompt(2048, 0, 3, (figures.STATIC,), "V3 layer, "),
     prompts=(4096, 8192, 32768),
     products=Products(200, ((512, 0), (2048, 0), (512, 8192)), 3),
     depths=(7, 14, 27, 61),
@@ -236,6 +242,7 @@ QUICK = Suite(
     sweep=sweep((1, 24), (0, 16), rounds=2),
     core=Core((16,), (1024,), rounds=1),
     static=(prompt(8, 0, 1), prompt(8, 16, 1)),
+    v3_prompt=prompt(8, 0, 1, (figures.STATIC,), "small V3 layer, "),
     prompts=(16, 64),
     products=Products(2, ((16, 0),), 1),
     depths=(1, 2),

@@ -167,7 +167,9 @@ class Everybody:
         started: dict[str, Participant] = {}
         for cache_type in chosen.cache_types:
             say(f"optimizing {original.parent.name}, {cache_type} cache")
-            made = models.optimized(original, cache="static", cache_type=cache_type)
+            made = models.optimized(
+                original, cache="static", cache_type=cache_type, matmul_nbits="kernel"
+            )
             optimized[cache_type] = made
             (first, *ours), _ = variants(Pair.of(original, made), chosen.threads)
             started[ORIGINAL] = first

@@ -153,6 +153,31 @@ def dropped(graph):
     return kind_of("drop_no_ops")().run(graph)
 
 
+@pytest.mark.parametrize(
+    ("kind", "neutral", "stays"),
+    [
+        ("And", np.asarray(True), False),
+        ("Or", np.zeros((1, 1), bool), False),
+        ("And", np.asarray(False), True),
+        ("Or", np.asarray(True), True),
+        ("And", np.ones((2, 1, 1, 1), bool), True),
+    ],
+)
+def test_truths(kind: str, neutral: np.ndarray, stays: bool) -> None:
+    """Exports begin a mask with "all may be seen"."""
+    for turned in (False, True):
+        tape = Tape(Block())
+        operands = tape.input("x", ("B", 1, "T", 5), TensorProto.BOOL), tape.stored(neutral, "n")
+        tape("Not", tape(kind, *(reversed(operands) if turned else operands)), name="y")
+        outputs = [onnx.helper.make_tensor_value_info("y", TensorProto.BOOL, [None] * 4)]
+        stores = list(tape.stores.values())
+        graph = onnx.helper.make_graph(tape.nodes, "graph", tape.inputs, outputs, stores)
+        opset = [onnx.helper.make_opsetid("", 18)]
+        opened = graph_of(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8))
+        dropped(opened)
+        assert (read_by_y(opened) == "x") is not stays
+
+
 @pytest.mark.parametrize("name", NOTHING)
 def test_what_does_nothing_is_read_past(name):
     graph = graph_of(model_of(NOTHING[name]))

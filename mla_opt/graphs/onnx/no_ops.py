@@ -230,8 +230,10 @@ NEUTRAL: dict[str, tuple[float, tuple[int, ...]]] = {
     "Mul": (1.0, (0, 1)),
     "Div": (1.0, (1,)),
     "Pow": (1.0, (1,)),
+    "And": (True, (0, 1)),
+    "Or": (False, (0, 1)),
 }
-"""The number that changes nothing, and the operands that may hold it."""
+"""The number, or the truth, that changes nothing, and the operands that may hold it."""
 
 
 def _other_of_neutral(facts: Facts, node: ir.Node) -> ir.Value | None:

@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "expanded_rows.h"
+#include "machine.h"
 #include "multi_head_call.h"
 
 namespace mla_opt {
@@ -21,8 +22,9 @@ namespace {
 thread_local Scratch weight_scratch, row_memory;  // of the calling thread
 thread_local Scratch row_scratch, packed_scratch, task_scratch;
 
-// What keys, values and unpacked weights of the heads that are worked on may take together.
-constexpr int64_t kMostBytes = 64 << 20;
+// What keys, values and unpacked weights of the heads that are worked on may take together: heads
+// enough to keep all processors busy.
+constexpr int64_t kBytesPerProcessor = 8 << 20, kMostBytes = 64 << 20;
 // Rows that one task expands: enough to read a head's weights for.
 constexpr int64_t kRowsPerTask = 128;
 
@@ -203,7 +205,8 @@ bool reserve(Expanded& state) {
   state.packed_floats =
       state.narrow ? state.narrow->packed_floats(matrix) : state.products.packed_floats(matrix);
   const int64_t packed = state.packed_floats * static_cast<int64_t>(sizeof(float));
-  state.heads_at_once = std::clamp<int64_t>(kMostBytes / (keys + values + packed), 1, p.heads);
+  const int64_t most = std::min(kBytesPerProcessor * processors(), kMostBytes);
+  state.heads_at_once = std::clamp<int64_t>(most / (keys + values + packed), 1, p.heads);
   const auto all = [&](int64_t bytes) {
     return static_cast<size_t>((state.heads_at_once * bytes + 63) / 64 * 64);
   };
