@@ -33,6 +33,7 @@ MODULES = {
     "mla_opt": "Optimize, inspect, verify",
     "mla_opt.runtimes.onnxruntime": "Generate in ONNX Runtime",
     "mla_opt.runtimes.onnxruntime.batching": "Continuous batches",
+    "mla_opt.integrations.openai": "OpenAI-compatible server",
     "mla_opt.runtimes.torch": "Generate in PyTorch",
     "mla_opt.bundles": "Folders to ship",
     "mla_opt.kernels": "Kernel libraries",

@@ -41,7 +41,7 @@ def test_every_example_is_tested() -> None:
         "generate_text.py",
         "read_report.py",
         "tensor_parallel.py",
-        # By tests/runtimes_matrix/test_openai.py, which installs what it needs.
+        # By tests/integrations/test_openai.py, which installs what it needs.
         "serve_openai.py",
     }
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested

@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": API,
     "folders": API,
     "bundles": {"engines", "folders", *API},
-    "integrations": API,
+    "integrations": {"runtimes", *API},
     "doctor": {"engines", *API},
     "runtimes": {"bundles", "engines", *API},
     "cli": {

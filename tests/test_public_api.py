@@ -159,9 +159,21 @@ def test_continuous_batches():
     assert fields == ["max_new_tokens", "stop_tokens", "temperature", "top_k", "top_p", "seed"]
 
 
+def test_the_server_for_openais_clients():
+    from mla_opt.integrations import openai
+
+    assert openai.__all__ == ["Characters", "Tokenizer", "TransformersTokenizer", "openai_app"]
+    with pytest.raises(AttributeError, match="has no attribute 'openai'"):
+        _ = openai.openai
+    pytest.importorskip("fastapi")
+    assert list(inspect.signature(openai.openai_app).parameters) == ["batch", "tokenizer", "name"]
+
+
 def test_an_import_costs_nothing():
-    heavy = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "rich", "typer")
-    asked = "import sys, mla_opt, mla_opt.runtimes; mla_opt.__version__"
+    heavy = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "rich", "typer", "fastapi")
+    asked = (
+        "import sys, mla_opt, mla_opt.integrations.openai, mla_opt.runtimes; mla_opt.__version__"
+    )
     code = f"{asked}; print([m for m in {heavy!r} if m in sys.modules])"
     done = run_python(code)
     assert done.stdout.strip() == "[]", done.stderr

@@ -29,6 +29,10 @@ NOT_RUN = {
     ("docs/olive.md", "pip install 'olive-ai==0.13.*' requests onnxscript"): BY_TEST_OLIVE,
     ("docs/olive.md", "cat > workflow.json <<'END'"): BY_TEST_OLIVE,
     (
+        "docs/serving.md",
+        "pip install '.[serve]'",
+    ): "serves until it is stopped; tests/integrations/run_openai.py asks the example",
+    (
         "docs/tensorrt.md",
         "mla-opt build-kernels --arch 90 --tensorrt-headers /usr/include/x86_64-linux-gnu",
     ): "needs nvcc, TensorRT and a GPU",

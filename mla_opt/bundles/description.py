@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from mla_opt.bundles.manifest import Counted, Fed, Layer, Role
-from mla_opt.engines.manifest import Cache, Tensor
+from mla_opt.bundles.manifest import Cache, Counted, Fed, Layer, Role
+from mla_opt.engines.manifest import Tensor
 from mla_opt.errors import InputError
 from mla_opt.graphs.interface.decoding import logits_port, token_port, vocabulary_of
 from mla_opt.graphs.interface.dims import Axis
@@ -131,8 +132,10 @@ def _caches(interface: ModelInterface, label: str, rows: int) -> Iterator[Cache]
                 f"{label}: cache {name!r} is {list(shape)} for one sequence, where the loaders keep"
                 f" [1, 1, {rows}, width]"
             )
-        dtype = str(numpy_dtype(state.input).name)
-        yield Cache(name, state.output.name, dtype, rows, shape[3])
+        dtype = numpy_dtype(state.input)
+        number = int(ir.DataType.from_numpy(dtype))
+        taken = math.prod(shape) * dtype.itemsize
+        yield Cache(name, state.output.name, str(dtype.name), number, shape, taken)
 
 
 def _inputs(driver: Driver, label: str) -> Iterator[Fed]:

@@ -14,7 +14,6 @@ from typing import Literal
 
 from mla_opt.engines.manifest import (
     MANIFEST,
-    Cache,
     File,
     Tensor,
     manifest_text,
@@ -27,7 +26,7 @@ from mla_opt.report.plain import to_plain
 Kind = Literal["onnxruntime"]
 Role = Literal["tokens", "positions", "start", "mask"]
 Counted = Literal["query_len", "total_len"]
-BUNDLE_SCHEMA_VERSION = 1
+BUNDLE_SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,23 @@ class Fed:
     shape: tuple[int | Counted, ...]
     visible: float = 1.0
     hidden: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """One buffer of latent rows, ``[1, 1, rows, width]``, new rows behind the valid ones.
+
+    ``output`` must be bound to the address of ``input``: it is the same memory. Rows that are not
+    valid must be finite, so a new buffer is all zeros, ``bytes`` of them. ``onnx_type`` is the
+    number that ONNX has for ``dtype``.
+    """
+
+    input: str
+    output: str
+    dtype: str
+    onnx_type: int
+    shape: tuple[int, ...]
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mla_opt.bundles.manifest import BundleManifest
-from mla_opt.engines.manifest import Cache
 
 OLDEST_ONNXRUNTIME = "1.20"
 
@@ -11,7 +10,7 @@ OLDEST_ONNXRUNTIME = "1.20"
 def readme_text(manifest: BundleManifest) -> str:
     """What someone has to know who runs the model."""
     caches = manifest.caches
-    bytes_kept = sum(map(_bytes, caches))
+    bytes_kept = sum(cache.bytes for cache in caches)
     return f"""# A language model for ONNX Runtime
 
 This folder is all that the model needs, besides ONNX Runtime {OLDEST_ONNXRUNTIME} or newer.
@@ -85,8 +84,3 @@ The library `{library.file.name}` is for {library.system} {library.machine}.
 It takes the best instructions that the CPU has. The C library of the system must be at least as new
 as where it was compiled. The model runs without it, too: it computes the same, and takes longer.
 """
-
-
-def _bytes(cache: Cache) -> int:
-    sizes = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-    return cache.rows * cache.width * sizes.get(cache.dtype, 1)

@@ -48,9 +48,8 @@ def test_what_is_in_it(made):
     assert BundleManifest.from_json(manifest.to_json()) == manifest
     assert {path.name for path in made.iterdir()} == FILES
     assert (manifest.rows, manifest.vocabulary, manifest.verified) == (ROWS, 112, True)
-    assert [(each.dtype, each.rows, each.width) for each in manifest.caches] == [
-        ("float32", ROWS, 80)
-    ] * 2
+    (first, second) = ((each.dtype, each.shape, each.bytes) for each in manifest.caches)
+    assert first == second == ("float32", (1, 1, ROWS, 80), ROWS * 80 * 4)
     assert [each.name for each in manifest.layers] == ["layers.0.self_attn", "layers.1.self_attn"]
     library = manifest.library.file
     assert (made / library.name).read_bytes() == kernel_library().read_bytes()
@@ -254,7 +253,7 @@ def test_files_elsewhere(made, name):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"schema_version": 1', '"schema_version": 9', "has schema version 9"),
+        ('"schema_version": 2', '"schema_version": 9', "has schema version 9"),
         (f'"rows": {ROWS}', '"rows": "many"', "is not of the right type"),
         ('"role": "mask"', '"role": "hat"', "'hat' is none of"),
         ("{", "", "is no JSON"),
@@ -278,7 +277,7 @@ def test_the_command(run, tmp_path):  # noqa: F811
     more = ("--no-verify", "--force", "--cache-type", "bfloat16")
     assert "not verified" in run(*arguments, *more).stdout
     manifest = read_bundle(tmp_path / "out")
-    assert {(each.dtype, each.rows) for each in manifest.caches} == {("bfloat16", 4096)}
+    assert {(each.dtype, each.shape[2]) for each in manifest.caches} == {("bfloat16", 4096)}
     assert run(*arguments).exit_code == 2
     assert run(*arguments, "--rows", "9", "--no-verify", "--force", "--quiet").stdout == ""
     assert read_bundle(tmp_path / "out").rows == 9

@@ -33,6 +33,13 @@ from tests.turned_mask import turned
 
 #: Masks of the ways in which models take them, and one without.
 MASKS = {"additive": {}, "boolean": {"bias": "boolean"}, "none": {"bias": None, "causal": True}}
+#: For the program in C++: how its mask and its numbers are, and the type of the caches.
+IN_CPP = {
+    "additive": ({}, "int8"),
+    "halves": ({"dtype": "float16"}, "keep"),
+    "boolean": (MASKS["boolean"], "bfloat16"),
+    "none": (MASKS["none"], "fp8"),
+}
 LONG = [(7 * at + 3) % 61 for at in range(40)]
 
 
@@ -78,6 +85,11 @@ def test_caches_of_fewer_bits(cache_type, tmp_path):
     manifest = export_bundle(demo_model(), folder, options)
     named = {"int8": "int8", "fp8": "float8_e4m3fn"}.get(cache_type, cache_type)
     assert named in {each.dtype for each in manifest.caches}
+    inputs = {
+        each.name: each.type.tensor_type for each in onnx.load(folder / "model.onnx").graph.input
+    }
+    for cache in manifest.caches:
+        assert cache.onnx_type == inputs[cache.input].elem_type
     optimized = said_by(folder / "model.onnx", PROMPT, NEW)
     assert loader(folder)(PROMPT, NEW) == optimized
 
@@ -208,9 +220,11 @@ def test_cpp(compiled, bundle, wanted, tmp_path):
     assert "model.onnx" in gone.stderr
 
 
-def test_cpp_at_released_widths(compiled, tmp_path):
-    source, folder = token_model(tmp_path / "wide.onnx"), tmp_path / "bundle"
-    export_bundle(source, folder, BundleOptions(64, "int8", verify=False))
+@pytest.mark.parametrize("case", IN_CPP)
+def test_cpp_at_released_widths(compiled, case, tmp_path):
+    options, cache_type = IN_CPP[case]
+    source, folder = token_model(tmp_path / "wide.onnx", **options), tmp_path / "bundle"
+    export_bundle(source, folder, BundleOptions(64, cache_type, verify=False))
     header = (folder / "model.h").read_text()
     (folder / "model.h").write_text(header.replace("MOST_NEW = 512", "MOST_NEW = 16"))
     told = call(compiled(folder), 9, *LONG)

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.engines.rtx import DIMS
-from tests.graphs.latent_block import Block, build
+from tests.graphs.latent_block import TYPES, Block, build
 
 VOCABULARY = 61
 #: Small enough that no softmax is all but one key: its choice would flip with the rounding.
@@ -31,11 +31,11 @@ def token_model(path: Path, **options: Any) -> Path:
     graph.input.remove(embeddings)
     graph.output.remove(hidden)
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "S"])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "S", VOCABULARY])
+    logits = helper.make_tensor_value_info("logits", TYPES[block.dtype], ["B", "S", VOCABULARY])
     graph.input.insert(0, ids)
     graph.output.insert(0, logits)
     for array, name in ((table * TABLE, "table"), (head * block.hidden**-0.5, "head")):
-        graph.initializer.append(numpy_helper.from_array(array, name))
+        graph.initializer.append(numpy_helper.from_array(array.astype(block.dtype), name))
     graph.node.insert(0, helper.make_node("Gather", ["table", "input_ids"], ["inputs_embeds"]))
     graph.node.append(helper.make_node("MatMul", ["hidden", "head"], ["logits"]))
     onnx.checker.check_model(proto, full_check=True)

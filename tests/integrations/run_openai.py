@@ -1,6 +1,6 @@
-"""The server of the examples and the client of OpenAI, by HTTP; needs both installed.
+"""The server and the client of OpenAI, by HTTP; needs FastAPI, uvicorn and the client.
 
-python tests/runtimes_matrix/run_openai.py
+python tests/integrations/run_openai.py
 
 Says nothing if all is well.
 """
@@ -8,9 +8,15 @@ Says nothing if all is well.
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
+import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +25,13 @@ import pytest
 import uvicorn
 
 import mla_opt
+from mla_opt.integrations.openai import Characters, openai_app
 from mla_opt.models import demo_model
 from mla_opt.runtimes.onnxruntime import generate, session
-from mla_opt.runtimes.onnxruntime.batching import ContinuousBatch
+from mla_opt.runtimes.onnxruntime.batching import BatchFullError, ContinuousBatch
+from mla_opt.verification.running import RunError
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "examples"))
-from serve_openai import Characters, server
-
+EXAMPLE = Path(__file__).parents[2] / "examples" / "serve_openai.py"
 TEXT = Characters()
 REQUESTS, PLACES, ROWS = 64, 6, 128
 
@@ -33,14 +39,14 @@ REQUESTS, PLACES, ROWS = 64, 6, 128
 async def main() -> None:
     opened = session(mla_opt.optimize(demo_model(), cache="static", verify=False).model)
     batch = ContinuousBatch.create(opened, sequences=PLACES, rows=ROWS)
-    config = uvicorn.Config(server(batch, TEXT, "demo"), port=0, log_level="warning")
+    config = uvicorn.Config(openai_app(batch, TEXT, "demo"), port=0, log_level="warning")
     serving = uvicorn.Server(config)
     thread = threading.Thread(target=serving.run)
     thread.start()
     while not serving.started:
         await asyncio.sleep(0.05)
     (port,) = (each.getsockname()[1] for each in serving.servers[0].sockets)
-    client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=0)
+    client = client_of(port)
     try:
         assert [each.id async for each in await client.models.list()] == ["demo"]
         await many_at_once(client, opened)
@@ -48,10 +54,19 @@ async def main() -> None:
         await chats(client, opened)
         await ends(client, opened)
         await refusals(client)
+        await full(client, batch)
+        await steps_that_fail(client, batch)
+        other_paths(port)
         await who_hangs_up_gives_the_place_back(client, batch)
     finally:
         serving.should_exit = True
         thread.join()
+    await the_example(opened)
+
+
+def client_of(port: int):
+    base = f"http://127.0.0.1:{port}/v1"
+    return openai.AsyncOpenAI(base_url=base, api_key="-", max_retries=0)
 
 
 def alone(opened, prompt: list[int], count: int) -> list[int]:
@@ -127,20 +142,93 @@ async def refusals(client) -> None:
     await refused(openai.BadRequestError, "one token of this model", stop="two")
 
 
+@contextmanager
+def instead(batch, name, function):
+    """Let a batch do something else for a while."""
+    setattr(batch, name, function)
+    try:
+        yield
+    finally:
+        delattr(batch, name)
+
+
+async def full(client, batch) -> None:
+    def check(prompt, sampling):
+        raise BatchFullError("256 requests are waiting already; try again later")
+
+    with (
+        instead(batch, "check", check),
+        pytest.raises(openai.RateLimitError, match="try again later"),
+    ):
+        await client.completions.create(model="demo", prompt=[1])
+
+
+async def steps_that_fail(client, batch) -> None:
+    """Whoever is under way is told, in a stream as well."""
+
+    def step():
+        raise RunError("no memory")
+
+    given = {"model": "demo", "prompt": [1], "max_tokens": 4, "temperature": 0}
+    with instead(batch, "step", step):
+        with pytest.raises(openai.InternalServerError, match="no memory") as told:
+            await client.completions.create(**given)
+        assert told.value.type == "server_error"
+        stream = await client.completions.create(**given, stream=True)
+        with pytest.raises(openai.APIError, match="no memory"):
+            await anext(aiter(stream))
+    assert (await client.completions.create(**given)).usage.completion_tokens == 4
+
+
+def other_paths(port: int) -> None:
+    """They are refused as OpenAI does it, too."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/embeddings")
+    with refused.value as answer:
+        told = json.load(answer)["error"]
+    assert (refused.value.code, told["message"]) == (404, "Not Found")
+    assert told["type"] == "invalid_request_error"
+
+
 async def who_hangs_up_gives_the_place_back(client, batch) -> None:
     """Long before all that was asked for is said, as steps are slow here."""
     step = batch.step
-    batch.step = lambda: time.sleep(0.05) or step()
-    given = {"model": "demo", "prompt": [1], "max_tokens": ROWS, "stream": True}
-    for _ in range(2 * PLACES):
-        stream = await client.completions.create(**given)
-        await anext(aiter(stream))
-        await stream.close()
+    given = {"model": "demo", "prompt": [1], "max_tokens": ROWS}
+    with instead(batch, "step", lambda: time.sleep(0.05) or step()):
+        for _ in range(2 * PLACES):
+            stream = await client.completions.create(**given, stream=True)
+            await anext(aiter(stream))
+            await stream.close()
+        await nothing_runs(batch)
+        with pytest.raises(openai.APITimeoutError):
+            await client.completions.create(**given, timeout=0.4)
+        await nothing_runs(batch)
+
+
+async def nothing_runs(batch) -> None:
     for _ in range(100):
         if not batch.running:
             return
         await asyncio.sleep(0.02)
     raise AssertionError(f"still running: {batch.running}")
+
+
+async def the_example(opened) -> None:
+    """As a program, without a model of one's own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(EXAMPLE), "--port", str(port), "--rows", str(ROWS)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **quiet) as server:
+        try:
+            while "Uvicorn running on" not in (line := server.stderr.readline()):
+                assert line, "the example ended"
+            given = {"model": "demo", "prompt": [8, 97], "max_tokens": 5, "temperature": 0}
+            answer = await client_of(port).completions.create(**given)
+            assert answer.choices[0].text == TEXT.decode(alone(opened, [8, 97], 5))
+        finally:
+            server.terminate()
 
 
 if __name__ == "__main__":
