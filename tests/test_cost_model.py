@@ -225,8 +225,8 @@ def test_scores_are_what_limits_a_chunk_without_a_kernel() -> None:
 def test_a_mask_is_what_limits_a_chunk_with_a_kernel() -> None:
     """It has no heads, yet a row of it for each token: 32k-token prompts in 1.5 GB need that."""
     absorbed = Prefill(V2_LITE, 4, fused=True)
-    chunk = cost_model.choose_chunk(absorbed, 1, 31_000, 5000, GIB)
-    assert chunk < cost_model.choose_chunk(absorbed, 1, 31_000, 5000, 4 * GIB)
+    chunk = cost_model.choose_chunk(absorbed, 1, 31_000, 5000, GIB // 2)
+    assert chunk < cost_model.choose_chunk(absorbed, 1, 31_000, 5000, 2 * GIB)
     assert chunk * (31_000 + chunk) * 20 > absorbed.bytes(Workload(1, chunk, 31_000 + chunk)) / 2
 
 

@@ -11,7 +11,7 @@ from mla_opt.cost_model.weights import w_uk, w_uv
 from mla_opt.cost_model.workload import Workload
 from mla_opt.geometry import MlaGeometry
 
-#: Longest chunk of a prompt: by then weights are read once for enough tokens, and twice as many only
+#: Longest chunk of a prompt: by then weights are read once for enough tokens, and more tokens only
 #: take more memory.
 MAX_CHUNK = 1024
 #: Lengths to choose from: a factor of about 1.4 apart.

@@ -47,9 +47,7 @@ SWEEP = (figures.ORIGINAL, figures.CLEAN, figures.CLEAN_BY_HAND, *WITH_KERNEL)
 ENDS = (figures.ORIGINAL, figures.OPTIMIZED)
 
 
-def prompt(
-    new: int, past: int, rounds: int, only: Sequence[str] = STATIC, model: str = ""
-) -> Case:
+def prompt(new: int, past: int, rounds: int, only: Sequence[str] = STATIC, model: str = "") -> Case:
     """A prompt into a static cache."""
     name = f"{model}prompt of {new} on {past}"
     chosen = tuple(only)
