@@ -14,9 +14,17 @@ from __future__ import annotations
 from mla_opt.kernels.library import (
     cpu_tier,
     cpu_tiers,
+    has_matmul_nbits,
     kernel_available,
     kernel_library,
     use_cpu_tier,
 )
 
-__all__ = ["cpu_tier", "cpu_tiers", "kernel_available", "kernel_library", "use_cpu_tier"]
+__all__ = [
+    "cpu_tier",
+    "cpu_tiers",
+    "has_matmul_nbits",
+    "kernel_available",
+    "kernel_library",
+    "use_cpu_tier",
+]

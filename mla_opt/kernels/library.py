@@ -43,6 +43,11 @@ def cpu_tier() -> str:
     return _text(load_library().mla_opt_cpu_tier)
 
 
+def has_matmul_nbits() -> bool:
+    """Whether the tier in use runs ``mla_opt::MatMulNBits``; else ONNX Runtime's operator does."""
+    return bool(load_library().mla_opt_matmul_nbits_runs_here())
+
+
 def use_cpu_tier(name: str | None) -> None:
     """Use the tier ``name`` from the next call on, in this process; None: the best.
 

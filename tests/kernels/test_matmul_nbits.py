@@ -10,12 +10,12 @@ import onnxruntime as ort
 import pytest
 
 from mla_opt.handles import Array
-from mla_opt.kernels.library import kernel_available, load_library, use_cpu_tier
+from mla_opt.kernels.library import has_matmul_nbits, kernel_available, use_cpu_tier
 from tests.kernels.host import session
 from tests.operator.test_matmul_nbits import LAYERS, Layer, taken_over
 
 needs_vnni = pytest.mark.skipif(
-    not (kernel_available() and load_library().mla_opt_matmul_nbits_runs_here()),
+    not (kernel_available() and has_matmul_nbits()),
     reason="this processor has no AVX-512 VNNI",
 )
 PART = 32
@@ -136,6 +136,7 @@ def test_a_tier_below_does_not_register_it() -> None:
     proto = ir.to_proto(taken_over(layer.model()))
     try:
         use_cpu_tier("avx2")
+        assert not has_matmul_nbits()
         (made,) = session(proto).run(None, {"A": rows})
     finally:
         use_cpu_tier(None)

@@ -25,17 +25,18 @@ size_t panel_bytes(const NBits& p) {
   return static_cast<size_t>(parts_of(p) * numbers);
 }
 
+__m128i load_piece(const uint8_t* from) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+}
+
 // 16 bytes of each of 16 rows, turned: turned[i] holds bytes 4i .. 4i + 3 of all of them.
 void turn(const uint8_t* const (&rows)[16], int64_t at, __m512i (&turned)[4]) {
   __m512i quarters[4];
   for (int i = 0; i < 4; ++i) {
-    const auto piece = [&](int row) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + at));
-    };
-    __m512i quarter = _mm512_castsi128_si512(piece(i));
-    quarter = _mm512_inserti32x4(quarter, piece(4 + i), 1);
-    quarter = _mm512_inserti32x4(quarter, piece(8 + i), 2);
-    quarters[i] = _mm512_inserti32x4(quarter, piece(12 + i), 3);
+    __m512i quarter = _mm512_castsi128_si512(load_piece(rows[i] + at));
+    quarter = _mm512_inserti32x4(quarter, load_piece(rows[4 + i] + at), 1);
+    quarter = _mm512_inserti32x4(quarter, load_piece(rows[8 + i] + at), 2);
+    quarters[i] = _mm512_inserti32x4(quarter, load_piece(rows[12 + i] + at), 3);
   }
   const __m512i a = _mm512_unpacklo_epi32(quarters[0], quarters[1]);
   const __m512i b = _mm512_unpackhi_epi32(quarters[0], quarters[1]);
