@@ -136,6 +136,25 @@ def test_random_problems_with_neon(tmp_path):
     run([*emulated, "1", "0", str(EMULATED_PROBLEMS)])
 
 
+OLDER = [f"-DMLA_OPT_HAS_{what}=0" for what in ("FP16", "AMX")]
+OTHERS = ("clang++", "g++-9", "g++-10", "g++-11")
+
+
+@pytest.mark.parametrize("name", [None, *OTHERS])
+def test_compilers_without_the_newest_instructions(name):
+    """What they lack is left out: GCC 11 has no float16 of AVX-512, and no Clang is asked for it."""
+    if name is not None and not shutil.which(name):
+        pytest.skip(f"{name} is not here")
+    command = [name] if name else [*compiler(), *OLDER]
+    sources = [*sorted((HOME / "cpu").glob("*.cpp")), *(HOME / "onnxruntime").glob("*.cpp")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(
+            pool.map(
+                lambda path: run([*command, "-std=c++17", "-fsyntax-only", str(path)]), sources
+            )
+        )
+
+
 def test_conversions_of_all_16_bit_numbers(tmp_path):
     program = tmp_path / "elements"
     run([*compiler(), *OPTIONS, str(NATIVE / "elements.cpp"), "-o", str(program)])

@@ -4,10 +4,12 @@
 //   word = code * mantissa of the scale, a float16; rounded to 8 bits, with the exponent of the scale
 //
 // Rounded twice, to 11 bits and to 8. A code of zero becomes a number 2^20 times smaller than the next.
+#if !defined(MLA_OPT_HAS_FP16)
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define MLA_OPT_HAS_FP16 1
 #else
 #define MLA_OPT_HAS_FP16 0
+#endif
 #endif
 
 #if MLA_OPT_HAS_FP16
@@ -91,5 +93,10 @@ inline bool has_float16_vectors() {
   static const bool has = __builtin_cpu_supports("avx512fp16");
   return has;
 }
+
+#else
+
+struct Int8Words;
+struct E4M3Words;
 
 #endif

@@ -8,11 +8,13 @@
 #include "problem.h"
 
 // Compilers that know the tiles of AMX, on the system that lets them be used.
+#if !defined(MLA_OPT_HAS_AMX)
 #if defined(__x86_64__) && defined(__linux__) && \
     ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
 #define MLA_OPT_HAS_AMX 1
 #else
 #define MLA_OPT_HAS_AMX 0
+#endif
 #endif
 
 namespace mla_opt {
