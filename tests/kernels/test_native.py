@@ -142,7 +142,7 @@ OTHERS = ("clang++", "g++-9", "g++-10", "g++-11")
 
 @pytest.mark.parametrize("name", [None, *OTHERS])
 def test_compilers_without_the_newest_instructions(name):
-    """What they lack is left out: GCC 11 has no float16 of AVX-512, and no Clang is asked for it."""
+    """What they lack is left out: GCC 11 has no float16 for AVX-512; Clang is not asked."""
     if name is not None and not shutil.which(name):
         pytest.skip(f"{name} is not here")
     command = [name] if name else [*compiler(), *OLDER]
