@@ -21,14 +21,11 @@ import onnx_ir as ir
 from mla_opt.graphs.onnx.graph import OnnxGraph
 from mla_opt.graphs.protocol import Graph
 from mla_opt.operator.matmul_nbits import (
-    BITS,
-    BLOCK_SIZES,
-    INPUTS,
-    INT8_ACTIVATIONS,
-    NBITS_OP_TYPE,
-    RUNTIME_DOMAIN,
     SCALES,
+    cast_tensor,
     define_nbits,
+    has_kernel,
+    runtimes_nbits,
     take_over,
 )
 from mla_opt.pipeline import Pass, PassResult
@@ -45,7 +42,7 @@ class ReplaceMatmulNbits(Pass):
         if not graph.sites or not isinstance(cast(object, graph), OnnxGraph):
             return PassResult()
         model = cast(OnnxGraph, graph).model
-        nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if _is_it(node)]
+        nodes = runtimes_nbits(model)
         fit = [node for node in nodes if has_kernel(node)]
         narrowed = sum(_narrow_scales(node) for node in fit)
         for node in fit:
@@ -54,28 +51,6 @@ class ReplaceMatmulNbits(Pass):
         if fit:
             define_nbits(model)
         return PassResult(len(nodes), len(fit), notes=tuple(_notes(len(nodes), len(fit), narrowed)))
-
-
-def _is_it(node: ir.Node) -> bool:
-    return (node.domain, node.op_type) == (RUNTIME_DOMAIN, NBITS_OP_TYPE)
-
-
-def has_kernel(node: ir.Node) -> bool:
-    """Whether the kernel can run a node of ONNX Runtime's operator, whose weights are stored."""
-    given = dict(zip(INPUTS, node.inputs))
-    kinds = {"B": ir.DataType.UINT8, "scales": ir.DataType.FLOAT, "zero_points": ir.DataType.UINT8}
-    stored = {name: given.get(name) for name in kinds}
-    if stored["B"] is None or stored["scales"] is None or given.get("g_idx") is not None:
-        return False
-    return (
-        node.attributes.get_int("accuracy_level", 0) == INT8_ACTIVATIONS
-        and node.attributes.get_int("bits", 4) in BITS
-        and node.attributes.get_int("block_size", 0) in BLOCK_SIZES
-        and all(
-            value is None or (value.const_value is not None and value.dtype is kinds[name])
-            for name, value in stored.items()
-        )
-    )
 
 
 def _narrow_scales(node: ir.Node) -> bool:
@@ -90,7 +65,7 @@ def _narrow_scales(node: ir.Node) -> bool:
         narrow = numbers.astype(np.float16)
     if not np.array_equal(narrow.astype(np.float32), numbers):
         return False
-    scales.const_value = ir.Tensor(narrow, name=scales.name)
+    scales.const_value = cast_tensor(scales.const_value, ir.DataType.FLOAT16, scales.name)
     scales.type = ir.TensorType(ir.DataType.FLOAT16)
     return True
 

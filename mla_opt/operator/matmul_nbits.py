@@ -36,7 +36,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import onnx_ir as ir
 
 from mla_opt.operator.contract import DOMAIN, VERSION
@@ -52,12 +51,40 @@ BLOCK_SIZES = (32, 64, 128, 256)
 INT8_ACTIVATIONS = 4
 """The accuracy level that lets ``A`` be rounded to int8."""
 
+_STORED = {
+    "B": ir.DataType.UINT8,
+    "scales": ir.DataType.FLOAT,
+    "zero_points": ir.DataType.UINT8,
+}
 _DEFAULTS = {"K": 0, "N": 0, "bits": 4, "block_size": 0, "accuracy_level": 0}
 
 
 def is_nbits(node: ir.Node) -> bool:
     """Whether a node is the operator."""
     return node.domain == DOMAIN and node.op_type == NBITS_OP_TYPE
+
+
+def runtimes_nbits(model: ir.Model) -> list[ir.Node]:
+    """The nodes of ONNX Runtime's operator, those in branches included."""
+    wanted = (RUNTIME_DOMAIN, NBITS_OP_TYPE)
+    return [node for node in _nodes(model) if (node.domain, node.op_type) == wanted]
+
+
+def has_kernel(node: ir.Node) -> bool:
+    """Whether the kernel can run a node of ONNX Runtime's operator, whose weights are stored."""
+    given = dict(zip(INPUTS, node.inputs))
+    stored = {name: given.get(name) for name in _STORED}
+    if stored["B"] is None or stored["scales"] is None or given.get("g_idx") is not None:
+        return False
+    return (
+        node.attributes.get_int("accuracy_level", 0) == INT8_ACTIVATIONS
+        and node.attributes.get_int("bits", 4) in BITS
+        and node.attributes.get_int("block_size", 0) in BLOCK_SIZES
+        and all(
+            value is None or (value.const_value is not None and value.dtype is _STORED[name])
+            for name, value in stored.items()
+        )
+    )
 
 
 def take_over(node: ir.Node) -> None:
@@ -98,6 +125,16 @@ def define_nbits(model: ir.Model) -> None:
     model.functions.setdefault(body.identifier(), body)
 
 
+def cast_tensor(tensor: ir.TensorProtocol, to: ir.DataType, name: str | None) -> ir.TensorProtocol:
+    """The same numbers in another type, made anew whenever they are asked for."""
+
+    def content() -> ir.TensorProtocol:
+        return ir.Tensor(tensor.numpy().astype(to.numpy()), name=name)
+
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(content, dtype=to, shape=shape, name=name)
+
+
 def _nodes(model: ir.Model) -> Iterable[ir.Node]:
     return ir.traversal.RecursiveGraphIterator(model.graph)
 
@@ -105,10 +142,9 @@ def _nodes(model: ir.Model) -> Iterable[ir.Node]:
 def _widened(graph: ir.Graph, scales: ir.Value) -> ir.Value:
     """float16 scales as a stored tensor of float32 numbers."""
     assert scales.const_value is not None
-    numbers = scales.const_value.numpy().astype(np.float32)
     name = f"{scales.name}/float32"
     wide = ir.Value(name=name, shape=scales.shape, type=ir.TensorType(ir.DataType.FLOAT))
-    wide.const_value = ir.Tensor(numbers, name=name)
+    wide.const_value = cast_tensor(scales.const_value, ir.DataType.FLOAT, name)
     graph.register_initializer(wide)
     return wide
 

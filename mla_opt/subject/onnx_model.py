@@ -24,6 +24,7 @@ from mla_opt.graphs.onnx.opset import at_least
 from mla_opt.graphs.protocol import Graph
 from mla_opt.handles import Value
 from mla_opt.operator.contract import DOMAIN
+from mla_opt.operator.matmul_nbits import has_kernel, runtimes_nbits
 from mla_opt.operator.onnx.body_style import ONNX_RUNTIME, PORTABLE, TENSORRT, BodyStyle
 from mla_opt.options import Options, Target
 from mla_opt.report.inspection import OperatorReport
@@ -45,6 +46,11 @@ WIDENED = (
     " when it loads the model, but W_UK and W_UV of an attention that has two forms at every step."
     " With weights keep, prefill absorbed or cache static, a step takes no longer than the float32"
     " model's"
+)
+
+LEFT_TO_RUNTIME = (
+    "{0} MatMulNBits of accuracy level 4 are left to ONNX Runtime; --matmul-nbits kernel"
+    " (matmul_nbits) lets the kernel library run them, which is faster on CPUs with AVX-512 VNNI"
 )
 
 NOT_RUN = (
@@ -105,7 +111,15 @@ class OnnxSubject:
         """What ONNX Runtime's CPU provider does not do: compute in float16, attend to blocks."""
         if self._target == "onnxruntime-paged":
             return (NOT_RUN,)
-        return (WIDENED,) if "float16" in dtypes and self._target != "tensorrt" else ()
+        widened = (WIDENED,) if "float16" in dtypes and self._target != "tensorrt" else ()
+        return (*widened, *self._left_to_runtime())
+
+    def _left_to_runtime(self) -> Sequence[str]:
+        """What another option would let the kernel library run."""
+        if self._target != "onnxruntime" or not self._graph.sites:
+            return ()
+        left = sum(map(has_kernel, runtimes_nbits(self._after)))
+        return (LEFT_TO_RUNTIME.format(left),) if left else ()
 
     def file(self) -> ModelFile | None:
         """Hash and size of the file."""

@@ -58,6 +58,11 @@ def test_real_layers(layer: Layer, count: int) -> None:
 
 
 @needs_vnni
+def test_more_rows_than_are_rounded_at_a_time() -> None:
+    check(Layer(zero_points=True, bias=True), 1024 + 5)
+
+
+@needs_vnni
 def test_rows_of_any_rank_and_none() -> None:
     layer = Layer()
     proto = ir.to_proto(taken_over(layer.model()))

@@ -16,9 +16,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 import mla_opt
 from mla_opt.errors import InputError
 from mla_opt.handles import Array
-from mla_opt.operator.matmul_nbits import SCALES, is_nbits
+from mla_opt.operator.matmul_nbits import SCALES, has_kernel, is_nbits
 from mla_opt.options import Options
-from mla_opt.passes.replace_matmul_nbits import has_kernel
 from mla_opt.programs.program_options import program_options
 from tests.graphs.latent_block import Block, build, feeds
 from tests.kernels.host import run as run_with_kernels
@@ -64,14 +63,17 @@ def worst(before: dict[str, Array], after: dict[str, Array]) -> float:
 
 def test_only_where_it_is_asked_for() -> None:
     model = quantized(BLOCK)
-    ours, theirs = operators(mla_opt.optimize(model, verify=False).model)
+    kept = mla_opt.optimize(model, verify=False)
+    ours, theirs = operators(kept.model)
     assert (len(ours), len(theirs)) == (0, 4)
+    assert any("4 MatMulNBits of accuracy level 4 are left" in note for note in kept.report.notes)
     result = mla_opt.optimize(model, matmul_nbits="kernel", verify=False)
     ours, theirs = operators(result.model)
     assert (len(ours), len(theirs)) == (4, 0)
     (record,) = [each for each in result.report.passes if each.name == "replace_matmul_nbits"]
     assert (record.matched, record.rewritten) == (4, 4)
     assert result.report.options["matmul_nbits"] == "kernel"
+    assert not result.report.notes
 
 
 @pytest.mark.parametrize("scales", ["float32", "float16"])

@@ -52,7 +52,7 @@ def test_an_export(name: str, cache: str) -> None:
     report = verify_by_layer(source, optimized(source, cache=cache))
     assert report.passed, report.failures
     assert report.layers == 2
-    assert {control.name for control in report.controls if control.detected} >= {"scale", "heads"}
+    assert {each.name for each in report.controls if each.detected} == {"scale", "rope", "heads"}
     assert "the 2 parts that differ were run" in report.note
 
 
@@ -91,9 +91,9 @@ def test_every_way_to_optimize(options: Mapping[str, str]) -> None:
 def test_at_the_widths_of_released_models(block: Block) -> None:
     widths = {"nope": 128, "rope": 64, "value": 128, "latent": 512}
     source = build(dataclasses.replace(block, scale=0.07, guarded=True, **widths))  # type: ignore[arg-type]
-    # Random weights of these widths leave k_pe no say, so that nobody would miss it.
-    report = verify_by_layer(source, optimized(source, cache="static"), controls=False)
+    report = verify_by_layer(source, optimized(source, cache="static"))
     assert report.passed, report.failures
+    assert all(control.detected for control in report.controls)
     assert report.layers == (1 if block.share else block.layers)
 
 
@@ -290,7 +290,7 @@ def test_controls_where_a_part_begins_with_the_query() -> None:
     source = build(Block(layers=2))
     report = verify_by_layer(source, optimized(source, cache="static"))
     assert report.layers == 2
-    assert {control.name for control in report.controls if control.detected} >= {"scale", "heads"}
+    assert {each.name for each in report.controls if each.detected} == {"scale", "rope", "heads"}
 
 
 def control(**given: Any) -> ControlResult:

@@ -35,6 +35,8 @@ constexpr int64_t kNumbersPerTask = 64 << 10;
 // Rows that a panel is turned for, at least, where panels are too few for all threads.
 constexpr int64_t kRowsPerTask = 96;
 constexpr int64_t kTasksPerThread = 4;
+// Rows that are rounded at a time: what is kept of them stays small, and a panel is turned for many.
+constexpr int64_t kMostRows = 1024;
 
 struct Product {
   const NBits& problem;
@@ -146,17 +148,28 @@ void* multiply(Product& product, const Host& host) {
   return on_host<Product, multiply_panel>(host, product, panels * product.row_blocks);
 }
 
+int run_rows(const NBits& problem, const NBitsProducts& products, const Host& host,
+             mla_opt_failure& failure) {
+  Product product{problem, products};
+  if (!reserve(product)) return verdict(nullptr, true, failure);
+  void* error = multiply(product, host);
+  return verdict(error, product.no_memory, failure);
+}
+
 int run_nbits(const NBits& problem, const Host& host, mla_opt_failure& failure) {
   failure.message[0] = '\0';
   failure.host_error = nullptr;
   const NBitsProducts* products = find_products();
   if (!check_nbits(problem, failure)) return 1;
   if (!products) return !refuse(failure, "this processor has no int8 products of 512 bits (VNNI)");
-  if (problem.rows == 0) return 0;
-  Product product{problem, *products};
-  if (!reserve(product)) return verdict(nullptr, true, failure);
-  void* error = multiply(product, host);
-  return verdict(error, product.no_memory, failure);
+  for (int64_t first = 0; first < problem.rows; first += kMostRows) {
+    NBits some = problem;
+    some.rows = std::min(kMostRows, problem.rows - first);
+    some.a += first * problem.inner;
+    some.y += first * problem.columns;
+    if (run_rows(some, *products, host, failure)) return 1;
+  }
+  return 0;
 }
 
 }  // namespace

@@ -8,8 +8,6 @@ struct Stored {
   static constexpr int kBits = kBitsOf, kBlocks = kBlocksOf;
   static constexpr bool kZeroPoints = kZeroPointsOf;
   static constexpr int kLoads = kBits / 4;  // of 64 bytes a group
-  // Lanes that a part has in the sums of a load.
-  static constexpr int kLanesOfPart = kBits == 4 ? 4 : 8;
 };
 
 // One row of b.
@@ -50,7 +48,8 @@ struct Place {
 template <class S>
 Place place_of(const NBits& p, int64_t group) {
   const int64_t parts = parts_of(p) - group * kParts;
-  return {group, group * kGroup / p.block_size, parts < kParts ? parts : kParts};
+  const int64_t block = S::kBlocks > 1 ? group * S::kBlocks : group >> (p.block_size > kGroup);
+  return {group, block, parts < kParts ? parts : kParts};
 }
 
 template <class S>
@@ -147,7 +146,8 @@ void multiply_pair(const NBits& p, const RoundedRows& rounded, int64_t first_row
   const int64_t groups = groups_of(p), whole = parts_of(p) / kParts;
   int64_t group = 0;
   for (; group < whole; ++group) {
-    const Place at{group, group * kGroup / p.block_size, kParts};
+    Place at = place_of<S>(p, group);
+    at.parts = kParts;  // which the compiler is to know
     _mm_prefetch(reinterpret_cast<const char*>(one.codes + group * 64 * S::kLoads + kAhead), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(two.codes + group * 64 * S::kLoads + kAhead), _MM_HINT_T0);
     multiply_group<S, kRows>(p, rounded, first_row, one, at, of_one);
