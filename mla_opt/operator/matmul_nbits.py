@@ -77,14 +77,22 @@ def has_kernel(node: ir.Node) -> bool:
     if stored["B"] is None or stored["scales"] is None or given.get("g_idx") is not None:
         return False
     return (
-        node.attributes.get_int("accuracy_level", 0) == INT8_ACTIVATIONS
-        and node.attributes.get_int("bits", 4) in BITS
-        and node.attributes.get_int("block_size", 0) in BLOCK_SIZES
+        _number(node, "accuracy_level") == INT8_ACTIVATIONS
+        and _number(node, "bits") in BITS
+        and _number(node, "block_size") in BLOCK_SIZES
         and all(
             value is None or (value.const_value is not None and value.dtype is _STORED[name])
             for name, value in stored.items()
         )
     )
+
+
+def _number(node: ir.Node, name: str) -> int | None:
+    """An attribute, or its default; ``None`` where it is no number."""
+    given = node.attributes.get(name)
+    if given is None:
+        return _DEFAULTS[name]
+    return given.as_int() if given.type is ir.AttributeType.INT and not given.is_ref() else None
 
 
 def take_over(node: ir.Node) -> None:
@@ -106,13 +114,17 @@ def given_back(model: ir.Model) -> ir.Model:
         return model
     copy = model.clone()
     widened: dict[ir.Value, ir.Value] = {}
-    for node in filter(is_nbits, _nodes(copy)):
+    for node in [node for node in _nodes(copy) if is_nbits(node)]:
         node.domain = RUNTIME_DOMAIN
-        scales = node.inputs[SCALES]
-        if scales is not None and scales.dtype is ir.DataType.FLOAT16:
-            if scales not in widened:
-                widened[scales] = _widened(copy.graph, scales)
-            node.replace_input_with(SCALES, widened[scales])
+        scales = dict(zip(INPUTS, node.inputs)).get("scales")
+        if scales is None or scales.dtype is not ir.DataType.FLOAT16:
+            continue
+        if scales.const_value is None:
+            node.replace_input_with(SCALES, _cast_before(node, scales))
+            continue
+        if scales not in widened:
+            widened[scales] = _widened(copy.graph, scales, scales.const_value)
+        node.replace_input_with(SCALES, widened[scales])
     copy.functions.pop((DOMAIN, NBITS_OP_TYPE, ""), None)
     return copy
 
@@ -139,12 +151,19 @@ def _nodes(model: ir.Model) -> Iterable[ir.Node]:
     return ir.traversal.RecursiveGraphIterator(model.graph)
 
 
-def _widened(graph: ir.Graph, scales: ir.Value) -> ir.Value:
+def _cast_before(node: ir.Node, scales: ir.Value) -> ir.Value:
+    """Scales that a node of the model makes, as float32 numbers."""
+    cast = ir.node("Cast", [scales], {"to": int(ir.DataType.FLOAT)})
+    assert node.graph is not None
+    node.graph.insert_before(node, cast)
+    return cast.outputs[0]
+
+
+def _widened(graph: ir.Graph, scales: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
     """float16 scales as a stored tensor of float32 numbers."""
-    assert scales.const_value is not None
     name = f"{scales.name}/float32"
     wide = ir.Value(name=name, shape=scales.shape, type=ir.TensorType(ir.DataType.FLOAT))
-    wide.const_value = cast_tensor(scales.const_value, ir.DataType.FLOAT, name)
+    wide.const_value = cast_tensor(tensor, ir.DataType.FLOAT, name)
     graph.register_initializer(wide)
     return wide
 

@@ -18,6 +18,7 @@ from mla_opt.operator.matmul_nbits import (
     RUNTIME_DOMAIN,
     define_nbits,
     given_back,
+    has_kernel,
     is_nbits,
     take_over,
 )
@@ -150,6 +151,31 @@ def test_given_back_it_is_what_it_was(layer: Layer) -> None:
     np.testing.assert_array_equal(run(back, rows), run(original, rows))
     assert is_nbits(next(iter(ours.graph)))  # the model that was given is as it was
     assert given_back(original) is original
+
+
+def test_what_no_release_has_written_is_given_back_all_the_same() -> None:
+    """A file may hold anything under these names."""
+    made = taken_over(Layer().model(), narrow=True)
+    (node,) = made.graph
+    stored = node.inputs[2]
+    assert stored is not None
+    same = ir.node("Identity", [stored])
+    same.outputs[0].type = stored.type
+    made.graph.insert_before(node, same)
+    node.replace_input_with(2, same.outputs[0])
+    rows = np.random.default_rng(1).standard_normal((3, 96)).astype(np.float32)
+    np.testing.assert_array_equal(run(given_back(made), rows), run(Layer().model(), rows))
+    node.resize_inputs(1)
+    (bare,) = (each for each in given_back(made).graph if each.op_type == NBITS_OP_TYPE)
+    assert (bare.domain, len(bare.inputs)) == (RUNTIME_DOMAIN, 1)
+
+
+@pytest.mark.parametrize("attribute", ["accuracy_level", "bits", "block_size"])
+def test_attributes_that_are_no_numbers(attribute: str) -> None:
+    (node,) = Layer().model().graph
+    assert has_kernel(node)
+    node.attributes[attribute] = ir.AttrString(attribute, "4")
+    assert not has_kernel(node)
 
 
 def test_defaults_are_written_out() -> None:
