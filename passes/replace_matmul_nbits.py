@@ -19,10 +19,10 @@ import numpy as np
 import onnx_ir as ir
 
 from mla_opt.graphs.onnx.graph import OnnxGraph
+from mla_opt.graphs.onnx.made_tensors import cast_tensor
 from mla_opt.graphs.protocol import Graph
 from mla_opt.operator.matmul_nbits import (
     SCALES,
-    cast_tensor,
     define_nbits,
     has_kernel,
     runtimes_nbits,

@@ -34,8 +34,6 @@ which a step reads a tenth less.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import onnx_ir as ir
 
 from mla_opt.operator.contract import DOMAIN, VERSION
@@ -67,7 +65,8 @@ def is_nbits(node: ir.Node) -> bool:
 def runtimes_nbits(model: ir.Model) -> list[ir.Node]:
     """The nodes of ONNX Runtime's operator, those in branches included."""
     wanted = (RUNTIME_DOMAIN, NBITS_OP_TYPE)
-    return [node for node in _nodes(model) if (node.domain, node.op_type) == wanted]
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return [node for node in nodes if (node.domain, node.op_type) == wanted]
 
 
 def has_kernel(node: ir.Node) -> bool:
@@ -105,67 +104,12 @@ def take_over(node: ir.Node) -> None:
     node.domain = DOMAIN
 
 
-def given_back(model: ir.Model) -> ir.Model:
-    """``model`` with ONNX Runtime's operator in the place of this; itself where it has none.
-
-    What is computed is the same, to the last bit of every weight.
-    """
-    if not any(map(is_nbits, _nodes(model))):
-        return model
-    copy = model.clone()
-    widened: dict[ir.Value, ir.Value] = {}
-    for node in [node for node in _nodes(copy) if is_nbits(node)]:
-        node.domain = RUNTIME_DOMAIN
-        scales = dict(zip(INPUTS, node.inputs)).get("scales")
-        if scales is None or scales.dtype is not ir.DataType.FLOAT16:
-            continue
-        if scales.const_value is None:
-            node.replace_input_with(SCALES, _cast_before(node, scales))
-            continue
-        if scales not in widened:
-            widened[scales] = _widened(copy.graph, scales, scales.const_value)
-        node.replace_input_with(SCALES, widened[scales])
-    copy.functions.pop((DOMAIN, NBITS_OP_TYPE, ""), None)
-    return copy
-
-
 def define_nbits(model: ir.Model) -> None:
     """Give ``model`` the function body, unless it has it."""
     model.opset_imports.setdefault(DOMAIN, VERSION)
     model.opset_imports.setdefault(RUNTIME_DOMAIN, 1)
     body = _body(model.opset_imports[""])
     model.functions.setdefault(body.identifier(), body)
-
-
-def cast_tensor(tensor: ir.TensorProtocol, to: ir.DataType, name: str | None) -> ir.TensorProtocol:
-    """The same numbers in another type, made anew whenever they are asked for."""
-
-    def content() -> ir.TensorProtocol:
-        return ir.Tensor(tensor.numpy().astype(to.numpy()), name=name)
-
-    shape = ir.Shape(tensor.shape.numpy())
-    return ir.LazyTensor(content, dtype=to, shape=shape, name=name)
-
-
-def _nodes(model: ir.Model) -> Iterable[ir.Node]:
-    return ir.traversal.RecursiveGraphIterator(model.graph)
-
-
-def _cast_before(node: ir.Node, scales: ir.Value) -> ir.Value:
-    """Scales that a node of the model makes, as float32 numbers."""
-    cast = ir.node("Cast", [scales], {"to": int(ir.DataType.FLOAT)})
-    assert node.graph is not None
-    node.graph.insert_before(node, cast)
-    return cast.outputs[0]
-
-
-def _widened(graph: ir.Graph, scales: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
-    """float16 scales as a stored tensor of float32 numbers."""
-    name = f"{scales.name}/float32"
-    wide = ir.Value(name=name, shape=scales.shape, type=ir.TensorType(ir.DataType.FLOAT))
-    wide.const_value = cast_tensor(tensor, ir.DataType.FLOAT, name)
-    graph.register_initializer(wide)
-    return wide
 
 
 def _body(opset: int) -> ir.Function:

@@ -16,7 +16,7 @@ from pathlib import Path
 from mla_opt.errors import InputError
 from mla_opt.events import VerifyProgress
 from mla_opt.graphs.onnx.local_functions import inlined
-from mla_opt.operator.matmul_nbits import given_back
+from mla_opt.graphs.onnx.nbits import given_back
 from mla_opt.programs.recognize import is_program, is_program_file
 from mla_opt.verification.interface_map import InterfaceMap
 from mla_opt.verification.negative_controls import ControlResult

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import mla_opt
@@ -16,13 +17,16 @@ from mla_opt.bundles import BundleOptions, export_bundle
 from mla_opt.models import demo_model
 from tests.kernels import test_crossover
 from tests.kernels.host import session
+from tests.kernels.test_matmul_nbits import rounded
 from tests.kernels.test_onnxruntime import matches
 from tests.operator import cases
+from tests.operator.test_matmul_nbits import Layer, taken_over
 
 RUN = Path(__file__).with_name("run_old.py")
 SIGNATURES = [*cases.REDUCED_SIGNATURES, cases.NARROW_SIGNATURES[0]]
 TYPES = [np.float32, np.float16, np.float64]
-CROSSOVER = "crossover"
+CROSSOVER, NBITS = "crossover", "nbits"
+LAYER = Layer(zero_points=True, bias=True)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,9 @@ def models(tmp_path_factory):
             written[name] = signature, feeds
     onnx.save(test_crossover.model(), folder / f"{CROSSOVER}.onnx")
     np.savez(folder / f"{CROSSOVER}.npz", size=np.array([180], np.int64))
+    onnx.save(ir.to_proto(taken_over(LAYER.model(), narrow=True)), folder / f"{NBITS}.onnx")
+    rows = np.random.default_rng(0).standard_normal((3, LAYER.inner)).astype(np.float32)
+    np.savez(folder / f"{NBITS}.npz", A=rows)
     return folder, written
 
 
@@ -47,6 +54,14 @@ def assert_crossover(folder):
     expected = test_crossover.said(session(test_crossover.model()))
     assert expected > 1, "that is what the body says"
     assert np.load(folder / f"{CROSSOVER}.out.npz")["limit"].tolist() == [expected]
+
+
+def assert_product(folder):
+    """By the kernel, or by the body where this processor has none."""
+    rows = np.load(folder / f"{NBITS}.npz")["A"]
+    made = np.load(folder / f"{NBITS}.out.npz")["Y"]
+    expected = LAYER.times(rounded(rows))
+    np.testing.assert_allclose(made, expected, rtol=0, atol=1e-5 * expected.std())
 
 
 @pytest.fixture
@@ -83,6 +98,7 @@ def test_an_older_onnxruntime(models, bundle, version, tmp_path):
         optimized = onnx.load(folder / f"{name}.optimized").graph
         assert [node.op_type for node in optimized.node] == ["LatentAttention"], name
     assert_crossover(folder)
+    assert_product(folder)
     assert generated(python, bundle) == generated(sys.executable, bundle)
 
 
@@ -95,3 +111,4 @@ def test_the_same_script_in_this_onnxruntime(models):
         outputs = np.load(folder / f"{name}.out.npz")
         assert matches([outputs[key] for key in signature.outputs], signature, feeds), name
     assert_crossover(folder)
+    assert_product(folder)

@@ -11,13 +11,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mla_opt.graphs.onnx.nbits import given_back
 from mla_opt.handles import Array
 from mla_opt.operator.contract import DOMAIN
 from mla_opt.operator.matmul_nbits import (
     NBITS_OP_TYPE,
     RUNTIME_DOMAIN,
     define_nbits,
-    given_back,
     has_kernel,
     is_nbits,
     take_over,

@@ -15,10 +15,13 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 
 import mla_opt
 from mla_opt.errors import InputError
+from mla_opt.graphs.onnx.local_functions import inlined
 from mla_opt.handles import Array
 from mla_opt.operator.matmul_nbits import SCALES, has_kernel, is_nbits
 from mla_opt.options import Options
 from mla_opt.programs.program_options import program_options
+from mla_opt.verification import verify_by_layer
+from mla_opt.verification.onnx.same_weights import with_weights_of
 from tests.graphs.latent_block import Block, build, feeds
 from tests.kernels.host import run as run_with_kernels
 from tests.kernels.host import session
@@ -180,6 +183,45 @@ def test_shared_scales_stay_as_they_are() -> None:
     kinds = {n.inputs[SCALES].name: n.inputs[SCALES].dtype for n in ours}
     assert kinds.pop(scales) is ir.DataType.FLOAT
     assert set(kinds.values()) == {ir.DataType.FLOAT16}
+
+
+def test_what_comes_out_is_declared() -> None:
+    """ONNX Runtime infers it of its own operator only, and exports do not always say it."""
+    model = quantized(BLOCK)
+    del model.graph.value_info[:]
+    ours, _ = operators(mla_opt.optimize(model, matmul_nbits="kernel", verify=False).model)
+    for node in ours:
+        (product,) = node.outputs
+        assert product.dtype is ir.DataType.FLOAT
+    fed = [node for node in ours if node.inputs[0] is not None and node.inputs[0].is_graph_input()]
+    assert fed
+    for node in fed:
+        shape = node.outputs[0].shape
+        assert shape is not None
+        assert shape[-1] == node.attributes["N"].as_int()
+
+
+def test_it_is_read_as_what_it_stands_for() -> None:
+    """By whoever reads the model again, compares it layer by layer, or borrows its weights."""
+    model = quantized(BLOCK)
+    optimized = mla_opt.optimize(model, matmul_nbits="kernel", verify=False).model
+    assert operators(inlined(optimized))[0] == []
+    _, borrowed = with_weights_of(ir.from_proto(build(BLOCK)), optimized)
+    assert borrowed == 4
+    assert model == quantized(BLOCK)  # with whose weights both are made
+    report = verify_by_layer(model, optimized)
+    assert report.passed, report.failures
+    assert report.layers == 1  # the attention, and no layer that is quantized
+
+
+@needs_vnni
+def test_verification_with_the_library_compares_float_activations() -> None:
+    """Which the kernel does not have, so ONNX Runtime's operator stands in."""
+    model = quantized(BLOCK)
+    optimized = mla_opt.optimize(model, matmul_nbits="kernel", verify=False).model
+    report = mla_opt.verify(model, optimized, libraries=[mla_opt.kernel_library()])
+    assert report.passed, report.failures
+    assert max(output.relative for output in report.outputs) < 2e-4
 
 
 def test_a_model_without_latent_attention_is_left() -> None:

@@ -11,9 +11,9 @@ from collections import Counter
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from mla_opt.graphs.onnx.nbits import given_back
 from mla_opt.graphs.onnx.operations import READERS
 from mla_opt.operator.contract import DOMAIN
-from mla_opt.operator.matmul_nbits import given_back
 
 KERNELS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.ms.internal.nhwc", DOMAIN})
 """Domains whose operators runtimes know, with a function in the file or without."""

@@ -1,4 +1,4 @@
-"""Stored tensors that were made here: of an array as it is, or as it becomes when it is read."""
+"""Stored tensors that were made here: of an array or a tensor, as it becomes when it is read."""
 
 from __future__ import annotations
 
@@ -22,6 +22,24 @@ def tensor_of(array: Array, dtype: np.dtype[Any], name: str) -> ir.TensorProtoco
         ir.Shape(array.shape),
         name=name,
     )
+
+
+def cast_tensor(tensor: ir.TensorProtocol, to: ir.DataType, name: str | None) -> ir.TensorProtocol:
+    """The same numbers in another type, made anew whenever they are asked for."""
+
+    def content() -> ir.TensorProtocol:
+        return ir.Tensor(tensor.numpy().astype(to.numpy()), name=name)
+
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(content, dtype=to, shape=shape, name=name)
+
+
+def called(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """The same content under another name; of a message that somebody gave, the name is theirs."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=name)
 
 
 def _made(array: Array, dtype: np.dtype[Any]) -> Array:

@@ -7,8 +7,9 @@ anywhere: tensors are converted when they are asked for.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
+
+from mla_opt.graphs.onnx.made_tensors import cast_tensor
 
 _NARROW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
@@ -48,12 +49,7 @@ def _widen_value(value: ir.Value) -> None:
 
 def widened_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """The same numbers in float32, converted when they are asked for."""
-
-    def content() -> ir.TensorProtocol:
-        return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
-
-    shape = ir.Shape(tensor.shape.numpy())
-    return ir.LazyTensor(content, dtype=_WIDE, shape=shape, name=tensor.name)
+    return cast_tensor(tensor, _WIDE, tensor.name)
 
 
 def _names_narrow(attribute: ir.Attr) -> bool:

@@ -22,10 +22,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from mla_opt.graphs.onnx.made_tensors import called
+from mla_opt.graphs.onnx.nbits import given_back
 from mla_opt.graphs.onnx.quantization.operators import is_quantization
 from mla_opt.graphs.onnx.stored import StoredOnly
 from mla_opt.handles import Array
-from mla_opt.operator.matmul_nbits import given_back
 from mla_opt.verification.onnx.twins import ACCURACY_OF_FUSED
 
 #: How far apart two layers may be, by root mean square: 2 bits leave half of a weight.
@@ -107,7 +108,8 @@ class _Graft:
         maker, name = value.producer(), f"{value.name}/quantized"
         if maker is None:
             new = ir.Value(name=name, shape=value.shape, type=value.type)
-            new.const_value = value.const_value
+            if value.const_value is not None:
+                new.const_value = called(value.const_value, name)
             self.model.graph.register_initializer(new)
         else:
             inputs = [self._stored(each, before) for each in maker.inputs]

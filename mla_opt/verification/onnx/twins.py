@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from mla_opt.graphs.onnx.nbits import given_back
 from mla_opt.graphs.onnx.quantization.operators import ROUNDING_OPERATORS
 from mla_opt.graphs.onnx.quantization.roundings import Roundings
 from mla_opt.graphs.onnx.widening import uses_bfloat16, widen
-from mla_opt.operator.matmul_nbits import given_back
 
 #: How ONNX Runtime computes DequantizeLinear and MatMul that it fuses; without it, in int8.
 ACCURACY_OF_FUSED = ("session.qdq_matmulnbits_accuracy_level", "1")
